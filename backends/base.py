@@ -1,0 +1,79 @@
+"""What a runtime must offer: build an artefact, run it, say which kernels it uses, time its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+Feeds = Mapping[str, np.ndarray]
+"""One set of inputs: input name -> array."""
+
+Progress = Callable[[str, float], None]
+"""Called with (what is being done, share done from 0 to 1)."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime works here; when not, `reason` and `remedy` are each one line."""
+
+    ok: bool
+    version: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a backend wrote. `files` are relative to the folder; `main` is the one to load."""
+
+    main: str
+    files: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of a profile: mean time per run in microseconds."""
+
+    name: str
+    op_type: str
+    microseconds: float
+    provider: str = ""
+    type: str = ""
+
+
+class Runner(Protocol):
+    """A loaded artefact."""
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Output name -> array."""
+        ...
+
+
+class Backend(Protocol):
+    """One runtime. Stateless: everything it needs is handed in."""
+
+    name: ClassVar[str]
+
+    def availability(self) -> Availability:
+        """Cheap: never imports the runtime when a look at the installed packages is enough."""
+        ...
+
+    def build(
+        self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
+    ) -> Artefact:
+        """Write the runtime's artefact into `folder` (which exists and is empty of it)."""
+        ...
+
+    def load(self, path: Path, *, threads: int = 1) -> Runner: ...
+
+    def census(self, path: Path) -> dict[str, Any]:
+        """Which kernels the runtime really picks: counts by operator and type. Needs no clock."""
+        ...
+
+    def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]: ...

@@ -1,0 +1,56 @@
+"""What a pass is: a frozen dataclass whose fields are its options, from a model and a plan to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from sparsecc.plan import Plan
+    from sparsecc.targets import Target
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something a pass left alone: the node or tensor, and why. It reaches the report."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use besides the model and the plan."""
+
+    target: Target
+    scratch: Path
+    calibration: Sequence[Mapping[str, np.ndarray]] = ()
+    seed: int = 0
+    progress: Callable[[str, float], None] = lambda what, share: None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did: facts for the report (plain JSON data) and what it skipped."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes. `run` edits `model` in place and records its decisions in `plan`."""
+
+    name: ClassVar[str] = ""
+
+    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        options = " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        return f"{self.name}{{{options}}}"

@@ -1,0 +1,1 @@
+"""sparsecc: a deployment compiler for sparse models."""

@@ -1,0 +1,51 @@
+"""The errors a user can meet: each names what, where, and what to do next, and carries its exit code."""
+
+from __future__ import annotations
+
+
+class SparseccError(Exception):
+    """Base of every error meant for the user; printed as one line, never as a traceback."""
+
+    exit_code = 70
+
+
+class GoalError(SparseccError):
+    """The compile or check ran, but what was asked (ratio, latency, accuracy) was not met."""
+
+    exit_code = 1
+
+
+class InputError(SparseccError):
+    """The command line or an input file is wrong."""
+
+    exit_code = 2
+
+
+class UnavailableError(SparseccError):
+    """A target or device is not available here; the message says what it needs."""
+
+    exit_code = 3
+
+
+class InconclusiveError(SparseccError):
+    """A measurement could not tell."""
+
+    exit_code = 4
+
+
+class WorkerError(SparseccError):
+    """A worker process was killed, or ran out of time or memory."""
+
+    exit_code = 5
+
+
+class SystemFailureError(SparseccError):
+    """The environment failed us: disk full, permission lost."""
+
+    exit_code = 6
+
+
+class InternalError(SparseccError):
+    """A fault of sparsecc itself: a check that must hold did not."""
+
+    exit_code = 70
