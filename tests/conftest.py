@@ -1,0 +1,48 @@
+"""What every test may ask for: the reference models, material from outside, optional libraries."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("rtx") and importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+            item.add_marker(pytest.mark.skip(reason="needs the extra: pip install 'sparsecc[tensorrt-rtx]'"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The small trained reference models."""
+    return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Test material that is not part of the repository: $SPARSECC_SHARED, or ../shared beside the repository."""
+    folder = Path(os.environ.get("SPARSECC_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no test material at {folder}: set SPARSECC_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be rewritten."""
+    return bool(request.config.getoption("--update-golden"))
