@@ -1,0 +1,102 @@
+"""The child's side of a worker: set the limits, then serve tasks until the request pipe closes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from sparsecc.errors import SparseccError
+from sparsecc.worker.protocol import EVENT_LIMIT, RESULT_LIMIT, is_task
+
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Serve requests until the pipe closes. File descriptors 1 and 2 already lead to the parent's log."""
+    _die_with_parent(config["parent"])
+    _set_limits(config["memory"])
+    faulthandler.enable()
+    for fd in (config["requests"], config["events"]):
+        os.set_inheritable(fd, False)
+    channel = _Channel(os.fdopen(config["events"], "wb", buffering=0))
+    with os.fdopen(config["requests"], "rb") as requests:
+        for line in requests:
+            answer = _answer(json.loads(line), config["allowed"], channel)
+            sys.stdout.flush()
+            channel.send(answer, RESULT_LIMIT)
+
+
+class _Channel:
+    """Whole lines to the parent, from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        self.send({"event": event}, EVENT_LIMIT)
+
+    def send(self, message: dict[str, Any], limit: int) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > limit:
+            line = json.dumps({"fault": f"a message of {len(line)} bytes is over {limit}"}).encode() + b"\n"
+        with self._lock:
+            view = memoryview(line)
+            while view:
+                view = view[self._stream.write(view) :]
+
+
+def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel) -> dict[str, Any]:
+    try:
+        if not is_task(message["task"], allowed):
+            return {"fault": f"'{message['task']}' is not a task"}
+        module, _, function = message["task"].partition(":")
+        work = getattr(importlib.import_module(module), function)
+        return _plain({"result": work(message["request"], channel.emit)})
+    except SparseccError as e:
+        return {"error": type(e).__name__, "message": str(e)}
+    except MemoryError:
+        return {"memory": True}
+    except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
+        text = "".join(traceback.format_exception(e))
+        return {"fault": f"{type(e).__name__}: {e}", "traceback": text[-65536:]}
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """The message, once it is known to be plain data: the fault must fall to the task, not to the channel."""
+    json.dumps(message)
+    return message
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _set_limits(memory: int) -> None:
+    """RLIMIT_DATA bounds what a process may allocate and leaves mapped files alone; RLIMIT_AS would forbid
+    mapping a model larger than the limit, which costs no memory."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")  # the kernel's first victim, before the user's own programs
+    for kind, wanted in _limits(memory):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _limits(memory: int) -> Iterator[tuple[int, int]]:
+    yield resource.RLIMIT_CORE, 0
+    yield resource.RLIMIT_DATA, memory
+    yield resource.RLIMIT_NOFILE, 65536

@@ -1,0 +1,297 @@
+"""The parent's side of a worker: start the child, feed it, listen to it, and end it whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from sparsecc.errors import InternalError, SparseccError, WorkerError
+from sparsecc.text import one_line
+from sparsecc.worker.crash import write_report
+from sparsecc.worker.memory import default_limit, held_by
+from sparsecc.worker.protocol import RESULT_LIMIT, error_named, is_task
+
+Event = Callable[[dict[str, Any]], None]
+"""Called with each progress event; its "stage", when it has one, is named if the worker dies."""
+
+_BOOT = (
+    "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
+    "from sparsecc.worker.child import serve; serve(config)"
+)
+_TICK = 0.05
+_LOG_KEPT = 64 << 10
+_SIGNAL_MEANS = {
+    signal.SIGSEGV: "a native library touched memory it must not",
+    signal.SIGFPE: "a native library divided by zero",
+    signal.SIGABRT: "a native library gave up",
+    signal.SIGBUS: "a mapped file changed or shrank under it",
+    signal.SIGKILL: "something outside, often the system short of memory, killed it",
+}
+
+
+def run(
+    task: str,
+    request: dict[str, Any],
+    *,
+    deadline: float = 600.0,
+    memory: int | None = None,
+    on_event: Event | None = None,
+) -> Any:
+    """Run `sparsecc.module:function` as `function(request, emit)` in a fresh child and return its plain result.
+
+    `deadline` is in seconds, `memory` in bytes (None: nine tenths of the machine's). A SparseccError of the
+    child is raised here as the same class with the same message; a child that crashed, hung or ran out of
+    memory is a WorkerError; any other exception in it is an InternalError that names a crash report.
+    """
+    with Worker(memory=memory) as worker:
+        return worker.run(task, request, deadline=deadline, on_event=on_event)
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    requests: int
+    events: int
+    log: int
+    tail: bytes = b""
+    buffer: bytearray = field(default_factory=bytearray)
+    outbox: memoryview = field(default_factory=lambda: memoryview(b""))
+    stage: str = ""
+    answer: dict[str, Any] | None = None
+    over: bool = False
+
+
+class Worker:
+    """A child process that serves one task after another; a task that fails badly costs the child, and the next
+    task gets a new one. Use it as a context manager, from one thread: the child dies with the thread that started it.
+
+    `allowed` names the top-level packages whose functions may be tasks.
+    """
+
+    def __init__(self, *, memory: int | None = None, allowed: tuple[str, ...] = ("sparsecc",)) -> None:
+        self._memory = default_limit() if memory is None else memory
+        self._allowed = allowed
+        self._child: _Child | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(grace=1.0 if kind is None else 0.0)
+
+    @property
+    def pid(self) -> int | None:
+        """Process number of the child, None while there is none."""
+        return self._child.process.pid if self._child else None
+
+    def run(
+        self, task: str, request: dict[str, Any], *, deadline: float = 600.0, on_event: Event | None = None
+    ) -> Any:
+        """As `sparsecc.worker.run`, in this child."""
+        if not is_task(task, self._allowed):
+            raise InternalError(f"'{one_line(task)}' is not a task: tasks read sparsecc.module:function")
+        child = self._child = self._child or self._start()
+        child.outbox = memoryview(json.dumps({"task": task, "request": request}).encode() + b"\n")
+        child.stage, child.answer, child.tail = task, None, b""
+        try:
+            self._converse(child, deadline, on_event)
+            return self._result(child, task, request)
+        except BaseException as e:
+            if not (isinstance(e, SparseccError) and child.answer):
+                self.close(grace=0.0)
+            raise
+
+    def close(self, grace: float = 1.0) -> None:
+        """End the child and all it started; it has `grace` seconds to leave by itself."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        os.close(child.requests)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if grace:
+                child.process.wait(grace)
+        _kill(child.process)
+        os.close(child.events)
+        os.close(child.log)
+
+    def _start(self) -> _Child:
+        request_out, request_in = os.pipe()
+        event_out, event_in = os.pipe()
+        log_out, log_in = os.pipe()
+        config = {
+            "path": [p for p in sys.path if os.path.isabs(p)],
+            "requests": request_out,
+            "events": event_in,
+            "parent": os.getpid(),
+            "memory": self._memory,
+            "allowed": self._allowed,
+        }
+        flags = ["-I", "-X", "utf8"] + (["-B"] if sys.dont_write_bytecode else [])
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *flags, "-c", _BOOT, json.dumps(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_in,
+                stderr=log_in,
+                pass_fds=(request_out, event_in),
+                start_new_session=True,
+            )
+        except OSError as e:
+            for fd in (request_in, event_out, log_out):
+                os.close(fd)
+            raise WorkerError(f"cannot start a worker: {one_line(str(e))}") from e
+        finally:
+            for fd in (request_out, event_in, log_in):
+                os.close(fd)
+        for fd in (request_in, event_out, log_out):
+            os.set_blocking(fd, False)
+        return _Child(process, request_in, event_out, log_out)
+
+    def _converse(self, child: _Child, deadline: float, on_event: Event | None) -> None:
+        """Until the child has answered or is gone; raises WorkerError at the deadline and over the memory."""
+        end = time.monotonic() + deadline
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.events, selectors.EVENT_READ, _read_events)
+            selector.register(child.log, selectors.EVENT_READ, _read_log)
+            selector.register(child.requests, selectors.EVENT_WRITE, _write_request)
+            while child.answer is None and not child.over:
+                for key, _ in selector.select(min(_TICK, max(0.0, end - time.monotonic()))):
+                    if not key.data(child):
+                        selector.unregister(key.fd)
+                _take_messages(child, on_event)
+                self._check(child, end, deadline)
+
+    def _check(self, child: _Child, end: float, deadline: float) -> None:
+        if child.answer is not None or child.over:
+            return
+        if time.monotonic() >= end:
+            raise WorkerError(
+                f"the worker was stopped after {deadline:g} s while {one_line(child.stage)}: "
+                "give it more time, or a smaller model"
+            )
+        if held_by(child.process.pid) > self._memory:
+            raise self._out_of_memory(child)
+        if child.process.poll() is not None:
+            _read_events(child)
+            child.over = b"\n" not in child.buffer
+
+    def _out_of_memory(self, child: _Child) -> WorkerError:
+        limit = f"{self._memory / (1 << 30):.2f} GiB"
+        return WorkerError(
+            f"the worker ran out of memory (limit {limit}) while {one_line(child.stage)}: raise the limit, or compile a smaller model"
+        )
+
+    def _result(self, child: _Child, task: str, request: dict[str, Any]) -> Any:
+        answer = child.answer
+        if answer is None:
+            raise self._death(child, task, request)
+        if "result" in answer:
+            return answer["result"]
+        if "error" in answer:
+            raise error_named(answer["error"], answer.get("message", ""))
+        if "memory" in answer:
+            raise self._out_of_memory(child)
+        fault = one_line(str(answer.get("fault", "a message it cannot have sent")))
+        where = _report(child, task, request, fault, str(answer.get("traceback", "")))
+        raise InternalError(f"a fault of sparsecc while {one_line(child.stage)}: {fault}{where}")
+
+    def _death(self, child: _Child, task: str, request: dict[str, Any]) -> SparseccError:
+        _kill(child.process)
+        _read_log(child)
+        code = child.process.returncode
+        if code >= 0:
+            fault = f"the worker ended with status {code} and no answer"
+            return InternalError(fault + _report(child, task, request, fault, ""))
+        if b"bad_alloc" in child.tail or b"MemoryError" in child.tail:
+            return self._out_of_memory(child)
+        name = signal.Signals(-code).name
+        means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
+        fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
+        return WorkerError(fault + _report(child, task, request, fault, ""))
+
+
+def _read_events(child: _Child) -> bool:
+    while data := _read(child.events):
+        child.buffer += data
+        if len(child.buffer) > RESULT_LIMIT or len(data) < (1 << 16):
+            return True
+    return data is None
+
+
+def _read_log(child: _Child) -> bool:
+    for _ in range(16):
+        data = _read(child.log)
+        if not data:
+            return data is None
+        child.tail = (child.tail + data)[-_LOG_KEPT:]
+    return True
+
+
+def _read(fd: int) -> bytes | None:
+    """What is there: b"" at the end of the stream, None when nothing has come yet."""
+    try:
+        return os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return None
+
+
+def _write_request(child: _Child) -> bool:
+    try:
+        child.outbox = child.outbox[os.write(child.requests, child.outbox) :]
+    except BlockingIOError:
+        return True
+    except BrokenPipeError:
+        return False
+    return len(child.outbox) > 0
+
+
+def _take_messages(child: _Child, on_event: Event | None) -> None:
+    while child.answer is None and (end := child.buffer.find(b"\n")) >= 0:
+        message = _message(bytes(child.buffer[:end]))
+        del child.buffer[: end + 1]
+        if "event" not in message:
+            child.answer = message
+            return
+        event = message["event"] if isinstance(message["event"], dict) else {}
+        child.stage = str(event.get("stage", child.stage))
+        if on_event:
+            on_event(event)
+    if len(child.buffer) > RESULT_LIMIT:
+        raise WorkerError(
+            f"the worker sent a message over {RESULT_LIMIT >> 20} MiB while {one_line(child.stage)}"
+        )
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    return message if isinstance(message, dict) else {"fault": "the worker sent what is not a message"}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the child and its whole process group, and collect it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _report(child: _Child, task: str, request: dict[str, Any], fault: str, trace: str) -> str:
+    _read_log(child)
+    log = child.tail.decode("utf-8", "backslashreplace")
+    sections = {"fault": fault, "task": task, "request": json.dumps(request, indent=1)[:65536]}
+    path = write_report(sections | {"traceback": trace, "output of the worker": log})
+    return f" (crash report: {path})" if path else ""

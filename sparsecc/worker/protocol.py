@@ -1,0 +1,40 @@
+"""What parent and child of a worker say to each other: JSON lines over two pipes of their own.
+
+parent -> child   {"task": "package.module:function", "request": {...}}
+child -> parent   {"event": {...}}*  then one of
+                  {"result": ...}
+                  {"error": class name, "message": one line}     a SparseccError
+                  {"memory": true}                               a MemoryError
+                  {"fault": one line, "traceback": text}         anything else
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from sparsecc import errors
+from sparsecc.text import one_line
+
+EVENT_LIMIT = 1 << 20
+"""Bytes of one event line."""
+
+RESULT_LIMIT = 64 << 20
+"""Bytes of one line of any kind: the result is plain data, arrays travel in files."""
+
+_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z]\w*", re.ASCII)
+
+
+def is_task(task: str, allowed: Collection[str]) -> bool:
+    """Whether `task` reads `package.module:function` with its package among `allowed`."""
+    return bool(_TASK.fullmatch(task)) and task.split(":")[0].split(".")[0] in allowed
+
+
+def error_named(name: Any, message: Any) -> errors.SparseccError:
+    """The error that a child reported, by the name of its class: one of `sparsecc.errors`, else InternalError."""
+    line = one_line(str(message), 2000)
+    kind = getattr(errors, str(name), None)
+    if isinstance(kind, type) and issubclass(kind, errors.SparseccError):
+        return kind(line)
+    return errors.InternalError(line)

@@ -1,0 +1,116 @@
+"""Tasks for tests/test_worker.py, run in the child: each fails in its own way."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sparsecc import errors
+
+Request = dict[str, Any]
+Emit = Callable[[dict[str, Any]], None]
+
+
+def echo(request: Request, emit: Emit) -> Request:
+    return request
+
+
+def pid(request: Request, emit: Emit) -> int:
+    return os.getpid()
+
+
+def progress(request: Request, emit: Emit) -> str:
+    for i in range(3):
+        emit({"stage": f"step {i}", "share": i / 3})
+    return "done"
+
+
+def stray_prints(request: Request, emit: Emit) -> str:
+    print("a print in Python")
+    os.write(1, b'{"result": "forged"}\n')
+    ctypes.CDLL(None).puts(b"a print in C")
+    os.write(2, b"x" * 500_000)
+    return "right"
+
+
+def fail(request: Request, emit: Emit) -> None:
+    raise getattr(errors, request["error"])(request["message"])
+
+
+def bug(request: Request, emit: Emit) -> None:
+    print("the last words")
+    raise KeyError("a bug\nof two lines")
+
+
+def die(request: Request, emit: Emit) -> None:
+    emit({"stage": "parsing"})
+    os.kill(os.getpid(), request["signal"])
+    time.sleep(60)
+
+
+def null_pointer(request: Request, emit: Emit) -> None:
+    emit({"stage": "folding"})
+    ctypes.string_at(0)
+
+
+def leave(request: Request, emit: Emit) -> None:
+    os._exit(request["status"])
+
+
+def spin(request: Request, emit: Emit) -> None:
+    while True:
+        pass
+
+
+def hog(request: Request, emit: Emit) -> None:
+    held = []
+    while True:
+        held.append(bytearray(os.urandom(1 << 20) * 16))
+
+
+def hog_native(request: Request, emit: Emit) -> None:
+    """Take memory as a native library does, and never look whether it was given."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    while True:
+        block = libc.malloc(ctypes.c_size_t(32 << 20))
+        if not block:
+            libc.abort()
+        ctypes.memset(block, 1, 32 << 20)
+
+
+def map_file(request: Request, emit: Emit) -> int:
+    import mmap
+
+    with open(request["path"], "rb") as file:
+        return len(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def big(request: Request, emit: Emit) -> str:
+    return "x" * int(request["bytes"])
+
+
+def flood(request: Request, emit: Emit) -> None:
+    """Write without end to the parent's own pipe."""
+    for fd in range(3, 64):
+        try:
+            while True:
+                os.write(fd, b"x" * 65536)
+        except OSError:
+            continue
+
+
+def not_plain(request: Request, emit: Emit) -> object:
+    return object()
+
+
+def grandchild(request: Request, emit: Emit) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+    emit({"stage": "waiting", "pid": process.pid})
+    os.kill(os.getpid(), signal.SIGSTOP)
