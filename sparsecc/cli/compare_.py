@@ -1,0 +1,81 @@
+"""`sparsecc compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsecc.cli import blocks, options
+from sparsecc.cli.blocks import Block, Grid, Line, milliseconds
+from sparsecc.cli.command import Command
+from sparsecc.cli.terminal import Terminal
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Run both models side by side and show the differences."""
+    from sparsecc import api
+
+    with terminal.progress() as on_event:
+        compared = api.compare(given.pop("a"), given.pop("b"), **given, on_event=on_event)
+    terminal.result(compared, compare_view)
+
+
+def compare_view(compared: Mapping[str, Any]) -> list[Block]:
+    """The ratio of the latencies, both latencies, and the difference of each output."""
+    latency = compared.get("latency") or {}
+    return [
+        Line(_verdict(latency), "title"),
+        Line(""),
+        Grid(("", ">A", ">B", ">change"), _latencies(latency)),
+        *_outputs(compared),
+    ]
+
+
+def _verdict(latency: Mapping[str, Any]) -> str:
+    speedup = latency.get("speedup")
+    if not speedup:
+        return "latency was not measured"
+    low, high = speedup["ci95"]
+    ratio = f"{speedup['estimate']:.2f}x"
+    interval = f"(95 % interval {low:.2f} to {high:.2f})"
+    if low <= 1 <= high:
+        return f"no difference in latency can be told: B is {ratio} as fast as A {interval}"
+    return f"B is {ratio} as fast as A {interval}"
+
+
+def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for quantile in ("p50", "p90", "p99", "mean"):
+        a, b = (latency.get(side, {}).get(quantile) for side in ("before_ms", "after_ms"))
+        if a is not None:
+            rows.append((f"latency {quantile}", milliseconds(a), milliseconds(b), blocks.change(a, b)))
+    return rows
+
+
+def _outputs(compared: Mapping[str, Any]) -> list[Block]:
+    outputs = compared.get("outputs") or ()
+    if not outputs:
+        return []
+    measures = [key for key in outputs[0] if key != "name"]
+    rows = [(str(out["name"]), *(_cell(out.get(key)) for key in measures)) for out in outputs]
+    return [Line(""), Grid(("output", *(f">{key.replace('_', ' ')}" for key in measures)), rows)]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+command = Command(
+    "compare",
+    run,
+    about="Run A and B (ONNX files or bundles) on the same data, interleaved, and compare them.",
+    examples=(
+        "sparsecc compare model.onnx out/",
+        "sparsecc compare model.onnx out/ --data samples.npz --threads 4",
+        "sparsecc compare old.onnx new.onnx --json",
+    ),
+    arguments=(options.model("a"), options.model("b")),
+    sections={
+        "Data and measurement": (options.data(), options.inputs(), options.threads()),
+    },
+)

@@ -1,0 +1,184 @@
+"""`sparsecc compile`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from sparsecc.cli import options, values
+from sparsecc.cli.command import Command
+from sparsecc.cli.compile_view import compile_view
+from sparsecc.cli.recipe import read_recipe
+from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.values import Name, Value
+
+METRICS = ("macs", "params", "latency", "channels")
+KINDS = ("channels", "heads", "head_dims", "layers", "experts")
+TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8")
+RECOVERIES = ("none", "bias", "reconstruct", "distill")
+BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
+NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
+SPELLED = {"calib": "calibration", "eval": "evaluate", "input": "inputs", "memory_limit": "memory"}
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Compile, and say what came of it."""
+    given.pop("recipe", None)
+    _settle_budgets(given)
+    if given.pop("no_measure", False):
+        given["measure"] = False
+    if "max_drop" in given and "evaluate" not in given:
+        raise click.UsageError("--max-drop needs an accuracy to watch: give --eval py:module:function")
+    from sparsecc import api
+
+    command = shlex.join(["sparsecc", *sys.argv[1:]])
+    with terminal.progress() as on_event:
+        result = api.compile(given.pop("model"), **given, on_event=on_event)
+    report = {**result.report, "bundle": str(result.bundle) if result.bundle else None, "command": command}
+    terminal.result(report, compile_view)
+
+
+def _settle_budgets(given: dict[str, Any]) -> None:
+    """At most one size budget. One on the command line replaces those of the recipe."""
+    context = click.get_current_context()
+    budgets = [name for name in BUDGETS if name in given]
+    typed = [name for name in budgets if context.get_parameter_source(name) is _TYPED]
+    kept = typed or budgets
+    if len(kept) > 1:
+        names = " and ".join(BUDGETS[name] for name in kept)
+        raise click.UsageError(f"{names} are different budgets: give one of them (--max-drop may go with it)")
+    for name in set(budgets) - set(kept):
+        del given[name]
+
+
+_TYPED = click.core.ParameterSource.COMMANDLINE
+
+
+def _use_recipe(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Runs before the other options are read: the recipe's values become their defaults."""
+    if path is not None:
+        names = {p.name for p in context.command.params if p.name} - NOT_IN_A_RECIPE | {"measure"}
+        recipe = read_recipe(path, names - {"no_measure"}, SPELLED)
+        if "measure" in recipe:
+            recipe["no_measure"] = not recipe.pop("measure")
+        context.default_map = {name: _as_option(context, name, value) for name, value in recipe.items()}
+    return path
+
+
+def _as_option(context: click.Context, name: str, value: Any) -> Any:
+    """A recipe's list for an option that takes commas, and a single value for one that may be repeated."""
+    option = next(p for p in context.command.params if p.name == name)
+    if isinstance(value, list) and not option.multiple:
+        return ",".join(str(part) for part in value)
+    return [value] if option.multiple and not isinstance(value, list) else value
+
+
+def _option(*names: str, type: click.ParamType[Any] | None = None, **settings: Any) -> click.Option:
+    return click.Option(list(names), type=type, **settings)
+
+
+BUDGET = (
+    _option(
+        "--ratio", type=Value("SHARE", values.ratio), help="Remove this share of --metric: 0.5 removes half."
+    ),
+    _option("--metric", type=Name("metric", METRICS), help="What --ratio counts.  [default: macs]"),
+    _option("--speedup", type=Value("TIMES", values.speedup), help="Compile until it is this much faster."),
+    _option(
+        "--latency",
+        type=Value("TIME", values.duration_ms),
+        help="Compile until it takes this long, e.g. 5ms.",
+    ),
+    _option("--fps", type=Value("RATE", values.rate), help="Compile until it runs this often a second."),
+    _option(
+        "--max-drop",
+        type=Value("SHARE", values.share),
+        help="Lose at most this much accuracy (needs --eval).",
+    ),
+)
+REMOVAL = (
+    _option(
+        "--prune",
+        type=Value("KINDS", values.names_of("kind", KINDS)),
+        help=f"What may go, with commas: {', '.join(KINDS)}.  [default: channels,heads,head_dims]",
+    ),
+    _option("--criterion", metavar="NAME", help="How the importance of a slot is scored.  [default: auto]"),
+    _option(
+        "--allocator", metavar="NAME", help="How the budget is spread over the groups.  [default: global]"
+    ),
+    _option(
+        "--align", type=Value("auto|N", values.align), help="Multiples for channel counts.  [default: auto]"
+    ),
+    options.keep(),
+    options.only(),
+    options.prune_io(),
+)
+NUMBERS = (
+    _option("--sparsity", metavar="PATTERN", help="Pattern over what is left, e.g. 2:4."),
+    _option("--quantize", type=Name("type", TYPES), help="Type of the weights and activations."),
+    _option("--recover", type=Name("recovery", RECOVERIES), help="Repair after removal.  [default: none]"),
+)
+DATA = (
+    _option(
+        "calibration",
+        "--calib",
+        metavar="PATH|py:MODULE:FUNCTION",
+        help="Samples to calibrate on: a folder, an .npz file or a function.",
+    ),
+    _option(
+        "evaluate",
+        "--eval",
+        metavar="py:MODULE:FUNCTION",
+        help="A function that scores a model: accuracy before and after.",
+    ),
+    options.inputs(),
+    _option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
+)
+MEASURING = (
+    options.target(),
+    options.device(),
+    options.threads(),
+    _option("--no-measure", is_flag=True, help="Skip the latency measurement."),
+    _option(
+        "--deadline", type=Value("TIME", values.duration_s), help="Stop a native call after this, e.g. 10min."
+    ),
+    _option(
+        "memory", "--memory-limit", type=Value("SIZE", values.size), help="Memory of a worker, e.g. 4GiB."
+    ),
+)
+WRITING = (
+    _option("-o", "--output", type=click.Path(), metavar="DIR", help="The bundle's folder."),
+    _option("--force", is_flag=True, help="Replace the output folder if it exists."),
+    _option("--emit", metavar="onnx", help="Write this form instead of the target's own artefact."),
+    _option("--dry-run", is_flag=True, help="Decide and report, write nothing."),
+    _option(
+        "--recipe",
+        type=click.Path(),
+        metavar="FILE",
+        is_eager=True,
+        callback=_use_recipe,
+        help="Take options from a recipe.yaml; those given here override it.",
+    ),
+)
+
+command = Command(
+    "compile",
+    run,
+    about="Make MODEL smaller and faster for the runtime it will run on, prove it, and write a bundle.",
+    examples=(
+        "sparsecc compile model.onnx --target onnxruntime --ratio 0.5 -o out/",
+        "sparsecc compile model.onnx --speedup 2 --calib samples.npz --eval py:score:accuracy -o out/",
+        "sparsecc compile model.onnx --ratio 0.3 --quantize int8 --calib images/ --json > result.json",
+    ),
+    arguments=(options.model(),),
+    sections={
+        "Budget (one of ratio, speedup, latency, fps)": BUDGET,
+        "What may be removed": REMOVAL,
+        "Numbers": NUMBERS,
+        "Data": DATA,
+        "Target and measurement": MEASURING,
+        "Bundle": WRITING,
+    },
+)

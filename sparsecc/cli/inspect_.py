@@ -1,0 +1,148 @@
+"""`sparsecc inspect`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from sparsecc.cli import options
+from sparsecc.cli.blocks import Block, Grid, Line, count, percent, plural
+from sparsecc.cli.command import Command
+from sparsecc.cli.terminal import Terminal, write_file
+
+TOP = 12
+"""How many groups and reasons are shown; all are in the JSON and the HTML."""
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Find the groups and show them."""
+    from sparsecc import api
+
+    page = given.pop("html", None)
+    with terminal.progress() as on_event:
+        found = api.inspect(given.pop("model"), **given, on_event=on_event)
+    if page is not None:
+        from sparsecc.report.html import inspect_page
+
+        write_file(page, inspect_page(found))
+        terminal.note(f"wrote {page}")
+    terminal.result(found, inspect_view)
+
+
+def inspect_view(found: Mapping[str, Any]) -> list[Block]:
+    """The model, the share that can go, the groups, the pins."""
+    if found.get("why"):
+        return _why(found["why"])
+    model, prunable = found["model"], found["prunable"]
+    sizes = f"{count(model['nodes'])} nodes, {count(model['params'])} parameters, {count(model['macs'])} MACs"
+    return [
+        Line(f"{model['path']}: {sizes}, opset {model['opset']}", "title"),
+        Line(
+            f"{percent(prunable['params_share'])} of the parameters and "
+            f"{percent(prunable['macs_share'])} of the MACs are in groups that can be cut.",
+            "good" if prunable["params_share"] > 0 else "warn",
+        ),
+        Line(""),
+        *_kinds(found),
+        *_groups(found),
+        *_pins(found),
+        *_unknown(found),
+    ]
+
+
+def _kinds(found: Mapping[str, Any]) -> list[Block]:
+    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for group in found["groups"]:
+        rows[group["kind"]].append(group)
+    cells = [
+        (
+            kind,
+            str(sum(bool(g["prunable"]) for g in groups)),
+            str(sum(not g["prunable"] for g in groups)),
+            count(sum(g["size"] for g in groups if g["prunable"])),
+        )
+        for kind, groups in sorted(rows.items())
+    ]
+    return [Grid(("kind", ">free groups", ">pinned", ">free slots"), cells)] if cells else []
+
+
+def _groups(found: Mapping[str, Any]) -> list[Block]:
+    free = sorted((g for g in found["groups"] if g["prunable"]), key=lambda g: (-(g["macs"] or 0), g["id"]))
+    if not free:
+        return [Line("No group can be cut: see what pins them below.", "warn")]
+    rows = [
+        (
+            str(group["id"]),
+            group["kind"],
+            str(group["size"]),
+            count(group["macs"]),
+            count(group["params"]),
+            f"{group['members'][0][0]}:{group['members'][0][1]}" if group["members"] else "",
+            "yes" if group["mixes"] else "",
+        )
+        for group in free[:TOP]
+    ]
+    columns = (">group", "kind", ">size", ">MACs", ">params", "first member", "mixes")
+    more = f", the {TOP} largest of {len(free)}" if len(free) > TOP else ""
+    return [Line(""), Grid(columns, rows, title=f"Groups that can be cut{more}")]
+
+
+def _pins(found: Mapping[str, Any]) -> list[Block]:
+    pins = sorted(found["pins"], key=lambda pin: -(pin["params"] or 0))
+    if not pins:
+        return []
+    rows = [(str(pin["groups"]), count(pin["params"]), pin["reason"]) for pin in pins[:TOP]]
+    lines: list[Block] = [Line(""), Grid((">groups", ">params", "pinned because"), rows)]
+    return (
+        [*lines, Line(f"and {plural(len(pins) - TOP, 'more reason')}", "dim")] if len(pins) > TOP else lines
+    )
+
+
+def _unknown(found: Mapping[str, Any]) -> list[Block]:
+    rows = [(op["op"], str(_number(op["nodes"])), op["reason"]) for op in found["unknown_ops"]]
+    return [Line(""), Grid(("operator without a rule", ">nodes", "reason"), rows)] if rows else []
+
+
+def _number(nodes: Any) -> int:
+    return nodes if isinstance(nodes, int) else len(nodes)
+
+
+def _why(why: Any) -> list[Block]:
+    """The chain of facts that led to a coupling or a pin, one a line."""
+    steps = why.get("chain", ()) if isinstance(why, Mapping) else why
+    head = [Line(str(why["answer"]), "title")] if isinstance(why, Mapping) and "answer" in why else []
+    return [*head, *(Line(f"{number}. {_step(step)}") for number, step in enumerate(steps, 1))]
+
+
+def _step(step: Any) -> str:
+    return " ".join(str(part) for part in step.values()) if isinstance(step, Mapping) else str(step)
+
+
+command = Command(
+    "inspect",
+    run,
+    about="Show the groups of coupled channels and heads of MODEL, what can go, and what is pinned and why.",
+    examples=(
+        "sparsecc inspect model.onnx",
+        "sparsecc inspect model.onnx --why conv1.weight:0",
+        "sparsecc inspect model.onnx --html groups.html --json > groups.json",
+    ),
+    arguments=(options.model(),),
+    sections={
+        "What to look at": (
+            options.inputs(),
+            options.keep(),
+            options.only(),
+            options.prune_io(),
+            click.Option(
+                ["--why"],
+                metavar="TENSOR:AXIS",
+                help="Print the chain that led to this axis' coupling or pin.",
+            ),
+        ),
+        "Output": (options.html("the groups drawn in the graph"),),
+    },
+)

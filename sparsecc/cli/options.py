@@ -1,0 +1,101 @@
+"""Options that more than one command has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sparsecc.cli import values
+from sparsecc.cli.values import Name, Value
+from sparsecc.targets import TARGETS, target_named
+
+
+class TargetName(click.ParamType[str]):
+    """A target, answered with the closest when unknown."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return target_named(str(value)).name
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return Name("target", TARGETS).shell_complete(ctx, param, incomplete)
+
+
+def model(name: str = "model") -> click.Argument:
+    """A model or bundle on disk."""
+    return click.Argument([name], type=click.Path())
+
+
+def target() -> click.Option:
+    """`--target`."""
+    return click.Option(
+        ["-t", "--target"], type=TargetName(), help=f"Runtime: {', '.join(TARGETS)}.  [default: onnxruntime]"
+    )
+
+
+def device() -> click.Option:
+    """`--device`."""
+    return click.Option(
+        ["--device"],
+        metavar="local|NAME|ssh://USER@HOST|adb:SERIAL",
+        help="Where to measure; NAME is one of `sparsecc devices list`.  [default: local]",
+    )
+
+
+def inputs() -> click.Option:
+    """`--input`, given as often as there are inputs."""
+    return click.Option(
+        ["inputs", "-i", "--input"],
+        multiple=True,
+        type=Value("NAME:SHAPE", values.input_text),
+        help="Fix the shape of an input, e.g. x:1x3x224x224; or a range, x:1x64|8x64|16x64 (min|opt|max).",
+    )
+
+
+def threads() -> click.Option:
+    """`--threads`."""
+    return click.Option(
+        ["--threads"], type=click.IntRange(min=1), help="Threads when a model runs.  [default: 1]"
+    )
+
+
+def data() -> click.Option:
+    """`--data`."""
+    return click.Option(
+        ["--data"], type=click.Path(), metavar="PATH", help="Inputs to run on: a folder or .npz file."
+    )
+
+
+def keep() -> click.Option:
+    """`--keep`."""
+    return click.Option(
+        ["--keep"],
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave these alone: a glob on node, tensor or group names. May be repeated.",
+    )
+
+
+def only() -> click.Option:
+    """`--only`."""
+    return click.Option(
+        ["--only"], multiple=True, metavar="PATTERN", help="Touch nothing but these. May be repeated."
+    )
+
+
+def prune_io() -> click.Option:
+    """`--prune-io`."""
+    return click.Option(
+        ["--prune-io"], is_flag=True, help="Let the sizes of the model's inputs and outputs change too."
+    )
+
+
+def html(what: str) -> click.Option:
+    """`--html`; `what` names what the page shows."""
+    return click.Option(
+        ["--html"], type=click.Path(), metavar="FILE", help=f"Also write {what} as one HTML file."
+    )

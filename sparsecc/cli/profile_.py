@@ -1,0 +1,106 @@
+"""`sparsecc profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from sparsecc.cli import options
+from sparsecc.cli.blocks import Block, Grid, Line, milliseconds, percent, plural, size
+from sparsecc.cli.command import Command
+from sparsecc.cli.terminal import Terminal, write_file
+
+TOP = 25
+"""How many layers are shown; all are in the JSON."""
+
+FACTS = (
+    ("p50", "latency p50"),
+    ("p90", "latency p90"),
+    ("p99", "latency p99"),
+    ("mean", "latency mean"),
+)
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Measure and show."""
+    from sparsecc import api
+
+    page = given.pop("html", None)
+    if page is not None:
+        given["layers"] = True
+    with terminal.progress() as on_event:
+        measured = api.profile(given.pop("model"), **given, on_event=on_event)
+    if page is not None:
+        from sparsecc.report.html import profile_page
+
+        write_file(page, profile_page(measured))
+        terminal.note(f"wrote {page}")
+    terminal.result(measured, profile_view)
+
+
+def profile_view(measured: Mapping[str, Any]) -> list[Block]:
+    """Latency, load time, memory; then the slowest layers."""
+    latency = measured.get("latency_ms") or {}
+    rows = [(label, milliseconds(latency[key])) for key, label in FACTS if latency.get(key) is not None]
+    for key, label in (("first_inference_ms", "first inference"), ("load_ms", "load time")):
+        if measured.get(key) is not None:
+            rows.append((label, milliseconds(measured[key])))
+    if measured.get("peak_memory_bytes") is not None:
+        rows.append(("peak memory", size(measured["peak_memory_bytes"])))
+    runs = f" over {plural(latency['n'], 'run')}" if latency.get("n") else ""
+    where = f"{_name(measured.get('target'), 'onnxruntime')} on {_name(measured.get('device'), 'local')}"
+    return [
+        Line(f"{measured.get('model', 'model')}: {where}{runs}", "title"),
+        Line(""),
+        Grid(("", ">time"), rows),
+        *_layers(measured),
+    ]
+
+
+def _name(value: Any, otherwise: str) -> str:
+    return str(value.get("name", otherwise)) if isinstance(value, Mapping) else str(value or otherwise)
+
+
+def _layers(measured: Mapping[str, Any]) -> list[Block]:
+    layers = sorted(measured.get("layers") or (), key=lambda layer: -layer["microseconds"])
+    total = sum(layer["microseconds"] for layer in layers)
+    if not total:
+        return []
+    rows = [
+        (
+            layer["name"] or "(no name)",
+            layer["op_type"],
+            milliseconds(layer["microseconds"] / 1e3),
+            percent(layer["microseconds"] / total),
+            layer.get("type", ""),
+        )
+        for layer in layers[:TOP]
+    ]
+    more = f", the {TOP} slowest of {len(layers)}" if len(layers) > TOP else ""
+    columns = ("layer", "operator", ">time", ">share", "type")
+    return [Line(""), Grid(columns, rows, title=f"Layers{more}")]
+
+
+command = Command(
+    "profile",
+    run,
+    about="Measure the latency of MODEL (an ONNX file or a bundle), and with --layers that of each layer.",
+    examples=(
+        "sparsecc profile model.onnx --layers",
+        "sparsecc profile out/ --device ssh://pi@board --threads 4 --json",
+        "sparsecc profile model.onnx --input x:1x3x224x224 --html profile.html",
+    ),
+    arguments=(options.model(),),
+    sections={
+        "Target and measurement": (
+            options.target(),
+            options.device(),
+            click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
+            options.threads(),
+        ),
+        "Data": (options.inputs(), options.data()),
+        "Output": (options.html("the profile"),),
+    },
+)

@@ -1,0 +1,93 @@
+"""`--recipe recipe.yaml`: options from a file. The command line overrides it; it may name no code to run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsecc.cli.values import closest
+from sparsecc.errors import InputError
+
+LARGEST = 1 << 20
+"""Bytes that a recipe may have."""
+
+SCHEMA = "sparsecc.recipe/1"
+ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
+"""Keys that describe where a recipe came from; they are no options."""
+
+
+def read_recipe(path: str, options: Collection[str], spelled: Mapping[str, str]) -> dict[str, Any]:
+    """Option name -> value from a recipe file.
+
+    `options` are the names allowed; `spelled` maps other spellings (`calib`) to them. InputError for a file which
+    cannot be read, is too large, is no mapping of options, uses YAML aliases or tags, or names code.
+    """
+    recipe = _load(path)
+    values: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if key in ABOUT:
+            continue
+        name = str(key).replace("-", "_")
+        name = spelled.get(name, name)
+        try:
+            closest(name, "option", sorted(options))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        if value is not None:
+            values[name] = _checked(path, str(key), value)
+    return values
+
+
+def _load(path: str) -> dict[Any, Any]:
+    import yaml
+
+    text = _text(path)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise InputError(f"{path}: YAML aliases are not allowed in a recipe; write the value out")
+        recipe = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where is not None else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise InputError(
+            f"{path}{line} is not plain YAML: {problem}; write one `option: value` a line"
+        ) from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path} is no recipe: write one `option: value` a line, for example `ratio: 0.5`")
+    schema = recipe.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has the schema '{schema}', not {SCHEMA}; use a recipe that this version wrote"
+        )
+    return recipe
+
+
+def _text(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
+    if len(content) > LARGEST:
+        raise InputError(f"{path} is larger than {LARGEST} bytes, too large for a recipe; check the path")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text, so no recipe; check the path") from error
+
+
+def _checked(path: str, key: str, value: Any) -> Any:
+    """A scalar, or a list of scalars; nothing that would run code."""
+    parts = value if isinstance(value, list) else [value]
+    for part in parts:
+        if not isinstance(part, str | int | float | bool):
+            raise InputError(
+                f"{path}: '{key}' must be a value or a list of values; see recipe.yaml of a bundle"
+            )
+        if isinstance(part, str) and part.startswith("py:"):
+            raise InputError(
+                f"{path}: '{key}' names code to run, which a recipe may not; give it as an option"
+            )
+    return value

@@ -1,0 +1,89 @@
+"""The root command: which commands there are. Each is imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+import click
+
+from sparsecc.cli.failure import installed_version
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compile": ("compile_", "Make a model smaller and faster for the runtime it will run on."),
+    "inspect": ("inspect_", "Show what can be removed, what must go together, and what is pinned and why."),
+    "profile": ("profile_", "Measure the latency of a model, layer by layer."),
+    "compare": ("compare_", "Compare two models: outputs and latency, interleaved."),
+    "gate": ("gate_", "Fail a CI job when a model became slower than its baseline."),
+    "verify": ("verify_", "Check a bundle: its files, its plan and its numerics."),
+    "doctor": ("doctor", "Show which targets and devices work here, and what the others need."),
+    "devices": ("devices", "Add, list and test the devices to measure on."),
+}
+
+EPILOG = """\b
+Examples:
+  sparsecc inspect model.onnx
+  sparsecc compile model.onnx --target onnxruntime --ratio 0.5 -o out/
+  sparsecc compare model.onnx out/
+
+\b
+Exit codes: 0 done; 1 goal not met; 2 usage or bad input; 3 target or device not
+available here; 4 inconclusive; 5 a worker ran out of time or memory, or was killed;
+6 the environment failed (disk, permission); 70 a bug in sparsecc.
+
+\b
+Shell completion (bash; zsh and fish alike):
+  eval "$(_SPARSECC_COMPLETE=bash_source sparsecc)"
+"""
+
+
+class LazyCommands(click.Group):
+    """A group that lists its commands from the table and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"sparsecc.cli.{COMMANDS[cmd_name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"commands are {', '.join(COMMANDS)}"
+            ctx.fail(f"no command '{args[0]}': {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short) for name, (_, short) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"sparsecc {installed_version()}")
+        ctx.exit()
+
+
+root = LazyCommands(
+    "sparsecc",
+    help="A deployment compiler for sparse models: from a trained network to a smaller, faster, proven one.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        ),
+        click.Option(["--debug"], is_flag=True, expose_value=False, help="On an error, show the traceback."),
+    ],
+)

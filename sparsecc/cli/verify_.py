@@ -1,0 +1,59 @@
+"""`sparsecc verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from sparsecc.cli import options
+from sparsecc.cli.blocks import Block, Grid, Line
+from sparsecc.cli.command import Command
+from sparsecc.cli.terminal import Terminal
+
+FAILED = 1
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> int:
+    """Check the bundle; exit code 1 when a check fails."""
+    from sparsecc import api
+
+    checked = api.verify(given.pop("bundle"), **given)
+    terminal.result(checked, verify_view)
+    return 0 if checked["ok"] else FAILED
+
+
+def verify_view(checked: Mapping[str, Any]) -> list[Block]:
+    """The verdict, then each check."""
+    rows = [(_mark(check), str(check["name"]), str(check.get("detail", ""))) for check in checked["checks"]]
+    failed = sum(check["ok"] is False for check in checked["checks"])
+    verdict = (
+        Line("The bundle is sound.", "good")
+        if checked["ok"]
+        else Line(f"{failed} of {len(rows)} checks failed.", "bad")
+    )
+    return [verdict, Line(""), Grid(("", "check", "detail"), rows)]
+
+
+def _mark(check: Mapping[str, Any]) -> str:
+    return {True: "✓", False: "✗"}.get(check["ok"], "–")
+
+
+command = Command(
+    "verify",
+    run,
+    about="Check BUNDLE: every file against the manifest, the plan, and with --model the numerics.",
+    examples=("sparsecc verify out/", "sparsecc verify out/ --model model.onnx"),
+    arguments=(options.model("bundle"),),
+    sections={
+        "Checks": (
+            click.Option(
+                ["--model"],
+                type=click.Path(),
+                metavar="ORIGINAL",
+                help="Check the outputs against the original.",
+            ),
+        )
+    },
+)
