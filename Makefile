@@ -1,0 +1,57 @@
+# Everything runs from a fresh clone with python3 and make:  make setup | demo | test | slow | package | fuzz | bench
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+JOBS ?= 2
+
+TYPED := tests models/digits.py models/train_digits.py noxfile.py
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.PHONY: setup demo test lint types tests slow package fuzz bench clean
+
+setup: $(VENV)/.ready-dev
+
+# The stamps are as old as what they were made from, so an edit of the lists installs again.
+$(VENV)/.ready-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev
+	$(PIP) --editable '.[dev,bench]'
+	touch $@
+
+demo: setup
+	$(BIN)/sparsecc compile models/digits_resnet.onnx --target onnxruntime --ratio 0.5 \
+		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-resnet --force
+	$(BIN)/sparsecc compile models/digits_vit.onnx --target onnxruntime --ratio 0.5 \
+		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-vit --force
+
+test: lint types tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy -p sparsecc
+	$(BIN)/mypy $(TYPED)
+
+tests: setup
+	$(BIN)/python -m pytest -n $(JOBS)
+
+slow: setup
+	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+
+package: setup
+	$(BIN)/python -m pytest -m "not gpu" tests/test_packaging.py
+
+fuzz: setup
+	$(BIN)/python -m pytest -n $(JOBS) -m "fuzz and not gpu"
+
+bench: $(VENV)/.ready-bench
+	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+clean:
+	rm -rf build out
