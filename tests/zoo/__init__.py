@@ -1,0 +1,30 @@
+"""The zoo: tiny versions of many architectures, as torch modules and, on demand, as ONNX files."""
+
+from tests.zoo import (  # noqa: F401  (importing a family fills the table)
+    convnets,
+    recurrent,
+    transformers_decoder,
+    transformers_text,
+    transformers_vision,
+)
+from tests.zoo.registry import ZOO, Entry, Input, Model
+
+FAST: tuple[str, ...] = (
+    "resnet_basic",
+    "resnet_bottleneck",
+    "resnet_cifar_pad",
+    "nhwc_flatten",
+    "densenet",
+    "inception",
+    "resnext",
+    "se_resnet",
+    "vit_fused_unbind",
+    "vit_fused_chunk",
+    "bert",
+    "gpt2",
+    "llama_gqa",
+    "lstm_classifier",
+)
+"""Entries that export fast and together cover the families; for tests that cannot afford all."""
+
+__all__ = ["FAST", "ZOO", "Entry", "Input", "Model"]

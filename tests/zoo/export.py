@@ -1,0 +1,186 @@
+"""ONNX files of the zoo, made on demand and kept in a cache: `python -m tests.zoo.export all`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import onnx
+import platformdirs
+import torch
+
+from tests.zoo import ZOO, known, registry, weights
+from tests.zoo.registry import Entry, Model
+
+Exporter = Literal["dynamo", "torchscript"]
+Form = Literal["plain", "unoptimized", "onnxslim", "onnxsim"]
+EXPORTERS: tuple[Exporter, ...] = get_args(Exporter)
+FORMS: tuple[Form, ...] = get_args(Form)
+EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What exporters raise when they meet something they do not know."""
+OPSETS: dict[Exporter, int] = {"dynamo": 18, "torchscript": 17}
+
+
+class ZooUnavailable(Exception):
+    """The exporter cannot export that entry; the message says why in one line."""
+
+
+def onnx_path(name: str, exporter: Exporter = "dynamo", form: Form = "plain") -> Path:
+    """The ONNX file of a zoo entry, exported now unless the cache holds it.
+
+    `form`: "plain" as the exporter gives it, "unoptimized" without the exporter's own optimizer (dynamo only),
+    or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail on it.
+    """
+    if name not in ZOO:
+        raise ZooUnavailable(f"no zoo entry is named '{name}': see tests.zoo.ZOO")
+    if (name, exporter) in known.FAILURES:
+        raise ZooUnavailable(f"{exporter} cannot export {name}: {known.FAILURES[name, exporter]}")
+    if form == "unoptimized" and exporter == "torchscript":
+        raise ZooUnavailable(f"{name}: only dynamo has an optimizer to leave out")
+    suffix = "" if form == "plain" else f".{form}"
+    path = cache_folder() / fingerprint(ZOO[name].source) / f"{name}.{exporter}{suffix}.onnx"
+    if not path.exists():
+        with quietly():
+            _write(path, _make(ZOO[name], exporter, form))
+    return path
+
+
+def cache_folder() -> Path:
+    """SPARSECC_ZOO_CACHE, or sparsecc-zoo in the user's cache."""
+    given = os.environ.get("SPARSECC_ZOO_CACHE")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("sparsecc-zoo"))
+
+
+@cache
+def fingerprint(source: Path) -> str:
+    """Changes with the exporting packages and with what makes the entry: its file and the zoo's machinery."""
+    digest = hashlib.sha256()
+    for package in ("torch", "onnx", "onnxscript", "transformers", "onnxslim", "onnxsim"):
+        digest.update(f"{package}={_version(package)};".encode())
+    blocks = Path(__file__).with_name("blocks.py")
+    for file in (source, Path(registry.__file__), Path(weights.__file__), blocks):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Silences what exporters print, warn and log; the TorchScript exporter prints from C++ too."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            _to_null(1),
+            _to_null(2),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+@contextlib.contextmanager
+def _to_null(descriptor: int) -> Iterator[None]:
+    saved, null = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, descriptor)
+        yield
+    finally:
+        os.dup2(saved, descriptor)
+        os.close(saved)
+        os.close(null)
+
+
+def _make(entry: Entry, exporter: Exporter, form: Form) -> onnx.ModelProto:
+    if form in ("onnxslim", "onnxsim"):
+        return _simplified(onnx.load(onnx_path(entry.name, exporter)), form, entry.name)
+    try:
+        proto = export(entry.build(), exporter, optimize=form == "plain")
+    except EXPORT_ERRORS as e:
+        lines = [line for line in str(e).splitlines() if line.strip()] or [""]
+        raise ZooUnavailable(
+            f"{exporter} cannot export {entry.name}: {type(e).__name__}: {lines[0][:160]}"
+        ) from e
+    return proto
+
+
+def export(model: Model, exporter: Exporter, *, optimize: bool = True) -> onnx.ModelProto:
+    """The module as ONNX with the model's named dimensions dynamic, straight from torch's exporter."""
+    arguments = model.example()
+    names = list(model.input_names)
+    axes = model.dynamic_axes
+    if exporter == "torchscript":
+        buffer = io.BytesIO()
+        torch.onnx.export(
+            model.module,
+            arguments,
+            buffer,
+            dynamo=False,
+            input_names=names,
+            dynamic_axes=axes,
+            opset_version=OPSETS[exporter],
+        )
+        return onnx.load_from_string(buffer.getvalue())
+    program = torch.onnx.export(
+        model.module,
+        arguments,
+        dynamo=True,
+        input_names=names,
+        dynamic_shapes=tuple(axes[name] for name in names),
+        opset_version=OPSETS[exporter],
+        optimize=optimize,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _simplified(proto: onnx.ModelProto, form: Form, name: str) -> onnx.ModelProto:
+    result: Any
+    if form == "onnxslim":
+        import onnxslim
+
+        result = onnxslim.slim(proto)
+    else:
+        import onnxsim
+
+        result, valid = onnxsim.simplify(proto)
+        if not valid:
+            raise ZooUnavailable(f"onnxsim says its own result for {name} is wrong")
+    if not isinstance(result, onnx.ModelProto):
+        raise ZooUnavailable(f"{form} gives no model for {name}")
+    return result
+
+
+def _write(path: Path, proto: onnx.ModelProto) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    with os.fdopen(handle, "wb") as file:
+        file.write(proto.SerializeToString())
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    from tests.zoo.report import main
+
+    main()
