@@ -1,0 +1,406 @@
+"""The axis algebra: every dimension is an expression, and coupling is unification.
+
+An axis is an `Atom` (interchangeable slots, nothing known yet), a `Cat` (parts side by side) or a `Mul`
+(row-major product, the outer factor varies slowest). `Space.unify(x, y)` states that two axes are the same
+axis, and refines atoms as far as that needs. What is left free at the end are the groups of coupled slots.
+
+The algebra knows nothing of ONNX or torch. It never raises for shapes that cannot be aligned: it pins them.
+Axes of size 1 carry no constraint. All walks are iterative, so depth is bounded by memory alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from sparsecc.sizes import Size, is_static, minus, plus, product, quotient, smaller, times
+
+
+class Axis:
+    """Base of the three expressions. `size` is its number of slots."""
+
+    __slots__ = ("size",)
+    size: Size
+
+
+class Atom(Axis):
+    """Slots nothing is known about yet. Bound to another axis once unified with it."""
+
+    __slots__ = ("bound", "pin", "roles")
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.bound: Axis | None = None
+        self.pin: str | None = None
+        self.roles: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"Atom({self.size})"
+
+
+class Cat(Axis):
+    """Parts side by side; at least two, each of positive size."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Axis, ...], size: Size) -> None:
+        self.parts = parts
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Cat{self.parts}"
+
+
+class Mul(Axis):
+    """Row-major product of at least two factors, none of size 1."""
+
+    __slots__ = ("factors",)
+
+    def __init__(self, factors: tuple[Axis, ...], size: Size) -> None:
+        self.factors = factors
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Mul{self.factors}"
+
+
+def resolve(axis: Axis) -> Axis:
+    """What an axis stands for now: a free atom, a Cat or a Mul."""
+    seen: list[Atom] = []
+    while isinstance(axis, Atom) and axis.bound is not None:
+        seen.append(axis)
+        axis = axis.bound
+    for atom in seen[:-1]:
+        atom.bound = axis
+    return axis
+
+
+def cat(parts: Iterable[Axis]) -> Axis:
+    """The parts side by side; one part alone is itself."""
+    flat = list(_flat_parts(parts))
+    if len(flat) == 1:
+        return flat[0]
+    size: Size = 0
+    for part in flat:
+        size = plus(size, part.size)
+    return Cat(tuple(flat), size)
+
+
+def mul(factors: Iterable[Axis]) -> Axis:
+    """The row-major product; factors of size 1 vanish, one factor alone is itself."""
+    given = list(factors)
+    flat = [f for f in _flat_factors(given) if f.size != 1]
+    if len(flat) == 1:
+        return flat[0]
+    if not flat:
+        return given[0] if given else Atom(1)
+    return Mul(tuple(flat), product(f.size for f in flat))
+
+
+def _flat_parts(parts: Iterable[Axis]) -> Iterator[Axis]:
+    stack = [iter(tuple(parts))]
+    while stack:
+        part = next(stack[-1], None)
+        if part is None:
+            stack.pop()
+            continue
+        part = resolve(part)
+        if isinstance(part, Cat):
+            stack.append(iter(part.parts))
+        elif part.size != 0:
+            yield part
+
+
+def _flat_factors(factors: Iterable[Axis]) -> Iterator[Axis]:
+    stack = [iter(tuple(factors))]
+    while stack:
+        factor = next(stack[-1], None)
+        if factor is None:
+            stack.pop()
+            continue
+        factor = resolve(factor)
+        if isinstance(factor, Mul):
+            stack.append(iter(factor.factors))
+        else:
+            yield factor
+
+
+def parts_of(axis: Axis) -> list[Axis]:
+    """The parts of a Cat, flattened; any other axis is its own only part."""
+    return list(_flat_parts((axis,)))
+
+
+def factors_of(axis: Axis) -> list[Axis]:
+    """The factors of a Mul, flattened; any other axis is its own only factor."""
+    return list(_flat_factors((axis,)))
+
+
+def atoms_of(axis: Axis) -> list[Atom]:
+    """The free atoms an axis is made of, each once, in order of appearance."""
+    found: dict[Atom, None] = {}
+    stack = [axis]
+    while stack:
+        top = resolve(stack.pop())
+        if isinstance(top, Atom):
+            found[top] = None
+        elif isinstance(top, Cat):
+            stack.extend(reversed(top.parts))
+        elif isinstance(top, Mul):
+            stack.extend(reversed(top.factors))
+    return list(found)
+
+
+class Space:
+    """Where axes are unified and pinned.
+
+    `cause` is whatever is being looked at (a node); `journal` keeps (cause, atom, what it was bound to) and
+    `pins` keeps (cause, atom, reason), from which a coupling or a pin can be explained.
+    """
+
+    def __init__(self) -> None:
+        self.cause: object = None
+        self.journal: list[tuple[object, Atom, Axis]] = []
+        self.pins: list[tuple[object, Atom, str]] = []
+
+    def unify(self, x: Axis, y: Axis) -> bool:
+        """State that x and y are the same axis. False (and both pinned) where they cannot be aligned."""
+        pending = [(x, y)]
+        while pending:
+            a, b = pending.pop()
+            a, b = resolve(a), resolve(b)
+            if a is b or (a.size == 1 and b.size == 1):
+                continue
+            if a.size != b.size or not self._match(a, b, pending):
+                reason = f"axes of {_shown(x)} and {_shown(y)} cannot be aligned"
+                self.pin(x, reason)
+                self.pin(y, reason)
+                return False
+        return True
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        """No slot of the axis may go. The first reason is kept."""
+        for atom in atoms_of(axis):
+            if atom.pin is None:
+                atom.pin = reason
+                self.pins.append((self.cause, atom, reason))
+
+    def mark(self, axis: Axis, role: str) -> None:
+        """Note what the slots of an axis are used as (`head`, `head_dim`, `expert`)."""
+        for atom in atoms_of(axis):
+            atom.roles |= {role}
+
+    def cut(self, axis: Axis, at: Size) -> tuple[Axis, Axis] | None:
+        """Split an axis in two after `at` slots, refining it; None where that cannot be expressed."""
+        axis = resolve(axis)
+        if not (smaller(0, at) and smaller(at, axis.size)):
+            return None
+        if isinstance(axis, Atom):
+            halves = Atom(at), Atom(minus(axis.size, at))
+            self._bind(axis, Cat(halves, axis.size))
+            return halves
+        if isinstance(axis, Cat):
+            return self._cut_cat(axis, at)
+        assert isinstance(axis, Mul)
+        return self._cut_mul(axis, at)
+
+    def pieces(self, axis: Axis, sizes: Sequence[Size]) -> list[Axis] | None:
+        """Split an axis into consecutive pieces of these sizes, which must sum to its own."""
+        pieces: list[Axis] = []
+        rest = axis
+        for size in sizes[:-1]:
+            halves = self.cut(rest, size)
+            if halves is None:
+                return None
+            pieces.append(halves[0])
+            rest = halves[1]
+        return [*pieces, rest] if rest.size == sizes[-1] else None
+
+    def factored(self, axis: Axis, sizes: Sequence[Size]) -> list[Axis] | None:
+        """An axis as a product of factors of these sizes (size-1 factors get fresh atoms)."""
+        atoms = [Atom(size) for size in sizes]
+        if product(sizes) != axis.size or not self.unify(mul(atoms), axis):
+            return None
+        return [resolve(atom) for atom in atoms]
+
+    def _bind(self, atom: Atom, axis: Axis) -> None:
+        self.journal.append((self.cause, atom, axis))
+        atom.bound = axis
+        if atom.pin is not None or atom.roles:
+            for leaf in atoms_of(axis):
+                leaf.roles |= atom.roles
+                leaf.pin = leaf.pin or atom.pin
+
+    def _match(self, a: Axis, b: Axis, pending: list[tuple[Axis, Axis]]) -> bool:
+        if isinstance(a, Atom):
+            self._bind(a, b)
+            return True
+        if isinstance(b, Atom):
+            self._bind(b, a)
+            return True
+        if isinstance(a, Mul) and isinstance(b, Mul):
+            return self._match_factors(a, b, pending)
+        return self._match_parts(a, b, pending)
+
+    def _match_parts(self, a: Axis, b: Axis, pending: list[tuple[Axis, Axis]]) -> bool:
+        left, right = parts_of(a)[::-1], parts_of(b)[::-1]
+        while left and right:
+            p, q = left.pop(), right.pop()
+            if p.size != q.size:
+                longer, rest, at = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
+                halves = self.cut(longer, at)
+                if halves is None:
+                    return False
+                rest.extend(reversed(parts_of(halves[1])))
+                head = parts_of(halves[0])
+                if len(head) > 1:  # a Cat came out of a Mul: match it piece by piece
+                    rest.extend(reversed(head))
+                    (right if rest is left else left).append(q if rest is left else p)
+                    continue
+                p, q = (head[0], q) if rest is left else (p, head[0])
+            pending.append((p, q))
+        return not left and not right
+
+    def _match_factors(self, a: Mul, b: Mul, pending: list[tuple[Axis, Axis]]) -> bool:
+        left, right = factors_of(a)[::-1], factors_of(b)[::-1]
+        while left and right:
+            p, q = left.pop(), right.pop()
+            if p.size != q.size:
+                larger, rest, outer = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
+                inner = quotient(larger.size, outer)
+                if inner is None:
+                    return False
+                split = Atom(outer), Atom(inner)
+                product_axis = Mul(split, larger.size)
+                if isinstance(larger, Atom):
+                    self._bind(larger, product_axis)
+                else:
+                    pending.append((larger, product_axis))
+                rest.append(split[1])
+                p, q = (split[0], q) if rest is left else (p, split[0])
+            pending.append((p, q))
+        return not left and not right
+
+    def _cut_cat(self, axis: Cat, at: Size) -> tuple[Axis, Axis] | None:
+        left: list[Axis] = []
+        right = parts_of(axis)[::-1]
+        missing = at
+        while missing != 0:
+            part = right.pop()
+            if smaller(missing, part.size):
+                halves = self.cut(part, missing)
+                if halves is None:
+                    return None
+                left.append(halves[0])
+                right.append(halves[1])
+                break
+            left.append(part)
+            missing = minus(missing, part.size)
+            if missing != 0 and not smaller(0, missing):
+                return None
+        return cat(left), cat(reversed(right))
+
+    def _cut_mul(self, axis: Mul, at: Size) -> tuple[Axis, Axis] | None:
+        outer, inner = axis.factors[0], mul(axis.factors[1:])
+        whole = quotient(at, inner.size)
+        if whole is not None:
+            halves = self.cut(outer, whole)
+            return None if halves is None else (mul((halves[0], inner)), mul((halves[1], inner)))
+        if not (isinstance(at, int) and isinstance(inner.size, int) and isinstance(outer.size, int)):
+            return None
+        before, within = divmod(at, inner.size)
+        split = self.cut(inner, within)
+        units = self.pieces(outer, [n for n in (before, 1, outer.size - before - 1) if n])
+        if split is None or units is None:
+            return None
+        left = [mul((units[0], inner))] if before else []
+        right = [mul((units[-1], inner))] if before + 1 < outer.size else []
+        return cat([*left, split[0]]), cat([split[1], *right])
+
+
+def _shown(axis: Axis) -> str:
+    return "×".join(_size_shown(f.size) for f in factors_of(axis))
+
+
+def _size_shown(size: Size) -> str:
+    return str(size) if is_static(size) else "dynamic"
+
+
+Keep = Mapping[Atom, np.ndarray]
+"""Which slots stay: a boolean array per free atom; an atom not in it stays whole."""
+
+
+def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
+    """How many slots of an axis stay when each atom keeps `kept[atom]` of its own (all where absent)."""
+    axis = resolve(axis)
+    if isinstance(axis, Atom):
+        return kept.get(axis, axis.size)
+    if isinstance(axis, Mul):
+        return product(count(f, kept) for f in axis.factors)
+    assert isinstance(axis, Cat)
+    total: Size = 0
+    for part in parts_of(axis):
+        total = plus(total, count(part, kept))
+    return total
+
+
+def mask(axis: Axis, keep: Keep) -> np.ndarray | None:
+    """The boolean mask of an axis from those of its atoms; None where all of it stays.
+
+    A Cat's mask is the concatenation of its parts' masks, a Mul's their outer product. An axis with dynamic
+    factors has no mask of its own: see `static_mask`.
+    """
+    if not any(atom in keep for atom in atoms_of(axis)):
+        return None
+    return _full_mask(axis, keep)
+
+
+def _full_mask(axis: Axis, keep: Keep) -> np.ndarray:
+    axis = resolve(axis)
+    if isinstance(axis, Atom):
+        if axis in keep:
+            return keep[axis]
+        assert isinstance(axis.size, int), "the mask of a dynamic axis was asked for"
+        return np.ones(axis.size, dtype=bool)
+    if isinstance(axis, Cat):
+        return np.concatenate([_full_mask(part, keep) for part in parts_of(axis)])
+    assert isinstance(axis, Mul)
+    total = np.ones(1, dtype=bool)
+    for factor in axis.factors:
+        total = np.logical_and.outer(total, _full_mask(factor, keep)).ravel()
+    return total
+
+
+def slot_sums(axis: Axis, atom: Atom, values: np.ndarray) -> np.ndarray:
+    """Sum one value per slot of `axis` onto the slots of `atom`: shape (atom.size,).
+
+    Every slot of the axis that exists because of slot i of the atom adds to entry i.
+    """
+    assert isinstance(atom.size, int)
+    owners = owners_of(axis, atom)
+    sums = np.zeros(atom.size, dtype=np.float64)
+    seen = owners >= 0
+    np.add.at(sums, owners[seen], values[seen])
+    return sums
+
+
+def owners_of(axis: Axis, atom: Atom) -> np.ndarray:
+    """For each slot of `axis`, the slot of `atom` it belongs to, or -1. Shape (axis.size,)."""
+    axis = resolve(axis)
+    if isinstance(axis, Atom):
+        assert isinstance(axis.size, int)
+        return np.arange(axis.size) if axis is atom else np.full(axis.size, -1)
+    if isinstance(axis, Cat):
+        return np.concatenate([owners_of(part, atom) for part in parts_of(axis)])
+    assert isinstance(axis, Mul)
+    total = np.full(1, -1)
+    for factor in axis.factors:
+        owner = owners_of(factor, atom)
+        total = np.maximum(total[:, None], owner[None, :]).ravel()
+    return total
+
+
+__all__ = [
+    "Atom", "Axis", "Cat", "Keep", "Mul", "Space", "atoms_of", "cat", "count", "factors_of", "mask",
+    "mul", "owners_of", "parts_of", "resolve", "slot_sums", "times",
+]  # fmt: skip

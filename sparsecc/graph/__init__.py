@@ -1,0 +1,1 @@
+"""From a model to its groups of coupled slots, and back to a smaller model."""

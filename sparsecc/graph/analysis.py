@@ -1,0 +1,173 @@
+"""One walk over a model that gives every dimension its axis, and from there the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
+from sparsecc.rules import reason_for_pin, rule_for
+from sparsecc.rules.site import CannotFollowError, Record, Site
+from sparsecc.shapes import Dims, Shapes, infer
+from sparsecc.sizes import is_static
+
+Member = tuple[str, int]
+"""(initializer, axis)"""
+
+
+@dataclass
+class Analysis:
+    """A model with axes on every dimension. Valid as long as the model is not edited."""
+
+    model: ir.Model
+    shapes: Shapes
+    space: Space
+    record: Record
+
+    @property
+    def version(self) -> int:
+        return self.model.opset_imports.get("", 1)
+
+    def weights(self) -> Iterable[tuple[ir.Value, list[Axis]]]:
+        """Every use of an initializer whose slots take part, with the axes of that use."""
+        for (node, operand), axes in self.record.uses.items():
+            value = node.inputs[operand]
+            assert value is not None
+            yield value, axes
+
+
+def analyse(model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False) -> Analysis:
+    """Give every dimension of a (normalised) model its axis."""
+    shapes = infer(model, dims)
+    analysis = Analysis(model, shapes, Space(), Record())
+    _inputs(analysis, pin=not prune_io)
+    for node in model.graph:
+        _follow(analysis, node)
+    _outputs(analysis, pin=not prune_io)
+    _pin_parts_of_dynamic_axes(analysis)
+    return analysis
+
+
+def _inputs(analysis: Analysis, pin: bool) -> None:
+    graph, record = analysis.model.graph, analysis.record
+    record.constant.update(graph.initializers.values())
+    for value in graph.inputs:
+        if value.is_initializer():
+            continue
+        shape = analysis.shapes.of(value)
+        if shape is not None:
+            record.axes[value] = [Atom(size) for size in shape]
+            for axis in record.axes[value] if pin else record.axes[value][:1]:
+                analysis.space.pin(axis, f"graph input '{value.name}'")
+
+
+def _outputs(analysis: Analysis, pin: bool) -> None:
+    for value in analysis.model.graph.outputs:
+        analysis.space.cause = value
+        axes = analysis.record.axes.get(value, [])
+        for axis in axes if pin else axes[:1]:
+            analysis.space.pin(axis, f"graph output '{value.name}'")
+
+
+def _follow(analysis: Analysis, node: ir.Node) -> None:
+    record, space = analysis.record, analysis.space
+    space.cause = node
+    site = Site(node, space, analysis.shapes, record, analysis.version)
+    found = rule_for(node.domain, node.op_type)
+    try:
+        if found is None:
+            raise CannotFollowError(reason_for_pin(node.domain, node.op_type))
+        if any(_has_body(a) for a in node.attributes.values()) and node.op_type not in _WITH_BODIES:
+            raise CannotFollowError("its body is not followed")
+        found.follow(site)
+    except CannotFollowError as stop:
+        _pin_all(analysis, site, f"{site.title}: {stop}")
+        record.unfollowed[node] = str(stop)
+    _pin_unclaimed(analysis, site)
+    if node.inputs and all(v is None or v in record.constant for v in node.inputs):
+        record.constant.update(node.outputs)
+
+
+_WITH_BODIES: frozenset[str] = frozenset()
+
+
+def _has_body(attribute: ir.Attr) -> bool:
+    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _pin_all(analysis: Analysis, site: Site, reason: str) -> None:
+    """The node is not followed: nothing that it touches may change."""
+    for operand, value in enumerate(site.node.inputs):
+        if value is None:
+            continue
+        axes = analysis.record.uses.get((site.node, operand)) or analysis.record.axes.get(value, [])
+        for axis in axes:
+            analysis.space.pin(axis, reason)
+    analysis.record.reductions[:] = [r for r in analysis.record.reductions if r.node is not site.node]
+    analysis.record.macs.pop(site.node, None)
+    analysis.record.memos.pop(site.node, None)
+    for value in _captured(site.node):
+        for axis in analysis.record.axes.get(value, []):
+            analysis.space.pin(axis, reason)
+    for value in site.node.outputs:
+        shape = analysis.shapes.of(value)
+        if shape is not None:
+            analysis.record.axes[value] = [Atom(size) for size in shape]
+            for axis in analysis.record.axes[value]:
+                analysis.space.pin(axis, reason)
+
+
+def _captured(node: ir.Node) -> Iterable[ir.Value]:
+    """Values of the main graph that the bodies of a node read."""
+    for attribute in node.attributes.values():
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+        for graph in graphs:
+            for inner in ir.traversal.RecursiveGraphIterator(graph):
+                yield from (v for v in inner.inputs if v is not None)
+            yield from graph.outputs
+
+
+def _pin_unclaimed(analysis: Analysis, site: Site) -> None:
+    """An operand the rule did not look at is read as a whole."""
+    for operand, value in enumerate(site.node.inputs):
+        if value is None or operand in site.claimed or value.is_initializer():
+            continue
+        for axis in analysis.record.axes.get(value, []):
+            analysis.space.pin(axis, f"operand {operand} of {site.title}")
+
+
+def _pin_parts_of_dynamic_axes(analysis: Analysis) -> None:
+    """A static part beside a dynamic one stays: the sum of their sizes is only known at run time."""
+    for axes in analysis.record.axes.values():
+        for axis in axes:
+            if is_static(axis.size):
+                continue
+            for part in _static_parts(axis):
+                analysis.space.pin(part, "it lies beside a dynamic part of its axis")
+
+
+def _static_parts(axis: Axis) -> list[Axis]:
+    found: list[Axis] = []
+    stack = [axis]
+    while stack:
+        top = resolve(stack.pop())
+        if isinstance(top, Cat) and not is_static(top.size):
+            found.extend(p for p in parts_of(top) if is_static(p.size))
+            stack.extend(p for p in parts_of(top) if not is_static(p.size))
+        elif not isinstance(top, Atom | Cat):
+            stack.extend(getattr(top, "factors", ()))
+    return found
+
+
+def prunable_atoms(analysis: Analysis) -> dict[Atom, list[Member]]:
+    """Every atom that owns slots of initializers, pinned or not, with its members."""
+    owners: dict[Atom, dict[Member, None]] = {}
+    for value, axes in analysis.weights():
+        for position, axis in enumerate(axes):
+            for atom in atoms_of(axis):
+                if is_static(atom.size) and atom.size != 1:
+                    owners.setdefault(atom, {})[value.name or "", position] = None
+    return {atom: list(members) for atom, members in owners.items()}

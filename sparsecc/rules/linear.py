@@ -1,0 +1,158 @@
+"""Convolutions and matrix products: axes that are summed over."""
+
+from __future__ import annotations
+
+from sparsecc.axes import Axis
+from sparsecc.rules.edit import Edit
+from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.table import rule
+
+
+def mend_group(edit: Edit) -> None:
+    """`group` becomes the number of groups left."""
+    if edit.memo is not None and edit.changed(edit.memo):
+        edit.set_attribute("group", edit.left(edit.memo))
+
+
+def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
+    size = axis.size
+    if not isinstance(size, int) or size % groups:
+        raise CannotFollowError(f"{what} are not a multiple of group={groups}")
+    found = site.space.factored(axis, (groups, size // groups))
+    if found is None:
+        raise CannotFollowError(f"{what} cannot be seen as {groups} groups")
+    return found
+
+
+@rule("Conv", fix=mend_group)
+@rule("FusedConv", fix=mend_group, domain="com.microsoft")
+def conv(site: Site) -> None:
+    """Weights (out, in/group, *kernel): input channels are summed; whole groups or equal offsets go together."""
+    data, weight = site.axes(0), site.axes(1)
+    groups = site.int_("group", 1)
+    site.pin(weight[2:], "the kernel of")
+    site.pin(data[2:], "a spatial axis")
+    out, width = weight[0], data[1]
+    if groups == 1:
+        site.same(width, weight[1])
+    else:
+        group, inner = _grouped(site, width, groups, "input channels")
+        site.same(inner, weight[1])
+        site.space.unify(_grouped(site, out, groups, "output channels")[0], group)
+        site.remember(group)
+    site.reduces(0, 1)
+    site.reduces(1, 1)
+    if site.has(2):
+        site.same(out, site.axes(2)[0])
+    spatial = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    site.set([data[0], out, *spatial])
+    if site.has(3):  # FusedConv adds a residual before its activation
+        for a, b in zip(site.axes(3), [data[0], out, *spatial], strict=True):
+            site.same(a, b)
+    site.multiplies(data[0], out, *spatial, *weight[1:])
+
+
+@rule("ConvTranspose", fix=mend_group)
+def conv_transpose(site: Site) -> None:
+    """Weights (in, out/group, *kernel): input channels are summed."""
+    data, weight = site.axes(0), site.axes(1)
+    groups = site.int_("group", 1)
+    site.pin(weight[2:], "the kernel of")
+    site.pin(data[2:], "a spatial axis")
+    site.same(data[1], weight[0])
+    out = weight[1]
+    if groups > 1:
+        group, _ = _grouped(site, weight[0], groups, "input channels")
+        out = site.fixed(site.out_shape()[1], "the output channels of grouped")
+        site.pin(weight[1], "the output channels of grouped")
+        site.pin(group, "the groups")
+    site.reduces(0, 1)
+    site.reduces(1, 0)
+    if site.has(2):
+        site.same(out, site.axes(2)[0])
+    site.set([data[0], out, *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
+    site.multiplies(*data, *weight[1:])
+
+
+@rule("MatMul")
+def matmul(site: Site) -> None:
+    """(..., m, k) by (..., k, n): k is summed. Between two activations the batch axes are heads."""
+    a, b = list(site.axes(0)), list(site.axes(1))
+    matrix_product(site, a, b)
+
+
+@rule("FusedMatMul TransposeMatMul", domain="com.microsoft")
+def fused_matmul(site: Site) -> None:
+    """A matrix product with optional transposes of its last two axes."""
+    a, b = list(site.axes(0)), list(site.axes(1))
+    if site.int_("transBatchA") or site.int_("transBatchB"):
+        raise CannotFollowError("batch transposes are not followed")
+    swap_a, swap_b = bool(site.int_("transA")), bool(site.int_("transB"))
+    if swap_a and len(a) > 1:
+        a[-2:] = a[-1], a[-2]
+    if swap_b and len(b) > 1:
+        b[-2:] = b[-1], b[-2]
+    matrix_product(site, a, b, (-2 if swap_a else -1, -1 if swap_b else -2))
+
+
+def matrix_product(site: Site, a: list[Axis], b: list[Axis], summed: tuple[int, int] = (-1, -2)) -> None:
+    """Relate the axes of a product whose operands are already (…, m, k) and (…, k, n)."""
+    k_a, k_b = a[-1], b[-2] if len(b) > 1 else b[-1]
+    if k_a.size != 1 or k_b.size != 1:
+        site.space.unify(k_a, k_b)
+    site.reduces(0, summed[0])
+    site.reduces(1, summed[1] if len(b) > 1 else -1)
+    m, n = a[-2:-1], b[-1:] if len(b) > 1 else []
+    batch = broadcast(site, [a[:-2], b[:-2]])
+    if not (site.is_constant(0) or site.is_constant(1)):
+        for axis in batch:
+            site.space.mark(axis, "head")
+        for axis in (*m, k_a, *n):
+            site.space.mark(axis, "head_dim")
+    site.set([*batch, *m, *n])
+    site.multiplies(*batch, *m, k_a, *n)
+
+
+@rule("Gemm")
+def gemm(site: Site) -> None:
+    """A (m, k) by B (k, n), either transposed, plus C."""
+    a, b = site.axes(0), site.axes(1)
+    swap_a, swap_b = site.int_("transA"), site.int_("transB")
+    m, k = (a[1], a[0]) if swap_a else (a[0], a[1])
+    k_b, n = (b[1], b[0]) if swap_b else (b[0], b[1])
+    site.space.unify(k, k_b)
+    site.reduces(0, 0 if swap_a else 1)
+    site.reduces(1, 1 if swap_b else 0)
+    result = [m, n]
+    if site.has(2):
+        result = broadcast(site, [result, site.axes(2)])
+    site.set(result)
+    site.multiplies(m, k, n)
+
+
+@rule("Einsum")
+def einsum(site: Site) -> None:
+    """Letters are axes; those missing on the right are summed."""
+    equation = site.string("equation").replace(" ", "")
+    if "..." in equation:
+        raise CannotFollowError("an equation with an ellipsis is not followed")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = sorted(set(left) - {","})
+        right = "".join(c for c in letters if left.count(c) == 1)
+    bound: dict[str, Axis] = {}
+    for operand, term in enumerate(terms):
+        if len(set(term)) != len(term):
+            raise CannotFollowError("a diagonal is not followed")
+        for letter, axis in zip(term, site.axes(operand), strict=True):
+            bound[letter] = site.same(bound[letter], axis) if letter in bound else axis
+        summed = [i for i, letter in enumerate(term) if letter not in right]
+        if summed:
+            site.reduces(operand, summed)
+    if len(terms) > 1 and not any(site.is_constant(i) for i in range(len(terms))):
+        for letter, axis in bound.items():
+            shared = all(letter in term for term in terms) and letter in right
+            site.space.mark(axis, "head" if shared else "head_dim")
+    site.set([bound[letter] for letter in right])
+    site.multiplies(*bound.values())

@@ -1,0 +1,183 @@
+"""Normalisation, reduction, pooling and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsecc.axes import Atom, Axis
+from sparsecc.rules.edit import Edit
+from sparsecc.rules.site import CannotFollowError, Site
+from sparsecc.rules.table import rule
+from sparsecc.sizes import Size, quotient
+
+
+@rule("BatchNormalization")
+def batch_normalization(site: Site) -> None:
+    """Channel by channel: scale, bias, mean and variance follow axis 1."""
+    data = site.axes(0)
+    channel = data[1] if len(data) > 1 else data[0]
+    for operand in range(1, 5):
+        site.same(channel, site.axes(operand)[0])
+    site.set(data)
+    for output in range(1, site.outputs()):
+        site.set([channel], output)
+
+
+@rule("InstanceNormalization")
+def instance_normalization(site: Site) -> None:
+    """Channel by channel; what lies behind axis 1 is normalised over."""
+    data = site.axes(0)
+    for operand in (1, 2):
+        site.same(data[1], site.axes(operand)[0])
+    site.reduces(0, range(2, len(data)), "instancenorm")
+    site.set(data)
+
+
+@rule("LayerNormalization")
+@rule("SimplifiedLayerNormalization")
+@rule("RMSNormalization")
+def layer_normalization(site: Site) -> None:
+    """The axes from `axis` on are normalised over; scale and bias follow them."""
+    data, axis = site.axes(0), site.axis(default=-1)
+    for operand in (1, 2):
+        if site.has(operand):
+            scale = site.axes(operand)
+            for a, b in zip(data[len(data) - len(scale) :], scale, strict=True):
+                site.same(a, b)
+    kind = "layernorm" if site.node.op_type == "LayerNormalization" else "rmsnorm"
+    site.reduces(0, range(axis, len(data)), kind)
+    site.set(data)
+    for output in range(1, site.outputs()):
+        site.set([*data[:axis], *(Atom(1) for _ in data[axis:])], output)
+
+
+def mend_groups(edit: Edit) -> None:
+    """`num_groups` becomes the number of groups left."""
+    if edit.memo is not None and edit.changed(edit.memo):
+        edit.set_attribute("num_groups", edit.left(edit.memo))
+
+
+@rule("GroupNormalization", fix=mend_groups)
+def group_normalization(site: Site) -> None:
+    """Channels are groups of equal width, normalised over within each group and over space."""
+    data, groups = site.axes(0), site.int_("num_groups", 1)
+    width = quotient(data[1].size, groups)
+    found = site.space.factored(data[1], (groups, width)) if width is not None else None
+    if found is None:
+        raise CannotFollowError(f"its channels cannot be seen as {groups} groups")
+    for operand in (1, 2):
+        scale = site.axes(operand)[0]
+        site.same(found[0] if scale.size == groups else data[1], scale)
+    site.remember(found[0])
+    site.reduces(0, range(1, len(data)), "groupnorm")
+    site.set(data)
+
+
+_KIND = {
+    "ReduceSum": "sum", "ReduceSumSquare": "sum", "ReduceL1": "sum", "ReduceL2": "sum", "ReduceMean": "mean",
+    "ReduceMax": "max", "ReduceMin": "min",
+}  # fmt: skip
+
+
+@rule("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin")
+@rule("ReduceProd ReduceLogSum ReduceLogSumExp")
+def reduce(site: Site) -> None:
+    """The reduced axes vanish; the others pass."""
+    data = site.axes(0)
+    given = site.axis_list(1)
+    site.ignore(1)
+    if given is None or (not given and not site.int_("noop_with_empty_axes")):
+        given = list(range(len(data)))
+    gone = sorted(site.nonnegative(i, len(data)) for i in given)
+    kind = _KIND.get(site.node.op_type)
+    if kind is None:
+        site.pin([data[i] for i in gone], "the reduced axis")
+    elif gone:
+        site.reduces(0, gone, kind)
+    keep = site.int_("keepdims", 1)
+    site.set([Atom(1) if i in gone else a for i, a in enumerate(data) if keep or i not in gone])
+
+
+@rule("ArgMax ArgMin")
+def arg_extreme(site: Site) -> None:
+    """The searched axis is pinned: its slots are numbered."""
+    data, axis = site.axes(0), site.axis()
+    site.pin(data[axis], "the searched axis")
+    keep = site.int_("keepdims", 1)
+    site.set([Atom(1) if i == axis else a for i, a in enumerate(data) if keep or i != axis])
+
+
+@rule("TopK")
+def top_k(site: Site) -> None:
+    """The searched axis is pinned: its slots are numbered."""
+    site.ignore(1)
+    data, axis = site.axes(0), site.axis(default=-1)
+    site.pin(data[axis], "the searched axis")
+    for output in range(site.outputs()):
+        found: Axis = site.fixed(site.out_shape(output)[axis], "the number of results")
+        site.set([*data[:axis], found, *data[axis + 1 :]], output)
+
+
+@rule("Softmax LogSoftmax Hardmax")
+def softmax(site: Site) -> None:
+    """The normalised axes are pinned: each slot's share depends on all others."""
+    data = site.axes(0)
+    axis = site.axis(default=-1 if site.version >= 13 else 1)
+    last = axis + 1 if site.version >= 13 else len(data)
+    site.pin(data[axis:last], f"axis {axis} is normalised by {site.node.op_type}: the axis")
+    site.set(data)
+
+
+@rule("CumSum CumProd")
+def cumulative(site: Site) -> None:
+    """Slots are accumulated in order: the axis is pinned."""
+    data = site.axes(0)
+    given = site.array(1)
+    site.ignore(1)
+    site.pin(data if given is None else data[int(given) % len(data)], "the accumulated axis")
+    site.set(data)
+
+
+@rule("LpNormalization")
+def lp_normalization(site: Site) -> None:
+    """Every slot is divided by a norm over the axis; removed slots leave the norm."""
+    data, axis = site.axes(0), site.axis(default=-1)
+    site.reduces(0, axis, "sum")
+    site.set(data)
+
+
+@rule("LRN")
+def lrn(site: Site) -> None:
+    """Neighbouring channels are mixed: the channel axis is pinned."""
+    data = site.axes(0)
+    site.pin(data[1], "neighbouring channels are normalised together: the channel axis")
+    site.set(data)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance(site: Site) -> None:
+    """The normalised axes are pinned."""
+    data = site.axes(0)
+    site.pin([data[i] for i in site.ints("axes") or [0, 2, 3]], "the normalised axis")
+    site.set(data)
+
+
+@rule("MaxPool AveragePool LpPool")
+def pool(site: Site) -> None:
+    """Windows over space; batch and channels pass."""
+    data = site.axes(0)
+    site.pin(data[2:], "a spatial axis")
+    for output in range(site.outputs()):
+        site.set([*data[:2], *_fixed(site, site.out_shape(output)[2:])], output)
+
+
+@rule("GlobalAveragePool GlobalMaxPool GlobalLpPool")
+def global_pool(site: Site) -> None:
+    """All of space becomes one slot; batch and channels pass."""
+    data = site.axes(0)
+    site.pin(data[2:], "a spatial axis")
+    site.set([*data[:2], *(Atom(1) for _ in data[2:])])
+
+
+def _fixed(site: Site, sizes: Sequence[Size]) -> list[Axis]:
+    return [site.fixed(size, "a spatial axis") for size in sizes]

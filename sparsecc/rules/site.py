@@ -1,0 +1,209 @@
+"""What a rule sees: one node, the axes of its operands, and verbs to relate them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.axes import Atom, Axis, Space
+from sparsecc.shapes import Shapes
+from sparsecc.sizes import Size
+
+
+class CannotFollowError(Exception):
+    """A rule met a form it does not cover. Not an error of the user's: the node's axes are pinned with this reason."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An operator that sums, averages or normalises over axes of one operand.
+
+    `kind` names how the removed slots have to be masked in the dense model for an exact comparison: `sum`
+    (zeros do), or a mixing kind whose result depends on how many slots there are (`mean`, `max`, `min`,
+    `layernorm`, `rmsnorm`, `instancenorm`, `groupnorm`).
+    """
+
+    node: ir.Node
+    operand: int
+    positions: tuple[int, ...]
+    kind: str = "sum"
+
+
+@dataclass
+class Record:
+    """What analysis keeps of the nodes it walked."""
+
+    axes: dict[ir.Value, list[Axis]] = field(default_factory=dict)
+    uses: dict[tuple[ir.Node, int], list[Axis]] = field(default_factory=dict)
+    reductions: list[Reduction] = field(default_factory=list)
+    macs: dict[ir.Node, list[list[Axis]]] = field(default_factory=dict)
+    memos: dict[ir.Node, Any] = field(default_factory=dict)
+    constant: set[ir.Value] = field(default_factory=set)
+    unfollowed: dict[ir.Node, str] = field(default_factory=dict)
+
+
+class Site:
+    """One node while its rule runs. Operand and output numbers are those of the ONNX specification."""
+
+    def __init__(self, node: ir.Node, space: Space, shapes: Shapes, record: Record, version: int) -> None:
+        self.node = node
+        self.space = space
+        self.shapes = shapes
+        self.record = record
+        self.version = version
+        self.claimed: set[int] = set()
+
+    # operands -----------------------------------------------------------------------------------------
+
+    def has(self, operand: int) -> bool:
+        return operand < len(self.node.inputs) and self.node.inputs[operand] is not None
+
+    def value(self, operand: int) -> ir.Value:
+        value = self.node.inputs[operand] if operand < len(self.node.inputs) else None
+        if value is None:
+            raise CannotFollowError(f"{self.node.op_type} lacks operand {operand}")
+        return value
+
+    def axes(self, operand: int) -> list[Axis]:
+        """The axes of an operand. An initializer has axes of its own at every use."""
+        value = self.value(operand)
+        self.claimed.add(operand)
+        if value.is_initializer():
+            key = (self.node, operand)
+            if key not in self.record.uses:
+                self.record.uses[key] = [Atom(size) for size in self.shape(operand)]
+            return self.record.uses[key]
+        axes = self.record.axes.get(value)
+        if axes is None:
+            raise CannotFollowError(self.shapes.reason(value))
+        return axes
+
+    def shape(self, operand: int) -> tuple[Size, ...]:
+        shape = self.shapes.of(self.value(operand))
+        if shape is None:
+            raise CannotFollowError(self.shapes.reason(self.value(operand)))
+        return shape
+
+    def rank(self, operand: int) -> int:
+        return len(self.shape(operand))
+
+    def is_constant(self, operand: int) -> bool:
+        """Whether an operand depends on nothing but initializers."""
+        return self.value(operand) in self.record.constant
+
+    def ignore(self, *operands: int) -> None:
+        """These operands are read in a way that puts no constraint on their axes."""
+        self.claimed.update(operands)
+
+    def elements(self, operand: int) -> list[Size] | None:
+        return self.shapes.elements(self.node.inputs[operand]) if self.has(operand) else None
+
+    def array(self, operand: int) -> np.ndarray | None:
+        return self.shapes.array(self.node.inputs[operand]) if self.has(operand) else None
+
+    # attributes ---------------------------------------------------------------------------------------
+
+    def int_(self, name: str, default: int = 0) -> int:
+        return self.node.attributes.get_int(name, default)
+
+    def float_(self, name: str, default: float = 0.0) -> float:
+        return self.node.attributes.get_float(name, default)
+
+    def ints(self, name: str) -> list[int] | None:
+        found = self.node.attributes.get_ints(name)
+        return None if found is None else list(found)
+
+    def string(self, name: str, default: str = "") -> str:
+        return self.node.attributes.get_string(name, default)
+
+    def axis(self, name: str = "axis", default: int = 0, rank: int | None = None) -> int:
+        """An axis attribute, made non-negative."""
+        return self.nonnegative(self.int_(name, default), self.rank(0) if rank is None else rank)
+
+    def nonnegative(self, axis: int, rank: int) -> int:
+        if not -rank <= axis < max(rank, 1):
+            raise CannotFollowError(f"axis {axis} is outside rank {rank}")
+        return axis % rank if rank else 0
+
+    def axis_list(self, operand: int, name: str = "axes") -> list[int] | None:
+        """Axes given as an attribute (older opsets) or as an operand; None when left out."""
+        found = self.ints(name)
+        if found is not None or not self.has(operand):
+            return found
+        elements = self.elements(operand)
+        if elements is None or not all(isinstance(e, int) for e in elements):
+            raise CannotFollowError("its axes are computed at run time")
+        return [e for e in elements if isinstance(e, int)]
+
+    # relations ----------------------------------------------------------------------------------------
+
+    def same(self, a: Axis, b: Axis) -> Axis:
+        """State that two axes are one, unless either has size 1 and is broadcast. Returns the longer."""
+        if a.size == 1:
+            return b
+        if b.size != 1:
+            self.space.unify(a, b)
+        return a
+
+    def pin(self, axes: Axis | Sequence[Axis], reason: str) -> None:
+        for axis in [axes] if isinstance(axes, Axis) else axes:
+            self.space.pin(axis, f"{reason} in {self.title}")
+
+    def fixed(self, size: Size, reason: str) -> Axis:
+        """A fresh axis that can lose nothing."""
+        axis = Atom(size)
+        self.pin(axis, reason)
+        return axis
+
+    def out_shape(self, output: int = 0) -> tuple[Size, ...]:
+        shape = self.shapes.of(self.node.outputs[output])
+        if shape is None:
+            raise CannotFollowError(self.shapes.reason(self.node.outputs[output]))
+        return shape
+
+    def outputs(self) -> int:
+        return len(self.node.outputs)
+
+    def set(self, axes: Sequence[Axis], output: int = 0) -> None:
+        """Give an output its axes. Sizes must be those that shape inference found."""
+        if output >= len(self.node.outputs):
+            return
+        value = self.node.outputs[output]
+        known = self.shapes.of(value)
+        if known is not None and tuple(a.size for a in axes) != known:
+            found = [a.size for a in axes]
+            raise CannotFollowError(f"its axes {found} differ from its shape {list(known)}")
+        self.record.axes[value] = list(axes)
+
+    def reduces(self, operand: int, positions: int | Sequence[int], kind: str = "sum") -> None:
+        rank = self.rank(operand)
+        wanted = [positions] if isinstance(positions, int) else positions
+        self.record.reductions.append(
+            Reduction(self.node, operand, tuple(p % rank for p in wanted), kind)
+        )
+
+    def multiplies(self, *axes: Axis) -> None:
+        """The node does the product of these axes' sizes in multiply-accumulates."""
+        self.record.macs.setdefault(self.node, []).append(list(axes))
+
+    def remember(self, memo: Any) -> None:
+        """Keep something for the fix of this node."""
+        self.record.memos[self.node] = memo
+
+    @property
+    def title(self) -> str:
+        return f"{self.node.op_type} '{self.node.name}'"
+
+
+def broadcast(site: Site, shapes: Sequence[Sequence[Axis]]) -> list[Axis]:
+    """The axes of a numpy-style broadcast of several operands; equal axes are unified."""
+    rank = max((len(axes) for axes in shapes), default=0)
+    result: list[Axis] = [Atom(1) for _ in range(rank)]
+    for axes in shapes:
+        for i, axis in enumerate(axes, start=rank - len(axes)):
+            result[i] = site.same(result[i], axis)
+    return result

@@ -1,0 +1,352 @@
+"""Static shapes and shape arithmetic of a whole model, with its dynamic dimensions kept apart.
+
+One forward walk per probe (see `sparsecc.sizes`): every symbolic dimension gets a concrete size, every node is
+inferred by onnx's own per-node inference, and small values (shapes, bounds, axes) are evaluated on the way.
+What differs between the probes is dynamic; a size nobody can know (the length of NonZero) is a large number of
+its own at each probe. Weights are never read: only their types take part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import shape_inference
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import load_op
+
+from sparsecc.contrib import inference_stand_in
+from sparsecc.sizes import Size, joined
+
+SMALL = 1024
+"""Values of at most this many elements are followed."""
+
+_EVALUATED = frozenset(
+    """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements
+    GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow Range
+    ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Size Slice Split Sqrt
+    Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+)
+_FAILURES = (shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError, ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError,
+             ValueError, NotImplementedError)  # fmt: skip
+
+Dims = Mapping[str, Sequence[int]]
+"""Sizes the user gave for inputs: input name -> its shape."""
+
+
+class UnknownShapes(dict[ir.Value, str]):
+    """Values whose shape could not be inferred, with the reason."""
+
+
+@dataclass
+class _Probe:
+    """What one walk found."""
+
+    types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
+    data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
+    failures: UnknownShapes = field(default_factory=UnknownShapes)
+    opaque: Iterator[int] = field(default_factory=lambda: itertools.count(1_000_003, 2))
+
+
+@dataclass
+class Shapes:
+    """Shapes and small values of every value of the main graph."""
+
+    probes: list[_Probe]
+    inputs: list[dict[str, tuple[int, ...]]]
+    _shapes: dict[ir.Value, tuple[Size, ...] | None] = field(default_factory=dict)
+
+    def of(self, value: ir.Value) -> tuple[Size, ...] | None:
+        """The shape, or None where it is unknown."""
+        if value not in self._shapes:
+            self._shapes[value] = self._joined(value)
+        return self._shapes[value]
+
+    def elements(self, value: ir.Value | None) -> list[Size] | None:
+        """The integer elements of a small value, flattened, each static or one per probe; None if unknown."""
+        arrays = [p.data.get(value) for p in self.probes] if value is not None else []
+        if not arrays or any(a is None or a.dtype.kind not in "iub" for a in arrays):
+            return None
+        flat = [a.ravel().tolist() for a in arrays if a is not None]
+        if any(len(f) != len(flat[0]) for f in flat):
+            return None
+        return [joined(tuple(int(x) for x in column)) for column in zip(*flat, strict=True)]
+
+    def array(self, value: ir.Value | None) -> np.ndarray | None:
+        """A small value that is the same at every probe, or None."""
+        arrays = [p.data.get(value) for p in self.probes] if value is not None else []
+        if not arrays or arrays[0] is None:
+            return None
+        same = all(a is not None and np.array_equal(a, arrays[0]) for a in arrays)
+        return arrays[0] if same else None
+
+    def reason(self, value: ir.Value) -> str:
+        """Why the shape of a value is unknown."""
+        return self.probes[0].failures.get(value, "its shape is unknown")
+
+    def _joined(self, value: ir.Value) -> tuple[Size, ...] | None:
+        shapes = [_dims(p.types.get(value)) for p in self.probes]
+        first = shapes[0]
+        if first is None or any(s is None or len(s) != len(first) for s in shapes):
+            return None
+        return tuple(joined(tuple(column)) for column in zip(*(s or () for s in shapes), strict=True))
+
+
+def infer(model: ir.Model, dims: Dims | None = None) -> Shapes:
+    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic."""
+    walker = _Walker(model)
+    best: Shapes | None = None
+    failures = -1
+    for sizes in _assignments(model.graph, dims or {}):
+        probes = [walker.walk(inputs) for inputs in sizes]
+        failed = sum(len(p.failures) for p in probes)
+        if best is None or failed < failures:
+            best, failures = Shapes(probes, sizes), failed
+        if failed == 0:
+            break
+    assert best is not None
+    return best
+
+
+class _Walker:
+    """Runs probes over one model; node protos and small constants are made once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+        self.version = model.opset_imports.get("", 1)
+        self.nodes = [(node, _proto(node)) for node in self.graph]
+        self.tensors: dict[int, onnx.TensorProto] = {}
+
+    def walk(self, inputs: Mapping[str, tuple[int, ...]]) -> _Probe:
+        probe = _Probe()
+        for value in self.graph.inputs:
+            if value.name in inputs:
+                probe.types[value] = _tensor_type(value.dtype, inputs[value.name])
+        for value in self.graph.initializers.values():
+            self._constant(value, probe)
+        for node, proto in self.nodes:
+            self._node(node, proto, probe)
+        return probe
+
+    def _constant(self, value: ir.Value, probe: _Probe) -> None:
+        tensor = value.const_value
+        if tensor is None:
+            return
+        shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+        probe.types[value] = _tensor_type(tensor.dtype, shape)
+        if tensor.size <= SMALL and tensor.dtype in _NUMERIC:
+            probe.data[value] = tensor.numpy()
+
+    def _node(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> None:
+        try:
+            types = self._inferred(node, proto, probe)
+        except _FAILURES as e:
+            types = {}
+            reason = " ".join(str(e).split())[:200] or type(e).__name__
+            for value in node.outputs:
+                probe.failures[value] = f"onnx cannot infer {node.op_type}: {reason}"
+        for value in node.outputs:
+            probe.types[value] = self._completed(value, types.get(value.name or ""), probe)
+        if node.op_type in _EVALUATED and node.domain == "":
+            self._evaluate(node, proto, probe)
+        elif node.op_type == "Shape":
+            self._shape(node, probe)
+
+    def _inferred(
+        self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe
+    ) -> dict[str, onnx.TypeProto]:
+        stand_in = inference_stand_in(proto, self.version)
+        schema = onnx.defs.get_schema(stand_in.op_type, self._opset(stand_in.domain), stand_in.domain)
+        types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
+        data = {}
+        for value in node.inputs:
+            array = probe.data.get(value) if value is not None else None
+            if array is not None and value is not None:
+                data[value.name or ""] = self._tensor(array)
+        inferred: dict[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
+            schema, stand_in, types, data or None, opset_imports=self.opsets
+        )
+        return inferred
+
+    def _opset(self, domain: str) -> int:
+        for opset in self.opsets:
+            if (opset.domain or "") in (domain, "ai.onnx" if not domain else domain):
+                return int(opset.version)
+        return 1
+
+    def _tensor(self, array: np.ndarray) -> onnx.TensorProto:
+        made = self.tensors.get(id(array))
+        if made is None:
+            made = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
+            self.tensors[id(array)] = made
+            self._keep_alive = [*getattr(self, "_keep_alive", []), array]
+        return made
+
+    def _completed(
+        self, value: ir.Value, inferred: onnx.TypeProto | None, probe: _Probe
+    ) -> onnx.TypeProto:
+        """The inferred type with what it lacks taken from the file or, last, made an opaque size."""
+        if inferred is None or inferred.WhichOneof("value") is None:
+            inferred = onnx.TypeProto()
+            dtype = value.dtype.value if value.dtype is not None else 1
+            inferred.tensor_type.elem_type = dtype
+        if inferred.WhichOneof("value") != "tensor_type":
+            return inferred
+        tensor = inferred.tensor_type
+        if not tensor.HasField("shape"):
+            if value.shape is None:
+                return inferred
+            for dim in value.shape:
+                tensor.shape.dim.add(**({"dim_value": dim} if isinstance(dim, int) else {}))
+        for dim in tensor.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = next(probe.opaque)
+            elif dim.dim_value < 0:
+                probe.failures[value] = "a negative dimension was inferred"
+        return inferred
+
+    def _shape(self, node: ir.Node, probe: _Probe) -> None:
+        value = node.inputs[0]
+        dims = _dims(probe.types.get(value)) if value is not None else None
+        if dims is None:
+            return
+        start = node.attributes.get_int("start", 0)
+        end = node.attributes.get_int("end", len(dims))
+        probe.data[node.outputs[0]] = np.asarray(dims, dtype=np.int64)[start:end]
+
+    def _evaluate(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> None:
+        if node.op_type == "Size":
+            dims = _dims(probe.types.get(node.inputs[0])) if node.inputs[0] is not None else None
+            if dims is not None:
+                probe.data[node.outputs[0]] = np.asarray(np.prod(dims, dtype=np.int64))
+            return
+        arrays = [probe.data.get(v) if v is not None else None for v in node.inputs]
+        if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+            return
+        for value in node.outputs:
+            dims = _dims(probe.types.get(value))
+            if node.op_type != "NonZero" and (dims is None or np.prod(dims, dtype=float) > SMALL):
+                return
+        results = _computed(proto, arrays, self.version)
+        for value, result in zip(node.outputs, results, strict=False):
+            probe.data[value] = np.asarray(result)
+            probe.types[value] = _tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
+
+
+def _computed(proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
+    """The outputs of one node on small arrays, or nothing where the reference cannot run it."""
+    parameters = {
+        "log": lambda *_: None,
+        "opsets": {"": version},
+        "verbose": 0,
+        "evaluator_cls": ReferenceEvaluator,
+        "new_ops": None,
+        "existing_functions": {},
+    }
+    try:
+        with np.errstate(all="ignore"):
+            operator = load_op("", proto.op_type, version)(proto, parameters)
+            results = operator.run(*arrays)
+    except _FAILURES:
+        return ()
+    return [r for r in results if isinstance(r, np.ndarray | np.generic)]
+
+
+def _proto(node: ir.Node) -> onnx.NodeProto:
+    proto = ir.serde.serialize_node(node)
+    del proto.metadata_props[:]
+    return proto
+
+
+_NUMERIC = frozenset(
+    {
+        ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.DOUBLE,
+        ir.DataType.FLOAT16, ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT32, ir.DataType.UINT64,
+        ir.DataType.INT16, ir.DataType.UINT16,
+    }
+)  # fmt: skip
+
+
+def _tensor_type(dtype: ir.DataType | None, shape: Sequence[int]) -> onnx.TypeProto:
+    made: onnx.TypeProto = onnx.helper.make_tensor_type_proto(dtype.value if dtype else 1, list(shape))
+    return made
+
+
+def _dims(kind: onnx.TypeProto | None) -> list[int] | None:
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    return [d.dim_value for d in kind.tensor_type.shape.dim]
+
+
+_CANDIDATES: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...] = (
+    # batch, sequence (or the later axes of rank 2 and 3), spatial (axes from 2 of rank 4 and 5)
+    ((2, 3), (11, 13), (64, 96)),
+    ((2, 3), (64, 96), (224, 256)),
+    ((1, 2), (16, 24), (320, 384)),
+    ((1, 1), (128, 160), (48, 64)),
+    ((1, 2), (16000, 24000), (32, 40)),
+)
+
+
+def _assignments(graph: ir.Graph, dims: Dims) -> Iterator[list[dict[str, tuple[int, ...]]]]:
+    """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic)."""
+    values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
+    fixed = all(v.name in dims or all(isinstance(d, int) for d in v.shape or ()) for v in values)
+    candidates = _CANDIDATES[:1] if fixed else _CANDIDATES
+    for candidate in candidates:
+        names: dict[str, tuple[int, int]] = {}
+        shapes = [{}, {}] if not fixed else [{}]  # type: list[dict[str, tuple[int, ...]]]
+        for value in values:
+            pairs = _input_dims(value, dims, candidate, names)
+            for probe, shape in enumerate(shapes):
+                shape[value.name or ""] = tuple(pair[probe] for pair in pairs)
+        yield shapes
+
+
+def _input_dims(
+    value: ir.Value,
+    dims: Dims,
+    candidate: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    names: dict[str, tuple[int, int]],
+) -> list[tuple[int, int]]:
+    assert value.shape is not None
+    given = dims.get(value.name or "")
+    rank = len(value.shape)
+    pairs = []
+    for axis, dim in enumerate(value.shape):
+        if given is not None:
+            pairs.append((given[axis], given[axis]))
+        elif isinstance(dim, int):
+            pairs.append((dim, dim))
+        else:
+            kind = 0 if axis == 0 else 2 if rank >= 4 and axis >= 2 else 1
+            name = dim.value or f"{value.name}.{axis}"
+            names.setdefault(name, _sum_of(name, names) or _spread(candidate[kind], kind, axis, names))
+            pairs.append(names[name])
+    return pairs
+
+
+def _spread(pair: tuple[int, int], kind: int, axis: int, names: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """Sizes of a symbol, different from those of other symbols of its kind where it may differ."""
+    if kind == 0 or pair not in names.values():
+        return pair
+    step = 32 if kind == 2 else 4
+    shift = step * sum(1 for p in names.values() if p[1] >= pair[0] and p != (2, 3))
+    return pair[0] + shift, pair[1] + shift
+
+
+def _sum_of(name: str, names: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """The sizes of a symbol written as a sum of known ones (`past + sequence`), else None."""
+    terms = [t.strip() for t in name.split("+")]
+    if len(terms) < 2 or not all(re.fullmatch(r"\w+", t) for t in terms):
+        return None
+    if not all(t.isdigit() or t in names for t in terms):
+        return None
+    values = [(int(t), int(t)) if t.isdigit() else names[t] for t in terms]
+    return sum(v[0] for v in values), sum(v[1] for v in values)
