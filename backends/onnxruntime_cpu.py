@@ -1,0 +1,253 @@
+"""ONNX Runtime on the CPU: an optimized `model.onnx` (or `.ort`), its sessions, kernel census and profile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import onnx_ir as ir
+
+from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.errors import InputError, InternalError, SystemFailureError
+
+if TYPE_CHECKING:
+    from sparsecc.backends.onnxruntime_session import OrtRunner
+
+LEVELS = ("none", "basic", "extended", "all")
+EXTERNAL_ABOVE = 1 << 30
+"""Weights go to `model.onnx.data` when they take more bytes than this."""
+
+_SMALL_TENSOR = 1024
+_ORT_FORMAT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `build` accepts. `platform` ("amd64" or "arm") matters to the `.ort` format only."""
+
+    level: str = "extended"
+    ort_format: bool = False
+    platform: str = "amd64"
+    external_above: int = EXTERNAL_ABOVE
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> BuildOptions:
+        """InputError names an unknown option or value."""
+        unknown = sorted(set(options) - set(BuildOptions.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(BuildOptions.__dataclass_fields__)
+            raise InputError(f"onnxruntime: unknown build option '{unknown[0]}': options are {known}")
+        chosen = BuildOptions(**options)
+        if chosen.level not in LEVELS:
+            raise InputError(f"onnxruntime: unknown level '{chosen.level}': levels are {', '.join(LEVELS)}")
+        if chosen.platform not in ("amd64", "arm"):
+            raise InputError(f"onnxruntime: unknown platform '{chosen.platform}': give amd64 or arm")
+        return chosen
+
+
+class OnnxRuntimeCpu:
+    """The backend `onnxruntime`."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def availability(self) -> Availability:
+        try:
+            return Availability(ok=True, version=version("onnxruntime"))
+        except PackageNotFoundError:
+            return Availability(
+                ok=False, reason="onnxruntime is not installed", remedy="pip install onnxruntime"
+            )
+
+    def build(
+        self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
+    ) -> Artefact:
+        """Write `model.onnx`, optimized for no processor in particular (level EXTENDED by default).
+
+        Where ONNX Runtime cannot load what it wrote itself, the next lower level is taken and
+        `facts["level"]` and `facts["level_lowered"]` say so. Equal models give equal bytes. InputError when
+        ONNX Runtime refuses the model.
+        """
+        chosen = BuildOptions.of(options)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+            progress("optimizing for ONNX Runtime", 0.0)
+            built, facts = _optimized(model, Path(scratch), chosen)
+            files = sorted(path.name for path in built.iterdir())
+            if chosen.ort_format:
+                progress("converting to the ORT format", 0.7)
+                _convert_to_ort_format(built, chosen)
+                files = sorted(path.name for path in built.iterdir())
+            for file in sorted(files, key="model.onnx".__eq__):
+                _flush(built / file)
+                os.replace(built / file, folder / file)
+            progress("optimizing for ONNX Runtime", 1.0)
+        main = "model.ort" if chosen.ort_format else "model.onnx"
+        return Artefact(main, tuple(files), facts)
+
+    def load(self, path: Path | bytes, *, threads: int = 1, level: str = "all") -> OrtRunner:
+        """A runner over a file or its bytes; `level="none"` runs the graph exactly as it is written."""
+        from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+
+        session = open_session(path, session_options(threads=threads, level=level))
+        return OrtRunner(session, path.name if isinstance(path, Path) else "model")
+
+    def census(self, path: Path) -> dict[str, Any]:
+        """Which kernels ONNX Runtime really picks here: see `kernel_census.census`."""
+        from sparsecc.backends.kernel_census import census
+
+        return census(path)
+
+    def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
+        """Mean time per node over `runs` runs after a warm-up, slowest first."""
+        from sparsecc.measure.layers import layer_times
+
+        return layer_times(path, feeds, threads=threads, runs=runs)
+
+
+def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Path, dict[str, Any]]:
+    """The folder with the optimized model, and facts. Lower levels are tried when a written model does not load."""
+    import onnxruntime as ort
+
+    from sparsecc.backends.onnxruntime_session import open_session, session_options
+
+    source = scratch / "source" / "model.onnx"
+    external = _write_plain(model, source, chosen.external_above)
+    failures: list[str] = []
+    for level in reversed(LEVELS[: LEVELS.index(chosen.level) + 1]):
+        built = scratch / level / "model.onnx"
+        optimized = _run_optimizer(source, scratch, level, external=external)
+        _write_plain(without_traces(ir.load(optimized)), built, chosen.external_above)
+        try:
+            open_session(built, session_options(threads=1, level="all"))
+        except InputError as e:
+            failures.append(f"{level}: {e}")
+            continue
+        facts: dict[str, Any] = {"level": level, "onnxruntime": ort.__version__}
+        if failures:
+            facts["level_lowered"] = failures
+        return built.parent, facts
+    raise InputError(failures[-1].partition(": ")[2])
+
+
+def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -> Path:
+    """The file that ONNX Runtime writes after optimizing; the source itself at level none."""
+    from sparsecc.backends.onnxruntime_session import open_session, session_options
+
+    if level == "none":
+        return source
+    out = scratch / f"{level}-raw" / "model.onnx"
+    out.parent.mkdir()
+    settings = {}
+    if external:
+        settings["session.optimized_model_external_initializers_file_name"] = "model.onnx.data"
+        settings["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_SMALL_TENSOR)
+    options = session_options(threads=1, level=level, settings=settings)
+    options.optimized_model_filepath = str(out)
+    open_session(source, options)
+    return out
+
+
+def without_traces(model: ir.Model) -> ir.Model:
+    """The model without what tells where it was made: notes, metadata, unused opset imports, unsorted weights."""
+    model.doc_string = None
+    model.producer_name, model.producer_version = "sparsecc", None
+    model.domain, model.model_version = None, None
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            value.doc_string = None
+            value.metadata_props.clear()
+        ordered = sorted(graph.initializers.items())
+        graph.initializers.clear()
+        graph.initializers.update(ordered)
+        for tensor in (value.const_value for _, value in ordered):
+            _clear_tensor(tensor)
+    _clear_nodes(model)
+    return model
+
+
+def _clear_nodes(model: ir.Model) -> None:
+    used = {""}
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for node in (node for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph)):
+        used.add(node.domain)
+        node.doc_string = None
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.doc_string = None
+            output.metadata_props.clear()
+        for attribute in node.attributes.values():
+            attribute.doc_string = None
+            if attribute.type == ir.AttributeType.TENSOR:
+                _clear_tensor(attribute.value)
+    kept = {domain: number for domain, number in sorted(model.opset_imports.items()) if domain in used}
+    model.opset_imports.clear()
+    model.opset_imports.update(kept)
+
+
+def _clear_tensor(tensor: ir.TensorProtocol | None) -> None:
+    if isinstance(tensor, ir.TensorProtoTensor):
+        tensor.raw.ClearField("doc_string")
+    elif isinstance(tensor, (ir.Tensor, ir.ExternalTensor, ir.StringTensor)):
+        tensor.doc_string = None
+    if tensor is not None:
+        tensor.metadata_props.clear()
+
+
+def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
+    """Save `model`, its weights beside it when large; whether they are. Values of `model` stay as they were."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    constants = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
+    external = sum(tensor.nbytes for tensor in constants if tensor is not None) > external_above
+    try:
+        if external:
+            ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_SMALL_TENSOR)
+        else:
+            ir.save(model, path)
+    except OSError as e:
+        raise SystemFailureError(f"{path.name}: cannot be written: {e.strerror}: free space and try again") from e
+    return external
+
+
+def _convert_to_ort_format(built: Path, chosen: BuildOptions) -> None:
+    """Add `model.ort` and the required-operators configuration (with types) of a minimal build."""
+    with tempfile.TemporaryDirectory(dir=built.parent) as out:
+        command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(built / "model.onnx")]
+        command += ["--output_dir", out, "--optimization_style", "Fixed", "--enable_type_reduction"]
+        command += ["--target_platform", chosen.platform]
+        disable = {"none": "disable"}
+        environment = {
+            **os.environ,
+            "ORT_CONVERT_ONNX_MODELS_TO_ORT_OPTIMIZATION_LEVEL": disable.get(chosen.level, chosen.level),
+        }
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=_ORT_FORMAT_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as e:
+            raise InternalError(
+                f"model.ort: the converter did not end in {_ORT_FORMAT_SECONDS} s: build without the ORT format"
+            ) from e
+        made = next(Path(out).glob("*.ort"), None)
+        config = next(Path(out).glob("*.config"), None)
+        if done.returncode != 0 or made is None or config is None:
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise InputError(f"model.ort: ONNX Runtime's converter failed: {last}: build without the ORT format")
+        shutil.move(made, built / "model.ort")
+        lines = [line for line in config.read_text().splitlines() if not line.startswith("#")]
+        (built / "required_operators_and_types.config").write_text("\n".join(lines).strip() + "\n")
+
+
+def _flush(path: Path) -> None:
+    """On the disk before it gets its name, so that a power cut leaves the old file or the new one."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,170 @@
+"""Sessions of ONNX Runtime on the CPU: their settings, their failures in one line, and the runner over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from sparsecc.backends.base import Feeds
+from sparsecc.errors import InputError
+
+LEVELS: dict[str, ort.GraphOptimizationLevel] = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+PROVIDERS = ["CPUExecutionProvider"]
+_FATAL_ONLY = 4
+
+RuntimeFailure: tuple[type[Exception], ...] = (
+    _state.Fail,
+    _state.EPFail,
+    _state.EngineError,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.ModelRequiresCompilation,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+    ValueError,
+    RuntimeError,
+    TypeError,
+)
+"""What ONNX Runtime's Python API raises when it refuses a model or its inputs."""
+
+_NOISE = (
+    (re.compile(r"\[ONNXRuntimeError\] : -?\d+ : [A-Z_]+ : "), ""),
+    (re.compile(r"Load model from .*? failed: ?"), ""),
+    (re.compile(r"(?:/[^\s:]*/)?\b\w+\.(?:cc|cpp|h|hpp):\d+ (?:\w+ (?=[\w\[]))?"), " "),
+    (re.compile(r"(?:[\w:<>,&*~]+ )?onnxruntime::[\w:<>~]+\(.*?\)(?: const)?(?: \[with .*?\])? (?=[A-Z\[(])"), ""),
+    (re.compile(r"\[ShapeInferenceError\] ?"), ""),
+    (re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+"), " "),
+    (re.compile(r" {2,}"), " "),
+)
+_LONGEST = 400
+
+T = TypeVar("T")
+
+
+def plain_reason(error: Exception) -> str:
+    """The fact in a message of ONNX Runtime: one line, without codes, source positions and control characters."""
+    text = str(error)
+    for pattern, replacement in _NOISE:
+        text = pattern.sub(replacement, text)
+    text = text.strip(" .:")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def session_options(*, threads: int, level: str, settings: Mapping[str, str] | None = None) -> ort.SessionOptions:
+    """The settings under which everything is measured: sequential, no spinning, `threads` intra-op threads."""
+    if level not in LEVELS:
+        raise InputError(f"unknown optimization level '{level}': levels are {', '.join(LEVELS)}")
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}: give the number of physical cores to use")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = LEVELS[level]
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def open_session(source: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on a file or on the bytes of one. InputError when ONNX Runtime refuses the model."""
+    where = source.name if isinstance(source, Path) else "model"
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"{source}: no such file: check the path")
+    try:
+        return ort.InferenceSession(
+            str(source) if isinstance(source, Path) else source, sess_options=options, providers=PROVIDERS
+        )
+    except RuntimeFailure as e:
+        reason = plain_reason(e)
+        raise InputError(f"{where}: ONNX Runtime {ort.__version__} refuses it: {reason}: {_next_step(e)}") from e
+
+
+def _next_step(error: Exception) -> str:
+    if isinstance(error, _state.NotImplemented) or "is not a registered function/op" in str(error):
+        return "export it with operators this runtime has, or use another target"
+    if isinstance(error, _state.InvalidProtobuf):
+        return "the file is damaged or no ONNX model; export it again"
+    return "check the model with onnx.checker and export it again"
+
+
+class OrtRunner:
+    """A loaded model. `session` is ONNX Runtime's own, for profiling."""
+
+    def __init__(self, session: ort.InferenceSession, where: str) -> None:
+        self.session = session
+        self._where = where
+        self._outputs = [value.name for value in session.get_outputs()]
+        self._types = {value.name: value.type for value in session.get_inputs()}
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Output name -> array; sequences and maps come as ONNX Runtime's lists. InputError when it fails."""
+        return self._guarded(lambda: dict(zip(self._outputs, self._results(feeds), strict=True)))
+
+    def prepared(self, feeds: Feeds) -> Callable[[], object]:
+        """A call that runs these feeds again and again with the least overhead, for timing."""
+        ready = dict(feeds)
+        self.run(ready)
+        if self._has_bfloat16(ready):
+            values = self._values(ready)
+            return lambda: self.session.run_with_ort_values(None, values)
+        return lambda: self.session.run(None, ready)
+
+    def _results(self, feeds: Feeds) -> list[Any]:
+        outputs_bfloat16 = any(value.type == "tensor(bfloat16)" for value in self.session.get_outputs())
+        if not (outputs_bfloat16 or self._has_bfloat16(feeds)):
+            return list(self.session.run(None, dict(feeds)))
+        return [_to_numpy(value) for value in self.session.run_with_ort_values(None, self._values(feeds))]
+
+    def _has_bfloat16(self, feeds: Feeds) -> bool:
+        return any(self._types.get(name) == "tensor(bfloat16)" for name in feeds)
+
+    def _values(self, feeds: Feeds) -> dict[str, ort.OrtValue]:
+        return {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except RuntimeFailure as e:
+            raise InputError(
+                f"{self._where}: ONNX Runtime cannot run it on these inputs: {plain_reason(e)}: "
+                "give inputs of the right kind with --input or --data"
+            ) from e
+
+
+def _to_value(array: np.ndarray) -> ort.OrtValue:
+    """An OrtValue; numpy knows no bfloat16, so its bits are handed over as uint16 and named."""
+    if array.dtype.name != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    import onnx
+
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+
+
+def _to_numpy(value: ort.OrtValue) -> np.ndarray:
+    if value.data_type() != "tensor(bfloat16)":
+        return np.asarray(value.numpy())
+    import ctypes
+
+    import ml_dtypes
+
+    size = int(np.prod(value.shape(), dtype=np.int64)) * 2
+    bits = ctypes.string_at(value.data_ptr(), size)
+    return np.frombuffer(bits, dtype=ml_dtypes.bfloat16).reshape(value.shape())
