@@ -1,0 +1,49 @@
+"""Which plans may be loaded: deserializing one runs native code, so only those that a manifest vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from sparsecc.errors import InputError
+from sparsecc.text import quoted
+
+MANIFEST = "manifest.json"
+
+
+def read_vouched(path: Path) -> bytes:
+    """The bytes of a plan or timing file whose sha256 stands in the manifest beside it.
+
+    The bytes returned are those that were hashed. InputError when there is no manifest, it does not name the
+    file, or the hash differs: the plan is then never handed to TensorRT.
+    """
+    expected = _expected_hash(path)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{quoted(str(path))} cannot be read ({e.strerror}): check the path") from e
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise InputError(
+            f"{quoted(str(path))} is not the file that {MANIFEST} vouches for: compile again, never load it"
+        )
+    return data
+
+
+def _expected_hash(path: Path) -> str:
+    manifest = path.parent / MANIFEST
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(
+            f"{quoted(str(path))} has no {MANIFEST} beside it: only plans of a bundle that sparsecc wrote are loaded"
+        ) from e
+    except ValueError as e:
+        raise InputError(f"{quoted(str(manifest))} is damaged: compile again") from e
+    files = data.get("files") if isinstance(data, Mapping) else None
+    entry = files.get(path.name) if isinstance(files, Mapping) else None
+    digest = entry.get("sha256") if isinstance(entry, Mapping) else entry
+    if not isinstance(digest, str):
+        raise InputError(f"{quoted(str(manifest))} does not name {quoted(path.name)}: compile again")
+    return digest.lower()
