@@ -2,7 +2,10 @@
 
 from tests.zoo import (  # noqa: F401  (importing a family fills the table)
     convnets,
+    detection,
+    mobile,
     recurrent,
+    segmentation,
     transformers_decoder,
     transformers_text,
     transformers_vision,

@@ -77,7 +77,7 @@ def wide_resnet() -> Model:
 
 
 class _PadShortcut(nn.Module):
-    """The CIFAR shortcut without parameters: every second pixel, new channels padded with zeros on both sides."""
+    """The CIFAR shortcut without parameters: every second pixel, zeros for the new channels."""
 
     def __init__(self, extra: int) -> None:
         super().__init__()

@@ -38,8 +38,8 @@ class ZooUnavailable(Exception):
 def onnx_path(name: str, exporter: Exporter = "dynamo", form: Form = "plain") -> Path:
     """The ONNX file of a zoo entry, exported now unless the cache holds it.
 
-    `form`: "plain" as the exporter gives it, "unoptimized" without the exporter's own optimizer (dynamo only),
-    or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail on it.
+    `form`: "plain" as the exporter gives it, "unoptimized" without the exporter's own optimizer (dynamo
+    only), or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail on it.
     """
     if name not in ZOO:
         raise ZooUnavailable(f"no zoo entry is named '{name}': see tests.zoo.ZOO")
@@ -130,17 +130,18 @@ def export(model: Model, exporter: Exporter, *, optimize: bool = True) -> onnx.M
     names = list(model.input_names)
     axes = model.dynamic_axes
     if exporter == "torchscript":
-        buffer = io.BytesIO()
-        torch.onnx.export(
-            model.module,
-            arguments,
-            buffer,
-            dynamo=False,
-            input_names=names,
-            dynamic_axes=axes,
-            opset_version=OPSETS[exporter],
-        )
-        return onnx.load_from_string(buffer.getvalue())
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            torch.onnx.export(
+                model.module,
+                arguments,
+                file,
+                dynamo=False,
+                input_names=names,
+                dynamic_axes=axes,
+                opset_version=OPSETS[exporter],
+            )
+            return onnx.load(file)
     program = torch.onnx.export(
         model.module,
         arguments,

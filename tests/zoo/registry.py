@@ -49,8 +49,8 @@ class Input:
 class Model:
     """A torch module in eval mode with its inputs.
 
-    `sizes` gives the value of every named dimension in the example inputs, `other_sizes` other values at which
-    the module works too (empty: only the batch is free). `batch` is always a named dimension.
+    `sizes` gives the value of every named dimension in the example inputs, `other_sizes` other values at
+    which the module works too (empty: only the batch is free). `batch` is always a named dimension.
     """
 
     module: nn.Module

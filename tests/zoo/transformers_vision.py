@@ -28,7 +28,8 @@ class FusedAttention(nn.Module):
         batch, tokens, _ = x.shape
         fused = self.qkv(x)
         if self.split == "unbind":
-            return fused.reshape(batch, tokens, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+            stacked = fused.reshape(batch, tokens, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+            return tuple(stacked.unbind(0))
         if self.split == "chunk":
             parts = fused.chunk(3, dim=-1)
         else:
