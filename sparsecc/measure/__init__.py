@@ -1,0 +1,1 @@
+"""Latency: interleaved comparison with an interval, per-layer profiles, load time and memory."""

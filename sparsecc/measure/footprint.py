@@ -1,0 +1,125 @@
+"""Load time, first inference and peak memory of a model, each in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecc.backends.base import Feeds
+from sparsecc.errors import InputError, WorkerError
+
+_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one fresh process saw: milliseconds, and bytes of resident memory.
+
+    `peak_memory_bytes` counts the whole process; `model_memory_bytes` is what loading and running added.
+    """
+
+    load_ms: float
+    first_inference_ms: float
+    peak_memory_bytes: int
+    model_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _SECONDS) -> Footprint:
+    """Load and run `path` once in a new process. WorkerError when that process dies or takes over `seconds`."""
+    with tempfile.TemporaryDirectory(prefix="sparsecc-footprint-") as scratch:
+        arrays = {f"{index}": _plain(array) for index, array in enumerate(feeds.values())}
+        np.savez(Path(scratch) / "feeds.npz", **arrays)  # type: ignore[arg-type]
+        task = {"model": str(path), "threads": threads, "names": list(feeds), "scratch": scratch}
+        task["types"] = [array.dtype.name for array in feeds.values()]
+        command = [sys.executable, "-c", "from sparsecc.measure.footprint import child; child()"]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(task), capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired as e:
+            raise WorkerError(f"{path.name}: one load and run took over {seconds:.0f} s: try smaller inputs") from e
+        return _read(path, Path(scratch) / "result.json", done.returncode)
+
+
+def _read(path: Path, result: Path, returncode: int) -> Footprint:
+    if not result.exists():
+        raise WorkerError(f"{path.name}: the process that measured its memory died with code {returncode}")
+    answer = json.loads(result.read_text())
+    if "error" in answer:
+        raise InputError(answer["error"])
+    return Footprint(**answer)
+
+
+def child() -> None:
+    """The measuring process: the task as JSON on stdin, the answer in `result.json` of its scratch folder."""
+    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+
+    task = json.load(sys.stdin)
+    scratch = Path(task["scratch"])
+    feeds = _feeds(task, scratch / "feeds.npz")
+    backend = OnnxRuntimeCpu()
+    import onnxruntime  # noqa: F401  (its own memory and import time are not the model's)
+
+    at_rest = _memory()[0]
+    try:
+        start = time.perf_counter()
+        runner = backend.load(Path(task["model"]), threads=task["threads"])
+        loaded = time.perf_counter()
+        runner.run(feeds)
+        ran = time.perf_counter()
+    except InputError as e:
+        (scratch / "result.json").write_text(json.dumps({"error": str(e)}))
+        return
+    peak = _memory()[1]
+    measured = Footprint((loaded - start) * 1e3, (ran - loaded) * 1e3, peak, max(0, peak - at_rest))
+    (scratch / "result.json").write_text(json.dumps(measured.to_json()))
+
+
+def _feeds(task: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {
+            name: _restored(arrays[f"{index}"], kind)
+            for index, (name, kind) in enumerate(zip(task["names"], task["types"], strict=True))
+        }
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """What .npz can hold: strings as fixed-width text, types that numpy does not know as their bytes."""
+    if array.dtype == object:
+        return array.astype(str)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+
+
+def _restored(array: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "object":
+        return array.astype(object)
+    if kind == "bfloat16":
+        import ml_dtypes
+
+        return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def _memory() -> tuple[int, int]:
+    """(resident now, highest resident so far) in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return tuple(int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    import resource
+
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scale = 1 if sys.platform == "darwin" else 1024
+    return highest * scale, highest * scale

@@ -1,0 +1,68 @@
+"""Per-layer times from ONNX Runtime's own trace (a Chrome trace; `dur` in microseconds per node)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparsecc.backends.base import Feeds, LayerTime
+from sparsecc.errors import InputError, InternalError
+
+_WARM_UP = 3
+_SUFFIX = "_kernel_time"
+
+
+def layer_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> list[LayerTime]:
+    """Mean microseconds per run of every node, slowest first, after 3 warm-up runs that are not counted.
+
+    Nodes that run several times within one run (loop bodies) are summed. InputError when the model does not
+    load or run.
+    """
+    from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+
+    if runs < 1:
+        raise InputError(f"a profile needs at least one run, not {runs}")
+    with tempfile.TemporaryDirectory(prefix="sparsecc-profile-") as scratch:
+        options = session_options(threads=threads, level="all")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "trace")
+        runner = OrtRunner(open_session(path, options), path.name)
+        for _ in range(_WARM_UP + runs):
+            runner.run(feeds)
+        trace = Path(runner.session.end_profiling())
+        events = json.loads(trace.read_text())
+    return sorted(mean_times(events, warm_up=_WARM_UP), key=lambda layer: -layer.microseconds)
+
+
+def mean_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[LayerTime]:
+    """Mean per run of the nodes in a trace, its first `warm_up` runs left out."""
+    events = list(events)
+    runs = sorted(e["ts"] for e in events if e.get("cat") == "Session" and e.get("name") == "model_run")
+    if len(runs) <= warm_up:
+        raise InternalError(f"the trace of ONNX Runtime holds {len(runs)} runs, more than {warm_up} were made")
+    start, counted = runs[warm_up], len(runs) - warm_up
+    layers: dict[str, LayerTime] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith(_SUFFIX) or event["ts"] < start:
+            continue
+        facts = event.get("args", {})
+        key = f"{facts.get('node_index', '')}:{name}"
+        known = layers.get(key) or _layer(name.removesuffix(_SUFFIX), facts)
+        layers[key] = replace(known, microseconds=known.microseconds + event["dur"] / counted)
+    return list(layers.values())
+
+
+def _layer(name: str, facts: Mapping[str, Any]) -> LayerTime:
+    provider = str(facts.get("provider", "")).removesuffix("ExecutionProvider")
+    return LayerTime(name, str(facts.get("op_name", "")), 0.0, provider, _output_type(facts))
+
+
+def _output_type(facts: Mapping[str, Any]) -> str:
+    """The element type of the first output, where the trace tells it: [{"float": [1, 64, 8, 8]}]."""
+    shapes = facts.get("output_type_shape") or [{}]
+    return next(iter(shapes[0]), "") if isinstance(shapes[0], dict) else ""
