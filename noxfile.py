@@ -1,4 +1,4 @@
-"""The Makefile's checks as nox sessions: each runs the Makefile's own target in an environment that nox keeps."""
+"""The Makefile's checks as nox sessions: each runs the target itself, in an environment that nox keeps."""
 
 from __future__ import annotations
 

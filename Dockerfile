@@ -1,0 +1,20 @@
+# docker build -t sparsecc . && docker run --rm -v "$PWD:/work" sparsecc compile model.onnx --target onnxruntime
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY sparsecc sparsecc
+COPY passes passes
+COPY backends backends
+RUN python -m venv /opt/sparsecc \
+    && /opt/sparsecc/bin/python -m pip install --no-cache-dir -c constraints.txt '.[ssh]'
+
+FROM python:3.12-slim-bookworm
+RUN groupadd --gid 10001 sparsecc \
+    && useradd --uid 10001 --gid sparsecc --no-log-init --create-home sparsecc
+COPY --from=build /opt/sparsecc /opt/sparsecc
+ENV PATH=/opt/sparsecc/bin:$PATH \
+    PYTHONUNBUFFERED=1
+USER sparsecc
+WORKDIR /work
+ENTRYPOINT ["sparsecc"]
+CMD ["--help"]
