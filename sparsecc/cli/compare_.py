@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsecc.cli import blocks, options
-from sparsecc.cli.blocks import Block, Grid, Line, milliseconds
+from sparsecc.cli import options
+from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
+from sparsecc.report.summary import latency_rows
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -44,12 +45,9 @@ def _verdict(latency: Mapping[str, Any]) -> str:
 
 
 def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for quantile in ("p50", "p90", "p99", "mean"):
-        a, b = (latency.get(side, {}).get(quantile) for side in ("before_ms", "after_ms"))
-        if a is not None:
-            rows.append((f"latency {quantile}", milliseconds(a), milliseconds(b), blocks.change(a, b)))
-    return rows
+    rows = latency_rows(latency, ("p50", "p90", "p99", "mean"))
+    wall = latency_rows(latency.get("wall") or {}, ("p50",))
+    return [*rows, *((f"wall clock {row[0]}", *row[1:]) for row in wall)]
 
 
 def _outputs(compared: Mapping[str, Any]) -> list[Block]:

@@ -6,17 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsecc.cli import blocks
-from sparsecc.cli.blocks import Block, Grid, Line, plural
+from sparsecc.cli.blocks import Block, Grid, Line
+from sparsecc.report import numbers
+from sparsecc.report.numbers import plural
+from sparsecc.report.summary import TOTALS, headline, latency_rows, pair, reasons
 
 TOP = 5
 """How many reasons are shown; all are in the report."""
-
-SIZES = (
-    ("MACs", "macs", blocks.count),
-    ("parameters", "params", blocks.count),
-    ("size", "bytes", blocks.size),
-)
 
 
 def compile_view(report: Mapping[str, Any]) -> list[Block]:
@@ -35,41 +31,13 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """`2.31x faster (95 % interval 2.22 to 2.40), 51 % fewer MACs, 61 % fewer parameters`."""
-    parts = [speedup_text(report)] if speedup_text(report) else []
-    for label, key, _ in SIZES[:2]:
-        before, after = _pair(report, key)
-        if before and after is not None and after < before:
-            parts.append(f"{100 * (1 - after / before):.0f} % fewer {label}")
-    return ", ".join(parts) if parts else "nothing was removed"
-
-
-def speedup_text(report: Mapping[str, Any]) -> str:
-    """The speed-up with its interval, or nothing when it was not measured."""
-    speedup = report.get("latency", {}).get("speedup") if report.get("latency") else None
-    if not speedup:
-        return ""
-    low, high = speedup["ci95"]
-    return f"{speedup['estimate']:.2f}x faster (95 % interval {low:.2f} to {high:.2f})"
-
-
-def _pair(report: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
-    return report.get("before", {}).get(key), report.get("after", {}).get(key)
-
-
 def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
-    for label, key, written in SIZES:
-        before, after = _pair(report, key)
+    for label, key, written in TOTALS:
+        before, after = pair(report, key)
         if before is not None:
-            rows.append((label, written(before), written(after), blocks.change(before, after)))
-    latency = report.get("latency") or {}
-    for quantile in ("p50", "p90"):
-        before, after = (latency.get(side, {}).get(quantile) for side in ("before_ms", "after_ms"))
-        if before is not None:
-            cells = (blocks.milliseconds(before), blocks.milliseconds(after), blocks.change(before, after))
-            rows.append((f"latency {quantile}", *cells))
+            rows.append((label, written(before), written(after), numbers.change(before, after)))
+    rows += _latencies(report.get("latency") or {})
     if accuracy := report.get("accuracy"):
         before, after = accuracy["before"], accuracy["after"]
         drop = f"{after - before:+.4g}".replace("-", "−")
@@ -78,6 +46,15 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             rows.append((f"fidelity: {name}", "", f"{value:.4g}", ""))
     return rows
+
+
+def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    clock = {"cpu": "CPU time", "wall": "wall clock"}.get(latency.get("clock", ""), "latency")
+    rows = [(f"{clock} {key}", *cells) for key, *cells in latency_rows(latency, ("p50", "p90"))]
+    wall = [
+        (f"wall clock {key}", *cells) for key, *cells in latency_rows(latency.get("wall") or {}, ("p50",))
+    ]
+    return [(label, before, after, change) for label, before, after, change in (*rows, *wall)]
 
 
 def _removed(report: Mapping[str, Any]) -> list[Block]:
@@ -95,13 +72,12 @@ def _removed(report: Mapping[str, Any]) -> list[Block]:
 
 
 def _reasons(word: str, items: Sequence[Mapping[str, Any]], where: str) -> list[Block]:
-    reasons = Counter(str(item["reason"]) for item in items)
-    if not reasons:
+    found = reasons(items, where)
+    if not found:
         return []
-    first = {str(item["reason"]): str(item.get(where, "")) for item in reversed(items)}
-    rows = [(str(number), reason, first[reason]) for reason, number in reasons.most_common(TOP)]
-    more = len(reasons) - len(rows)
+    rows = [(str(reason.number), reason.text, reason.example) for reason in found[:TOP]]
     lines: list[Block] = [Line(""), Grid((f">{word}", "reason", "for example"), rows)]
+    more = len(found) - len(rows)
     return [*lines, Line(f"and {plural(more, 'more reason')} in report.json", "dim")] if more > 0 else lines
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 
@@ -62,24 +59,13 @@ def _say(message: str) -> None:
     click.echo(f"sparsecc: {one_line(message)}", err=True)
 
 
-def crash_folder() -> Path:
-    """Where crash reports go: private to the user."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "sparsecc" / "crashes"
-
-
 def _crash_report(error: Exception) -> str:
     """Write the traceback to a private file; the words that tell the user where it lies."""
-    lines = [f"sparsecc {installed_version()}, Python {sys.version}\n", *traceback.format_exception(error)]
-    try:
-        folder = crash_folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, path = tempfile.mkstemp(prefix="crash-", suffix=".txt", dir=folder)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
-    except OSError as problem:
-        return f"with what --debug shows (no crash report: {problem.strerror})"
-    return f"with {path}"
+    from sparsecc.worker.crash import write_report
+
+    versions = f"sparsecc {installed_version()}, Python {sys.version}"
+    path = write_report({"versions": versions, "traceback": "".join(traceback.format_exception(error))})
+    return f"with {path}" if path is not None else "with what --debug shows (no report could be written)"
 
 
 def installed_version() -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Grid, Line, count, percent, plural
+from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
+from sparsecc.report.numbers import count, percent, plural
 
 TOP = 12
 """How many groups and reasons are shown; all are in the JSON and the HTML."""

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Grid, Line, milliseconds, percent, plural, size
+from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
+from sparsecc.report.numbers import milliseconds, percent, plural, size
 
 TOP = 25
 """How many layers are shown; all are in the JSON."""

@@ -20,8 +20,8 @@ ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
 def read_recipe(path: str, options: Collection[str], spelled: Mapping[str, str]) -> dict[str, Any]:
     """Option name -> value from a recipe file.
 
-    `options` are the names allowed; `spelled` maps other spellings (`calib`) to them. InputError for a file which
-    cannot be read, is too large, is no mapping of options, uses YAML aliases or tags, or names code.
+    `options` are the names allowed; `spelled` maps other spellings (`calib`) to them. InputError for a file
+    that cannot be read, is too large, is no mapping of options, uses YAML aliases or tags, or names code.
     """
     recipe = _load(path)
     values: dict[str, Any] = {}

@@ -1,0 +1,199 @@
+"""What `report.html` shows, gathered from the JSON of a compile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsecc.report import numbers
+from sparsecc.report.charts import Distributions, distributions
+from sparsecc.report.summary import TOTALS, Reason, headline, latency_rows, pair, reasons, speedup_text
+
+LAYERS_OPEN = 60
+"""Layers shown at once; the rest fold away on the screen."""
+CLOCKS = {"cpu": "process CPU time, which other processes do not disturb", "wall": "wall clock"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number of the headline."""
+
+    label: str
+    value: str
+    note: str
+    mood: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One bar: the channels of a node before and after."""
+
+    name: str
+    op: str
+    before: int
+    after: int
+    width: float
+    kept_width: float
+    macs: str
+
+
+@dataclass(frozen=True)
+class CensusRow:
+    """How many kernels of one kind the runtime picked, before and after; None where it was not looked at."""
+
+    kernel: str
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True)
+class CompilePage:
+    """Everything the template draws."""
+
+    title: str
+    headline: str
+    cards: Sequence[Card]
+    layers: Sequence[Layer]
+    layers_open: int
+    latency: Distributions | None
+    latency_rows: Sequence[tuple[str, str, str, str]]
+    latency_note: str
+    quality: Sequence[tuple[str, str]]
+    clock: str
+    census: Sequence[CensusRow]
+    in_float: Sequence[Mapping[str, Any]]
+    misaligned: int
+    pinned: Sequence[Reason]
+    skipped: Sequence[Mapping[str, Any]]
+    passes: Sequence[tuple[str, str, str]]
+    warnings: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    recipe: str
+    command: str
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], plan: Mapping[str, Any], recipe: str, command: str) -> CompilePage:
+        """Gather it. Sections without data stay empty and are not drawn."""
+        latency = report.get("latency") or {}
+        census = report.get("census") or {}
+        return cls(
+            title=str((report.get("model") or {}).get("name") or "compiled model"),
+            headline=headline(report),
+            cards=_cards(report),
+            layers=_layers(report),
+            layers_open=LAYERS_OPEN,
+            latency=_curves(latency),
+            latency_rows=_latency_rows(latency),
+            latency_note=speedup_text(report),
+            quality=_quality(report),
+            clock=CLOCKS.get(latency.get("clock", ""), "time on the device"),
+            census=_census(census),
+            in_float=(census.get("after") or {}).get("in_float") or (),
+            misaligned=len((census.get("after") or {}).get("misaligned") or ()),
+            pinned=reasons(report.get("pinned") or (), "what"),
+            skipped=report.get("skipped") or (),
+            passes=[_pass(one) for one in report.get("passes") or ()],
+            warnings=[str(warning) for warning in report.get("warnings") or ()],
+            facts=_facts(report, plan),
+            recipe=recipe,
+            command=command,
+        )
+
+
+def _cards(report: Mapping[str, Any]) -> list[Card]:
+    cards = []
+    speedup = (report.get("latency") or {}).get("speedup")
+    if speedup:
+        low, high = speedup["ci95"]
+        mood = "good" if low > 1 else "bad" if high < 1 else ""
+        cards.append(
+            Card("speed", f"{speedup['estimate']:.2f}×", f"95 % interval {low:.2f} to {high:.2f}", mood)
+        )
+    for label, key, written in TOTALS:
+        before, after = pair(report, key)
+        if before and after is not None:
+            note = f"{written(before)} → {written(after)}"
+            cards.append(Card(label, numbers.change(before, after), note, "good" if after < before else ""))
+    if accuracy := report.get("accuracy"):
+        drop = f"{accuracy['before']:.4g} → {accuracy['after']:.4g}"
+        cards.append(Card(accuracy.get("metric") or "accuracy", f"{accuracy['after']:.4g}", drop))
+    return cards
+
+
+def _layers(report: Mapping[str, Any]) -> list[Layer]:
+    rows = report.get("layers") or ()
+    widest = max((row["before"] for row in rows), default=1)
+    return [_layer(row, widest) for row in rows]
+
+
+def _layer(row: Mapping[str, Any], widest: int) -> Layer:
+    before, after = row["before"], row["after"]
+    cut = row.get("macs_before") != row.get("macs_after")
+    macs = numbers.change(row.get("macs_before"), row.get("macs_after")) if cut else ""
+    # A square root, so that a layer of 16 channels beside one of 2,048 can still be seen.
+    width, kept_width = ((100 * (channels / widest) ** 0.5) for channels in (before, after))
+    return Layer(row["name"], row["op"], before, after, round(width, 2), round(kept_width, 2), macs)
+
+
+def _curves(latency: Mapping[str, Any]) -> Distributions | None:
+    samples = latency.get("samples_ms") or {}
+    clock = latency.get("clock", "wall")
+    return distributions([(side, side, samples.get(f"{clock}_{side}") or ()) for side in ("before", "after")])
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = latency_rows(latency, ("p50", "p90", "p99", "mean"))
+    wall = latency_rows(latency.get("wall") or {}, ("p50",))
+    return [*rows, *((f"wall clock {row[0]}", *row[1:]) for row in wall)]
+
+
+def _quality(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Verification and fidelity: their plain facts, one a row."""
+    rows = []
+    for part in ("verification", "fidelity"):
+        for key, value in (report.get(part) or {}).items():
+            if isinstance(value, str | int | float | bool):
+                rows.append((key.replace("_", " "), _text(value)))
+    return rows
+
+
+def _census(census: Mapping[str, Any]) -> list[CensusRow]:
+    before, after = ((census.get(side) or {}).get("kernels") for side in ("before", "after"))
+    kernels = {**(before or {}), **(after or {})}
+    rows = [
+        CensusRow(
+            kernel,
+            before.get(kernel, 0) if before is not None else None,
+            after.get(kernel, 0) if after is not None else None,
+        )
+        for kernel in kernels
+    ]
+    return sorted(rows, key=lambda row: (-(row.after or 0), -(row.before or 0), row.kernel))
+
+
+def _pass(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    facts = [
+        f"{key.replace('_', ' ')}: {_text(value)}"
+        for key, value in one.items()
+        if key not in {"name", "seconds"} and isinstance(value, str | int | float | bool)
+    ]
+    seconds = one.get("seconds")
+    return str(one["name"]), "" if seconds is None else f"{seconds:.2f} s", ", ".join(facts)
+
+
+def _facts(report: Mapping[str, Any], plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where it ran and with what: the target, the device, versions, the input's hash."""
+    rows = []
+    for part in ("target", "device", "versions"):
+        for key, value in (report.get(part) or {}).items():
+            if isinstance(value, str | int | float | bool) and value != "":
+                rows.append((f"{part}: {key.replace('_', ' ')}" if part != "versions" else key, _text(value)))
+    sha256 = (plan.get("model") or {}).get("sha256")
+    return [*rows, ("input sha256", str(sha256))] if sha256 else rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

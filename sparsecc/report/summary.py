@@ -1,0 +1,79 @@
+"""The few sentences that a report comes down to. Used by the terminal and by the page alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsecc.report import numbers
+
+Written = Callable[[float | None], str]
+
+TOTALS: tuple[tuple[str, str, Written], ...] = (
+    ("MACs", "macs", numbers.count),
+    ("parameters", "params", numbers.count),
+    ("size", "bytes", numbers.size),
+)
+"""Label, key in the report's `before` and `after`, and how the number is written."""
+
+
+def pair(report: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
+    """A total of the model before and after."""
+    return (report.get("before") or {}).get(key), (report.get("after") or {}).get(key)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """`2.31x faster (95 % interval 2.22 to 2.40), 51 % fewer MACs, 61 % fewer parameters`."""
+    parts = [speedup_text(report)] if speedup_text(report) else []
+    for label, key, _ in TOTALS[:2]:
+        before, after = pair(report, key)
+        if before and after is not None and after < before:
+            parts.append(f"{100 * (1 - after / before):.0f} % fewer {label}")
+    return ", ".join(parts) if parts else "nothing was removed"
+
+
+def speedup_text(report: Mapping[str, Any]) -> str:
+    """The speed-up with its interval, or nothing when it was not measured."""
+    speedup = (report.get("latency") or {}).get("speedup")
+    if not speedup:
+        return ""
+    low, high = speedup["ci95"]
+    interval = f"(95 % interval {low:.2f} to {high:.2f})"
+    if low <= 1 <= high:
+        return f"no change in latency that can be told {interval}"
+    if high < 1:
+        return f"{1 / speedup['estimate']:.2f}x slower {interval}"
+    return f"{speedup['estimate']:.2f}x faster {interval}"
+
+
+def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    """(quantile, before, after, change) of a report's `latency`, for those quantiles that it has."""
+    rows = []
+    for key in quantiles:
+        before, after = ((latency.get(side) or {}).get(key) for side in ("before_ms", "after_ms"))
+        if before is not None:
+            cells = (numbers.milliseconds(before), numbers.milliseconds(after))
+            rows.append((key, *cells, numbers.change(before, after)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why things were left alone: how many, and the first of them."""
+
+    text: str
+    number: int
+    example: str
+
+
+def reasons(items: Iterable[Mapping[str, Any]], where: str) -> list[Reason]:
+    """The reasons of `pinned` (where = "what") or `skipped` (where = "where"), the commonest first."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for item in items:
+        reason = str(item["reason"])
+        counts[reason] += 1
+        first.setdefault(reason, str(item.get(where, "")))
+    return [Reason(reason, number, first[reason]) for reason, number in counts.most_common()]
