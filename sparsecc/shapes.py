@@ -20,7 +20,7 @@ from onnx import shape_inference
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
-from sparsecc.contrib import inference_stand_in
+from sparsecc.contrib import contrib_types, inference_stand_in
 from sparsecc.sizes import Size, joined
 
 SMALL = 1024
@@ -161,9 +161,12 @@ class _Walker:
     def _inferred(
         self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe
     ) -> dict[str, onnx.TypeProto]:
+        types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
+        contributed = contrib_types(proto, types)
+        if contributed is not None:
+            return contributed
         stand_in = inference_stand_in(proto, self.version)
         schema = onnx.defs.get_schema(stand_in.op_type, self._opset(stand_in.domain), stand_in.domain)
-        types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
         data = {}
         for value in node.inputs:
             array = probe.data.get(value) if value is not None else None
