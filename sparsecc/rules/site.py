@@ -24,13 +24,15 @@ class Reduction:
 
     `kind` names how the removed slots have to be masked in the dense model for an exact comparison: `sum`
     (zeros do), or a mixing kind whose result depends on how many slots there are (`mean`, `max`, `min`,
-    `layernorm`, `rmsnorm`, `instancenorm`, `groupnorm`).
+    `layernorm`, `rmsnorm`, `instancenorm`, `groupnorm`). Quantized operands are empty at their zero point:
+    `fill` is the operand that holds it.
     """
 
     node: ir.Node
     operand: int
     positions: tuple[int, ...]
     kind: str = "sum"
+    fill: int | None = None
 
 
 @dataclass
@@ -179,11 +181,15 @@ class Site:
             raise CannotFollowError(f"its axes {found} differ from its shape {list(known)}")
         self.record.axes[value] = list(axes)
 
-    def reduces(self, operand: int, positions: int | Sequence[int], kind: str = "sum") -> None:
+    def reduces(
+        self, operand: int, positions: int | Sequence[int], kind: str = "sum", fill: int | None = None
+    ) -> None:
+        """These axes of an operand are summed over, or mixed as `kind` says."""
         rank = self.rank(operand)
         wanted = [positions] if isinstance(positions, int) else positions
+        zero = fill if fill is not None and self.has(fill) else None
         self.record.reductions.append(
-            Reduction(self.node, operand, tuple(p % rank for p in wanted), kind)
+            Reduction(self.node, operand, tuple(p % rank for p in wanted), kind, zero)
         )
 
     def multiplies(self, *axes: Axis) -> None:
