@@ -14,7 +14,7 @@ RUN groupadd --gid 10001 sparsecc \
 COPY --from=build /opt/sparsecc /opt/sparsecc
 ENV PATH=/opt/sparsecc/bin:$PATH \
     PYTHONUNBUFFERED=1
-USER sparsecc
+USER 10001
 WORKDIR /work
 ENTRYPOINT ["sparsecc"]
 CMD ["--help"]
