@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.sizes import Size, is_static, minus, plus, product, quotient, smaller, times
+from sparsecc.sizes import Size, at, is_static, minus, plus, product, quotient, smaller, times
 
 
 class Axis:
@@ -190,19 +190,19 @@ class Space:
         for atom in atoms_of(axis):
             atom.roles |= {role}
 
-    def cut(self, axis: Axis, at: Size) -> tuple[Axis, Axis] | None:
-        """Split an axis in two after `at` slots, refining it; None where that cannot be expressed."""
+    def cut(self, axis: Axis, after: Size) -> tuple[Axis, Axis] | None:
+        """Split an axis in two after `after` slots, refining it; None where that cannot be expressed."""
         axis = resolve(axis)
-        if not (smaller(0, at) and smaller(at, axis.size)):
+        if not (smaller(0, after) and smaller(after, axis.size)):
             return None
         if isinstance(axis, Atom):
-            halves = Atom(at), Atom(minus(axis.size, at))
+            halves = Atom(after), Atom(minus(axis.size, after))
             self._bind(axis, Cat(halves, axis.size))
             return halves
         if isinstance(axis, Cat):
-            return self._cut_cat(axis, at)
+            return self._cut_cat(axis, after)
         assert isinstance(axis, Mul)
-        return self._cut_mul(axis, at)
+        return self._cut_mul(axis, after)
 
     def pieces(self, axis: Axis, sizes: Sequence[Size]) -> list[Axis] | None:
         """Split an axis into consecutive pieces of these sizes, which must sum to its own."""
@@ -247,8 +247,8 @@ class Space:
         while left and right:
             p, q = left.pop(), right.pop()
             if p.size != q.size:
-                longer, rest, at = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
-                halves = self.cut(longer, at)
+                longer, rest, length = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
+                halves = self.cut(longer, length)
                 if halves is None:
                     return False
                 rest.extend(reversed(parts_of(halves[1])))
@@ -281,10 +281,10 @@ class Space:
             pending.append((p, q))
         return not left and not right
 
-    def _cut_cat(self, axis: Cat, at: Size) -> tuple[Axis, Axis] | None:
+    def _cut_cat(self, axis: Cat, after: Size) -> tuple[Axis, Axis] | None:
         left: list[Axis] = []
         right = parts_of(axis)[::-1]
-        missing = at
+        missing = after
         while missing != 0:
             part = right.pop()
             if smaller(missing, part.size):
@@ -300,15 +300,15 @@ class Space:
                 return None
         return cat(left), cat(reversed(right))
 
-    def _cut_mul(self, axis: Mul, at: Size) -> tuple[Axis, Axis] | None:
+    def _cut_mul(self, axis: Mul, after: Size) -> tuple[Axis, Axis] | None:
         outer, inner = axis.factors[0], mul(axis.factors[1:])
-        whole = quotient(at, inner.size)
+        whole = quotient(after, inner.size)
         if whole is not None:
             halves = self.cut(outer, whole)
             return None if halves is None else (mul((halves[0], inner)), mul((halves[1], inner)))
-        if not (isinstance(at, int) and isinstance(inner.size, int) and isinstance(outer.size, int)):
+        if not (isinstance(after, int) and isinstance(inner.size, int) and isinstance(outer.size, int)):
             return None
-        before, within = divmod(at, inner.size)
+        before, within = divmod(after, inner.size)
         split = self.cut(inner, within)
         units = self.pieces(outer, [n for n in (before, 1, outer.size - before - 1) if n])
         if split is None or units is None:
@@ -344,30 +344,29 @@ def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
     return total
 
 
-def mask(axis: Axis, keep: Keep) -> np.ndarray | None:
+def mask(axis: Axis, keep: Keep, probe: int = 0) -> np.ndarray | None:
     """The boolean mask of an axis from those of its atoms; None where all of it stays.
 
-    A Cat's mask is the concatenation of its parts' masks, a Mul's their outer product. An axis with dynamic
-    factors has no mask of its own: see `static_mask`.
+    A Cat's mask is the concatenation of its parts' masks, a Mul's their outer product. Dynamic parts have the
+    size they have at `probe`.
     """
     if not any(atom in keep for atom in atoms_of(axis)):
         return None
-    return _full_mask(axis, keep)
+    return _full_mask(axis, keep, probe)
 
 
-def _full_mask(axis: Axis, keep: Keep) -> np.ndarray:
+def _full_mask(axis: Axis, keep: Keep, probe: int) -> np.ndarray:
     axis = resolve(axis)
     if isinstance(axis, Atom):
         if axis in keep:
             return keep[axis]
-        assert isinstance(axis.size, int), "the mask of a dynamic axis was asked for"
-        return np.ones(axis.size, dtype=bool)
+        return np.ones(at(axis.size, probe), dtype=bool)
     if isinstance(axis, Cat):
-        return np.concatenate([_full_mask(part, keep) for part in parts_of(axis)])
+        return np.concatenate([_full_mask(part, keep, probe) for part in parts_of(axis)])
     assert isinstance(axis, Mul)
     total = np.ones(1, dtype=bool)
     for factor in axis.factors:
-        total = np.logical_and.outer(total, _full_mask(factor, keep)).ravel()
+        total = np.logical_and.outer(total, _full_mask(factor, keep, probe)).ravel()
     return total
 
 

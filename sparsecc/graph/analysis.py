@@ -46,6 +46,7 @@ def analyse(model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False
     for node in model.graph:
         _follow(analysis, node)
     _outputs(analysis, pin=not prune_io)
+    _tie_shared_weights(analysis)
     _pin_parts_of_dynamic_axes(analysis)
     return analysis
 
@@ -137,6 +138,26 @@ def _pin_unclaimed(analysis: Analysis, site: Site) -> None:
             continue
         for axis in analysis.record.axes.get(value, []):
             analysis.space.pin(axis, f"operand {operand} of {site.title}")
+
+
+SHARED_ELEMENTS = 1024
+
+
+def _tie_shared_weights(analysis: Analysis) -> None:
+    """A matrix read by several nodes (a shared layer) loses the same slots for all, and stays one.
+
+    Small or one-dimensional constants are not tied: exporters store equal biases and scales once.
+    """
+    uses: dict[ir.Value, list[list[Axis]]] = {}
+    for value, axes in analysis.weights():
+        tensor = value.const_value
+        if tensor is not None and len(axes) > 1 and tensor.size >= SHARED_ELEMENTS:
+            uses.setdefault(value, []).append(axes)
+    for value, (first, *others) in uses.items():
+        analysis.space.cause = value
+        for axes in others:
+            for a, b in zip(first, axes, strict=True):
+                analysis.space.unify(a, b)
 
 
 def _pin_parts_of_dynamic_axes(analysis: Analysis) -> None:

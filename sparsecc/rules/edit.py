@@ -77,26 +77,22 @@ class Edit:
     def set_shape_operand(self, operand: int, axes: Sequence[Axis]) -> None:
         """Mend an operand that holds the sizes of `axes`, one element each.
 
-        Elements 0 and -1 stay (they follow by themselves), unaffected ones too. Static sizes are overridden;
-        dynamic ones are scaled by what the static factors inside them lost.
+        An element that is not its axis' size stays (0, -1 and a broadcast 1 follow by themselves). Static sizes
+        are overridden; dynamic ones are scaled by what the static factors inside them lost.
         """
         elements = self.elements(operand)
         affected = [self.changed(a) for a in axes]
         if elements is not None:
-            affected = [c and e not in (0, -1) for c, e in zip(affected, elements, strict=True)]
+            affected = [c and e == a.size for c, e, a in zip(affected, elements, axes, strict=True)]
         if not any(affected):
             return
         if elements is not None and all(isinstance(e, int) for e in elements):
             new = [self.left(a) if c else e for a, c, e in zip(axes, affected, elements, strict=True)]
             self.set_constant(operand, np.asarray(new, dtype=np.int64))
             return
-        self._override(operand, axes, affected)
-
-    def _override(self, operand: int, axes: Sequence[Axis], affected: Sequence[bool]) -> None:
         value = self.node.inputs[operand]
         assert value is not None
-        value = rescaled(self.node, value, *self.ratios(axes, affected))
-        self.node.replace_input_with(operand, value)
+        self.node.replace_input_with(operand, rescaled(self.node, value, *self.ratios(axes, affected)))
 
     def ratios(
         self, axes: Sequence[Axis], affected: Sequence[bool]
@@ -143,8 +139,8 @@ def rescaled(node: ir.Node, value: ir.Value, divisor: np.ndarray, multiplier: np
         if (factor == 1).all():
             continue
         constant = new_constant(node, value, factor)
-        made = ir.node(operator, [value, constant], name=f"{value.name}.{operator.lower()}")
-        made.outputs[0].name = f"{constant.name}.{operator.lower()}"
+        made = ir.node(operator, [value, constant], name=f"{constant.name}.{operator.lower()}")
+        made.outputs[0].name = made.name
         assert isinstance(node.graph, ir.Graph)
         node.graph.insert_before(node, made)
         value = made.outputs[0]

@@ -85,7 +85,6 @@ def reduce(site: Site) -> None:
     """The reduced axes vanish; the others pass."""
     data = site.axes(0)
     given = site.axis_list(1)
-    site.ignore(1)
     if given is None or (not given and not site.int_("noop_with_empty_axes")):
         given = list(range(len(data)))
     gone = sorted(site.nonnegative(i, len(data)) for i in given)
@@ -110,7 +109,6 @@ def arg_extreme(site: Site) -> None:
 @rule("TopK")
 def top_k(site: Site) -> None:
     """The searched axis is pinned: its slots are numbered."""
-    site.ignore(1)
     data, axis = site.axes(0), site.axis(default=-1)
     site.pin(data[axis], "the searched axis")
     for output in range(site.outputs()):
@@ -133,7 +131,6 @@ def cumulative(site: Site) -> None:
     """Slots are accumulated in order: the axis is pinned."""
     data = site.axes(0)
     given = site.array(1)
-    site.ignore(1)
     site.pin(data if given is None else data[int(given) % len(data)], "the accumulated axis")
     site.set(data)
 

@@ -95,7 +95,6 @@ def _set_bounds(edit: Edit, operand: int, values: list[Size]) -> None:
 @rule("Slice", fix=mend_slice)
 def slice_(site: Site) -> None:
     """Consecutive or strided slots. Cuts of dynamic extent pin their axis."""
-    site.ignore(1, 2, 3, 4)
     data, shape = site.axes(0), site.out_shape()
     bounds = _bounds(site)
     if bounds is None:
@@ -143,7 +142,6 @@ def gather(site: Site) -> None:
         if step > 0 and (np.diff(values) == step).all():
             cut = picked(site, data[axis], int(values[0]), int(values[-1]) + 1, step)
             if cut is not None and cut.picked.size == len(values):
-                site.ignore(1)
                 site.remember(cut)
                 site.set([*data[:axis], cut.picked, *data[axis + 1 :]])
                 return

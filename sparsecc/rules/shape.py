@@ -24,7 +24,6 @@ def mend_target(edit: Edit) -> None:
 @rule("Reshape", fix=mend_target)
 def reshape(site: Site) -> None:
     """Row-major: a run of axes is the product of the run it becomes."""
-    site.ignore(1)
     site.set(reshaped(site, site.axes(0), site.out_shape()))
 
 
@@ -106,7 +105,6 @@ def unsqueeze(site: Site) -> None:
 @rule("Expand", fix=mend_target)
 def expand(site: Site) -> None:
     """Axes of size 1 are repeated: fresh slots, free until something else says more."""
-    site.ignore(1)
     repeated: list[Axis] = [Atom(size) for size in site.out_shape()]
     site.set(broadcast(site, [site.axes(0), repeated]))
 
@@ -119,7 +117,6 @@ def mend_constant_of_shape(edit: Edit) -> None:
 @rule("ConstantOfShape", fix=mend_constant_of_shape)
 def constant_of_shape(site: Site) -> None:
     """Equal values everywhere: fresh slots, free until something else says more."""
-    site.ignore(0)
     site.set([Atom(size) for size in site.out_shape()])
 
 
@@ -163,7 +160,6 @@ def mend_split(edit: Edit) -> None:
 @rule("Split", fix=mend_split)
 def split(site: Site) -> None:
     """Consecutive pieces of one axis."""
-    site.ignore(1)
     axes, axis = site.axes(0), site.axis()
     sizes = [site.out_shape(i)[axis] for i in range(site.outputs())]
     pieces = site.space.pieces(axes[axis], sizes)
@@ -182,7 +178,6 @@ def mend_tile(edit: Edit) -> None:
 @rule("Tile", fix=mend_tile)
 def tile(site: Site) -> None:
     """Repeats: the product of a fresh axis and the old one."""
-    site.ignore(1)
     axes = site.axes(0)
     repeats: list[Axis] = []
     for axis, size in zip(axes, site.out_shape(), strict=True):
@@ -217,7 +212,6 @@ def mend_pad(edit: Edit) -> None:
 @rule("Pad", fix=mend_pad)
 def pad(site: Site) -> None:
     """Constant padding adds fresh slots at the ends; other modes and run-time amounts pin what they touch."""
-    site.ignore(1, 2, 3)
     axes, shape = site.axes(0), site.out_shape()
     rank = len(axes)
     amounts = site.ints("pads") or site.ints("paddings") or site.elements(1)
@@ -282,7 +276,6 @@ def mend_resize(edit: Edit) -> None:
 @rule("Resize Upsample", fix=mend_resize)
 def resize(site: Site) -> None:
     """Axes whose size changes are fixed; the others pass."""
-    site.ignore(1, 2, 3)
     data = site.axes(0)
     result = []
     for position, (axis, size) in enumerate(zip(data, site.out_shape(), strict=True)):

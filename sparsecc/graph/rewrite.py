@@ -1,0 +1,163 @@
+"""Physical removal: slice every constant by the masks of its axes, then let each rule mend its node's sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.graph.analysis import Analysis
+from sparsecc.rules import rule_for
+from sparsecc.rules.edit import Edit, new_constant, rescaled
+from sparsecc.sizes import is_static
+
+LAZY_BYTES = 16 << 20
+"""Tensors above this size are sliced when they are written, not before."""
+
+Use = tuple[ir.Node, int]
+
+
+def remove(analysis: Analysis, keep: Keep) -> None:
+    """Edit the analysed model in place so that only the kept slots are left. The analysis is spent after this.
+
+    `keep` holds a boolean array per free atom. Shape arithmetic keeps computing the sizes of the dense model;
+    every operand that really is a shape is corrected where it is read.
+    """
+    keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
+    kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
+    nodes = list(analysis.model.graph)
+    _slice_constants(analysis, keep)
+    for node in nodes:
+        found = rule_for(node.domain, node.op_type)
+        if found is not None and found.fix is not None and node not in analysis.record.unfollowed:
+            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version)
+            found.fix(edit)
+    for node in nodes:
+        if node.op_type in ("Shape", "Size"):
+            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version)
+            _keep_dense_sizes(edit)
+    _forget_shapes(analysis, _changed_io(analysis, keep))
+
+
+def _changed_io(analysis: Analysis, keep: Keep) -> dict[ir.Value, ir.Shape]:
+    """New shapes of graph inputs and outputs that lost slots (only where these were asked to be pruned)."""
+    changed: dict[ir.Value, ir.Shape] = {}
+    graph = analysis.model.graph
+    for value in (*graph.inputs, *graph.outputs):
+        axes = analysis.record.axes.get(value)
+        if axes is None or value.shape is None or not any(_lost(a, keep) for a in axes):
+            continue
+        dims = [
+            int(_mask(a, keep).sum()) if _lost(a, keep) and is_static(a.size) else d
+            for a, d in zip(axes, value.shape, strict=True)
+        ]
+        changed[value] = ir.Shape(dims)
+    return changed
+
+
+def _slice_constants(analysis: Analysis, keep: Keep) -> None:
+    for value, uses in _uses_of_initializers(analysis).items():
+        signatures: dict[tuple[bytes | None, ...], list[Use]] = {}
+        for use in uses:
+            axes = analysis.record.uses.get(use, [])
+            signatures.setdefault(_signature(axes, keep), []).append(use)
+        shared = len(signatures) > 1 or _is_read_elsewhere(value, uses)
+        for signature, same in signatures.items():
+            if not any(signature):
+                continue
+            axes = analysis.record.uses[same[0]]
+            if not shared:
+                _slice_in_place(value, axes, keep)
+                continue
+            tensor = value.const_value
+            assert tensor is not None
+            copy = new_constant(same[0][0], value, np.zeros(0, dtype=np.float32))
+            copy.const_value = tensor
+            _slice_in_place(copy, axes, keep)
+            for node, operand in same:
+                node.replace_input_with(operand, copy)
+        if shared and not value.uses() and not value.is_graph_output() and value.name is not None:
+            analysis.model.graph.initializers.pop(value.name)
+
+
+def _uses_of_initializers(analysis: Analysis) -> dict[ir.Value, list[Use]]:
+    found: dict[ir.Value, list[Use]] = {}
+    for value in analysis.model.graph.initializers.values():
+        for use in value.uses():
+            found.setdefault(value, []).append((use.node, use.idx))
+    return found
+
+
+def _is_read_elsewhere(value: ir.Value, uses: list[Use]) -> bool:
+    return value.is_graph_output() or any(node.graph is not value.graph for node, _ in uses)
+
+
+def _signature(axes: list[Axis], keep: Keep) -> tuple[bytes | None, ...]:
+    return tuple(_mask(a, keep).tobytes() if _lost(a, keep) else None for a in axes)
+
+
+def _lost(axis: Axis, keep: Keep) -> bool:
+    return any(atom in keep for atom in atoms_of(axis))
+
+
+def _mask(axis: Axis, keep: Keep) -> np.ndarray:
+    found = mask(axis, keep)
+    assert found is not None
+    return found
+
+
+def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
+    tensor = value.const_value
+    assert tensor is not None
+    indices = {i: np.flatnonzero(_mask(a, keep)) for i, a in enumerate(axes) if _lost(a, keep)}
+    shape = ir.Shape([len(indices[i]) if i in indices else int(d) for i, d in enumerate(tensor.shape)])  # type: ignore[arg-type]
+
+    def sliced() -> ir.Tensor:
+        array = tensor.numpy()
+        for axis, index in indices.items():
+            array = np.take(array, index, axis=axis)
+        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name)
+
+    if tensor.nbytes > LAZY_BYTES:
+        value.const_value = ir.LazyTensor(sliced, dtype=tensor.dtype, shape=shape, name=value.name)
+    else:
+        value.const_value = sliced()
+    value.shape = shape
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def _keep_dense_sizes(edit: Edit) -> None:
+    """What Shape and Size report stays what they reported in the dense model."""
+    node, data = edit.node, edit.node.inputs[0]
+    known = data is not None and (data in edit.record.axes or (node, 0) in edit.record.uses)
+    axes = edit.axes(0) if known else []
+    readers = list(node.outputs[0].uses())
+    if not readers or not any(edit.changed(a) for a in axes):
+        return
+    dense, left = edit.ratios(axes, [edit.changed(a) for a in axes])
+    if node.op_type == "Size":
+        dense, left = np.asarray(dense.prod()), np.asarray(left.prod())
+    else:
+        reported = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(axes)))
+        dense, left = dense[reported], left[reported]
+    if (dense == left).all():
+        return
+    anchor = ir.node("Identity", [node.outputs[0]], name=f"{node.name}.dense")
+    anchor.outputs[0].name = f"{node.outputs[0].name}.dense"
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_after(node, anchor)
+    anchor.replace_input_with(0, rescaled(anchor, node.outputs[0], divisor=left, multiplier=dense))
+    for use in readers:
+        use.node.replace_input_with(use.idx, anchor.outputs[0])
+
+
+def _forget_shapes(analysis: Analysis, changed: dict[ir.Value, ir.Shape]) -> None:
+    """Recorded shapes of inner values are stale now; runtimes infer them."""
+    graph = analysis.model.graph
+    outside = set(graph.inputs) | set(graph.outputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in node.outputs:
+            if value not in outside:
+                value.shape = None
+    for value, shape in changed.items():
+        value.shape = shape

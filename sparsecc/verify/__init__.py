@@ -1,0 +1,1 @@
+"""Proof that a compiled model is the dense one without the removed slots."""

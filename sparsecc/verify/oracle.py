@@ -1,0 +1,208 @@
+"""The dense model as it would be had the removed slots never been there, at dense shapes.
+
+Wherever the dense model sums over an axis, the removed slots are replaced by zeros just before; operators that
+mix an axis (means, norms, maxima) are replaced by forms that leave those slots out. The result must equal the
+compiled model up to the order of floating-point additions. It shares neither the slicing nor the mending of
+sizes with the rewriting.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.graph.analysis import Analysis
+from sparsecc.rules.site import Reduction
+
+
+def masked(analysis: Analysis, keep: Keep, probe: int = 0) -> ir.Model:
+    """A copy of the analysed (still dense) model with the removed slots masked wherever they are mixed.
+
+    It runs at the input sizes of `probe` (`analysis.shapes.inputs[probe]`).
+    """
+    keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
+    model = analysis.model.clone()
+    twins = dict(zip(analysis.model.graph, model.graph, strict=True))
+    done: set[tuple[ir.Node, tuple[Axis, ...]]] = set()
+    for reduction in analysis.record.reductions:
+        axes = _axes(analysis, reduction)
+        lost = {p: _mask(axes[p], keep, probe) for p in reduction.positions if _lost(axes[p], keep)}
+        if not lost:
+            continue
+        if reduction.kind == "sum":  # masking one operand of a product is enough
+            key = (reduction.node, tuple(axes[p] for p in lost))
+            if reduction.node.op_type != "Einsum" and key in done:
+                continue
+            done.add(key)
+        _Masker(twins[reduction.node], reduction, lost, axes).apply()
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    return model
+
+
+def _axes(analysis: Analysis, reduction: Reduction) -> list[Axis]:
+    value = reduction.node.inputs[reduction.operand]
+    assert value is not None
+    key = (reduction.node, reduction.operand)
+    return analysis.record.uses[key] if key in analysis.record.uses else analysis.record.axes[value]
+
+
+def _lost(axis: Axis, keep: Keep) -> bool:
+    return any(atom in keep for atom in atoms_of(axis))
+
+
+def _mask(axis: Axis, keep: Keep, probe: int) -> np.ndarray:
+    found = mask(axis, keep, probe)
+    assert found is not None
+    return found
+
+
+class _Masker:
+    """Masks one reduction of one node."""
+
+    def __init__(
+        self, node: ir.Node, reduction: Reduction, lost: dict[int, np.ndarray], axes: list[Axis]
+    ) -> None:
+        self.node = node
+        self.operand = reduction.operand
+        self.kind = reduction.kind
+        self.fill = reduction.fill
+        self.positions = reduction.positions
+        self.axes = axes
+        self.kept = np.ones([1] * len(axes), dtype=bool)
+        for position, slots in lost.items():
+            shape = [1] * len(axes)
+            shape[position] = len(slots)
+            self.kept = self.kept & slots.reshape(shape)
+        value = node.inputs[self.operand]
+        assert value is not None and isinstance(node.graph, ir.Graph)
+        self.value, self.graph = value, node.graph
+        dtype = value.dtype or (value.const_value.dtype if value.const_value else None)
+        self.dtype = (dtype or ir.DataType.FLOAT).numpy()
+
+    def apply(self) -> None:
+        fill = {"max": -np.inf, "min": np.inf}.get(self.kind, 0)
+        if self.kind in ("sum", "max", "min"):
+            empty = self.node.inputs[self.fill] if self.fill is not None else None
+            self.node.replace_input_with(self.operand, self._where(self.value, fill, empty))
+        elif self.kind == "mean":
+            self.node.replace_input_with(self.operand, self._where(self.value, 0))
+            share = self.kept.size / max(int(self.kept.sum()), 1)
+            self._replace(self._make("Mul", self._after(), self._constant(share)))
+        elif self.kind == "groupnorm":
+            self._replace(self._group_norm())
+        else:
+            self._replace(self._norm())
+
+    def _norm(self) -> ir.Value:
+        """LayerNormalization, RMSNormalization and InstanceNormalization over the kept slots only."""
+        axes = self._ints(list(self.positions))
+        centred = self.value
+        if self.kind != "rmsnorm":
+            mean = self._mean(self.value, axes)
+            centred = self._make("Sub", self.value, mean)
+        scale, bias = self._affine()
+        return self._scaled(centred, axes, scale, bias)
+
+    def _scaled(self, centred: ir.Value, axes: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+        variance = self._mean(self._make("Mul", centred, centred), axes)
+        epsilon = self.node.attributes.get_float("epsilon", 1e-5)
+        deviation = self._make("Sqrt", self._make("Add", variance, self._constant(epsilon)))
+        result = self._make("Div", centred, deviation)
+        result = self._make("Mul", result, scale) if scale is not None else result
+        return self._make("Add", result, bias) if bias is not None else result
+
+    def _affine(self) -> tuple[ir.Value | None, ir.Value | None]:
+        operands = [*self.node.inputs[1:3], None, None][:2]
+        if self.kind != "instancenorm":
+            return operands[0], operands[1]
+        shape = self._ints([-1] + [1] * (len(self.axes) - 2))
+        scale, bias = (self._make("Reshape", v, shape) if v is not None else None for v in operands)
+        return scale, bias
+
+    def _group_norm(self) -> ir.Value:
+        """Channels as (groups, width), normalised over the kept slots of each group and over space."""
+        groups = self.node.attributes.get_int("num_groups", 1)
+        width = math.prod([self._size(1)]) // groups
+        shape = self._ints([0, groups, width, -1])
+        self.kept = self.kept.reshape(1, groups, width, 1)
+        flat = self._make("Reshape", self.value, shape)
+        axes = self._ints([2, 3])
+        mean = self._mean(flat, axes)
+        result = self._scaled(self._make("Sub", flat, mean), axes, None, None)
+        for operator, operand in (("Mul", self.node.inputs[1]), ("Add", self.node.inputs[2])):
+            assert operand is not None
+            per_group = operand.const_value is not None and operand.const_value.size == groups
+            affine = self._ints([1, groups, 1, 1] if per_group else [1, groups, width, 1])
+            result = self._make(operator, result, self._make("Reshape", operand, affine))
+        return self._make("Reshape", result, self._make("Shape", self.value))
+
+    def _size(self, position: int) -> int:
+        size = self.axes[position].size
+        assert isinstance(size, int)
+        return size
+
+    def _mean(self, value: ir.Value, axes: ir.Value) -> ir.Value:
+        masked_value = self._where(value, 0)
+        cell = tuple(int(i) for i in axes.const_value.numpy()) if axes.const_value is not None else None
+        counts = self.kept.sum(axis=cell, keepdims=True)  # equal in every cell that anything is left of
+        share = self.kept.size / counts.size / max(int(counts.max()), 1)
+        old = self._opset() < 18
+        attributes: dict[str, object] = {"keepdims": 1}
+        if old:
+            assert axes.const_value is not None
+            attributes["axes"] = axes.const_value.numpy().tolist()
+        mean = self._make("ReduceMean", masked_value, *([] if old else [axes]), **attributes)
+        return self._make("Mul", mean, self._constant(share))
+
+    def _opset(self) -> int:
+        return self.graph.opset_imports.get("", 18)
+
+    def _where(self, value: ir.Value, fill: float, empty: ir.Value | None = None) -> ir.Value:
+        """The value with its removed slots set to `empty` where given, else to `fill`."""
+        if fill == 0 and empty is None and self._opset() < 9:  # before Where there was only the product
+            return self._make("Mul", value, self._initializer(self.kept.astype(self.dtype)))
+        condition = self._initializer(self.kept)
+        return self._make("Where", condition, value, empty if empty is not None else self._constant(fill))
+
+    def _constant(self, number: float) -> ir.Value:
+        return self._initializer(np.asarray(number).astype(self.dtype))
+
+    def _ints(self, values: list[int]) -> ir.Value:
+        return self._initializer(np.asarray(values, dtype=np.int64))
+
+    def _initializer(self, array: np.ndarray) -> ir.Value:
+        name = f"oracle.{len(self.graph.initializers)}"
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _make(self, operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        made = ir.node(operator, list(inputs), attributes=attributes or None)  # type: ignore[arg-type]
+        self.graph.insert_before(self.node, made)
+        return made.outputs[0]
+
+    def _after(self) -> ir.Value:
+        """The node's own result, computed again ahead of the node so that it can be replaced."""
+        twin = ir.node(
+            self.node.op_type, list(self.node.inputs), attributes=dict(self.node.attributes), num_outputs=1
+        )
+        self.graph.insert_before(self.node, twin)
+        return twin.outputs[0]
+
+    def _replace(self, new: ir.Value) -> None:
+        old = self.node.outputs[0]
+        if old.is_graph_output():
+            self._rename(old, new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    @staticmethod
+    def _rename(old: ir.Value, new: ir.Value) -> None:
+        name, old.name = old.name, f"{old.name}.dense"
+        new.name, new.type, new.shape = name, old.type, old.shape
