@@ -26,8 +26,10 @@ def one_line(text: str, limit: int = 300) -> str:
     return line[: limit - 3 - tail] + "..." + line[len(line) - tail :]
 
 
-def quoted(name: str, limit: int = 120) -> str:
+def quoted(name: str | bytes, limit: int = 120) -> str:
     """A name from a model as it stands in our messages: escaped, cut, and in quotes that it cannot close."""
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "backslashreplace")
     return "'" + one_line(name.replace("'", "\\'"), limit) + "'"
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sparsecc import errors
@@ -114,3 +115,14 @@ def grandchild(request: Request, emit: Emit) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     emit({"stage": "waiting", "pid": process.pid})
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def load(request: Request, emit: Emit) -> Request:
+    """Bring a model through the front door and read every constant of its main graph."""
+    from sparsecc.loading.models import NOTES, load_ir
+
+    emit({"stage": "loading"})
+    model = load_ir(Path(request["path"]))
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return {"nodes": len(model.graph), "bytes": total, "notes": list(model.meta[NOTES])}

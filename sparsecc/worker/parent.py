@@ -47,7 +47,7 @@ def run(
     memory: int | None = None,
     on_event: Event | None = None,
 ) -> Any:
-    """Run `sparsecc.module:function` as `function(request, emit)` in a fresh child and return its plain result.
+    """Run `sparsecc.module:function` as `function(request, emit)` in a fresh child; return its plain result.
 
     `deadline` is in seconds, `memory` in bytes (None: nine tenths of the machine's). A SparseccError of the
     child is raised here as the same class with the same message; a child that crashed, hung or ran out of
@@ -72,8 +72,8 @@ class _Child:
 
 
 class Worker:
-    """A child process that serves one task after another; a task that fails badly costs the child, and the next
-    task gets a new one. Use it as a context manager, from one thread: the child dies with the thread that started it.
+    """A child process that serves one task after another. A task that crashes or hangs costs the child; the
+    next one gets a new child. A context manager for one thread: the child dies with the thread that began it.
 
     `allowed` names the top-level packages whose functions may be tasks.
     """
@@ -190,7 +190,8 @@ class Worker:
     def _out_of_memory(self, child: _Child) -> WorkerError:
         limit = f"{self._memory / (1 << 30):.2f} GiB"
         return WorkerError(
-            f"the worker ran out of memory (limit {limit}) while {one_line(child.stage)}: raise the limit, or compile a smaller model"
+            f"the worker ran out of memory (limit {limit}) while {one_line(child.stage)}: "
+            "raise the limit, or use a smaller model"
         )
 
     def _result(self, child: _Child, task: str, request: dict[str, Any]) -> Any:

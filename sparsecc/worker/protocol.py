@@ -32,7 +32,7 @@ def is_task(task: str, allowed: Collection[str]) -> bool:
 
 
 def error_named(name: Any, message: Any) -> errors.SparseccError:
-    """The error that a child reported, by the name of its class: one of `sparsecc.errors`, else InternalError."""
+    """The error a child reported, by the name of its class: one of `sparsecc.errors`, else InternalError."""
     line = one_line(str(message), 2000)
     kind = getattr(errors, str(name), None)
     if isinstance(kind, type) and issubclass(kind, errors.SparseccError):

@@ -1,0 +1,163 @@
+"""A checked model as `onnx_ir.Model`: external data mapped, sparse constants made dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from sparsecc.errors import InputError
+from sparsecc.loading.external import Extent, ExternalFiles
+from sparsecc.loading.front_door import OpenedModel, open_bytes, open_model
+from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
+from sparsecc.loading.tensors import TensorChecker, byte_count
+from sparsecc.text import one_line
+
+NOTES = "sparsecc.notes"
+"""Key of `model.meta` under which the notes of the front door stand, a tuple of lines."""
+
+TYPES = "sparsecc.types"
+"""Key of `model.meta` under which stand the types (maps, opaque ones) of inputs and outputs that onnx_ir
+cannot hold: value name -> onnx.TypeProto. They must be put back into the proto when the model is written."""
+
+
+def load_ir(path: Path, limits: Limits = DEFAULT_LIMITS) -> ir.Model:
+    """The model at `path` behind the front door. Its external tensors are views of mapped files: nothing is
+    read before it is used, and no file is opened by name again. InputError for what is refused."""
+    opened = open_model(path, limits)
+    try:
+        return to_ir(opened, limits)
+    except InputError as e:
+        raise InputError(f"{one_line(str(path), 120)}: {e}") from e
+
+
+def load_ir_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ir.Model:
+    """As `load_ir`, from bytes: a model with external data is refused."""
+    return to_ir(open_bytes(data, limits), limits)
+
+
+def to_ir(opened: OpenedModel, limits: Limits) -> ir.Model:
+    """The opened model as onnx_ir reads it. Takes over the proto: do not use that afterwards."""
+    types = _take_unknown_types(opened.proto)
+    checker = TensorChecker(opened.files, limits)
+    for graph in _proto_graphs(opened.proto):
+        _make_dense(graph, checker)
+    try:
+        model = ir.from_proto(opened.proto)
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as e:
+        raise InputError(f"onnx_ir cannot represent the model: {one_line(str(e))}") from e
+    for inner in _ir_graphs(model):
+        _map_external(inner, opened.files)
+    model.meta[NOTES] = opened.notes
+    model.meta[TYPES] = types
+    return model
+
+
+def _take_unknown_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """Clear the types that onnx_ir refuses to read, and return those of the model's inputs and outputs."""
+    taken: dict[str, onnx.TypeProto] = {}
+    for graph in _proto_graphs(model):
+        values = [*graph.input, *graph.output] if isinstance(graph, onnx.GraphProto) else []
+        for value in (*values, *graph.value_info):
+            if _is_unknown(value.type):
+                if graph is model.graph:
+                    taken[value.name] = onnx.TypeProto()
+                    taken[value.name].CopyFrom(value.type)
+                value.ClearField("type")
+    return taken
+
+
+def _is_unknown(kind: onnx.TypeProto) -> bool:
+    while True:
+        case = kind.WhichOneof("value")
+        if case not in ("sequence_type", "optional_type"):
+            return case in ("map_type", "opaque_type")
+        kind = getattr(kind, case).elem_type
+
+
+def _proto_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    stack: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                stack.extend(attribute.graphs)
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+
+
+def _make_dense(graph: onnx.GraphProto | onnx.FunctionProto, checker: TensorChecker) -> None:
+    if isinstance(graph, onnx.GraphProto):
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(_dense(sparse, checker))
+        del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                tensor = _dense(attribute.sparse_tensor, checker)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+
+
+def _dense(sparse: onnx.SparseTensorProto, checker: TensorChecker) -> onnx.TensorProto:
+    """A checked sparse tensor with its zeros written out; its size is bounded by the limit dense_bytes."""
+    values = sparse.values
+    if values.data_location == onnx.TensorProto.EXTERNAL:
+        raise InputError("the values of a sparse tensor are external data: export them dense")
+    indices = checker.values(sparse.indices)
+    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+    array = numpy_helper.to_array(values)
+    dense = np.zeros(math.prod(sparse.dims), array.dtype)
+    dense[flat] = array
+    return numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), values.name)
+
+
+def _ir_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    stack: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    stack.append(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    stack.extend(attribute.as_graphs())
+
+
+def _map_external(graph: ir.Graph | ir.Function, files: ExternalFiles) -> None:
+    if isinstance(graph, ir.Graph):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _mapped(value.const_value, files)
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value, files))
+            elif attribute.type == ir.AttributeType.TENSORS:
+                mapped = [
+                    _mapped(t, files) if isinstance(t, ir.ExternalTensor) else t for t in attribute.value
+                ]
+                node.attributes[name] = ir.AttrTensors(name, mapped)
+
+
+def _mapped(tensor: ir.ExternalTensor, files: ExternalFiles) -> ir.TensorProtocol:
+    """The tensor over the mapped file that the front door has checked; sub-byte types stay packed."""
+    shape = tuple(d for d in tensor.shape if isinstance(d, int))
+    length = byte_count(tensor.dtype.value, math.prod(shape))
+    data = files.payload(Extent(str(tensor.location), tensor.offset or 0, length))
+    if tensor.dtype.bitwidth < 8:
+        return ir.PackedTensor(
+            data, tensor.dtype, shape=shape, name=tensor.name, doc_string=tensor.doc_string
+        )
+    array = data.view(tensor.dtype.numpy()).reshape(shape)
+    return ir.Tensor(
+        array, tensor.dtype, shape=ir.Shape(shape), name=tensor.name, doc_string=tensor.doc_string
+    )
