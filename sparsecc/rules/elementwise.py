@@ -10,7 +10,7 @@ Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Recip
 Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
 
 BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
-Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"""
+Max Mean Min Mod Mul Or PRelu Pow Sub Sum SwiGLU Where Xor"""
 
 
 @rule(UNARY)
@@ -44,6 +44,13 @@ def dropout(site: Site) -> None:
     """Slot by slot; the mask has the axes of the data."""
     for output in range(site.outputs()):
         site.set(site.axes(0), output)
+
+
+@rule("RandomNormalLike RandomUniformLike Bernoulli")
+def random_like(site: Site) -> None:
+    """Random values of the data's shape; all axes are pinned, so that a seed gives the same values."""
+    site.pin(site.axes(0), "random values are drawn slot after slot")
+    site.set(site.axes(0))
 
 
 @rule("FastGelu BiasGelu QuickGelu Gelu BiasAdd", domain="com.microsoft")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sparsecc.axes import Atom, Axis
 from sparsecc.rules.edit import Edit
-from sparsecc.rules.site import CannotFollowError, Site
+from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
 from sparsecc.sizes import Size, quotient
 
@@ -51,6 +51,37 @@ def layer_normalization(site: Site) -> None:
         site.set([*data[:axis], *(Atom(1) for _ in data[axis:])], output)
 
 
+@rule("SkipLayerNormalization SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_normalization(site: Site) -> None:
+    """The sum of data, skip and bias is normalised over its last axis; scales and biases follow it."""
+    data = broadcast(site, [site.axes(i) for i in range(len(site.node.inputs)) if site.has(i)])
+    kind = "layernorm" if site.node.op_type == "SkipLayerNormalization" else "rmsnorm"
+    site.reduces(0, -1, kind)
+    site.set(data)
+    for output in (1, 2, 3):
+        if output < site.outputs() and site.node.outputs[output].name:
+            site.set(data if output == 3 else [*data[:-1], Atom(1)], output)
+
+
+@rule("EmbedLayerNormalization", domain="com.microsoft")
+def embed_normalization(site: Site) -> None:
+    """Three embeddings are summed and normalised over their width, which is one axis; their rows are pinned."""
+    ids, width = site.axes(0), site.axes(2)[1]
+    for operand in (2, 3, 4):
+        if site.has(operand):
+            table = site.axes(operand)
+            site.pin(table[0], "the rows looked up")
+            site.same(width, table[1])
+    for operand in (5, 6):
+        site.same(width, site.axes(operand)[0])
+    site.reduces(2, 1, "layernorm")
+    for output in (0, 2):
+        if output < site.outputs() and site.node.outputs[output].name:
+            site.set([*ids, width], output)
+    if site.outputs() > 1 and site.node.outputs[1].name:
+        site.set([site.fixed(size, "the mask") for size in site.out_shape(1)], 1)
+
+
 def mend_groups(edit: Edit) -> None:
     """`num_groups` becomes the number of groups left."""
     if edit.memo is not None and edit.changed(edit.memo):
@@ -75,7 +106,7 @@ def group_normalization(site: Site) -> None:
 
 _KIND = {
     "ReduceSum": "sum", "ReduceSumSquare": "sum", "ReduceL1": "sum", "ReduceL2": "sum", "ReduceMean": "mean",
-    "ReduceMax": "max", "ReduceMin": "min",
+    "ReduceMax": "max", "ReduceMin": "min", "ReduceLogSum": "sum", "ReduceLogSumExp": "max",
 }  # fmt: skip
 
 
@@ -164,8 +195,29 @@ def pool(site: Site) -> None:
     """Windows over space; batch and channels pass."""
     data = site.axes(0)
     site.pin(data[2:], "a spatial axis")
+    if site.outputs() > 1 and any(use.node.op_type != "MaxUnpool" for use in site.node.outputs[1].uses()):
+        site.pin(data[1], "positions are numbered across channels")
     for output in range(site.outputs()):
         site.set([*data[:2], *_fixed(site, site.out_shape(output)[2:])], output)
+
+
+def mend_unpooled(edit: Edit) -> None:
+    """The output shape, where given, follows the channels."""
+    if edit.has(2):
+        edit.set_shape_operand(2, edit.out_axes())
+
+
+@rule("MaxUnpool", fix=mend_unpooled)
+def unpool(site: Site) -> None:
+    """Back to where a MaxPool found its maxima: batch and channels pass, space is laid out anew."""
+    data, indices = site.axes(0), site.axes(1)
+    producer = site.value(1).producer()
+    if producer is None or producer.op_type != "MaxPool":
+        raise CannotFollowError("its positions do not come from a MaxPool")
+    for a, b in zip(data, indices, strict=True):
+        site.same(a, b)
+    site.pin(data[2:], "a spatial axis")
+    site.set([*data[:2], *_fixed(site, site.out_shape()[2:])])
 
 
 @rule("GlobalAveragePool GlobalMaxPool GlobalLpPool")

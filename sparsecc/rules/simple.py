@@ -2,37 +2,140 @@
 
 from __future__ import annotations
 
-from sparsecc.rules.site import Site
+from sparsecc.axes import Axis
+from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, row, rule
+from sparsecc.sizes import quotient
 
 row("Trilu", "* !a !b, -> * a b", reason="the triangle")
-row("GridSample", "n c *, n !h !w !z -> n c h w", reason="a spatial axis")
+row("Trilu", "* !a !b, -> * a b", reason="the triangle", domain="com.microsoft")
 row("EyeLike", "!a !b -> a b", reason="the diagonal")
+row("Det", "* !a !b -> *", reason="a determinant mixes rows and columns")
 
-pinned("NonMaxSuppression RoiAlign MaxRoiPool", "boxes are numbered slots")
+pinned("NonMaxSuppression", "boxes are numbered slots")
 pinned("NonZero Unique", "its result has as many slots as the data says")
-pinned("OneHot", "its classes are numbered slots")
 pinned("Range", "its slots are consecutive numbers")
-pinned("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial", "random slots")
-pinned("Det", "a determinant mixes rows and columns")
+pinned("RandomNormal RandomUniform Multinomial", "random slots")
 pinned("DFT STFT HannWindow HammingWindow BlackmanWindow MelWeightMatrix", "frequencies are ordered slots")
 pinned("StringNormalizer TfIdfVectorizer StringConcat StringSplit RegexFullMatch", "it works on text")
-pinned("If Loop Scan", "its body is not followed")
-pinned("Optional OptionalGetElement OptionalHasElement", "it holds an optional value")
-pinned(
-    "SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
-    "SplitToSequence ConcatFromSequence",
-    "it holds a sequence of tensors",
-)
-pinned("Adagrad Adam Momentum Gradient", "it is a training step")
 pinned("ImageDecoder", "it decodes a file")
-pinned("Col2Im CenterCropPad AffineGrid", "space is laid out anew")
-pinned("MaxUnpool", "positions are numbered slots")
-pinned("ReverseSequence", "slots are reversed at run time")
+pinned("AffineGrid", "space is laid out anew")
 pinned("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss", "its classes are numbered slots")
+pinned("Adagrad Adam Momentum Gradient", "it is a training step", domain="ai.onnx.preview.training")
+pinned(
+    """ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer LabelEncoder
+    LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsemble
+    TreeEnsembleClassifier TreeEnsembleRegressor ZipMap""",
+    "its features are numbered slots",
+    domain="ai.onnx.ml",
+)
 
 
 @rule("Constant")
 def constant(site: Site) -> None:
     """A value of its own; lifted to an initializer when the model is loaded, so only odd ones get here."""
     site.set([site.fixed(s, "a constant that could not be lifted") for s in site.out_shape()])
+
+
+@rule("GridSample")
+@rule("GridSample", domain="com.microsoft")
+def grid_sample(site: Site) -> None:
+    """Batch and channels pass; space is sampled at the points of the grid."""
+    data, grid = site.axes(0), site.axes(1)
+    site.pin([*data[2:], *grid[1:]], "a spatial axis")
+    site.same(data[0], grid[0])
+    site.set([*data[:2], *grid[1:-1]])
+
+
+@rule("RoiAlign MaxRoiPool")
+@rule("CropAndResize", domain="com.microsoft")
+def roi_align(site: Site) -> None:
+    """Channels pass; batch and space become boxes."""
+    data, boxes = site.axes(0), site.axes(1)
+    site.pin([data[0], *data[2:], boxes[1]], "boxes")
+    spatial = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    site.set([boxes[0], data[1], *spatial])
+
+
+@rule("OneHot")
+def one_hot(site: Site) -> None:
+    """The classes are numbered slots; the axes of the indices pass."""
+    indices = site.axes(0)
+    axis = site.axis(default=-1, rank=len(indices) + 1)
+    classes = site.fixed(site.out_shape()[axis], "its classes")
+    site.set([*indices[:axis], classes, *indices[axis:]])
+
+
+@rule("ReverseSequence")
+def reverse_sequence(site: Site) -> None:
+    """Slots of the time axis are reversed at run time; all but time and batch pass."""
+    data = site.axes(0)
+    time, batch = site.int_("time_axis"), site.int_("batch_axis", 1)
+    site.pin([data[time], data[batch]], "slots reversed at run time")
+    site.set(data)
+
+
+@rule("CenterCropPad")
+def center_crop_pad(site: Site) -> None:
+    """Axes whose size changes are cut or padded on both sides and pinned; the others pass."""
+    data, shape = site.axes(0), site.out_shape()
+    given = site.ints("axes")
+    result = list(data)
+    for axis in range(len(data)) if given is None else given:
+        site.pin(data[axis], "the cropped or padded axis")
+        result[axis] = site.fixed(shape[axis], "the cropped or padded axis")
+    site.set(result)
+
+
+@rule("Col2Im")
+def col2im(site: Site) -> None:
+    """Channels are C*block; the block is laid out in space."""
+    data, shape = site.axes(0), site.out_shape()
+    block = quotient(data[1].size, shape[1])
+    found = site.space.factored(data[1], (shape[1], block)) if block is not None else None
+    if found is None:
+        raise CannotFollowError("its channels are not a multiple of the block")
+    site.pin([found[1], data[2]], "a block laid out in space")
+    site.set([data[0], found[0], *(site.fixed(s, "a spatial axis") for s in shape[2:])])
+
+
+@rule("DeformConv")
+def deform_conv(site: Site) -> None:
+    """A convolution whose offsets are given: input channels are summed."""
+    data, weight = site.axes(0), site.axes(1)
+    groups, offsets = site.int_("group", 1), site.int_("offset_group", 1)
+    site.pin([*data[2:], *weight[2:]], "a spatial axis")
+    if groups > 1 or offsets > 1:
+        site.pin([data[1], weight[0], weight[1]], "the channels of a grouped deformable convolution")
+    else:
+        site.space.unify(data[1], weight[1])
+        site.reduces(0, 1)
+    if site.has(3):
+        site.same(weight[0], site.axes(3)[0])
+    spatial: list[Axis] = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    site.set([data[0], weight[0], *spatial])
+    site.multiplies(data[0], weight[0], *spatial, *weight[1:])
+
+
+@rule("TensorScatter")
+def tensor_scatter(site: Site) -> None:
+    """A cache is written along one axis, which is pinned; the others pass."""
+    cache, update = site.axes(0), site.axes(1)
+    axis = site.axis(default=-2)
+    site.pin([cache[axis], update[axis]], "the cached positions")
+    for i, (a, b) in enumerate(zip(cache, update, strict=True)):
+        if i != axis:
+            site.same(a, b)
+    site.set(cache)
+
+
+@rule("UnfoldTensor", domain="com.microsoft")
+def unfold(site: Site) -> None:
+    """Windows over one axis become a new last axis; the others pass."""
+    data = site.axes(0)
+    axis = site.axis("dim", default=-1)
+    site.pin(data[axis], "the axis of the windows")
+    shape = site.out_shape()
+    result = [*data, site.fixed(shape[-1], "a window")]
+    result[axis] = site.fixed(shape[axis], "the windows")
+    site.set(result)
