@@ -6,7 +6,9 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+"""The library of the CUDA driver."""
+
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
 
@@ -27,7 +29,7 @@ class NoGpuError(Exception):
 def gpus() -> list[Gpu]:
     """Every GPU that the CUDA driver shows, in its order. NoGpuError with the reason when there is none."""
     try:
-        cuda = ctypes.CDLL(_DRIVER)
+        cuda = ctypes.CDLL(DRIVER)
     except OSError as e:
         raise NoGpuError("the CUDA driver is not installed") from e
     _checked(cuda.cuInit(0), "the CUDA driver does not start")

@@ -13,7 +13,9 @@ from sparsecc.errors import InputError
 from sparsecc.text import one_line
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_SPARSE_TACTIC = re.compile(r"(?i)(?:^|_)(?:sparse|sp|spgemm|sptrt)(?:_|$)|sparse")
+_SPARSE_TACTIC = re.compile(r"(?i)sparse|spgemm|spconv")
+_WIDE = {"two": 2, "four": 4, "eight": 8, "sixteen": 16, "thirty-two": 32, "sixty-four": 64}
+_STEP = re.compile(r"(?i)(?:CHW|HWC)(\d+)|\bc(?:hannel)? ?% ?(\d+) ?== ?0|\b([a-z-]+) wide channel")
 _FUSED = re.compile(r"\s*\+\s*")
 _TYPES = (
     ("int8", re.compile(r"(?i)int8|\bi8")),
@@ -31,7 +33,7 @@ _TYPES = (
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a layer. `type` is ours (fp32, fp16, int8 ...); `layout` as the inspector words it."""
+    """An input or output of a layer. `type` is our word (fp32, int8 ...), `layout` the inspector's."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,7 +67,7 @@ class Layer:
 
 
 def parse_layers(text: str) -> list[Layer]:
-    """Layers from the inspector's JSON or from a file of `trtexec --exportLayerInfo`. InputError if it is neither.
+    """Layers from the inspector's JSON or a file of `trtexec --exportLayerInfo`. InputError on other text.
 
     An engine built without detailed verbosity gives names only; its layers then have empty kinds.
     """
@@ -185,10 +187,9 @@ def _padded(channels: int | None, outputs: Sequence[Port]) -> int | None:
     """Vectorised layouts (`CHW32`, `Channel major FP16 format where C % 8 == 0`) round channels up."""
     if channels is None or not outputs:
         return None
-    found = re.search(
-        r"(?:CHW|HWC|DHWC|CDHW)(\d+)|[Cc](?:hannel)?\s*%\s*(\d+)\s*==\s*0|(\d+)-wide", outputs[0].layout
-    )
-    step = int(next(group for group in found.groups() if group)) if found else 1
+    found = _STEP.search(outputs[0].layout)
+    word = next(group for group in found.groups() if group) if found else "1"
+    step = int(word) if word.isdigit() else _WIDE.get(word.lower(), 1)
     return -(-channels // step) * step
 
 

@@ -35,6 +35,8 @@ class BuildOptions:
     for the prepared model with its build scripts. `stripped` implies `refit`. `plugins` is a folder whose
     shared libraries are loaded before parsing. `hardware_compatible` is `none`, `ampere+` or
     `same-compute-capability`; `compute_capabilities` (TensorRT-RTX) are names such as `8.6` or `SM86`.
+    `builder` is `api` (Python), `trtexec`, or `auto` (Python where it is at hand); `device` says where:
+    `local` or `ssh://user@host`, which is always trtexec.
     """
 
     workspace: int | None = None
@@ -52,6 +54,8 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     plugins: str | None = None
     emit: str = "engine"
+    builder: str = "auto"
+    device: str = "local"
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> BuildOptions:
@@ -72,6 +76,7 @@ class BuildOptions:
             "compute_capabilities": _capabilities,
             "profiles": _profiles,
             "hardware_compatible": lambda value: _one_of("hardware_compatible", value, HARDWARE),
+            "builder": lambda value: _one_of("builder", value, BUILDERS),
             "emit": lambda value: _one_of("emit", value, ("engine", "onnx")),
             "plugins": _folder,
         }
@@ -83,6 +88,7 @@ class BuildOptions:
         return made
 
 
+BUILDERS = ("auto", "api", "trtexec")
 HARDWARE = ("none", "ampere+", "same-compute-capability")
 
 
@@ -178,3 +184,17 @@ def _folder(value: object) -> str:
 
 def _joined(names: set[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def as_mapping(options: BuildOptions) -> dict[str, Any]:
+    """The options that differ from the defaults, as JSON data that `from_mapping` reads back."""
+    changed = {
+        f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) != f.default
+    }
+    profiles = changed.pop("profiles", None) or {}
+    texts = {
+        name: "|".join("x".join(str(size) for size in shape) for shape in (p.low, p.opt, p.high))
+        for name, p in profiles.items()
+    }
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
+    return plain | ({"profiles": texts} if texts else {})

@@ -1,4 +1,4 @@
-"""Which plans may be loaded: deserializing one runs native code, so only those that a manifest vouches for."""
+"""Which plans may be loaded. Deserializing one runs native code, so a manifest must vouch for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _expected_hash(path: Path) -> str:
         data = json.loads(manifest.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(
-            f"{quoted(str(path))} has no {MANIFEST} beside it: only plans of a bundle that sparsecc wrote are loaded"
+            f"{quoted(str(path))} has no {MANIFEST} beside it: only plans in a bundle of sparsecc are loaded"
         ) from e
     except ValueError as e:
         raise InputError(f"{quoted(str(manifest))} is damaged: compile again") from e

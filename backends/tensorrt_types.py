@@ -126,6 +126,17 @@ class IExecutionContext(Protocol):
     def report_to_profiler(self) -> bool: ...
 
 
+class Refitter(Protocol):
+    def get_missing_weights(self) -> list[str]: ...
+    def refit_cuda_engine(self) -> bool: ...
+
+
+class OnnxParserRefitter(Protocol):
+    num_errors: int
+
+    def refit_from_file(self, model: str, /) -> bool: ...
+
+
 class Runtime(Protocol):
     engine_host_code_allowed: bool
 
@@ -209,6 +220,8 @@ class Api(Protocol):
 
     def Builder(self, logger: object, /) -> Builder: ...  # noqa: N802 - TensorRT's name
     def OnnxParser(self, network: INetworkDefinition, logger: object, /) -> OnnxParser: ...  # noqa: N802
+    def OnnxParserRefitter(self, refitter: Refitter, logger: object, /) -> OnnxParserRefitter: ...  # noqa: N802
+    def Refitter(self, engine: ICudaEngine, logger: object, /) -> Refitter: ...  # noqa: N802
     def Runtime(self, logger: object, /) -> Runtime: ...  # noqa: N802
     def init_libnvinfer_plugins(self, logger: object, namespace: str, /) -> bool: ...
 

@@ -34,7 +34,9 @@ class PrepareTensorrt(Pass):
         opset = model.opset_imports.get("", 0)
         if opset >= OLDEST_OPSET:
             return PassResult(facts)
-        reason = f"operator set {opset} is older than {OLDEST_OPSET}, which TensorRT's parser does not promise to take"
+        reason = (
+            f"operator set {opset} is older than {OLDEST_OPSET}, the first that TensorRT's parser promises"
+        )
         return PassResult(facts, (Skip("model", reason),))
 
 

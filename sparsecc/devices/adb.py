@@ -1,0 +1,117 @@
+"""A phone or board over adb, whose `shell` hands one string to a shell there: arguments are quoted for it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsecc.devices.device import (
+    LARGEST_OUTPUT,
+    Completed,
+    Device,
+    DeviceAddress,
+    checked_argv,
+    checked_name,
+)
+from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
+from sparsecc.text import one_line, quoted
+
+_QUICK_SECONDS = 60.0
+_COPY_SECONDS = 3600.0
+_TEMPLATE = "/data/local/tmp/sparsecc.XXXXXXXXXX"
+_FOLDER = re.compile(r"/data/local/tmp/sparsecc\.[A-Za-z0-9]+")
+_LOST = ("device not found", "device offline", "no devices", "device unauthorized", "closed")
+
+
+class AdbDevice(Device):
+    """One device of `adb devices`, with a private folder under /data/local/tmp."""
+
+    def __init__(self, address: DeviceAddress) -> None:
+        program = shutil.which("adb")
+        if program is None:
+            raise UnavailableError("adb is not installed: install Android's platform tools, or use ssh://")
+        self.spec = f"adb:{address.host}" if address.host else "adb"
+        self.folder = ""
+        self._adb = [program, "-s", address.host] if address.host else [program]
+        made = self.run(["mktemp", "-d", _TEMPLATE], timeout=_QUICK_SECONDS)
+        folder = made.stdout.strip()
+        if made.status != 0 or not _FOLDER.fullmatch(folder):
+            raise UnavailableError(f"{self.spec} makes no folder in /data/local/tmp: see 'adb devices'")
+        self.folder = folder
+
+    def put(self, local: Path, name: str) -> None:
+        target = f"{self.folder}/{checked_name(name)}"
+        self._copy(["push", str(local.resolve()), target], name)
+        done = self.run(["sha256sum", name], timeout=_COPY_SECONDS)
+        if done.stdout.split()[:1] != [hashlib.sha256(local.read_bytes()).hexdigest()]:
+            raise SystemFailureError(f"{quoted(name)} arrived damaged on {self.spec}: check its storage")
+
+    def get(self, name: str, local: Path, *, limit: int) -> None:
+        size = self.run(["stat", "-c", "%s", checked_name(name)], timeout=_QUICK_SECONDS)
+        if size.status != 0 or not size.stdout.strip().isdigit():
+            raise InputError(f"{quoted(name)} was not written on {self.spec}: see the command's output")
+        if int(size.stdout) > limit:
+            raise InputError(f"{quoted(name)} is larger than {limit} bytes: not taken")
+        self._copy(["pull", f"{self.folder}/{name}", str(local.resolve())], name)
+        if local.stat().st_size > limit:
+            local.unlink()
+            raise InputError(f"{quoted(name)} is larger than {limit} bytes: not taken")
+
+    def run(self, argv: Sequence[str], *, timeout: float) -> Completed:
+        command = shlex.join(checked_argv(argv))
+        if self.folder:
+            command = f"cd {shlex.quote(self.folder)} && exec {command}"
+        return self._call(["shell", "-T", command], timeout)
+
+    def close(self) -> None:
+        if not self.folder:
+            return
+        folder, self.folder = self.folder, ""
+        try:
+            self.run(["rm", "-rf", folder], timeout=_QUICK_SECONDS)
+        except SparseccError:
+            return
+
+    def _copy(self, arguments: list[str], name: str) -> None:
+        done = self._call(arguments, _COPY_SECONDS)
+        if done.status == 0:
+            return
+        said = done.stdout + done.stderr
+        if "No space left" in said:
+            raise SystemFailureError(
+                f"the storage of {self.spec} is full while copying {quoted(name)}: free some"
+            )
+        raise SystemFailureError(
+            f"{self.spec} does not copy {quoted(name)} ({one_line(said, 100)}): try again"
+        )
+
+    def _call(self, arguments: list[str], timeout: float) -> Completed:
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                [*self._adb, *arguments],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as e:
+            raise WorkerError(
+                f"a command on {self.spec} took more than {timeout:g} s: allow it more time"
+            ) from e
+        stdout, stderr = (s[:LARGEST_OUTPUT].decode("utf-8", "replace") for s in (done.stdout, done.stderr))
+        if (
+            done.returncode != 0
+            and stderr.startswith(("error:", "adb:"))
+            and any(word in stderr for word in _LOST)
+        ):
+            raise UnavailableError(
+                f"{self.spec} does not answer ({one_line(stderr, 100)}): see 'adb devices'"
+            )
+        return Completed(done.returncode, stdout, stderr, time.monotonic() - began)
