@@ -1,4 +1,4 @@
-"""The kernel census: which kernels ONNX Runtime picks for a model on this machine. Needs no clock and no inputs.
+"""The kernel census: which kernels ONNX Runtime picks for a model here. Needs no clock, no inputs.
 
 The graph is optimized as a session would do it (level ALL), saved, and counted. Rules are those of ONNX
 Runtime's Q/DQ fusion and of its blocked convolution layout (NchwcTransformer) on x64.
@@ -15,23 +15,29 @@ from typing import Any
 
 import onnx_ir as ir
 
-INTEGER_KERNELS = frozenset(
+_INTEGER = (
     "QLinearConv QLinearMatMul QGemm MatMulInteger ConvInteger MatMulNBits DynamicQuantizeMatMul "
-    "DynamicQuantizeLSTM MatMulIntegerToFloat QAttention QOrderedMatMul QMoE GatherBlockQuantized".split()
+    "DynamicQuantizeLSTM MatMulIntegerToFloat QAttention QOrderedMatMul QMoE GatherBlockQuantized"
 )
+INTEGER_KERNELS = frozenset(_INTEGER.split())
 """Kernels that compute on integer weights."""
 
-FLOAT_COMPUTE = frozenset(
-    "Conv FusedConv ConvTranspose MatMul FusedMatMul Gemm FusedGemm NhwcFusedConv "
-    "Attention MultiHeadAttention LSTM GRU TransposeMatMul FusedMatMulActivation".split()
+_FLOAT = (
+    "Conv FusedConv ConvTranspose MatMul FusedMatMul Gemm FusedGemm NhwcFusedConv Attention "
+    "MultiHeadAttention LSTM GRU TransposeMatMul FusedMatMulActivation"
 )
+FLOAT_COMPUTE = frozenset(_FLOAT.split())
 """Kernels that multiply and accumulate in floating point."""
 
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 _BLOCK = 16
 _CHANNEL_STEP = 4
-_THROUGH = frozenset({"ReorderInput", "ReorderOutput", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "QuickGelu"})
+_THROUGH = frozenset(
+    {"ReorderInput", "ReorderOutput", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+)
+_ACTIVATIONS = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "QuickGelu"}
+)
 _CONV_LIKE = frozenset({"Conv", "FusedConv"})
 
 
@@ -41,7 +47,8 @@ def census(path: Path) -> dict[str, Any]:
     `kernels` counts nodes by "domain:type" ("Conv" alone in the ONNX domain); `integer`, `float` and
     `dequantize` sum them up; `blocked_convs` counts convolutions in the blocked layout; `in_float` names each
     float compute node of a quantized model with the likely reason; `misaligned` lists the convolutions that
-    cannot use the blocked layout, or waste part of its blocks. InputError when the model does not load.
+    cannot use the blocked layout, or waste part of its blocks (unknown for .ort). InputError when the model
+    does not load.
     """
     with tempfile.TemporaryDirectory(prefix="sparsecc-census-") as scratch:
         optimized = _load_optimized(path, Path(scratch))
@@ -50,7 +57,9 @@ def census(path: Path) -> dict[str, Any]:
         types = Counter(node.op_type for node in nodes)
         integer = {op: n for op, n in sorted(types.items()) if op in INTEGER_KERNELS}
         quantized = bool(integer) or types["DequantizeLinear"] > 0 or types["QuantizeLinear"] > 0
-        in_float = [_float_entry(node) for node in nodes if node.op_type in FLOAT_COMPUTE] if quantized else []
+        in_float = (
+            [_float_entry(node) for node in nodes if node.op_type in FLOAT_COMPUTE] if quantized else []
+        )
     return {
         "kernels": dict(sorted(kernels.items())),
         "integer": integer,
@@ -59,7 +68,7 @@ def census(path: Path) -> dict[str, Any]:
         "quantize": types["QuantizeLinear"],
         "blocked_convs": kernels[f"{_LAYOUT_DOMAIN}:Conv"],
         "in_float": in_float,
-        "misaligned": misaligned_convs(ir.load(path)),
+        "misaligned": [] if path.suffix == ".ort" else misaligned_convs(ir.load(path)),
         "machine": platform.machine().lower(),
     }
 
@@ -94,7 +103,15 @@ def _float_entry(node: ir.Node) -> dict[str, str]:
 
 def float_reason(node: ir.Node, machine: str = platform.machine().lower()) -> str:
     """The first rule of the Q/DQ fusion that this float node breaks."""
-    if node.op_type not in {"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "ConvTranspose"}:
+    if node.op_type not in {
+        "Conv",
+        "FusedConv",
+        "MatMul",
+        "Gemm",
+        "FusedMatMul",
+        "FusedGemm",
+        "ConvTranspose",
+    }:
         return f"{node.op_type} has no integer kernel that a Q/DQ graph is turned into"
     activation, weight = (_origin(value) for value in node.inputs[:2])
     if activation is None or activation.op_type != "DequantizeLinear":
@@ -110,10 +127,14 @@ def float_reason(node: ir.Node, machine: str = platform.machine().lower()) -> st
     if bias:
         return bias
     if not _is_quantized_after(node.outputs[0]):
-        return "output is not quantized: put QuantizeLinear behind it, and let nothing else read the float value"
+        return (
+            "output is not quantized: put QuantizeLinear behind it, and let nothing else read the float value"
+        )
     if node.op_type == "ConvTranspose":
         return "ConvTranspose has no integer kernel here"
-    return "scale or zero point is not of the form that the fusion takes (constant, per tensor for activations)"
+    return (
+        "scale or zero point is not of the form that the fusion takes (constant, per tensor for activations)"
+    )
 
 
 def _unquantized_weight(node: ir.Node) -> str:
@@ -158,9 +179,9 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def _is_quantized_after(value: ir.Value) -> bool:
-    """Whether the only reader of a value is a QuantizeLinear, behind an activation or a change of layout at most."""
+    """Whether only a QuantizeLinear reads a value, behind an activation or a change of layout at most."""
     while not value.is_graph_output() and len(value.uses()) == 1:
-        reader = value.uses()[0].node
+        reader = next(iter(value.uses())).node
         if reader.op_type == "QuantizeLinear":
             return True
         if reader.op_type not in _ACTIVATIONS | _THROUGH:
@@ -170,10 +191,11 @@ def _is_quantized_after(value: ir.Value) -> bool:
 
 
 def misaligned_convs(model: ir.Model) -> list[dict[str, Any]]:
-    """Float convolutions whose channels miss the blocked layout ("outside"), or fill its last block in part ("padded").
+    """Float convolutions outside the blocked layout ("outside"), or that fill its blocks in part ("padded").
 
-    A 2-D convolution enters it when input channels per group are under 16 or a multiple of 4; grouped ones need
-    whole blocks of 16 per group on both sides; depthwise ones a multiple of 4. Output channels are padded to 16.
+    A 2-D convolution enters it when its input channels are under 16 or a multiple of 4; grouped ones need
+    whole blocks of 16 per group on both sides; depthwise ones a multiple of 4 channels. Output channels are
+    padded to 16.
     """
     found = []
     for node in _nodes(model):

@@ -112,7 +112,7 @@ class OnnxRuntimeCpu:
 
 
 def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Path, dict[str, Any]]:
-    """The folder with the optimized model, and facts. Lower levels are tried when a written model does not load."""
+    """The folder with the optimized model, and facts; a lower level where what was written does not load."""
     import onnxruntime as ort
 
     from sparsecc.backends.onnxruntime_session import open_session, session_options
@@ -155,7 +155,7 @@ def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -
 
 
 def without_traces(model: ir.Model) -> ir.Model:
-    """The model without what tells where it was made: notes, metadata, unused opset imports, unsorted weights."""
+    """The model without what tells where it was made: notes, metadata, unused opsets, order of weights."""
     model.doc_string = None
     model.producer_name, model.producer_version = "sparsecc", None
     model.domain, model.model_version = None, None
@@ -204,7 +204,7 @@ def _clear_tensor(tensor: ir.TensorProtocol | None) -> None:
 
 
 def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
-    """Save `model`, its weights beside it when large; whether they are. Values of `model` stay as they were."""
+    """Save `model`, its weights beside it when large; whether they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     constants = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
     external = sum(tensor.nbytes for tensor in constants if tensor is not None) > external_above
@@ -214,14 +214,21 @@ def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
         else:
             ir.save(model, path)
     except OSError as e:
-        raise SystemFailureError(f"{path.name}: cannot be written: {e.strerror}: free space and try again") from e
+        raise SystemFailureError(
+            f"{path.name}: cannot be written: {e.strerror}: free space and try again"
+        ) from e
     return external
 
 
 def _convert_to_ort_format(built: Path, chosen: BuildOptions) -> None:
     """Add `model.ort` and the required-operators configuration (with types) of a minimal build."""
     with tempfile.TemporaryDirectory(dir=built.parent) as out:
-        command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(built / "model.onnx")]
+        command = [
+            sys.executable,
+            "-m",
+            "onnxruntime.tools.convert_onnx_models_to_ort",
+            str(built / "model.onnx"),
+        ]
         command += ["--output_dir", out, "--optimization_style", "Fixed", "--enable_type_reduction"]
         command += ["--target_platform", chosen.platform]
         disable = {"none": "disable"}
@@ -231,17 +238,24 @@ def _convert_to_ort_format(built: Path, chosen: BuildOptions) -> None:
         }
         try:
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=_ORT_FORMAT_SECONDS, check=False
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=_ORT_FORMAT_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as e:
             raise InternalError(
-                f"model.ort: the converter did not end in {_ORT_FORMAT_SECONDS} s: build without the ORT format"
+                f"model.ort: the converter took over {_ORT_FORMAT_SECONDS} s: build without the ORT format"
             ) from e
         made = next(Path(out).glob("*.ort"), None)
         config = next(Path(out).glob("*.config"), None)
         if done.returncode != 0 or made is None or config is None:
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise InputError(f"model.ort: ONNX Runtime's converter failed: {last}: build without the ORT format")
+            raise InputError(
+                f"model.ort: ONNX Runtime's converter failed: {last}: build without the ORT format"
+            )
         shutil.move(made, built / "model.ort")
         lines = [line for line in config.read_text().splitlines() if not line.startswith("#")]
         (built / "required_operators_and_types.config").write_text("\n".join(lines).strip() + "\n")

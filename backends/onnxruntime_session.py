@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime on the CPU: their settings, their failures in one line, and the runner over them."""
+"""Sessions of ONNX Runtime on the CPU: their settings, failures in one line, and the runner over them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,12 @@ LEVELS: dict[str, ort.GraphOptimizationLevel] = {
 PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4
 
+_OWN_ERRORS = (
+    "Fail EPFail EngineError InvalidArgument InvalidGraph InvalidProtobuf ModelRequiresCompilation NoModel "
+    "NoSuchFile NotImplemented RuntimeException"
+)
 RuntimeFailure: tuple[type[Exception], ...] = (
-    _state.Fail,
-    _state.EPFail,
-    _state.EngineError,
-    _state.InvalidArgument,
-    _state.InvalidGraph,
-    _state.InvalidProtobuf,
-    _state.ModelRequiresCompilation,
-    _state.NoModel,
-    _state.NoSuchFile,
-    _state.NotImplemented,
-    _state.RuntimeException,
+    *(getattr(_state, name) for name in _OWN_ERRORS.split() if hasattr(_state, name)),
     ValueError,
     RuntimeError,
     TypeError,
@@ -45,7 +39,12 @@ _NOISE = (
     (re.compile(r"\[ONNXRuntimeError\] : -?\d+ : [A-Z_]+ : "), ""),
     (re.compile(r"Load model from .*? failed: ?"), ""),
     (re.compile(r"(?:/[^\s:]*/)?\b\w+\.(?:cc|cpp|h|hpp):\d+ (?:\w+ (?=[\w\[]))?"), " "),
-    (re.compile(r"(?:[\w:<>,&*~]+ )?onnxruntime::[\w:<>~]+\(.*?\)(?: const)?(?: \[with .*?\])? (?=[A-Z\[(])"), ""),
+    (
+        re.compile(
+            r"(?:[\w:<>,&*~]+ )?onnxruntime::[\w:<>~]+\(.*?\)(?: const)?(?: \[with .*?\])? (?=[A-Z\[(])"
+        ),
+        "",
+    ),
     (re.compile(r"\[ShapeInferenceError\] ?"), ""),
     (re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+"), " "),
     (re.compile(r" {2,}"), " "),
@@ -56,7 +55,7 @@ T = TypeVar("T")
 
 
 def plain_reason(error: Exception) -> str:
-    """The fact in a message of ONNX Runtime: one line, without codes, source positions and control characters."""
+    """The fact in a message of ONNX Runtime: one line without codes, source positions, control characters."""
     text = str(error)
     for pattern, replacement in _NOISE:
         text = pattern.sub(replacement, text)
@@ -64,12 +63,16 @@ def plain_reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def session_options(*, threads: int, level: str, settings: Mapping[str, str] | None = None) -> ort.SessionOptions:
-    """The settings under which everything is measured: sequential, no spinning, `threads` intra-op threads."""
+def session_options(
+    *, threads: int, level: str, settings: Mapping[str, str] | None = None
+) -> ort.SessionOptions:
+    """The settings of every measurement: sequential, no spinning, `threads` intra-op threads."""
     if level not in LEVELS:
         raise InputError(f"unknown optimization level '{level}': levels are {', '.join(LEVELS)}")
     if threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}: give the number of physical cores to use")
+        raise InputError(
+            f"threads must be at least 1, not {threads}: give the number of physical cores to use"
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -94,7 +97,9 @@ def open_session(source: Path | bytes, options: ort.SessionOptions) -> ort.Infer
         )
     except RuntimeFailure as e:
         reason = plain_reason(e)
-        raise InputError(f"{where}: ONNX Runtime {ort.__version__} refuses it: {reason}: {_next_step(e)}") from e
+        raise InputError(
+            f"{where}: ONNX Runtime {ort.__version__} refuses it: {reason}: {_next_step(e)}"
+        ) from e
 
 
 def _next_step(error: Exception) -> str:
@@ -167,4 +172,5 @@ def _to_numpy(value: ort.OrtValue) -> np.ndarray:
 
     size = int(np.prod(value.shape(), dtype=np.int64)) * 2
     bits = ctypes.string_at(value.data_ptr(), size)
-    return np.frombuffer(bits, dtype=ml_dtypes.bfloat16).reshape(value.shape())
+    array: np.ndarray = np.frombuffer(bits, dtype=ml_dtypes.bfloat16).reshape(value.shape())
+    return array

@@ -37,7 +37,7 @@ class Footprint:
 
 
 def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _SECONDS) -> Footprint:
-    """Load and run `path` once in a new process. WorkerError when that process dies or takes over `seconds`."""
+    """Load and run `path` once in a new process. WorkerError when it dies or takes over `seconds`."""
     with tempfile.TemporaryDirectory(prefix="sparsecc-footprint-") as scratch:
         arrays = {f"{index}": _plain(array) for index, array in enumerate(feeds.values())}
         np.savez(Path(scratch) / "feeds.npz", **arrays)  # type: ignore[arg-type]
@@ -49,7 +49,9 @@ def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _S
                 command, input=json.dumps(task), capture_output=True, text=True, timeout=seconds, check=False
             )
         except subprocess.TimeoutExpired as e:
-            raise WorkerError(f"{path.name}: one load and run took over {seconds:.0f} s: try smaller inputs") from e
+            raise WorkerError(
+                f"{path.name}: one load and run took over {seconds:.0f} s: try smaller inputs"
+            ) from e
         return _read(path, Path(scratch) / "result.json", done.returncode)
 
 

@@ -92,7 +92,9 @@ class Comparison:
         """The `latency` object of report.json, the wall clock beside it, and the raw samples."""
         result = self._clock_json(self.clock)
         result |= {"clock": self.clock, "threads": self.threads, "pairs": self.pairs, "repeats": self.repeats}
-        result["wall" if self.clock == "cpu" else "cpu"] = self._clock_json("wall" if self.clock == "cpu" else "cpu")
+        result["wall" if self.clock == "cpu" else "cpu"] = self._clock_json(
+            "wall" if self.clock == "cpu" else "cpu"
+        )
         names = ("cpu_before", "cpu_after", "wall_before", "wall_after")
         result["samples_ms"] = {name: [round(float(t), 6) for t in getattr(self, name)] for name in names}
         return result | self.extra
@@ -112,7 +114,13 @@ class Comparison:
 
 
 def compare(
-    before: Run, after: Run, *, budget: Budget | None = None, clock: Clock = "cpu", threads: int = 1, seed: int = 0
+    before: Run,
+    after: Run,
+    *,
+    budget: Budget | None = None,
+    clock: Clock = "cpu",
+    threads: int = 1,
+    seed: int = 0,
 ) -> Comparison:
     """Time two runs in pairs of random order (AB or BA, from `seed`) in this process.
 

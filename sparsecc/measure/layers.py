@@ -43,7 +43,9 @@ def mean_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[Lay
     events = list(events)
     runs = sorted(e["ts"] for e in events if e.get("cat") == "Session" and e.get("name") == "model_run")
     if len(runs) <= warm_up:
-        raise InternalError(f"the trace of ONNX Runtime holds {len(runs)} runs, more than {warm_up} were made")
+        raise InternalError(
+            f"the trace of ONNX Runtime holds {len(runs)} runs, more than {warm_up} were made"
+        )
     start, counted = runs[warm_up], len(runs) - warm_up
     layers: dict[str, LayerTime] = {}
     for event in events:

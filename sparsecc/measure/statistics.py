@@ -1,4 +1,4 @@
-"""Summaries of timings: percentiles of one model, the ratio of two with its interval. All from raw samples."""
+"""Summaries of timings: percentiles of one model, the ratio of two with its interval."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""What a gate shows: text, Markdown for pull requests, JUnit XML for CI, a history file and its trend."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from sparsecc.errors import InputError, SystemFailureError
+from sparsecc.gate import GateResult
+
+_SIGNS = {"OK": "pass", "REGRESSION": "FAIL", "INCONCLUSIVE": "????"}
+
+
+def text_rows(result: GateResult) -> list[tuple[str, str]]:
+    """(what, fact) rows for a terminal."""
+    rows = [("verdict", f"{result.verdict}: {result.reason}")]
+    rows += [(check.name, ("" if check.ok else "FAIL ") + check.detail) for check in result.checks]
+    if result.self_check is not None:
+        low, high = _percent(result.self_check.low), _percent(result.self_check.high)
+        rows.append(("self-check", f"the baseline against itself: {low} to {high}"))
+    if result.comparison is not None:
+        measured = result.comparison
+        clock = "processor time" if measured.clock == "cpu" else "wall clock"
+        rows.append(
+            ("baseline", f"{measured.before.p50:.3f} ms (median, {clock}, {measured.threads} threads)")
+        )
+        rows.append(("current", f"{measured.after.p50:.3f} ms (median, {measured.pairs} interleaved pairs)"))
+        wall = measured.ratio("wall")
+        rows.append(
+            (
+                "wall clock",
+                f"{_percent(wall.median)} ({_percent(wall.low)} to {_percent(wall.high)})",
+            )
+        )
+    return rows
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{math.expm1(log_ratio):+.1%}"
+
+
+def markdown(results: Iterable[GateResult]) -> str:
+    """A summary table for a pull request."""
+    lines = ["| model | verdict | change (95 %) | allowed | why |", "|---|---|---|---|---|"]
+    for result in results:
+        change = result.change
+        told = "not timed" if change is None else f"{change[0]:+.1%} ({change[1]:+.1%} to {change[2]:+.1%})"
+        cells = (result.name, f"**{result.verdict}**", told, f"{result.max_regression:.1%}", result.reason)
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def junit(results: Sequence[GateResult]) -> str:
+    """JUnit XML: a regression is a failure, what could not be told an error."""
+    suite = ElementTree.Element("testsuite", name="sparsecc gate", tests=str(len(results)))
+    suite.set("failures", str(sum(r.verdict == "REGRESSION" for r in results)))
+    suite.set("errors", str(sum(r.verdict == "INCONCLUSIVE" for r in results)))
+    for result in results:
+        seconds = 0.0
+        if result.comparison is not None:
+            seconds = float(result.comparison.wall_before.sum() + result.comparison.wall_after.sum()) / 1e3
+        case = ElementTree.SubElement(
+            suite, "testcase", name=_xml(result.name), classname="sparsecc.gate", time=f"{seconds:.3f}"
+        )
+        tag = {"REGRESSION": "failure", "INCONCLUSIVE": "error"}.get(result.verdict)
+        if tag is not None:
+            ElementTree.SubElement(case, tag, message=_xml(result.reason), type=result.verdict)
+        out = ElementTree.SubElement(case, "system-out")
+        out.text = _xml("\n".join(f"{what}: {fact}" for what, fact in text_rows(result)))
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _xml(text: str) -> str:
+    """Without the control characters that XML 1.0 cannot hold."""
+    return "".join(c for c in text if c in "\t\n" or (ord(c) >= 0x20 and not 0xD800 <= ord(c) <= 0xDFFF))
+
+
+def append_history(file: Path, result: GateResult, *, when: str, revision: str = "") -> None:
+    """Add one line of JSON. `when` is an ISO time. Milliseconds in it draw trends; they decide nothing."""
+    change, measured = result.change, result.comparison
+    entry: dict[str, Any] = {
+        "when": when,
+        "revision": revision,
+        "name": result.name,
+        "verdict": result.verdict,
+    }
+    if change is not None and measured is not None:
+        entry |= {"change": change[0], "low": change[1], "high": change[2]}
+        entry |= {"baseline_ms": measured.before.p50, "current_ms": measured.after.p50}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(entry) + "\n")
+    except OSError as e:
+        raise SystemFailureError(
+            f"{file}: the history cannot be written: {e.strerror}: check the path"
+        ) from e
+
+
+def trend(file: Path, name: str) -> list[dict[str, Any]]:
+    """The history of one model, oldest first, for a plot: when, revision, verdict, change, milliseconds."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as e:
+        raise InputError(f"{file}: not readable as a gate history (JSON lines): {e}: start a new file") from e
+    return [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == name]
