@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,3 +295,53 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old(small_disk: Path) -> None:
     assert names(small_disk) == ["out"]
     assert Bundle.open(small_disk / "out").plan == {"text": "old"}
     assert Bundle.open(small_disk / "out").verify_manifest() == []
+
+
+ONCE = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from sparsecc.bundle import BundleWriter
+from sparsecc.errors import SystemFailureError
+try:
+    with BundleWriter(Path(sys.argv[1]), force=True) as writer:
+        (writer.folder / "model.onnx").write_text("new" * 1000)
+        writer.write_json("plan.json", {{"text": "new"}})
+except SystemFailureError as e:
+    sys.exit(e.exit_code)
+"""
+POINTS = [
+    ("mkdir", 1),
+    ("renameat2", 1),
+    *[(call, n) for call in ("write", "fsync", "chmod") for n in range(1, 6)],
+]
+
+
+def can_trace() -> bool:
+    """Whether strace is there and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_trace(), reason="strace is not installed, or may not trace here")
+@pytest.mark.parametrize("fault", ["error=ENOSPC", "error=EIO", "signal=KILL"])
+def test_a_fault_at_every_step_leaves_the_old_or_the_new(tmp_path: Path, fault: str) -> None:
+    struck = 0
+    for call, n in POINTS:
+        folder = tmp_path / f"{call}{n}"
+        folder.mkdir()
+        write(folder / "out", "old")
+        code = ONCE.format(root=str(ROOT))
+        trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:{fault}:when={n}"]
+        done = subprocess.run([*trace, sys.executable, "-c", code, str(folder / "out")], capture_output=True)
+        found = Bundle.open(folder / "out")
+        assert found.verify_manifest() == []
+        assert found.plan["text"] == "new" if done.returncode == 0 else found.plan["text"] in ("old", "new")
+        struck += done.returncode != 0
+        if fault != "signal=KILL":
+            assert done.returncode in (0, SystemFailureError.exit_code), done.stderr
+            assert names(folder) == ["out"]
+        write(folder / "out", "last", force=True)
+        assert names(folder) == ["out"]
+    assert struck >= 10

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 import time
-import zipfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +19,7 @@ from sparsecc.errors import InputError
 from sparsecc.loading.calls import inlined_nodes
 from sparsecc.loading.front_door import open_bytes, open_model
 from sparsecc.loading.limits import Limits
-from sparsecc.loading.models import NOTES, TYPES, load_ir, load_ir_bytes
+from sparsecc.loading.models import NOTES, load_ir, load_ir_bytes
 from sparsecc.loading.sniff import looks_like
 from sparsecc.text import escape, one_line
 
@@ -309,152 +305,12 @@ def test_strange_names_are_escaped_in_messages() -> None:
     assert "UTF-8" in refusal(raw)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("kind", [k for k in TensorProto.DataType.values() if k])
-def test_every_type_passes_in_every_form(kind: int, packed: bool) -> None:
-    if kind == TensorProto.STRING:
-        tensor = numpy_helper.from_array(np.array([b"a", b"", b"c"], object), "w")
-    else:
-        values = np.ones(3, helper.tensor_dtype_to_np_dtype(kind))
-        tensor = numpy_helper.from_array(values, "w")
-        tensor = tensor if packed else helper.make_tensor("w", kind, [3], values)
-    assert tensor.data_type == kind
-    proto = model("g (float[1] x) => (float[1] y) { y = Relu (x) }")
-    proto.graph.initializer.append(tensor)
-    assert notes(proto) == ()
-    tensor.dims[0] = 9
-    del proto.graph.initializer[:]
-    proto.graph.initializer.append(tensor)
-    refusal(proto)
-
-
-def sparse(values: Any, indices: Any, dims: list[int]) -> onnx.ModelProto:
-    proto = model("g (float[4,2] x) => (float[] y) { y = Add (x, w) }")
-    pair = [
-        numpy_helper.from_array(np.array(values, np.float32), "w"),
-        numpy_helper.from_array(np.array(indices), ""),
-    ]
-    proto.graph.ClearField("initializer")
-    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(pair[0], pair[1], dims))
-    return proto
-
-
-@pytest.mark.parametrize("indices", [[1, 6], [[0, 1], [3, 0]]])
-def test_sparse_tensors_become_dense(indices: Any) -> None:
-    loaded = load_ir_bytes(sparse([5.0, 7.0], indices, [4, 2]).SerializeToString())
-    tensor = loaded.graph.initializers["w"].const_value
-    assert tensor is not None
-    assert tensor.numpy().tolist() == [[0, 5], [0, 0], [0, 0], [7, 0]]
-
-
-@pytest.mark.parametrize(
-    ("values", "indices", "dims", "expected"),
-    [
-        ([1.0], [8], [4, 2], "out of range"),
-        ([1.0], [-1], [4, 2], "out of range"),
-        ([1.0], [[0, 2]], [4, 2], "out of range"),
-        ([1.0, 2.0], [1], [4, 2], "indices must be"),
-        ([1.0], [1], [1 << 20, 1 << 20], "dense_bytes"),
-        ([[1.0]], [1], [4, 2], "do not fit"),
-    ],
-)
-def test_unsound_sparse_tensors_are_refused(
-    values: Any, indices: Any, dims: list[int], expected: str
-) -> None:
-    assert expected in refusal(sparse(values, indices, dims))
-
-
-def test_types_that_onnx_ir_cannot_hold_are_kept_aside() -> None:
-    kind = helper.make_sequence_type_proto(
-        helper.make_map_type_proto(7, helper.make_tensor_type_proto(1, None))
-    )
-    proto = model("g (float[1] x) => (float[1] y) { y = Relu (x) }")
-    proto.graph.output[0].type.CopyFrom(kind)
-    assert load_ir_bytes(proto.SerializeToString()).meta[TYPES] == {"y": kind}
-
-
-def zipped(*names: str) -> bytes:
-    buffer = BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in names:
-            archive.writestr(name, b"")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", "empty"),
-        (zipped("a.txt"), "zip archive"),
-        (zipped("m/data.pkl", "m/constants.pkl"), "TorchScript"),
-        (zipped("m/data.pkl", "m/version"), "torch checkpoint"),
-        (zipped("m/archive_format"), "torch.export"),
-        (b"PK\x03\x04" + bytes(100), "zip archive"),
-        (pickle.dumps({"a": 1}), "pickle"),
-        (b'{"a": 1}', "JSON"),
-        (b"<!DOCTYPE html><html>", "HTML"),
-        (b'<?xml version="1.0"?><net/>', "XML"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        (b"ir_version: 8\ngraph {", "protobuf text"),
-        (MODEL.encode(), "ONNX or markup text"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00" + b'{"__metadata__":{}}', "safetensors"),
-        (b"ftrt" + bytes(20), "TensorRT engine"),
-        (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
-        (b"\x1c\x00\x00\x00ORTM", "ORT format"),
-        (b"GGUF\x03", "GGUF"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"\x1f\x8b\x08", "gzip"),
-        (model().SerializeToString()[:300], "damaged"),
-        (model().SerializeToString() + b"garbage", "damaged"),
-        (b"\x08\x08", "no graph"),
-        (bytes(range(256)), "not an ONNX model"),
-    ],
-)
-def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, expected: str) -> None:
-    assert expected in refusal(data)
-    path = tmp_path / "m\n.onnx"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=expected) as caught:
-        load_ir(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_no_sound_model_is_mistaken(tmp_path: Path) -> None:
     assert looks_like(model().SerializeToString(), 10_000) is None
     for name in ("folder", "missing"):
         (tmp_path / "folder").mkdir(exist_ok=True)
         with pytest.raises(InputError):
             load_ir(tmp_path / name)
-
-
-@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT8", "INT4", "FLOAT8E4M3FN", "BOOL"])
-def test_external_data_is_mapped_and_equal(tmp_path: Path, kind: str) -> None:
-    dtype = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind))
-    values = (np.arange(15) % 2).astype(dtype)
-    proto = model("g (float[1] x) => (float[1] y) { y = Relu (x) }")
-    tensor = numpy_helper.from_array(values, "w")
-    payload = tensor.raw_data
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "w.bin").write_bytes(b"skip" + payload + b"rest")
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "./sub/w.bin"), ("offset", "4"), ("length", str(len(payload)))):
-        tensor.external_data.add(key=key, value=value)
-    node = helper.make_node("Constant", [], ["c"])
-    node.attribute.append(helper.make_attribute("value", tensor))
-    proto.graph.initializer.append(tensor)
-    proto.graph.node.append(node)
-    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-    loaded = load_ir(tmp_path / "m.onnx")
-    constants = [loaded.graph.initializers["w"].const_value, loaded.graph[1].attributes["value"].value]
-    for constant in constants:
-        assert isinstance(constant, ir.Tensor | ir.PackedTensor)
-        np.testing.assert_array_equal(constant.numpy().astype(np.float32), values.astype(np.float32))
-        assert constant.tobytes() == payload
-    ir.save(loaded, tmp_path / "saved.onnx")
-    again = load_ir(tmp_path / "saved.onnx").graph.initializers["w"].const_value
-    assert again is not None
-    assert again.tobytes() == payload
 
 
 def chain(count: int) -> bytes:

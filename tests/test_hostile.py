@@ -1,11 +1,14 @@
-"""Hostile files through the front door in a worker: refused or accepted as they must be, never a crash, a hang
-or a byte from outside the model's folder. And no model that runs is refused."""
+"""Hostile files through the front door in a worker: refused or accepted as they must be, never a crash, a
+hang or a byte from outside the model's folder. And no model that runs is refused."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -290,6 +293,48 @@ def test_swapping_the_file_for_a_link_leaks_nothing(folder: Path) -> None:
         stop.set()
         thread.join()
     assert min(outcomes.values()) > 0
+
+
+def can_trace() -> bool:
+    """Whether strace is there and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_trace(), reason="strace is not installed, or may not trace here")
+def test_no_file_outside_the_folder_is_opened(folder: Path) -> None:
+    link_file(folder)
+    (folder / "sub").symlink_to(folder.parent / "outside")
+    locations = [
+        "w.bin",
+        "sub/secret.bin",
+        "../outside/secret.bin",
+        str(folder.parent / "outside" / "secret.bin"),
+    ]
+    paths = [
+        str(external_model(folder / str(i), where=where, location=location))
+        for i, (where, location) in enumerate((w, x) for w in PLACES for x in locations)
+    ]
+    for path in paths:
+        for name in ("w.bin", "sub"):
+            (Path(path).parent / name).symlink_to(folder / name)
+    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n" + (
+        "from pathlib import Path\nfrom sparsecc.loading.models import load_ir\n"
+        "from sparsecc.errors import InputError\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load_ir(Path(path))\n"
+        "    except InputError: print('refused')\n"
+    )
+    trace = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(folder / "trace")]
+    done = subprocess.run(
+        [*trace, sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["refused"] * len(paths)
+    lines = (folder / "trace").read_text().splitlines()
+    assert sum("model.onnx" in line for line in lines) == len(paths)
+    outside = [line for line in lines if "secret.bin" in line or 'outside"' in line]
+    assert [line for line in outside if " = -1 " not in line] == []
 
 
 def test_the_shared_hostile_files(child: Worker, shared: Path) -> None:

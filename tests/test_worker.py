@@ -145,6 +145,10 @@ def test_memory_is_limited(task: str) -> None:
     assert ("SIGABRT" if task == "hog_native" else "out of memory") in text
 
 
+def test_a_library_that_reports_want_of_memory_is_understood(child: worker.Worker) -> None:
+    assert "out of memory" in failure(child, "native_refusal")
+
+
 def test_the_parent_watches_memory_too() -> None:
     with worker.Worker(memory=200 << 20, allowed=("worker_tasks",)) as child:
         child.run("worker_tasks:echo", {})

@@ -86,6 +86,10 @@ def hog_native(request: Request, emit: Emit) -> None:
         ctypes.memset(block, 1, 32 << 20)
 
 
+def native_refusal(request: Request, emit: Emit) -> None:
+    raise ValueError("onnxruntime: Failed to allocate memory for requested buffer of size 1")
+
+
 def map_file(request: Request, emit: Emit) -> int:
     import mmap
 

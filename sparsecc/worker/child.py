@@ -20,6 +20,8 @@ from sparsecc.errors import SparseccError
 from sparsecc.worker.protocol import EVENT_LIMIT, RESULT_LIMIT, is_task
 
 _PR_SET_PDEATHSIG = 1
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
+"""What native libraries call it when an allocation failed and they raise an exception of their own."""
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -69,6 +71,8 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel) -> d
     except MemoryError:
         return {"memory": True}
     except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
+        if any(phrase in str(e) for phrase in _OUT_OF_MEMORY):
+            return {"memory": True}
         text = "".join(traceback.format_exception(e))
         return {"fault": f"{type(e).__name__}: {e}", "traceback": text[-65536:]}
 
