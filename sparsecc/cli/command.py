@@ -52,7 +52,10 @@ class Command(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, options in self.sections.items():
+        shown = dict(self.sections)
+        last = next(reversed(shown))
+        shown[last] = [*shown[last], *filter(None, [self.get_help_option(ctx)])]
+        for title, options in shown.items():
             records = [option.get_help_record(ctx) for option in options]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])

@@ -31,7 +31,7 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     if given.pop("no_measure", False):
         given["measure"] = False
     if "max_drop" in given and "evaluate" not in given:
-        raise click.UsageError("--max-drop needs an accuracy to watch: give --eval py:module:function")
+        raise click.UsageError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
@@ -124,13 +124,13 @@ DATA = (
     _option(
         "calibration",
         "--calib",
-        metavar="PATH|py:MODULE:FUNCTION",
-        help="Samples to calibrate on: a folder, an .npz file or a function.",
+        metavar="PATH|FILE.py:FUNCTION",
+        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, or a function.",
     ),
     _option(
         "evaluate",
         "--eval",
-        metavar="py:MODULE:FUNCTION",
+        metavar="FILE.py:FUNCTION",
         help="A function that scores a model: accuracy before and after.",
     ),
     options.inputs(),
@@ -169,7 +169,7 @@ command = Command(
     about="Make MODEL smaller and faster for the runtime it will run on, prove it, and write a bundle.",
     examples=(
         "sparsecc compile model.onnx --target onnxruntime --ratio 0.5 -o out/",
-        "sparsecc compile model.onnx --speedup 2 --calib samples.npz --eval py:score:accuracy -o out/",
+        "sparsecc compile model.onnx --speedup 2 --calib samples.npz --eval score.py:accuracy -o out/",
         "sparsecc compile model.onnx --ratio 0.3 --quantize int8 --calib images/ --json > result.json",
     ),
     arguments=(options.model(),),

@@ -102,6 +102,6 @@ def _next_steps(report: Mapping[str, Any]) -> list[Block]:
         return [Line(""), Line("Nothing was written (dry run).", "dim")]
     lines: list[Block] = [Line(""), Line(f"Bundle: {bundle} (open {bundle}/report.html)", "title")]
     if not report.get("accuracy"):
-        lines.append(Line("Next: --eval py:module:function shows the accuracy before and after.", "dim"))
+        lines.append(Line("Next: --eval FILE.py:FUNCTION shows the accuracy before and after.", "dim"))
     lines.append(Line(f"Next: sparsecc verify {bundle}", "dim"))
     return lines

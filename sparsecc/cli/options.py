@@ -37,10 +37,18 @@ def target() -> click.Option:
     )
 
 
+def _known_device(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """The address of the device that was named."""
+    from sparsecc.cli.device_book import address_of
+
+    return None if value is None else address_of(value)
+
+
 def device() -> click.Option:
     """`--device`."""
     return click.Option(
         ["--device"],
+        callback=_known_device,
         metavar="local|NAME|ssh://USER@HOST|adb:SERIAL",
         help="Where to measure; NAME is one of `sparsecc devices list`.  [default: local]",
     )
@@ -66,7 +74,10 @@ def threads() -> click.Option:
 def data() -> click.Option:
     """`--data`."""
     return click.Option(
-        ["--data"], type=click.Path(), metavar="PATH", help="Inputs to run on: a folder or .npz file."
+        ["--data"],
+        type=click.Path(),
+        metavar="PATH",
+        help="Inputs to run on: .npz, .npy, a folder, FILE.py:FUNCTION.",
     )
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsecc.cli.values import closest
 from sparsecc.errors import InputError
 
-LARGEST = 1 << 20
+LARGEST = 1 << 16
 """Bytes that a recipe may have."""
+DEEPEST = 3
+"""A mapping of lists is two deep."""
+
+CODE = re.compile(r"^py:|\.py:")
+"""How a value names a function to run."""
 
 SCHEMA = "sparsecc.recipe/1"
 ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
@@ -44,8 +50,7 @@ def _load(path: str) -> dict[Any, Any]:
 
     text = _text(path)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise InputError(f"{path}: YAML aliases are not allowed in a recipe; write the value out")
+        _check_shape(path, yaml.parse(text, Loader=yaml.SafeLoader))
         recipe = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
@@ -62,6 +67,19 @@ def _load(path: str) -> dict[Any, Any]:
             f"{path} has the schema '{schema}', not {SCHEMA}; use a recipe that this version wrote"
         )
     return recipe
+
+
+def _check_shape(path: str, events: Iterable[object]) -> None:
+    """Refuse aliases and deep nesting while parsing: both cost far more to load than to write."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"{path}: YAML aliases are not allowed in a recipe; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise InputError(f"{path} is nested too deeply for a recipe; write one `option: value` a line")
 
 
 def _text(path: str) -> str:
@@ -86,7 +104,7 @@ def _checked(path: str, key: str, value: Any) -> Any:
             raise InputError(
                 f"{path}: '{key}' must be a value or a list of values; see recipe.yaml of a bundle"
             )
-        if isinstance(part, str) and part.startswith("py:"):
+        if isinstance(part, str) and CODE.search(part):
             raise InputError(
                 f"{path}: '{key}' names code to run, which a recipe may not; give it as an option"
             )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparsecc.cli.progress import OnEvent
 
 PLAIN = str.maketrans(
-    {"→": ">", "×": "x", "−": "-", "…": ".", "–": "-", "·": "-", "✓": "+", "✗": "x", "±": "~"}
+    {"→": ">", "×": "x", "−": "-", "…": ".", "–": "-", "·": "-", "✓": "+", "✗": "x", "±": "~", "─": "-"}
 )
 PIPE_WIDTH = 120
 
@@ -78,7 +78,7 @@ def write_stdout(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(0) from error
+        raise SystemExit(0) from error
 
 
 def write_file(path: str, text: str) -> None:

@@ -10,7 +10,7 @@ SWEEPS = 6
 NODE_WIDTH, NODE_HEIGHT = 132, 30
 GAP_ACROSS, GAP_DOWN = 18, 26
 SWING = 0.8 * NODE_WIDTH
-"""How far the control points of an edge that passes nodes lie aside; the curve reaches three quarters of it."""
+"""How far aside the control points of a long edge lie; the curve itself reaches three quarters of it."""
 
 Edge = tuple[int, int]
 

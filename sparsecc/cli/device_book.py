@@ -1,0 +1,82 @@
+"""The user's devices by name: one small YAML file in the config folder, private to the user."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from sparsecc.errors import InputError, SystemFailureError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LARGEST = 1 << 16
+"""Bytes that the file may have."""
+
+
+def book_path() -> Path:
+    """$XDG_CONFIG_HOME/sparsecc/devices.yaml, or ~/.config/sparsecc/devices.yaml."""
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(config) if os.path.isabs(config) else Path.home() / ".config"
+    return base / "sparsecc" / "devices.yaml"
+
+
+def read_book() -> dict[str, str]:
+    """Name -> address. InputError when the file is no such mapping; none when there is no file."""
+    import yaml
+
+    path = book_path()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; correct or remove it") from error
+    try:
+        book = yaml.safe_load(text) if len(text) <= LARGEST else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{path} is not plain YAML; correct or remove it") from error
+    pairs = book.items() if isinstance(book, dict) else [(None, None)]
+    if not all(isinstance(one, str) for pair in pairs for one in pair):
+        raise InputError(f"{path} must hold `name: address` lines; correct or remove it")
+    return dict(pairs)
+
+
+def add_device(name: str, address: str) -> None:
+    """Keep an address under a name. InputError for a bad name or address."""
+    from sparsecc.devices.device import parse_device
+
+    if not NAME.fullmatch(name) or name == "local":
+        raise InputError(
+            f"'{name}' cannot name a device: use letters, digits, dots and dashes, and not 'local'"
+        )
+    parse_device(address)
+    _write_book({**read_book(), name: address})
+
+
+def address_of(device: str) -> str:
+    """The address of a named device; an address is returned as it is. InputError for an unknown name."""
+    if device == "local" or ":" in device:
+        return device
+    book = read_book()
+    if device not in book:
+        known = ", ".join(["local", *sorted(book)])
+        raise InputError(
+            f"no device is called '{device}': known are {known}; add it with `sparsecc devices add`"
+        )
+    return book[device]
+
+
+def _write_book(book: dict[str, str]) -> None:
+    import yaml
+
+    path = book_path()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(
+            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as file:
+            yaml.safe_dump(book, file)
+        draft.replace(path)
+    except OSError as error:
+        raise SystemFailureError(f"cannot write {path}: {error.strerror}; check the folder") from error

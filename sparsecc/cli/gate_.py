@@ -1,0 +1,161 @@
+"""`sparsecc gate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsecc.cli import options, values
+from sparsecc.cli.blocks import Block, Grid, Line
+from sparsecc.cli.command import Command
+from sparsecc.cli.terminal import Terminal, write_file
+from sparsecc.cli.values import Value
+
+if TYPE_CHECKING:
+    from sparsecc.gate import GateResult
+
+STYLES = {"OK": "good", "REGRESSION": "bad", "INCONCLUSIVE": "warn"}
+WORST_FIRST = (1, 4, 0)
+DEFAULT_THRESHOLD = 0.05
+
+
+def run(terminal: Terminal, given: dict[str, Any]) -> int:
+    """Gate one model, or all of a file; the exit code is that of the worst."""
+    from sparsecc.measure.gate_report import append_history, junit, markdown
+
+    documents = [
+        (given.pop(name, None), document) for name, document in (("junit", junit), ("markdown", markdown))
+    ]
+    history = given.pop("history", None)
+    is_many = "config" in given
+    results = _gate_all(terminal, given) if is_many else [_gate_one(terminal, given)]
+    for path, document in documents:
+        if path is not None:
+            write_file(path, document(results))
+    if history is not None:
+        for result in results:
+            append_history(Path(history), result, when=_now())
+    found = [result.to_json() for result in results]
+    terminal.result({"schema": "sparsecc.gates/1", "results": found} if is_many else found[0], gate_view)
+    return min((result.exit_code for result in results), key=WORST_FIRST.index)
+
+
+def _gate_one(terminal: Terminal, given: dict[str, Any]) -> GateResult:
+    for name, spelled in (("current", "CURRENT"), ("baseline", "--baseline")):
+        if name not in given:
+            raise click.UsageError(f"missing {spelled}: give CURRENT and --baseline, or --config")
+    current, baseline = Path(given.pop("current")), Path(given.pop("baseline"))
+    given.setdefault("max_regression", DEFAULT_THRESHOLD)
+    from sparsecc.gate import gate
+
+    if "data" in given:
+        given["feeds"] = _first_sample(given.pop("data"), baseline)
+    with terminal.progress() as on_event:
+        on_event({"stage": f"gate {current.name}", "share": 0.0, "note": "A/A, then A/B"})
+        return gate(current, baseline, **given)
+
+
+def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[GateResult]:
+    clash = [name for name in given if name != "config"]
+    if clash:
+        raise click.UsageError(f"--config names the models and their limits itself: leave out '{clash[0]}'")
+    from sparsecc.gate import gate
+    from sparsecc.measure.gate_config import read_gate_config
+
+    results = []
+    entries = read_gate_config(Path(given["config"]))
+    with terminal.progress() as on_event:
+        for number, entry in enumerate(entries):
+            on_event({"stage": f"gate {entry.name}", "share": number / len(entries), "note": "A/A, then A/B"})
+            result = gate(
+                entry.current,
+                entry.baseline,
+                max_regression=entry.max_regression,
+                threads=entry.threads,
+                name=entry.name,
+                checks=entry.checks,
+            )
+            results.append(result)
+    return results
+
+
+def _first_sample(spec: str, baseline: Path) -> Mapping[str, Any]:
+    import onnx_ir as ir
+
+    from sparsecc.errors import InputError
+    from sparsecc.feed_files import feeds_from
+    from sparsecc.gate import model_file
+
+    for sample in feeds_from(spec, ir.load(model_file(baseline))):
+        return sample
+    raise InputError(f"{spec}: holds no sample: give --data with one at least")
+
+
+def _now() -> str:
+    from datetime import datetime, timezone
+
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def gate_view(found: Mapping[str, Any]) -> list[Block]:
+    """Per model: the verdict, the checks, the latency."""
+    blocks: list[Block] = []
+    for result in found.get("results", [found]):
+        blocks += [*([Line("")] if blocks else []), *_one(result)]
+    return blocks
+
+
+def _one(result: Mapping[str, Any]) -> Sequence[Block]:
+    verdict = result["verdict"]
+    rows = [("✓" if check["ok"] else "✗", check["name"], check["detail"]) for check in result["checks"]]
+    if change := result["change"]:
+        low, high = change["ci95"]
+        told = f"{change['estimate']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
+        mark = {"OK": "✓", "REGRESSION": "✗"}.get(verdict, "–")
+        rows.append((mark, "latency", f"{told}, {result['max_regression']:.1%} allowed"))
+    head = Line(f"{result['name']}: {verdict}: {result['reason']}", STYLES[verdict])
+    return [head, Line(""), Grid(("", "check", "detail"), rows)] if rows else [head]
+
+
+command = Command(
+    "gate",
+    run,
+    about="Say whether CURRENT is slower than its baseline: exit 0 no, 1 yes, 4 could not tell.",
+    examples=(
+        "sparsecc gate out/ --baseline released/ --max-regression 5%",
+        "sparsecc gate new.onnx --baseline old.onnx --threads 4 --junit gate.xml --markdown gate.md",
+        "sparsecc gate --config gate.yaml --history history.jsonl --json",
+    ),
+    arguments=(click.Argument(["current"], type=click.Path(), required=False),),
+    sections={
+        "What to gate": (
+            click.Option(
+                ["--baseline"], type=click.Path(), metavar="MODEL", help="What it must not be slower than."
+            ),
+            click.Option(
+                ["--max-regression"],
+                type=Value("SHARE", values.share),
+                help="How much slower is allowed.  [default: 5%]",
+            ),
+            click.Option(
+                ["--config"], type=click.Path(), metavar="FILE", help="A YAML list of many models and limits."
+            ),
+            click.Option(["--name"], metavar="TEXT", help="What to call the model in the output."),
+        ),
+        "Measurement": (options.threads(), options.data()),
+        "Output": (
+            click.Option(
+                ["--junit"], type=click.Path(), metavar="FILE", help="Also write JUnit XML for the CI."
+            ),
+            click.Option(
+                ["--markdown"], type=click.Path(), metavar="FILE", help="Also write a pull request summary."
+            ),
+            click.Option(
+                ["--history"], type=click.Path(), metavar="FILE", help="Add the result to this history."
+            ),
+        ),
+    },
+)

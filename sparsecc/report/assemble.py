@@ -1,0 +1,163 @@
+"""The report: everything measured in this run, as plain data."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from sparsecc.axes import Keep, count
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.bundle import versions
+from sparsecc.cost import macs_model, params_model
+from sparsecc.graph.analysis import Analysis
+from sparsecc.measure.interleave import Budget, compare
+from sparsecc.sizes import at
+
+if TYPE_CHECKING:
+    from sparsecc.backends.base import Artefact, Backend
+    from sparsecc.choose import Choice
+    from sparsecc.graph.groups import Group
+    from sparsecc.pipeline import Job
+    from sparsecc.plan import Plan
+    from sparsecc.verify.prove import Probes
+
+SCHEMA = "sparsecc.report/1"
+_SECONDS = 8.0
+
+
+def layers(analysis: Analysis, keep: Keep) -> list[dict[str, Any]]:
+    """Per node that computes: output width and multiply-accumulates, before and after."""
+    kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
+    rows = []
+    for node, products in analysis.record.macs.items():
+        before = sum(_product(axes, {}) for axes in products)
+        after = sum(_product(axes, kept) for axes in products)
+        axis = _width(analysis, node)
+        rows.append(
+            {
+                "name": node.name,
+                "op": node.op_type,
+                "before": at(axis.size, 0) if axis is not None else None,
+                "after": at(count(axis, kept), 0) if axis is not None else None,
+                "macs_before": before,
+                "macs_after": after,
+            }
+        )
+    return rows
+
+
+def _product(axes: Sequence[Any], kept: Mapping[Any, int]) -> int:
+    total = 1
+    for axis in axes:
+        total *= at(count(axis, kept), 0)
+    return total
+
+
+def _width(analysis: Analysis, node: ir.Node) -> Any:
+    axes = analysis.record.axes.get(node.outputs[0], [])
+    if not axes:
+        return None
+    return axes[1] if node.op_type.endswith("Conv") or node.op_type == "ConvTranspose" else axes[-1]
+
+
+def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """Latency interleaved with the dense model, kernel census of both, fidelity."""
+    facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
+    if not isinstance(backend, OnnxRuntimeCpu):
+        return facts
+    facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}
+    if job.options.measure:
+        threads, feeds = job.options.threads, probes.feeds[0]
+        dense, small = (backend.load(path, threads=threads) for path in (probes.dense, compiled))
+        runs = dense.prepared(feeds), small.prepared(feeds)
+        budget = Budget(pairs=60, seconds=_SECONDS)
+        facts["latency"] = compare(*runs, budget=budget, threads=threads, seed=job.options.seed).to_json()
+    return facts
+
+
+def report(
+    job: Job,
+    plan: Plan,
+    groups: Sequence[Group],
+    choice: Choice,
+    before: Mapping[str, float],
+    layer_rows: list[dict[str, Any]],
+    verification: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    accuracy: Mapping[str, Any] | None,
+    artefact: Artefact | None,
+) -> dict[str, Any]:
+    """`report.json`."""
+    after = {"macs": sum(row["macs_after"] for row in layer_rows), "params": _params_after(plan, before)}
+    sizes = _sizes(job, artefact)
+    made: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": {"name": job.model.name, **plan.model},
+        "before": {**before, **({"bytes": sizes[0]} if sizes else {})},
+        "after": {**after, **({"bytes": sizes[1]} if sizes else {})},
+        "asked": {"ratio": job.options.ratio, "metric": job.options.metric},
+        "removed": {"share": choice.removed, "metric": job.options.metric, "reached": choice.reached},
+        "verification": dict(verification),
+        "fidelity": measured.get("fidelity", {}),
+        "target": {"name": job.options.target, "threads": job.options.threads},
+        "device": device(),
+        "versions": versions(),
+        "passes": job.seconds,
+        "groups": [g for g in plan.groups if g["pinned"] is None],
+        "layers": layer_rows,
+        "pinned": pinned_reasons(groups),
+        "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
+        "warnings": job.warnings,
+    }
+    for name in ("latency", "census"):
+        if name in measured:
+            made[name] = measured[name]
+    if accuracy is not None:
+        made["accuracy"] = dict(accuracy)
+    return made
+
+
+def _params_after(plan: Plan, before: Mapping[str, float]) -> float:
+    return float(plan.model.get("params_after", before["params"]))
+
+
+def _sizes(job: Job, artefact: Artefact | None) -> tuple[int, int] | None:
+    if artefact is None:
+        return None
+    return job.facts["bytes_before"], job.facts["bytes_after"]
+
+
+def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Why what was kept whole was kept whole: reason, how many groups and parameters, an example."""
+    number: Counter[str] = Counter()
+    params: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for group in groups:
+        if group.pinned is not None:
+            number[group.pinned] += 1
+            params[group.pinned] += group.params
+            example.setdefault(group.pinned, group.members[0][0])
+    return [
+        {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
+    ]
+
+
+def device() -> dict[str, Any]:
+    """What this machine calls itself."""
+    return {"name": "local", "machine": platform.machine(), "processor": _processor(), "system": platform.system()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+__all__ = ["device", "layers", "macs_model", "measure", "params_model", "pinned_reasons", "report"]
