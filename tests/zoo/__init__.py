@@ -3,9 +3,13 @@
 from tests.zoo import (  # noqa: F401  (importing a family fills the table)
     convnets,
     detection,
+    generative,
+    mixers,
     mobile,
+    other,
     recurrent,
     segmentation,
+    speech,
     transformers_decoder,
     transformers_text,
     transformers_vision,

@@ -26,6 +26,7 @@ Exporter = Literal["dynamo", "torchscript"]
 Form = Literal["plain", "unoptimized", "onnxslim", "onnxsim"]
 EXPORTERS: tuple[Exporter, ...] = get_args(Exporter)
 FORMS: tuple[Form, ...] = get_args(Form)
+_RECURRENT = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
 EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What exporters raise when they meet something they do not know."""
 OPSETS: dict[Exporter, int] = {"dynamo": 18, "torchscript": 17}
@@ -114,21 +115,33 @@ def _to_null(descriptor: int) -> Iterator[None]:
 def _make(entry: Entry, exporter: Exporter, form: Form) -> onnx.ModelProto:
     if form in ("onnxslim", "onnxsim"):
         return _simplified(onnx.load(onnx_path(entry.name, exporter)), form, entry.name)
+    static = known.STATIC.get((entry.name, exporter), known.Static())
     try:
-        proto = export(entry.build(), exporter, optimize=form == "plain")
+        proto = export(entry.build(), exporter, optimize=form == "plain", fixed=static.dimensions)
     except EXPORT_ERRORS as e:
-        lines = [line for line in str(e).splitlines() if line.strip()] or [""]
+        root: BaseException = e
+        while root.__cause__ is not None:
+            root = root.__cause__
+        lines = [line for line in str(root).splitlines() if line.strip()] or [""]
         raise ZooUnavailable(
-            f"{exporter} cannot export {entry.name}: {type(e).__name__}: {lines[0][:160]}"
+            f"{exporter} cannot export {entry.name}: {type(root).__name__}: {' '.join(lines)[:200]}"
         ) from e
     return proto
 
 
-def export(model: Model, exporter: Exporter, *, optimize: bool = True) -> onnx.ModelProto:
-    """The module as ONNX with the model's named dimensions dynamic, straight from torch's exporter."""
+def export(
+    model: Model, exporter: Exporter, *, optimize: bool = True, fixed: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """The module as ONNX, straight from torch's exporter.
+
+    The model's named dimensions are dynamic, but for those in `fixed`, which keep their example size.
+    """
     arguments = model.example()
     names = list(model.input_names)
-    axes = model.dynamic_axes
+    axes = {
+        name: {axis: d for axis, d in found.items() if d not in fixed}
+        for name, found in model.dynamic_axes.items()
+    }
     if exporter == "torchscript":
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
@@ -142,6 +155,9 @@ def export(model: Model, exporter: Exporter, *, optimize: bool = True) -> onnx.M
                 opset_version=OPSETS[exporter],
             )
             return onnx.load(file)
+    for operator in _RECURRENT:
+        # The first export leaves its decomposition cached, and the next one would unroll the loop over time.
+        operator._dispatch_cache.clear()
     program = torch.onnx.export(
         model.module,
         arguments,

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-FAILURES: dict[tuple[str, str], str] = {}
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Static:
+    """Named dimensions that an exporter cannot leave free on an entry, and why."""
+
+    dimensions: frozenset[str] = frozenset()
+    reason: str = ""
+
+
+FAILURES: dict[tuple[str, str], str] = {
+    ("gpt2_sdpa", "torchscript"): "aten::diff, used to find packed sequences without a mask, has no symbolic",
+}
 """(entry, exporter) -> why that exporter cannot export it."""
 
-STATIC: dict[tuple[str, str], str] = {}
-"""(entry, exporter) -> which dimension the exporter bakes ("batch", "size") and why. The rest stays free."""
+STATIC: dict[tuple[str, str], Static] = {
+    ("rnn_classifier", "dynamo"): Static(frozenset({"sequence"}), "nn.RNN is unrolled over the steps"),
+}
+"""(entry, exporter) -> what is exported at its example size only."""

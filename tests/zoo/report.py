@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from torch import Tensor
 
 from tests.zoo import FAST, ZOO, known
@@ -20,6 +21,11 @@ from tests.zoo.export import EXPORTERS, FORMS, Exporter, Form, ZooUnavailable, o
 from tests.zoo.registry import Model
 
 TOLERANCE = 1e-4
+RUN_ERRORS = (
+    onnxruntime_errors.Fail,
+    onnxruntime_errors.InvalidArgument,
+    onnxruntime_errors.RuntimeException,
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +45,21 @@ class Row:
 def check(name: str, exporter: Exporter, form: Form = "plain", model: Model | None = None) -> Row:
     """Exports an entry and compares it in ONNX Runtime with torch, at the example and the alternative inputs.
 
-    `status` is "ok", or why not; `batch` and `size` are "ok", "fixed" (the file refuses that size), "static"
-    (known to be so), or the error; "-" where the architecture has no other size.
+    `status` is "ok", or why not; `batch` and `size` are "ok", "static" with what bakes that
+    dimension, or the error; "-" where the architecture has no other size.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         path = onnx_path(name, exporter, form)
     except ZooUnavailable as e:
         return Row(name, exporter, f"unavailable: {e}")
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     model = model or ZOO[name].build()
-    error = difference(path, model, model.example())
     found = {kind: _alternative(name, exporter, path, model, kind) for kind in ("batch", "size")}
     return Row(
         name,
         exporter,
-        "ok" if error <= TOLERANCE else f"differs by {error:.1e}",
+        _outcome(path, model, model.example()),
         len(onnx.load(path).graph.node),
         sum(p.numel() for p in model.module.parameters()),
         round(seconds, 2),
@@ -66,11 +71,16 @@ def _alternative(name: str, exporter: Exporter, path: Path, model: Model, kind: 
     inputs = model.alternatives().get(kind)
     if inputs is None:
         return "-"
-    if kind in known.STATIC.get((name, exporter), "").split(":")[0].split(","):
-        return "static"
+    static = known.STATIC.get((name, exporter), known.Static())
+    if static.dimensions and ("batch" in static.dimensions) == (kind == "batch"):
+        return f"static: {static.reason}"
+    return _outcome(path, model, inputs)
+
+
+def _outcome(path: Path, model: Model, inputs: tuple[Tensor, ...]) -> str:
     try:
         error = difference(path, model, inputs)
-    except onnxruntime.capi.onnxruntime_pybind11_state.OrtException as e:
+    except RUN_ERRORS as e:
         return f"refused: {str(e).splitlines()[0][:80]}"
     return "ok" if error <= TOLERANCE else f"differs by {error:.1e}"
 
@@ -118,7 +128,7 @@ def _rows(name: str, exporters: Sequence[Exporter], form: Form) -> list[Row]:
     for exporter in exporters:
         row = check(name, exporter, form, model)
         print(
-            f"{len(ZOO)} entries: {name} {exporter} {row.status} {row.seconds:.1f} s",
+            f"{name} {exporter}: {row.status}, {row.seconds:.1f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.registry import Model, entry, image_model
+from tests.zoo.blocks import LayerNorm2d, Select, conv_norm
+from tests.zoo.registry import Input, Model, entry, image_model
 
 Split = Literal["unbind", "chunk", "slice"]
 
@@ -91,4 +93,146 @@ def vit_fused_chunk() -> Model:
 
 @entry("vision", "transformer")
 def vit_fused_slice() -> Model:
+    """Queries and keys are normalised per head."""
     return image_model(FusedViT("slice", norm=True))
+
+
+_VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 104,
+    "num_labels": 10,
+}
+
+
+def _vision(kind: str, settings: dict[str, Any], attention: str | None = "eager", *, size: int = 32) -> Model:
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    config = getattr(hf, f"{kind}Config")(**settings, **chosen)
+    model = getattr(hf, f"{kind}ForImageClassification")(config)
+    return image_model(Select(model, ("pixel_values",), ("logits",)), size)
+
+
+@entry("vision", "transformer")
+def vit() -> Model:
+    return _vision("ViT", _VIT)
+
+
+@entry("vision", "transformer", "sdpa")
+def vit_sdpa() -> Model:
+    return _vision("ViT", _VIT, "sdpa")
+
+
+@entry("vision", "transformer")
+def deit() -> Model:
+    """Class and distillation token; the head reads the first."""
+    return _vision("DeiT", _VIT)
+
+
+@entry("vision", "transformer")
+def beit() -> Model:
+    """Relative position bias tables and a scale per channel on each residual."""
+    changes = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5}
+    return _vision("Beit", {**_VIT, **changes})
+
+
+@entry("vision", "transformer")
+def swin() -> Model:
+    """Windows, shifted windows, patch merging."""
+    size = {"image_size": 32, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
+    return _vision("Swin", {**size, "window_size": 4, "num_labels": 10})
+
+
+@entry("vision", "cnn")
+def convnext() -> Model:
+    settings = {"hidden_sizes": [20, 36, 52], "depths": [1, 2, 1], "num_stages": 3, "patch_size": 2}
+    return _vision("ConvNext", {**settings, "num_labels": 10, "layer_scale_init_value": 0.5}, None)
+
+
+@entry("vision", "transformer", "segmentation")
+def segformer() -> Model:
+    """Attention over spatially reduced keys and values, depthwise convolutions in the MLPs, all-MLP decoder."""
+    config = hf.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[4, 2], hidden_sizes=[24, 40], patch_sizes=[7, 3],
+        strides=[4, 2], num_attention_heads=[2, 4], mlp_ratios=[2, 2], decoder_hidden_size=44, num_labels=6,
+        attn_implementation="eager",
+    )  # fmt: skip
+    module = Select(hf.SegformerForSemanticSegmentation(config), ("pixel_values",), ("logits",))
+    return image_model(module, 32)
+
+
+@entry("vision", "transformer", "depthwise")
+def mobilevit() -> Model:
+    """Attention over pixels at the same place of each patch, between convolutions."""
+    config = hf.MobileViTConfig(
+        image_size=64, hidden_sizes=[24, 36, 44], neck_hidden_sizes=[8, 12, 16, 20, 28, 36, 60],
+        num_attention_heads=4, mlp_ratio=2.0, expand_ratio=2.0, num_labels=10, attn_implementation="eager",
+    )  # fmt: skip
+    return image_model(Select(hf.MobileViTForImageClassification(config), ("pixel_values",), ("logits",)), 64)
+
+
+@entry("vision", "transformer", "norm")
+def poolformer() -> Model:
+    """Average pooling as the token mixer, GroupNorm with one group."""
+    config = hf.PoolFormerConfig(
+        hidden_sizes=[20, 36], depths=[1, 1], num_encoder_blocks=2, patch_sizes=[5, 3], strides=[4, 2],
+        padding=[2, 1], mlp_ratio=3.0, num_labels=10, layer_scale_init_value=0.5,
+    )  # fmt: skip
+    module = Select(hf.PoolFormerForImageClassification(config), ("pixel_values",), ("logits",))
+    return image_model(module, 32, 48)
+
+
+@entry("vision", "text", "transformer")
+def clip() -> Model:
+    """Both towers, their normalised embeddings and the similarity."""
+    tower = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 100}
+    text = {**tower, "vocab_size": 90, "max_position_embeddings": 20, "eos_token_id": 2, "bos_token_id": 1}
+    image = {**tower, "hidden_size": 40, "image_size": 32, "patch_size": 8}
+    config = hf.CLIPConfig(
+        text_config=text, vision_config=image, projection_dim=28, attn_implementation="eager"
+    )
+    names = ("pixel_values", "input_ids", "attention_mask")
+    module = Select(hf.CLIPModel(config), names, ("logits_per_image", "text_embeds", "image_embeds"))
+    inputs = (
+        Input("pixel_values", ("batch", 3, 32, 32)),
+        Input("input_ids", ("texts", "sequence"), "ids", 90),
+        Input("attention_mask", ("texts", "sequence"), "ones"),
+    )
+    return Model(module, inputs, {"texts": 3, "sequence": 10}, {"texts": 4, "sequence": 7})
+
+
+class _GlobalContext(nn.Module):
+    """EfficientViT style: multi-scale queries, keys and values, ReLU kernels, key-value product first."""
+
+    def __init__(self, width: int, size: int = 8) -> None:
+        super().__init__()
+        self.size = size
+        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.near = nn.Conv2d(3 * width, 3 * width, 5, padding=2, groups=3 * width, bias=False)
+        self.out = conv_norm(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        fused = self.qkv(x)
+        both = torch.cat([fused, self.near(fused)], 1).reshape(batch, -1, 3 * self.size, height * width)
+        query, key, value = both.split(self.size, 2)
+        query, key = torch.relu(query), torch.relu(key)
+        mixed = torch.matmul(torch.matmul(value, key.transpose(-1, -2)), query)
+        total = torch.matmul(key.sum(-1, keepdim=True).transpose(-1, -2), query) + 1e-3
+        out: Tensor = x + self.out((mixed / total).reshape(batch, -1, height, width))
+        return out
+
+
+@entry("vision", "transformer", "linear-attention")
+def efficientvit() -> Model:
+    body = nn.Sequential(
+        conv_norm(3, 24, 3, 2, act=nn.Hardswish()),
+        _GlobalContext(24),
+        conv_norm(24, 40, 3, 2, act=nn.Hardswish()),
+        _GlobalContext(40),
+    )
+    return image_model(
+        nn.Sequential(body, LayerNorm2d(40), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10)), 16, 24
+    )
