@@ -149,8 +149,10 @@ def _bias_reason(node: ir.Node) -> str | None:
     if bias is None:
         return None
     source = bias.producer()
+    if _is_constant(bias):
+        return None  # ONNX Runtime quantizes constant biases itself
     if source is None or source.op_type != "DequantizeLinear":
-        return "bias is in float: give it as int32 behind a DequantizeLinear"
+        return "bias is not constant, and in float: give it as int32 behind a DequantizeLinear"
     if _type_of(source) != ir.DataType.INT32:
         return "bias is not int32"
     return None

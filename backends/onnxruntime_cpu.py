@@ -31,7 +31,11 @@ _ORT_FORMAT_SECONDS = 300
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `build` accepts. `platform` ("amd64" or "arm") matters to the `.ort` format only."""
+    """What `build` accepts. `platform` ("amd64" or "arm") matters to the `.ort` format only.
+
+    A `.ort` file runs as it was written: only `level="all"` gives it the blocked layout of this processor,
+    which sessions on `model.onnx` make for themselves.
+    """
 
     level: str = "extended"
     ort_format: bool = False

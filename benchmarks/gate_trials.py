@@ -79,29 +79,47 @@ def load(processes: int) -> Iterator[None]:
             process.join()
 
 
-def run_trials(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Per true change: the verdicts, and every trial's estimate and interval."""
-    budget = Budget(pairs=options.pairs, seconds=options.seconds)
+def run_trials(options: argparse.Namespace, folder: Path) -> None:
+    """Write, after every trial: per true change the verdicts, each trial's estimate, interval and seconds."""
     models = {n: stack(n, folder / f"stack{n}.onnx") for pair in LAYERS.values() for n in pair}
-    results: dict[str, Any] = {name: {"true_work": now / before - 1} for name, (before, now) in LAYERS.items()}
     trials: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYERS}
     with load(options.load):
         for number in range(options.trials):
-            for name, (before, after) in LAYERS.items():
-                result = gate(
-                    models[after],
-                    models[before],
-                    max_regression=options.max_regression,
-                    checks=(),
-                    budget=budget,
-                    seed=options.seed + number,
-                )
-                entry = {"verdict": result.verdict, "change": result.change, "reason": result.reason}
-                trials[name].append(entry)
+            for name, (before, now) in LAYERS.items():
+                trials[name].append(one_trial(models[now], models[before], options, number))
+            write(options, trials)
             print(f"trial {number + 1} of {options.trials}", file=sys.stderr)
     for name, entries in trials.items():
-        results[name] |= {"verdicts": dict(Counter(entry["verdict"] for entry in entries)), "trials": entries}
-    return results
+        print(f"{name}: {dict(Counter(entry['verdict'] for entry in entries))}")
+
+
+def one_trial(now: Path, before: Path, options: argparse.Namespace, number: int) -> dict[str, Any]:
+    """One run of the gate."""
+    start = time.perf_counter()
+    result = gate(
+        now,
+        before,
+        max_regression=options.max_regression,
+        checks=(),
+        budget=Budget(pairs=options.pairs, seconds=options.seconds),
+        seed=options.seed + number,
+    )
+    facts = {"verdict": result.verdict, "change": result.change, "reason": result.reason}
+    return {**facts, "load_average": os.getloadavg()[0], "seconds": round(time.perf_counter() - start, 1)}
+
+
+def write(options: argparse.Namespace, trials: dict[str, list[dict[str, Any]]]) -> None:
+    """The trials so far, as JSON."""
+    facts = {"load": options.load, "max_regression": options.max_regression, "cores": os.cpu_count()}
+    results = {
+        name: {
+            "true_work": LAYERS[name][1] / LAYERS[name][0] - 1,
+            "verdicts": dict(Counter(entry["verdict"] for entry in entries)),
+            "trials": entries,
+        }
+        for name, entries in trials.items()
+    }
+    options.output.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -114,15 +132,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("gate_trials.json"))
     options = parser.parse_args()
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        results = run_trials(options, Path(scratch))
-    facts = {"trials": options.trials, "load": options.load, "max_regression": options.max_regression}
-    facts |= {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
-    facts["seconds"] = round(time.perf_counter() - start, 1)
-    options.output.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
-    for name, result in results.items():
-        print(f"{name}: {result['verdicts']}")
+        run_trials(options, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
         for axis, dim in enumerate(dims):
             if is_fixed(dim):
                 continue
-            key = _key(value, axis)
+            key = dim_key(value, axis)
             spatial = len(dims) >= 4 and axis >= 1
             is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
             if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
@@ -127,7 +127,7 @@ def _looks_like_batch(name: str) -> bool:
     return name.lower() in {"n", "b", "bs"} or "batch" in name.lower()
 
 
-def _key(value: ir.Value, axis: int) -> str:
+def dim_key(value: ir.Value, axis: int) -> str:
     """The name of a dynamic dimension; `input:axis` when it has none, or a placeholder that says nothing."""
     dim = value.shape[axis] if value.shape is not None else None
     name = dim.value if isinstance(dim, ir.SymbolicDim) else None
@@ -140,7 +140,7 @@ def _learn_names(value: ir.Value, given: Sequence[int] | None, known: dict[str, 
         return
     for axis, dim in enumerate(value.shape):
         if not is_fixed(dim):
-            known[_key(value, axis)] = given[axis]
+            known[dim_key(value, axis)] = given[axis]
 
 
 def _shape(
@@ -153,7 +153,7 @@ def _shape(
             )
         return tuple(given)
     declared = [
-        dim if is_fixed(dim) else _size(_key(value, axis), known, default)
+        dim if is_fixed(dim) else _size(dim_key(value, axis), known, default)
         for axis, dim in enumerate(value.shape)
     ]
     if given is None:

@@ -1,4 +1,4 @@
-"""Statistics on known samples, timing of known work, and what profiles and footprints say of real sessions."""
+"""Statistics on known samples, timing of known work, profiles and footprints of real sessions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_a_run_that_does_half_more_work_is_found() -> None:
 
 
 def test_the_processor_clock_does_not_see_waiting() -> None:
-    told = compare(lambda: None, lambda: time.sleep(0.002), budget=Budget(pairs=5, seconds=1, warmup_seconds=0))
+    told = compare(
+        lambda: None, lambda: time.sleep(0.002), budget=Budget(pairs=5, seconds=1, warmup_seconds=0)
+    )
     assert told.ratio("wall").speedup < 0.1
     assert float(np.median(told.cpu_after)) < 1.0 < float(np.median(told.wall_after))
 

@@ -1,0 +1,249 @@
+"""The gate: its decision rule on given intervals, its checks without a clock, and verdicts on real models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparsecc.errors import InputError
+from sparsecc.gate import Check, GateResult, clock_free_checks, decide, gate
+from sparsecc.measure.gate_config import read_gate_config, read_share
+from sparsecc.measure.gate_report import append_history, junit, markdown, text_rows, trend
+from sparsecc.measure.interleave import Budget
+from sparsecc.measure.statistics import LogRatio
+
+FIVE = math.log1p(0.05)
+SHORT = Budget(pairs=24, seconds=4.0, warmup_seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    ("median", "low", "high", "verdict"),
+    [
+        (0.08, 0.06, 0.10, "REGRESSION"),
+        (0.08, 0.001, 0.16, "REGRESSION"),
+        (0.08, -0.001, 0.16, "INCONCLUSIVE"),
+        (0.04, 0.03, 0.06, "INCONCLUSIVE"),
+        (0.02, 0.01, 0.04, "OK"),
+        (0.00, -0.20, 0.20, "INCONCLUSIVE"),
+        (-0.5, -0.6, -0.4, "OK"),
+        (FIVE, FIVE - 0.01, FIVE + 0.01, "INCONCLUSIVE"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(median: float, low: float, high: float, verdict: str) -> None:
+    assert decide(LogRatio(median, low, high), 0.05) == verdict
+
+
+def stack(path: Path, layers: int, width: int = 128) -> Path:
+    """A chain of equal MatMuls."""
+    weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32) / 11
+    names = ["x", *(f"h{i}" for i in range(layers - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(layers)]
+    shape: list[str | int | None] = ["N", width]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, f"w{i}") for i in range(layers)],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+FEEDS = {"x": np.ones((64, 128), np.float32)}
+
+
+def test_a_model_with_half_more_work_is_a_regression(tmp_path: Path) -> None:
+    before, now = stack(tmp_path / "a.onnx", 20), stack(tmp_path / "b.onnx", 30)
+    result = gate(now, before, max_regression=0.2, checks=(), budget=SHORT, feeds=FEEDS)
+    assert (result.verdict, result.exit_code) == ("REGRESSION", 1), result.reason
+    assert result.change is not None
+    assert 0.3 < result.change[0] < 0.7
+
+
+def test_a_model_that_is_no_slower_passes(tmp_path: Path) -> None:
+    before, now = stack(tmp_path / "a.onnx", 30), stack(tmp_path / "b.onnx", 20)
+    result = gate(now, before, max_regression=0.25, budget=SHORT, feeds=FEEDS)
+    assert (result.verdict, result.exit_code) == ("OK", 0), result.reason
+    assert result.self_check is not None
+
+
+def test_a_machine_that_cannot_resolve_the_threshold_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsecc.gate._LOOKS", 1)
+    few = Budget(pairs=5, seconds=0.1, warmup_seconds=0.0)
+    clock = iter(np.random.default_rng(0).lognormal(15, 1.0, 100_000))
+    now = [0]
+
+    def jumping() -> int:
+        now[0] += int(next(clock))
+        return now[0]
+
+    monkeypatch.setattr("sparsecc.measure.interleave.time.process_time_ns", jumping)
+    result = gate(
+        stack(tmp_path / "a.onnx", 3), tmp_path / "a.onnx", max_regression=0.03, checks=(), budget=few
+    )
+    assert (result.verdict, result.exit_code) == ("INCONCLUSIVE", 4)
+    assert "cannot resolve 3.0%" in result.reason
+
+
+def test_a_larger_file_fails_before_any_clock_runs(tmp_path: Path) -> None:
+    before, now = stack(tmp_path / "a.onnx", 4), stack(tmp_path / "b.onnx", 5)
+    result = gate(now, before, max_regression=0.1)
+    assert result.verdict == "REGRESSION"
+    assert result.comparison is None
+    assert "not timed" in result.reason
+
+
+def bundle(folder: Path, macs: int) -> Path:
+    stack(folder / "model.onnx", 2)
+    (folder / "report.json").write_text(json.dumps({"after": {"macs": macs}}))
+    return folder
+
+
+@pytest.mark.parametrize(("macs", "ok"), [(1000, True), (1040, True), (1060, False)])
+def test_multiply_accumulates_are_read_from_bundles(tmp_path: Path, macs: int, ok: bool) -> None:
+    now, before = bundle(tmp_path / "b", macs), bundle(tmp_path / "a", 1000)
+    checks = {check.name: check for check in clock_free_checks(now, before, 0.05)}
+    assert checks["macs"].ok is ok
+    assert checks["size"].ok
+
+
+def convs(path: Path, channels: int) -> Path:
+    weights = [np.ones((channels, 16, 3, 3), np.float32), np.ones((16, channels, 1, 1), np.float32)]
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["h"]), helper.make_node("Conv", ["h", "w1"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_channels_that_leave_the_blocked_layout_fail(tmp_path: Path) -> None:
+    before, now = convs(tmp_path / "a.onnx", 48), convs(tmp_path / "b.onnx", 45)
+    checks = {check.name: check.ok for check in clock_free_checks(now, before, 0.05)}
+    assert checks == {"kernels": True, "channels": False, "macs": True, "size": True}
+
+
+@pytest.mark.parametrize(("limit", "told"), [(0.01, "3 % to"), (11, "3 % to")])
+def test_thresholds_below_the_noise_are_refused(tmp_path: Path, limit: float, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        gate(tmp_path, tmp_path, max_regression=limit)
+
+
+def test_a_folder_without_a_model_and_unknown_checks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no model\.onnx"):
+        gate(tmp_path, tmp_path, max_regression=0.05)
+    path = stack(tmp_path / "a.onnx", 2)
+    with pytest.raises(InputError, match="unknown gate check 'luck'"):
+        gate(path, path, max_regression=0.05, checks=("luck",))
+
+
+BAD = Check("size", 10, 20, False, "bytes of model: 10 before, 20 now")
+RESULTS = [
+    GateResult("a|b", "OK", "fine", 0.05, ()),
+    GateResult("<c>\x1b[31m", "REGRESSION", "too large & slow", 0.05, (BAD,)),
+    GateResult("d", "INCONCLUSIVE", "noise", 0.05, (), self_check=LogRatio(0, -0.2, 0.2)),
+]
+
+
+def test_junit_counts_failures_and_errors_and_parses() -> None:
+    suite = ElementTree.fromstring(junit(RESULTS))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    assert suite[1].find("failure") is not None
+    assert suite[1].get("name") == "<c>[31m"
+    assert suite[2].find("error") is not None
+
+
+def test_markdown_has_one_row_each_and_escapes_names() -> None:
+    lines = markdown(RESULTS).splitlines()
+    assert len(lines) == 5
+    assert lines[2].startswith("| a\\|b | **OK** | not timed |")
+    assert "&lt;c>" in lines[3]
+
+
+def test_text_names_the_failed_check_and_the_self_check() -> None:
+    assert ("size", "FAIL bytes of model: 10 before, 20 now") in text_rows(RESULTS[1])
+    assert ("self-check", "the baseline against itself: -18.1% to +22.1%") in text_rows(RESULTS[2])
+
+
+def test_a_timed_result_is_json_and_goes_into_the_history(tmp_path: Path) -> None:
+    path = stack(tmp_path / "a.onnx", 10)
+    result = gate(path, path, max_regression=0.5, budget=SHORT, feeds=FEEDS, name="net")
+    data = json.loads(json.dumps(result.to_json()))
+    assert data["verdict"] == "OK"
+    assert data["latency"]["samples_ms"]["cpu_before"]
+    assert any(name == "wall clock" for name, _ in text_rows(result))
+    history = tmp_path / "ci" / "history.jsonl"
+    for when in ("2026-01-01", "2026-01-02"):
+        append_history(history, result, when=when, revision="abc")
+    append_history(history, RESULTS[1], when="2026-01-03")
+    entries = trend(history, "net")
+    assert [entry["when"] for entry in entries] == ["2026-01-01", "2026-01-02"]
+    assert entries[0]["current_ms"] > 0
+
+
+def test_a_damaged_history_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text("{}\nnot json\n")
+    with pytest.raises(InputError, match="not readable as a gate history"):
+        trend(tmp_path / "h.jsonl", "net")
+
+
+def test_the_configuration_gives_one_entry_per_model(tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    file.write_text(
+        "- {name: net, current: a.onnx, baseline: old/a.onnx, max_regression: 5%, checks: [size]}\n"
+    )
+    (entry,) = read_gate_config(file)
+    assert (entry.current, entry.baseline) == (tmp_path / "a.onnx", tmp_path / "old" / "a.onnx")
+    assert (entry.max_regression, entry.threads, entry.checks) == (0.05, 1, ("size",))
+
+
+GOOD = "name: n, current: a, baseline: b, max_regression: 0.05"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- {name: [", "not readable as YAML"),
+        ("name: n", "must be a list"),
+        ("- 3", "entry 1: must be a mapping"),
+        ("- {name: n, current: a, baseline: b}", "'max_regression' is missing"),
+        (f"- {{{GOOD}, speed: 3}}", "unknown key 'speed'"),
+        (f"- {{{GOOD}, threads: 0}}", "threads must be"),
+        (f"- {{{GOOD}, checks: [luck]}}", "checks must be"),
+        (f"- {{{GOOD}}}\n- {{{GOOD}}}", "two models are called 'n'"),
+        ("- !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "gate.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_gate_config(file)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (0.07, 0.07), ("0.5", 0.5)])
+def test_shares_are_read_in_both_spellings(text: object, share: float) -> None:
+    assert read_share("here", text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["fast", "0", "-5%", "nan"])
+def test_other_shares_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        read_share("here", text)
