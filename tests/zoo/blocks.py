@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import transformers
 from torch import Tensor, nn
 
 
@@ -85,3 +88,8 @@ class Select(nn.Module):
         given = dict(zip(self.names, (a, b, c), strict=False))
         result = self.model(**given, **self.fixed)
         return tuple(getattr(result, name) for name in self.fields)
+
+
+def made(name: str, *arguments: Any, **settings: Any) -> Any:
+    """What the `transformers` class of that name gives for these arguments."""
+    return getattr(transformers, name)(*arguments, **settings)

@@ -17,6 +17,7 @@ class _C2f(nn.Module):
 
     def __init__(self, into: int, out: int, mid: int, count: int, *, shortcut: bool) -> None:
         super().__init__()
+        self.mid = mid
         self.first = conv_norm(into, 2 * mid, 1, act=nn.SiLU())
         branches = [
             nn.Sequential(conv_norm(mid, mid, act=nn.SiLU()), conv_norm(mid, mid, act=nn.SiLU()))
@@ -26,7 +27,7 @@ class _C2f(nn.Module):
         self.last = conv_norm((2 + count) * mid, out, 1, act=nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.first(x).split(self.first[0].out_channels // 2, 1))
+        parts = list(self.first(x).split(self.mid, 1))
         for step in self.steps:
             parts.append(step(parts[-1]))
         out: Tensor = self.last(torch.cat(parts, 1))
@@ -101,7 +102,7 @@ def yolo_anchors() -> Model:
 
 
 class _DistributionHead(nn.Module):
-    """YOLOv8 style: box sides as expectations over 8 bins (softmax and a fixed 1x1 weight), class scores beside."""
+    """Box sides as expectations over 8 bins (softmax and a fixed 1x1 weight), class scores beside."""
 
     def __init__(self, widths: tuple[int, ...], bins: int = 8, classes: int = 4) -> None:
         super().__init__()
@@ -228,7 +229,7 @@ def centernet() -> Model:
 
 
 class _Detr(nn.Module):
-    """Convolutional features, an encoder over pixels, and a decoder from learned queries to boxes and classes."""
+    """Convolutional features, an encoder over pixels, a decoder from learned queries to boxes and classes."""
 
     def __init__(self, width: int = 40, queries: int = 6) -> None:
         super().__init__()

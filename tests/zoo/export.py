@@ -40,7 +40,8 @@ def onnx_path(name: str, exporter: Exporter = "dynamo", form: Form = "plain") ->
     """The ONNX file of a zoo entry, exported now unless the cache holds it.
 
     `form`: "plain" as the exporter gives it, "unoptimized" without the exporter's own optimizer (dynamo
-    only), or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail on it.
+    only), or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail
+    on it.
     """
     if name not in ZOO:
         raise ZooUnavailable(f"no zoo entry is named '{name}': see tests.zoo.ZOO")

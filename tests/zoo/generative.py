@@ -58,7 +58,8 @@ class _ImageAttention(nn.Module):
         parts = self._split(self.query(pixels)), self._split(self.key(seen)), self._split(self.value(seen))
         mixed = functional.scaled_dot_product_attention(*parts).transpose(1, 2)
         flat = self.out(mixed.reshape(batch, height * breadth, self.heads * self.size))
-        return x + flat.transpose(1, 2).reshape(batch, width, height, breadth)
+        out: Tensor = x + flat.transpose(1, 2).reshape(batch, width, height, breadth)
+        return out
 
 
 class _DiffusionUNet(nn.Module):
@@ -182,7 +183,8 @@ def gan_generator() -> Model:
     net = nn.Sequential(
         nn.Unflatten(1, (22, 1, 1)), nn.ConvTranspose2d(22, 44, 4, bias=False), nn.BatchNorm2d(44), nn.ReLU(),
         nn.ConvTranspose2d(44, 26, 4, 2, 1, bias=False), nn.BatchNorm2d(26), nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(26, 26, 4, 2, 1, groups=2), nn.PReLU(26), nn.ConvTranspose2d(26, 3, 3, 1, 1), nn.Tanh(),
+        nn.ConvTranspose2d(26, 26, 4, 2, 1, groups=2), nn.PReLU(26),
+        nn.ConvTranspose2d(26, 3, 3, 1, 1), nn.Tanh(),
     )  # fmt: skip
     return Model(net, (Input("noise", ("batch", 22)),))
 

@@ -21,7 +21,8 @@ class _Patches(nn.Module):
         self.conv = nn.Conv2d(3, width, size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).flatten(2).transpose(1, 2)
+        places: Tensor = self.conv(x).flatten(2).transpose(1, 2)
+        return places
 
 
 class _MeanHead(nn.Module):

@@ -126,7 +126,7 @@ class _Shuffle(nn.Module):
 
 
 class _ShuffleUnit(nn.Module):
-    """ShuffleNet V1: grouped 1x1, shuffle, depthwise, grouped 1x1; concat with a pool where it downsamples."""
+    """Grouped 1x1, shuffle, depthwise, grouped 1x1; concat with a pool where it downsamples (V1)."""
 
     def __init__(self, into: int, out: int, stride: int, groups: int) -> None:
         super().__init__()

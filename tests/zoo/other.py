@@ -66,7 +66,7 @@ def gnn_scatter() -> Model:
 @entry("graph", "gather")
 def gnn_dense() -> Model:
     class Net(nn.Module):
-        """Graph convolution by an adjacency matrix, attention scores over neighbours, fixed pooling of nodes."""
+        """Graph convolution by an adjacency matrix, attention over neighbours, pooling of nodes."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -161,7 +161,8 @@ def maxout() -> Model:
             self.linear, self.out = nn.Linear(into, 3 * out), out
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x).view(-1, self.out, 3).amax(2)
+            out: Tensor = self.linear(x).view(-1, self.out, 3).amax(2)
+            return out
 
     return Model(nn.Sequential(Layer(18, 56), Layer(56, 48), nn.Linear(48, 7)), (Input("x", ("batch", 18)),))
 
@@ -218,8 +219,10 @@ def capsules() -> Model:
 def activations() -> Model:
     """A chain of every elementwise activation torch has a module for."""
     acts: list[nn.Module] = [
-        nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.Softsign(), nn.Mish(), nn.Hardtanh(), nn.Hardshrink(0.1),
-        nn.Softshrink(0.1), nn.Tanhshrink(), nn.LogSigmoid(), nn.GELU("tanh"), nn.PReLU(46), nn.Threshold(0.1, 0.2),
+        nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.Softsign(), nn.Mish(), nn.Hardtanh(),
+        nn.Hardshrink(0.1),
+        nn.Softshrink(0.1), nn.Tanhshrink(), nn.LogSigmoid(), nn.GELU("tanh"), nn.PReLU(46),
+        nn.Threshold(0.1, 0.2),
     ]  # fmt: skip
     layers = [layer for act in acts for layer in (act, nn.Linear(46, 46))]
     return Model(nn.Sequential(nn.Linear(14, 46), *layers, nn.Linear(46, 6)), (Input("x", ("batch", 14)),))

@@ -121,7 +121,8 @@ def autoencoder() -> Model:
     """Convolutions down to a flat code of 24 and transposed ones back."""
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 28, 3, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(28 * 16, 24), nn.ReLU(), nn.Linear(24, 30 * 16), nn.ReLU(), nn.Unflatten(1, (30, 4, 4)),
+        nn.Flatten(), nn.Linear(28 * 16, 24), nn.ReLU(), nn.Linear(24, 30 * 16), nn.ReLU(),
+        nn.Unflatten(1, (30, 4, 4)),
         nn.ConvTranspose2d(30, 18, 3, 2, 1, 1), nn.ReLU(), nn.ConvTranspose2d(18, 3, 4, 2, 1), nn.Sigmoid(),
     )  # fmt: skip
     return image_model(net, 16)

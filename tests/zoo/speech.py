@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from tests.zoo.blocks import Select
+from tests.zoo.blocks import Select, made
 from tests.zoo.registry import Input, Model, entry
 
 
@@ -19,14 +18,14 @@ def _signal_model(module: nn.Module, channels: int, length: int = 40, other: int
 
 @entry("speech", "transformer", "encoder-decoder", "tied")
 def whisper() -> Model:
-    config = hf.WhisperConfig(
+    config = made("WhisperConfig",
         vocab_size=90, num_mel_bins=14, d_model=48, encoder_layers=1, decoder_layers=1,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=100, decoder_ffn_dim=108,
         max_source_positions=20, max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=1, attn_implementation="eager", use_cache=False,
     )  # fmt: skip
     module = Select(
-        hf.WhisperForConditionalGeneration(config),
+        made("WhisperForConditionalGeneration", config),
         ("input_features", "decoder_input_ids", "decoder_attention_mask"),
         ("logits",),
         use_cache=False,
@@ -41,12 +40,12 @@ def whisper() -> Model:
 
 @entry("speech", "transformer", "norm")
 def wav2vec2() -> Model:
-    config = hf.Wav2Vec2Config(
+    config = made("Wav2Vec2Config",
         vocab_size=30, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=100,
         conv_dim=(20, 28, 36), conv_stride=(4, 2, 2), conv_kernel=(8, 3, 3), num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=4, apply_spec_augment=False, attn_implementation="eager",
     )  # fmt: skip
-    module = Select(hf.Wav2Vec2ForCTC(config), ("input_values",), ("logits",))
+    module = Select(made("Wav2Vec2ForCTC", config), ("input_values",), ("logits",))
     return Model(module, (Input("input_values", ("batch", "time")),), {"time": 320}, {"time": 480})
 
 
@@ -60,7 +59,8 @@ class _Causal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.cut:
-            return self.conv(x)[:, :, : -self.past]
+            kept: Tensor = self.conv(x)[:, :, : -self.past]
+            return kept
         out: Tensor = self.conv(functional.pad(x, (self.past, 0)))
         return out
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from tests.zoo.blocks import Select
+from tests.zoo.blocks import Select, made
 from tests.zoo.registry import Model, entry, token_model
 
 VOCAB = 90
@@ -25,10 +23,10 @@ _LLAMA = {
 
 def _causal(kind: str, settings: dict[str, Any], attention: str = "eager", *, mask: bool = True) -> Model:
     """Logits from ids, and from a mask of ones when asked: without it some exporters meet other operators."""
-    config = getattr(hf, f"{kind}Config")(**settings, attn_implementation=attention)
-    model = getattr(hf, f"{kind}ForCausalLM", None) or getattr(hf, f"{kind}LMHeadModel")
+    config = made(f"{kind}Config", **settings, attn_implementation=attention)
+    model = made("GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM", config)
     names = ("input_ids", "attention_mask") if mask else ("input_ids",)
-    return token_model(Select(model(config), names, ("logits",), use_cache=False), VOCAB, mask=mask)
+    return token_model(Select(model, names, ("logits",), use_cache=False), VOCAB, mask=mask)
 
 
 _GPT2 = {**_COMMON, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_inner": 104, "n_positions": 40}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from tests.zoo.blocks import Select
+from tests.zoo.blocks import Select, made
 from tests.zoo.registry import Input, Model, entry, token_model
 
 VOCAB = 90
@@ -22,8 +20,8 @@ _ENCODER = {
 
 
 def _classifier(kind: str, changes: dict[str, Any], attention: str = "eager") -> Model:
-    config = getattr(hf, f"{kind}Config")(**{**_ENCODER, **changes}, attn_implementation=attention)
-    model = getattr(hf, f"{kind}ForSequenceClassification")(config)
+    config = made(f"{kind}Config", **{**_ENCODER, **changes}, attn_implementation=attention)
+    model = made(f"{kind}ForSequenceClassification", config)
     return token_model(Select(model, ("input_ids", "attention_mask"), ("logits",)), VOCAB, mask=True)
 
 
@@ -40,7 +38,7 @@ def bert_sdpa() -> Model:
 @entry("text", "transformer", "encoder", "tied")
 def bert_masked_lm() -> Model:
     """The output head is the embedding, transposed."""
-    model = hf.BertForMaskedLM(hf.BertConfig(**_ENCODER, attn_implementation="eager"))
+    model = made("BertForMaskedLM", made("BertConfig", **_ENCODER, attn_implementation="eager"))
     return token_model(Select(model, ("input_ids", "attention_mask"), ("logits",)), VOCAB, mask=True)
 
 
@@ -52,8 +50,8 @@ def roberta() -> Model:
 @entry("text", "transformer", "encoder")
 def distilbert() -> Model:
     size = {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 104, "vocab_size": VOCAB, "num_labels": 6}
-    config = hf.DistilBertConfig(**size, max_position_embeddings=40, attn_implementation="eager")
-    model = hf.DistilBertForSequenceClassification(config)
+    config = made("DistilBertConfig", **size, max_position_embeddings=40, attn_implementation="eager")
+    model = made("DistilBertForSequenceClassification", config)
     return token_model(Select(model, ("input_ids", "attention_mask"), ("logits",)), VOCAB, mask=True)
 
 
@@ -76,7 +74,7 @@ def electra() -> Model:
 
 @entry("text", "transformer", "encoder")
 def mpnet() -> Model:
-    return _classifier("MPNet", {"relative_attention_num_buckets": 12})
+    return _classifier("MPNet", {"relative_attention_num_buckets": 32})
 
 
 _T5 = {
@@ -104,18 +102,21 @@ def _translator(model: Any) -> Model:
 
 @entry("text", "transformer", "encoder")
 def t5_encoder() -> Model:
-    model = hf.T5EncoderModel(hf.T5Config(**_T5))
+    model = made("T5EncoderModel", made("T5Config", **_T5))
     return token_model(Select(model, ("input_ids",), ("last_hidden_state",)), VOCAB)
 
 
 @entry("text", "transformer", "encoder-decoder")
 def t5() -> Model:
-    return _translator(hf.T5ForConditionalGeneration(hf.T5Config(**_T5, feed_forward_proj="gated-gelu")))
+    return _translator(
+        made("T5ForConditionalGeneration", made("T5Config", **_T5, feed_forward_proj="gated-gelu"))
+    )
 
 
 @entry("text", "transformer", "encoder-decoder", "tied")
 def bart() -> Model:
-    config = hf.BartConfig(
+    config = made(
+        "BartConfig",
         vocab_size=VOCAB,
         d_model=48,
         encoder_layers=1,
@@ -127,4 +128,4 @@ def bart() -> Model:
         max_position_embeddings=40,
         attn_implementation="eager",
     )
-    return _translator(hf.BartForConditionalGeneration(config))
+    return _translator(made("BartForConditionalGeneration", config))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.blocks import LayerNorm2d, Select, conv_norm
+from tests.zoo.blocks import LayerNorm2d, Select, conv_norm, made
 from tests.zoo.registry import Input, Model, entry, image_model
 
 Split = Literal["unbind", "chunk", "slice"]
@@ -110,8 +109,8 @@ _VIT = {
 
 def _vision(kind: str, settings: dict[str, Any], attention: str | None = "eager", *, size: int = 32) -> Model:
     chosen = {} if attention is None else {"attn_implementation": attention}
-    config = getattr(hf, f"{kind}Config")(**settings, **chosen)
-    model = getattr(hf, f"{kind}ForImageClassification")(config)
+    config = made(f"{kind}Config", **settings, **chosen)
+    model = made(f"{kind}ForImageClassification", config)
     return image_model(Select(model, ("pixel_values",), ("logits",)), size)
 
 
@@ -153,34 +152,36 @@ def convnext() -> Model:
 
 @entry("vision", "transformer", "segmentation")
 def segformer() -> Model:
-    """Attention over spatially reduced keys and values, depthwise convolutions in the MLPs, all-MLP decoder."""
-    config = hf.SegformerConfig(
+    """Attention over spatially reduced keys and values, depthwise convolutions in MLPs, all-MLP decoder."""
+    config = made("SegformerConfig",
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[4, 2], hidden_sizes=[24, 40], patch_sizes=[7, 3],
         strides=[4, 2], num_attention_heads=[2, 4], mlp_ratios=[2, 2], decoder_hidden_size=44, num_labels=6,
         attn_implementation="eager",
     )  # fmt: skip
-    module = Select(hf.SegformerForSemanticSegmentation(config), ("pixel_values",), ("logits",))
+    module = Select(made("SegformerForSemanticSegmentation", config), ("pixel_values",), ("logits",))
     return image_model(module, 32)
 
 
 @entry("vision", "transformer", "depthwise")
 def mobilevit() -> Model:
     """Attention over pixels at the same place of each patch, between convolutions."""
-    config = hf.MobileViTConfig(
+    config = made("MobileViTConfig",
         image_size=64, hidden_sizes=[24, 36, 44], neck_hidden_sizes=[8, 12, 16, 20, 28, 36, 60],
         num_attention_heads=4, mlp_ratio=2.0, expand_ratio=2.0, num_labels=10, attn_implementation="eager",
     )  # fmt: skip
-    return image_model(Select(hf.MobileViTForImageClassification(config), ("pixel_values",), ("logits",)), 64)
+    return image_model(
+        Select(made("MobileViTForImageClassification", config), ("pixel_values",), ("logits",)), 64
+    )
 
 
 @entry("vision", "transformer", "norm")
 def poolformer() -> Model:
     """Average pooling as the token mixer, GroupNorm with one group."""
-    config = hf.PoolFormerConfig(
+    config = made("PoolFormerConfig",
         hidden_sizes=[20, 36], depths=[1, 1], num_encoder_blocks=2, patch_sizes=[5, 3], strides=[4, 2],
         padding=[2, 1], mlp_ratio=3.0, num_labels=10, layer_scale_init_value=0.5,
     )  # fmt: skip
-    module = Select(hf.PoolFormerForImageClassification(config), ("pixel_values",), ("logits",))
+    module = Select(made("PoolFormerForImageClassification", config), ("pixel_values",), ("logits",))
     return image_model(module, 32, 48)
 
 
@@ -190,11 +191,11 @@ def clip() -> Model:
     tower = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 100}
     text = {**tower, "vocab_size": 90, "max_position_embeddings": 20, "eos_token_id": 2, "bos_token_id": 1}
     image = {**tower, "hidden_size": 40, "image_size": 32, "patch_size": 8}
-    config = hf.CLIPConfig(
-        text_config=text, vision_config=image, projection_dim=28, attn_implementation="eager"
+    config = made(
+        "CLIPConfig", text_config=text, vision_config=image, projection_dim=28, attn_implementation="eager"
     )
     names = ("pixel_values", "input_ids", "attention_mask")
-    module = Select(hf.CLIPModel(config), names, ("logits_per_image", "text_embeds", "image_embeds"))
+    module = Select(made("CLIPModel", config), names, ("logits_per_image", "text_embeds", "image_embeds"))
     inputs = (
         Input("pixel_values", ("batch", 3, 32, 32)),
         Input("input_ids", ("texts", "sequence"), "ids", 90),
