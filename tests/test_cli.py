@@ -12,12 +12,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
 import sparsecc
 from sparsecc.cli import main
 from sparsecc.cli.recipe import LARGEST
-from sparsecc.cli.root import COMMANDS
+from sparsecc.cli.root import COMMANDS, root
 from sparsecc.errors import (
     GoalError,
     InconclusiveError,
@@ -172,8 +173,8 @@ def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
     options = (
         "--target onnx --ratio 0 --metric params --max-drop 1% --criterion l1 --allocator uniform --align 8 "
         "--keep a* --keep b --only c --prune heads,layers --prune-io --sparsity 2:4 --quantize int8 "
-        "--recover bias --calib c.npz --eval m.py:f --input x:1x3 --seed 0 --device local --threads 2 --no-measure "
-        "--deadline 2min --memory-limit 1GiB -o out --force --emit onnx --dry-run -q"
+        "--recover bias --calib c.npz --eval m.py:f --input x:1x3 --seed 0 --device local --threads 2 "
+        "--no-measure --deadline 2min --memory-limit 1GiB -o out --force --emit onnx --dry-run -q"
     )
     assert main(["compile", "m.onnx", *options.split()]) == 0
     assert api.asked == {
@@ -194,7 +195,7 @@ def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
         "recover": "bias",
         "calibration": "c.npz",
         "evaluate": "m.py:f",
-        "inputs": ("x:1x3",),
+        "inputs": {"x": (1, 3)},
         "seed": 0,
         "device": "local",
         "threads": 2,
@@ -221,11 +222,32 @@ def test_other_commands_reach_the_api(api: Recorder) -> None:
     assert main(["profile", "m.onnx", "--layers", "--threads", "2", "--data", "d.npz", "-q"]) == 0
     assert api.asked == {"arguments": ("m.onnx",), "layers": True, "threads": 2, "data": "d.npz"}
     assert main(["compare", "a.onnx", "out", "--input", "x:1x3", "-q"]) == 0
-    assert api.asked == {"arguments": ("a.onnx", "out"), "inputs": ("x:1x3",)}
+    assert api.asked == {"arguments": ("a.onnx", "out"), "inputs": {"x": (1, 3)}}
     assert main(["inspect", "m.onnx", "--why", "w:0", "--prune-io", "-q"]) == 0
     assert api.asked == {"arguments": ("m.onnx",), "why": "w:0", "prune_io": True}
     assert main(["verify", "out", "--model", "m.onnx", "-q"]) == 1
     assert api.asked == {"arguments": ("out",), "model": "m.onnx"}
+
+
+OWN = {"recipe", "no_measure", "as_json", "quiet", "verbose", "html"}
+"""Options that a command settles itself."""
+
+
+@pytest.mark.parametrize("name", ["compile", "inspect", "profile", "compare", "verify"])
+def test_every_option_is_one_that_the_api_takes(name: str) -> None:
+    import dataclasses
+    import inspect
+
+    from sparsecc import api
+    from sparsecc.options import CompileOptions
+
+    taken = set(inspect.signature(getattr(api, name)).parameters)
+    if name == "compile":
+        taken |= {field.name for field in dataclasses.fields(CompileOptions)}
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    names = {param.name for param in command.params if param.expose_value}
+    assert names - OWN - taken == set()
 
 
 USAGE = [
@@ -288,7 +310,7 @@ def test_recipe_gives_the_options(api: Recorder, tmp_path: Path) -> None:
         "prune": ("channels", "heads"),
         "calibration": "c.npz",
         "keep": ("stem*",),
-        "inputs": ("x:1x3", "y:4"),
+        "inputs": {"x": (1, 3), "y": (4,)},
         "seed": 0,
         "measure": False,
         "prune_io": True,
@@ -308,6 +330,41 @@ def test_budget_on_the_command_line_replaces_that_of_the_recipe(api: Recorder, t
     assert "ratio" not in api.asked
 
 
+RESOLVED = """
+align: auto
+allocator: auto
+inputs: {x: [1, 3], "y:0": [[1, 4], [2, 4], [8, 4]]}
+keep: []
+latency: 5.0
+max_drop: 0.01
+evaluate: score.py:accuracy
+measure: true
+only: []
+prune: [channels]
+prune_io: false
+threads: 1
+"""
+
+
+def test_recipe_of_a_bundle_runs_again_when_its_code_is_named_again(
+    api: Recorder, err: Err, tmp_path: Path
+) -> None:
+    recipe = write(tmp_path, RESOLVED)
+    assert "names code to run" in err("compile", "m.onnx", "--recipe", recipe)[1]
+    assert main(["compile", "m.onnx", "-q", "--recipe", recipe, "--eval", "score.py:accuracy"]) == 0
+    assert api.asked == {
+        "arguments": ("m.onnx",),
+        "align": "auto",
+        "allocator": "auto",
+        "inputs": {"x": (1, 3), "y:0": ((1, 4), (2, 4), (8, 4))},
+        "latency": 5.0,
+        "max_drop": 0.01,
+        "evaluate": "score.py:accuracy",
+        "prune": ("channels",),
+        "threads": 1,
+    }
+
+
 BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("ratoi: 0.5", "unknown option 'ratoi': did you mean 'ratio'?"),
     ("output: /etc", "unknown option 'output'"),
@@ -320,6 +377,8 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("ratio: !!python/object/apply:os.system [id]", "is not plain YAML"),
     ("ratio: 0.5\nkeep: !foo x", "is not plain YAML"),
     ("a: &a x\nkeep: *a", "aliases are not allowed"),
+    ("inputs: {x: 3}", "must be a list of sizes"),
+    ("inputs: {x: [1, -3]}", "whole numbers above zero"),
     ("keep: {a: b}", "'keep' must be a value or a list"),
     ("keep: [[a]]", "'keep' must be a value or a list"),
     ("seed: 2026-11-21", "'seed' must be a value or a list"),
@@ -567,8 +626,8 @@ def tiny_model(path: Path, repeats: int = 1) -> str:
     names = ["x", *(f"h{n}" for n in range(1, repeats)), "y"]
     nodes = [helper.make_node("MatMul", [names[n], f"w{n}"], [names[n + 1]]) for n in range(repeats)]
     shape = [16, 64]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "tiny", *ends, weights)
+    first, last = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "tiny", [first], [last], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return str(path)
 

@@ -14,6 +14,7 @@ from sparsecc.report.summary import latency_rows
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Run both models side by side and show the differences."""
+    options.shape_inputs(given)
     from sparsecc import api
 
     with terminal.progress() as on_event:

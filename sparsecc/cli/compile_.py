@@ -11,9 +11,10 @@ import click
 from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
-from sparsecc.cli.recipe import read_recipe
+from sparsecc.cli.recipe import names_code, read_recipe
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
+from sparsecc.errors import InputError
 
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
@@ -21,6 +22,7 @@ TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8")
 RECOVERIES = ("none", "bias", "reconstruct", "distill")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
+CODE_KEY = "sparsecc.cli.code"
 SPELLED = {"calib": "calibration", "eval": "evaluate", "input": "inputs", "memory_limit": "memory"}
 
 
@@ -28,10 +30,12 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Compile, and say what came of it."""
     given.pop("recipe", None)
     _settle_budgets(given)
+    _require_code(given)
     if given.pop("no_measure", False):
         given["measure"] = False
     if "max_drop" in given and "evaluate" not in given:
         raise click.UsageError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
+    options.shape_inputs(given)
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
@@ -39,6 +43,16 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
         result = api.compile(given.pop("model"), **given, on_event=on_event)
     report = {**result.report, "bundle": str(result.bundle) if result.bundle else None, "command": command}
     terminal.result(report, compile_view)
+
+
+def _require_code(given: dict[str, Any]) -> None:
+    """A recipe may not name code to run; the option that gives it again shows that the user wants it."""
+    for name, path in click.get_current_context().meta.get(CODE_KEY, {}).items():
+        if name not in given:
+            option = "--calib" if name == "calibration" else "--eval"
+            raise InputError(
+                f"{path}: '{name}' names code to run, which a recipe may not; give {option} again"
+            )
 
 
 def _settle_budgets(given: dict[str, Any]) -> None:
@@ -64,12 +78,17 @@ def _use_recipe(context: click.Context, option: click.Parameter, path: str | Non
         recipe = read_recipe(path, names - {"no_measure"}, SPELLED)
         if "measure" in recipe:
             recipe["no_measure"] = not recipe.pop("measure")
-        context.default_map = {name: _as_option(context, name, value) for name, value in recipe.items()}
+        context.meta[CODE_KEY] = {name: path for name, value in recipe.items() if names_code(value)}
+        context.default_map = {
+            name: _as_option(context, name, value) for name, value in recipe.items() if not names_code(value)
+        }
     return path
 
 
 def _as_option(context: click.Context, name: str, value: Any) -> Any:
-    """A recipe's list for an option that takes commas, and a single value for one that may be repeated."""
+    """A recipe's value as its option wants it: commas, repeats, and the unit of a plain number."""
+    if name == "latency" and not isinstance(value, str):
+        return f"{value}ms"
     option = next(p for p in context.command.params if p.name == name)
     if isinstance(value, list) and not option.multiple:
         return ",".join(str(part) for part in value)
@@ -105,9 +124,7 @@ REMOVAL = (
         help=f"What may go, with commas: {', '.join(KINDS)}.  [default: channels,heads,head_dims]",
     ),
     _option("--criterion", metavar="NAME", help="How the importance of a slot is scored.  [default: auto]"),
-    _option(
-        "--allocator", metavar="NAME", help="How the budget is spread over the groups.  [default: global]"
-    ),
+    _option("--allocator", metavar="NAME", help="How the budget is spread over the groups.  [default: auto]"),
     _option(
         "--align", type=Value("auto|N", values.align), help="Multiples for channel counts.  [default: auto]"
     ),

@@ -20,6 +20,7 @@ TOP = 12
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Find the groups and show them."""
+    options.shape_inputs(given)
     from sparsecc import api
 
     page = given.pop("html", None)

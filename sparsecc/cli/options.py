@@ -64,6 +64,13 @@ def inputs() -> click.Option:
     )
 
 
+def shape_inputs(given: dict[str, Any]) -> None:
+    """Turn `inputs` into what the API takes: name -> shape, or name -> (min, opt, max) for a range."""
+    if "inputs" in given:
+        read = [values.input_shape(text) for text in given["inputs"]]
+        given["inputs"] = {one.name: one.shapes[0] if len(one.shapes) == 1 else one.shapes for one in read}
+
+
 def threads() -> click.Option:
     """`--threads`."""
     return click.Option(

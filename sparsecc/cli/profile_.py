@@ -26,6 +26,7 @@ FACTS = (
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Measure and show."""
+    options.shape_inputs(given)
     from sparsecc import api
 
     page = given.pop("html", None)

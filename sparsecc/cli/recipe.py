@@ -12,8 +12,8 @@ from sparsecc.errors import InputError
 
 LARGEST = 1 << 16
 """Bytes that a recipe may have."""
-DEEPEST = 3
-"""A mapping of lists is two deep."""
+DEEPEST = 4
+"""The deepest that is written: options, inputs, an input's three shapes, one of them."""
 
 CODE = re.compile(r"^py:|\.py:")
 """How a value names a function to run."""
@@ -24,10 +24,10 @@ ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
 
 
 def read_recipe(path: str, options: Collection[str], spelled: Mapping[str, str]) -> dict[str, Any]:
-    """Option name -> value from a recipe file.
+    """Option name -> value from a recipe file, as the command line would write it.
 
     `options` are the names allowed; `spelled` maps other spellings (`calib`) to them. InputError for a file
-    that cannot be read, is too large, is no mapping of options, uses YAML aliases or tags, or names code.
+    that cannot be read, is too large, is no mapping of options, or uses YAML aliases or tags.
     """
     recipe = _load(path)
     values: dict[str, Any] = {}
@@ -96,16 +96,28 @@ def _text(path: str) -> str:
         raise InputError(f"{path} is not UTF-8 text, so no recipe; check the path") from error
 
 
+def names_code(value: Any) -> bool:
+    """Whether an option's value names a function to run, which only the command line may."""
+    return isinstance(value, str) and CODE.search(value) is not None
+
+
 def _checked(path: str, key: str, value: Any) -> Any:
-    """A scalar, or a list of scalars; nothing that would run code."""
-    parts = value if isinstance(value, list) else [value]
-    for part in parts:
+    """A scalar, a list of scalars, or for inputs a mapping of names to shapes, spelled as the option is."""
+    if key in {"inputs", "input"} and isinstance(value, dict):
+        return [_input_text(path, name, shape) for name, shape in value.items()]
+    for part in value if isinstance(value, list) else [value]:
         if not isinstance(part, str | int | float | bool):
             raise InputError(
                 f"{path}: '{key}' must be a value or a list of values; see recipe.yaml of a bundle"
             )
-        if isinstance(part, str) and CODE.search(part):
-            raise InputError(
-                f"{path}: '{key}' names code to run, which a recipe may not; give it as an option"
-            )
     return value
+
+
+def _input_text(path: str, name: Any, shape: Any) -> str:
+    """x: [1, 3] -> `x:1x3`; x: [[1, 3], [2, 3], [4, 3]] -> `x:1x3|2x3|4x3`."""
+    if not isinstance(shape, list) or not shape:
+        raise InputError(
+            f"{path}: the shape of input '{name}' must be a list of sizes; write [1, 3, 224, 224]"
+        )
+    shapes = shape if isinstance(shape[0], list) else [shape]
+    return f"{name}:" + "|".join("x".join(str(size) for size in one) for one in shapes)

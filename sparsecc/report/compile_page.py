@@ -122,7 +122,7 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
 
 
 def _layers(report: Mapping[str, Any]) -> list[Layer]:
-    rows = report.get("layers") or ()
+    rows = [row for row in report.get("layers") or () if row["before"] is not None]
     widest = max((row["before"] for row in rows), default=1)
     return [_layer(row, widest) for row in rows]
 
@@ -133,7 +133,9 @@ def _layer(row: Mapping[str, Any], widest: int) -> Layer:
     macs = numbers.change(row.get("macs_before"), row.get("macs_after")) if cut else ""
     # A square root, so that a layer of 16 channels beside one of 2,048 can still be seen.
     width, kept_width = ((100 * (channels / widest) ** 0.5) for channels in (before, after))
-    return Layer(row["name"], row["op"], before, after, round(width, 2), round(kept_width, 2), macs)
+    return Layer(
+        str(row["name"] or "(no name)"), row["op"], before, after, round(width, 2), round(kept_width, 2), macs
+    )
 
 
 def _curves(latency: Mapping[str, Any]) -> Distributions | None:
@@ -175,8 +177,8 @@ def _census(census: Mapping[str, Any]) -> list[CensusRow]:
 def _pass(one: Mapping[str, Any]) -> tuple[str, str, str]:
     facts = [
         f"{key.replace('_', ' ')}: {_text(value)}"
-        for key, value in one.items()
-        if key not in {"name", "seconds"} and isinstance(value, str | int | float | bool)
+        for key, value in (one.get("facts") or {}).items()
+        if isinstance(value, str | int | float | bool)
     ]
     seconds = one.get("seconds")
     return str(one["name"]), "" if seconds is None else f"{seconds:.2f} s", ", ".join(facts)

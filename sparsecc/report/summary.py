@@ -74,6 +74,6 @@ def reasons(items: Iterable[Mapping[str, Any]], where: str) -> list[Reason]:
     first: dict[str, str] = {}
     for item in items:
         reason = str(item["reason"])
-        counts[reason] += 1
+        counts[reason] += int(item.get("groups", 1))
         first.setdefault(reason, str(item.get(where, "")))
     return [Reason(reason, number, first[reason]) for reason, number in counts.most_common()]
