@@ -35,7 +35,7 @@ def models_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Test material that is not part of the repository: $SPARSECC_SHARED, or ../shared beside the repository."""
+    """Test material that is not in the repository: $SPARSECC_SHARED, or ../shared beside the repository."""
     folder = Path(os.environ.get("SPARSECC_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no test material at {folder}: set SPARSECC_SHARED to its folder")
