@@ -1,1 +1,20 @@
 """sparsecc: a deployment compiler for sparse models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsecc.api import CompileResult, compare, compile, doctor, inspect, profile, verify
+
+__version__ = "0.1.0"
+__all__ = ["CompileResult", "__version__", "compare", "compile", "doctor", "inspect", "profile", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs of `sparsecc.api`, imported when first used so that `sparsecc --help` stays quick."""
+    if name in __all__:
+        from sparsecc import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'sparsecc' has no attribute '{name}'")

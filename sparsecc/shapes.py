@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
 from sparsecc.contrib import contrib_types, inference_stand_in
+from sparsecc.feeds import candidate_dims, dim_key
 from sparsecc.sizes import Size, joined
 
 SMALL = 1024
@@ -55,10 +56,14 @@ class _Probe:
 
 @dataclass
 class Shapes:
-    """Shapes and small values of every value of the main graph."""
+    """Shapes and small values of every value of the main graph.
+
+    `inputs` are the input sizes of each probe; `works` is False where the model ran at none that were tried.
+    """
 
     probes: list[_Probe]
     inputs: list[dict[str, tuple[int, ...]]]
+    works: bool = True
     _shapes: dict[ir.Value, tuple[Size, ...] | None] = field(default_factory=dict)
 
     def of(self, value: ir.Value) -> tuple[Size, ...] | None:
@@ -97,17 +102,26 @@ class Shapes:
         return tuple(joined(tuple(column)) for column in zip(*(s or () for s in shapes), strict=True))
 
 
-def infer(model: ir.Model, dims: Dims | None = None) -> Shapes:
-    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic."""
+Runs = Callable[[Mapping[str, tuple[int, ...]]], bool]
+"""Whether the model really runs at these input sizes."""
+
+
+def infer(model: ir.Model, dims: Dims | None = None, runs: Runs | None = None) -> Shapes:
+    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic.
+
+    Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
+    model runs at each of them; otherwise those with the fewest failures are taken.
+    """
     walker = _Walker(model)
     best: Shapes | None = None
-    failures = -1
-    for sizes in _assignments(model.graph, dims or {}):
+    failures = (False, 0)
+    for sizes in _assignments(model, dims or {}):
         probes = [walker.walk(inputs) for inputs in sizes]
-        failed = sum(len(p.failures) for p in probes)
+        works = runs is None or all(runs(inputs) for inputs in sizes)
+        failed = (not works, sum(len(p.failures) for p in probes))
         if best is None or failed < failures:
-            best, failures = Shapes(probes, sizes), failed
-        if failed == 0:
+            best, failures = Shapes(probes, sizes, works), failed
+        if failed == (False, 0):
             break
     assert best is not None
     return best
@@ -297,19 +311,35 @@ _CANDIDATES: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...
 )
 
 
-def _assignments(graph: ir.Graph, dims: Dims) -> Iterator[list[dict[str, tuple[int, ...]]]]:
+def _assignments(model: ir.Model, dims: Dims) -> Iterator[list[dict[str, tuple[int, ...]]]]:
     """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic)."""
+    graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
-    fixed = all(v.name in dims or all(isinstance(d, int) for d in v.shape or ()) for v in values)
-    candidates = _CANDIDATES[:1] if fixed else _CANDIDATES
-    for candidate in candidates:
+    if all(v.name in dims or all(isinstance(d, int) for d in v.shape or ()) for v in values):
+        yield [{v.name or "": _fixed(v, dims) for v in values}]
+        return
+    for candidate in _CANDIDATES:
         names: dict[str, tuple[int, int]] = {}
-        shapes = [{}, {}] if not fixed else [{}]  # type: list[dict[str, tuple[int, ...]]]
-        for value in values:
-            pairs = _input_dims(value, dims, candidate, names)
-            for probe, shape in enumerate(shapes):
-                shape[value.name or ""] = tuple(pair[probe] for pair in pairs)
-        yield shapes
+        pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}
+        yield [{name: tuple(pair[probe] for pair in axes) for name, axes in pairs.items()} for probe in (0, 1)]
+    for setting in candidate_dims(model):
+        doubled = {name: 2 * size for name, size in setting.items()}
+        yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]
+
+
+def _fixed(value: ir.Value, dims: Dims) -> tuple[int, ...]:
+    given = dims.get(value.name or "")
+    return tuple(given) if given is not None else tuple(d for d in value.shape or () if isinstance(d, int))
+
+
+def _at_setting(value: ir.Value, dims: Dims, setting: Mapping[str, int]) -> tuple[int, ...]:
+    if value.name in dims:
+        return _fixed(value, dims)
+    sizes = []
+    for axis, dim in enumerate(value.shape or ()):
+        known = isinstance(dim, int) and dim > 0
+        sizes.append(int(dim) if known else setting.get(dim_key(value, axis), 2))  # type: ignore[arg-type]
+    return tuple(sizes)
 
 
 def _input_dims(
@@ -329,7 +359,7 @@ def _input_dims(
             pairs.append((dim, dim))
         else:
             kind = 0 if axis == 0 else 2 if rank >= 4 and axis >= 2 else 1
-            name = dim.value or f"{value.name}.{axis}"
+            name = dim_key(value, axis)
             names.setdefault(name, _sum_of(name, names) or _spread(candidate[kind], kind, axis, names))
             pairs.append(names[name])
     return pairs

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
-from sparsecc.shapes import Dims, Shapes, infer
+from sparsecc.shapes import Dims, Runs, Shapes, infer
 from sparsecc.sizes import is_static
 
 Member = tuple[str, int]
@@ -38,9 +38,11 @@ class Analysis:
             yield value, axes
 
 
-def analyse(model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False) -> Analysis:
-    """Give every dimension of a (normalised) model its axis."""
-    shapes = infer(model, dims)
+def analyse(
+    model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False, runs: Runs | None = None
+) -> Analysis:
+    """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works."""
+    shapes = infer(model, dims, runs)
     analysis = Analysis(model, shapes, Space(), Record())
     _inputs(analysis, pin=not prune_io)
     for node in model.graph:

@@ -19,15 +19,23 @@ from sparsecc.measure.interleave import Budget, compare
 from sparsecc.sizes import at
 
 if TYPE_CHECKING:
-    from sparsecc.backends.base import Artefact, Backend
-    from sparsecc.choose import Choice
+    from sparsecc.backends.base import Backend
     from sparsecc.graph.groups import Group
-    from sparsecc.pipeline import Job
-    from sparsecc.plan import Plan
+    from sparsecc.pipeline import Decision, Job
     from sparsecc.verify.prove import Probes
 
 SCHEMA = "sparsecc.report/1"
 _SECONDS = 8.0
+
+
+def costs(analysis: Analysis, keep: Keep) -> dict[str, dict[str, int]]:
+    """Multiply-accumulates and parameters before and after."""
+    kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
+    models = {"macs": macs_model(analysis), "params": params_model(analysis)}
+    return {
+        "before": {name: int(model.total({})) for name, model in models.items()},
+        "after": {name: int(model.total(kept)) for name, model in models.items()},
+    }
 
 
 def layers(analysis: Analysis, keep: Keep) -> list[dict[str, Any]]:
@@ -82,54 +90,37 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
 
 def report(
     job: Job,
-    plan: Plan,
-    groups: Sequence[Group],
-    choice: Choice,
-    before: Mapping[str, float],
-    layer_rows: list[dict[str, Any]],
+    decision: Decision,
     verification: Mapping[str, Any],
     measured: Mapping[str, Any],
     accuracy: Mapping[str, Any] | None,
-    artefact: Artefact | None,
 ) -> dict[str, Any]:
     """`report.json`."""
-    after = {"macs": sum(row["macs_after"] for row in layer_rows), "params": _params_after(plan, before)}
-    sizes = _sizes(job, artefact)
+    options, plan, choice = job.options, decision.plan, decision.choice
+    sizes = measured.get("bytes", {})
     made: dict[str, Any] = {
         "schema": SCHEMA,
         "model": {"name": job.model.name, **plan.model},
-        "before": {**before, **({"bytes": sizes[0]} if sizes else {})},
-        "after": {**after, **({"bytes": sizes[1]} if sizes else {})},
-        "asked": {"ratio": job.options.ratio, "metric": job.options.metric},
-        "removed": {"share": choice.removed, "metric": job.options.metric, "reached": choice.reached},
+        "asked": {"ratio": options.ratio, "metric": options.metric},
+        "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},
         "verification": dict(verification),
         "fidelity": measured.get("fidelity", {}),
-        "target": {"name": job.options.target, "threads": job.options.threads},
+        "target": {"name": options.target, "threads": options.threads},
         "device": device(),
         "versions": versions(),
         "passes": job.seconds,
         "groups": [g for g in plan.groups if g["pinned"] is None],
-        "layers": layer_rows,
-        "pinned": pinned_reasons(groups),
+        "layers": decision.layers,
+        "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
         "warnings": job.warnings,
     }
-    for name in ("latency", "census"):
-        if name in measured:
-            made[name] = measured[name]
+    for side in ("before", "after"):
+        made[side] = {**decision.costs[side], **({"bytes": sizes[side]} if sizes else {})}
+    made |= {name: measured[name] for name in ("latency", "census") if name in measured}
     if accuracy is not None:
         made["accuracy"] = dict(accuracy)
     return made
-
-
-def _params_after(plan: Plan, before: Mapping[str, float]) -> float:
-    return float(plan.model.get("params_after", before["params"]))
-
-
-def _sizes(job: Job, artefact: Artefact | None) -> tuple[int, int] | None:
-    if artefact is None:
-        return None
-    return job.facts["bytes_before"], job.facts["bytes_after"]
 
 
 def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -159,5 +150,3 @@ def _processor() -> str:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
-
-__all__ = ["device", "layers", "macs_model", "measure", "params_model", "pinned_reasons", "report"]

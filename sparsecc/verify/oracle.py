@@ -62,6 +62,14 @@ def _mask(axis: Axis, keep: Keep, probe: int) -> np.ndarray:
     return found
 
 
+_SUMS_FIRST: dict[str, tuple[int, tuple[int, ...]]] = {
+    "SkipLayerNormalization": (3, (2, 3)),
+    "SkipSimplifiedLayerNormalization": (3, (2,)),
+    "EmbedLayerNormalization": (2, (5, 6)),
+}
+"""Operators that normalise a sum of theirs: the output that holds that sum, and the operands of scale and bias."""
+
+
 class _Masker:
     """Masks one reduction of one node."""
 
@@ -101,11 +109,12 @@ class _Masker:
 
     def _norm(self) -> ir.Value:
         """LayerNormalization, RMSNormalization and InstanceNormalization over the kept slots only."""
-        axes = self._ints(list(self.positions))
-        centred = self.value
+        value, axes = self.value, self._ints(list(self.positions))
+        if self.node.op_type in _SUMS_FIRST:
+            value, axes = self._after(_SUMS_FIRST[self.node.op_type][0]), self._ints([-1])
+        centred = value
         if self.kind != "rmsnorm":
-            mean = self._mean(self.value, axes)
-            centred = self._make("Sub", self.value, mean)
+            centred = self._make("Sub", value, self._mean(value, axes))
         scale, bias = self._affine()
         return self._scaled(centred, axes, scale, bias)
 
@@ -118,7 +127,10 @@ class _Masker:
         return self._make("Add", result, bias) if bias is not None else result
 
     def _affine(self) -> tuple[ir.Value | None, ir.Value | None]:
-        operands = [*self.node.inputs[1:3], None, None][:2]
+        _, at = _SUMS_FIRST.get(self.node.op_type, (0, (1, 2)))
+        operands = [self.node.inputs[i] if i < len(self.node.inputs) else None for i in at]
+        if len(operands) == 1:
+            return operands[0], None
         if self.kind != "instancenorm":
             return operands[0], operands[1]
         shape = self._ints([-1] + [1] * (len(self.axes) - 2))
@@ -188,13 +200,15 @@ class _Masker:
         self.graph.insert_before(self.node, made)
         return made.outputs[0]
 
-    def _after(self) -> ir.Value:
-        """The node's own result, computed again ahead of the node so that it can be replaced."""
+    def _after(self, output: int = 0) -> ir.Value:
+        """One of the node's own results, computed again ahead of the node so that it can be replaced."""
+        attributes = dict(self.node.attributes)
         twin = ir.node(
-            self.node.op_type, list(self.node.inputs), attributes=dict(self.node.attributes), num_outputs=1
-        )
+            self.node.op_type, list(self.node.inputs), domain=self.node.domain, attributes=attributes,
+            num_outputs=output + 1,
+        )  # fmt: skip
         self.graph.insert_before(self.node, twin)
-        return twin.outputs[0]
+        return twin.outputs[output]
 
     def _replace(self, new: ir.Value) -> None:
         old = self.node.outputs[0]

@@ -1,0 +1,28 @@
+"""How many slots each group keeps, and which: from scores, a cost model and a budget to keep-masks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from sparsecc.allocators.base import Allocator, Candidate, Selection
+from sparsecc.allocators.threshold import global_threshold
+from sparsecc.allocators.uniform import uniform
+from sparsecc.errors import InputError
+
+ALLOCATORS: Mapping[str, Allocator] = {"uniform": uniform, "global": global_threshold}
+DEFAULT = "global"
+
+
+def allocator_named(name: str) -> Allocator:
+    """The allocator of that name; `auto` is the default. InputError names the closest one."""
+    if name == "auto":
+        name = DEFAULT
+    if name not in ALLOCATORS:
+        close = difflib.get_close_matches(name, ALLOCATORS, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise InputError(f"unknown allocator '{name}': {hint}allocators are auto, {', '.join(ALLOCATORS)}")
+    return ALLOCATORS[name]
+
+
+__all__ = ["ALLOCATORS", "Allocator", "Candidate", "Selection", "allocator_named"]

@@ -1,0 +1,190 @@
+"""The Python face: the same verbs as the command line. Everything native runs in a worker process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.errors import GoalError, InputError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+
+Event = Callable[[dict[str, Any]], None]
+
+DEADLINE = 3600.0
+"""Seconds after which a worker is ended."""
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compile gave: the bundle's folder (None on a dry run), its report and its plan."""
+
+    bundle: Path | None
+    report: dict[str, Any]
+    plan: dict[str, Any]
+
+
+def compile(
+    model: Model,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    deadline: float | None = None,
+    memory: int | None = None,
+    on_event: Event | None = None,
+    **options: Any,
+) -> CompileResult:
+    """Compile a model for a target into a bundle.
+
+    `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model` or an
+    onnx-graphsurgeon graph. `options` are those of the command line (see `sparsecc.options.CompileOptions`):
+    target, ratio, metric, criterion, … `output` is the bundle's folder, by default the model's name beside it.
+    Raises the errors of `sparsecc.errors`; nothing is written when it does.
+    """
+    from sparsecc.bundle import check_destination
+
+    with _file(model) as path:
+        folder = Path(output) if output is not None else _default_output(path)
+        given = {k: v for k, v in options.items() if v is not None}
+        if not dry_run:
+            check_destination(folder, force)
+        request = {"model": str(path), "output": str(folder), "force": force, "dry_run": dry_run, "options": given}
+        made = _run("sparsecc.pipeline:compile_model", request, deadline, memory, on_event)
+    return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
+
+
+def inspect(
+    model: Model,
+    *,
+    inputs: Any = (),
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    prune_io: bool = False,
+    why: str | None = None,
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """The groups of a model: members, what can go, and what is pinned and why."""
+    options = {"inputs": _pairs(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
+    with _file(model) as path:
+        request = {"model": str(path), "options": options, "why": why}
+        found: dict[str, Any] = _run("sparsecc.examine:inspect", request, None, None, on_event)
+    return found
+
+
+def profile(
+    model: Model,
+    *,
+    target: str = "onnxruntime",
+    device: str = "local",
+    layers: bool = False,
+    threads: int = 1,
+    inputs: Any = (),
+    data: str | None = None,
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """Latency of a model or bundle, per layer where asked."""
+    request = {"target": target, "layers": layers, "threads": threads, "inputs": _pairs(inputs), "data": data}
+    if device != "local":
+        raise InputError(f"device '{device}' cannot be profiled yet: use 'local'")
+    with _file(model) as path:
+        request["model"] = str(path)
+        found: dict[str, Any] = _run("sparsecc.examine:profile", request, None, None, on_event)
+    return found
+
+
+def compare(
+    a: Model,
+    b: Model,
+    *,
+    data: str | None = None,
+    threads: int = 1,
+    inputs: Any = (),
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """Outputs and latency of two models or bundles, side by side, interleaved."""
+    with _file(a) as first, _file(b) as second:
+        request = {"a": str(first), "b": str(second), "data": data, "threads": threads, "inputs": _pairs(inputs)}
+        found: dict[str, Any] = _run("sparsecc.examine:compare", request, None, None, on_event)
+    return found
+
+
+def verify(
+    bundle: str | os.PathLike[str], *, model: str | os.PathLike[str] | None = None, on_event: Event | None = None
+) -> dict[str, Any]:
+    """Check a bundle against its manifest and, with the original model, its plan and numerics.
+
+    GoalError names the first check that failed.
+    """
+    request = {"bundle": str(bundle), "model": str(model) if model is not None else None}
+    found: dict[str, Any] = _run("sparsecc.examine:verify", request, None, None, on_event)
+    failed = [c for c in found["checks"] if not c["ok"]]
+    if failed:
+        raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
+    return found
+
+
+def doctor() -> dict[str, Any]:
+    """Which targets and devices work here, and what each missing one needs."""
+    from sparsecc.doctor import examine
+
+    return examine()
+
+
+def _run(task: str, request: dict[str, Any], deadline: float | None, memory: int | None, on_event: Event | None) -> Any:
+    from sparsecc import worker
+
+    return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
+
+
+def _pairs(inputs: Any) -> dict[str, list[int]]:
+    pairs = inputs.items() if isinstance(inputs, Mapping) else inputs
+    return {str(name): [int(d) for d in shape] for name, shape in pairs}
+
+
+def _default_output(path: Path) -> Path:
+    return Path(f"{path.stem}.sparsecc")
+
+
+@contextmanager
+def _file(model: Model) -> Iterator[Path]:
+    """The model as a file that a worker can open."""
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        if not path.exists():
+            raise InputError(f"{path}: no such file: check the path")
+        yield path.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="sparsecc-in-") as folder:
+        path = Path(folder) / "model.onnx"
+        _save(model, path)
+        yield path
+
+
+def _save(model: Any, path: Path) -> None:
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+        return
+    import onnx
+    import onnx_ir as ir
+
+    if isinstance(model, ir.Model):
+        ir.save(model, path, external_data="model.onnx.data")
+    elif isinstance(model, onnx.ModelProto):
+        onnx.save(model, path)
+    elif hasattr(model, "nodes") and hasattr(model, "tensors"):
+        import onnx_graphsurgeon
+
+        onnx.save(onnx_graphsurgeon.export_onnx(model), path)
+    else:
+        kind = type(model).__name__
+        raise InputError(f"a {kind} is no model: give a path, bytes, ModelProto, onnx_ir.Model or gs.Graph")

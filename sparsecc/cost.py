@@ -1,0 +1,123 @@
+"""What a model costs as a function of how many slots each group keeps. Exact: equal to counting the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, count, resolve
+from sparsecc.graph.analysis import Analysis
+from sparsecc.sizes import at
+
+Kept = Mapping[Atom, int]
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8,
+     ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
+)  # fmt: skip
+"""Types that count as parameters; the others hold shapes and indices."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of a cost, and the atoms it depends on."""
+
+    value: Callable[[Kept], float]
+    atoms: tuple[Atom, ...]
+
+
+@dataclass
+class CostModel:
+    """A sum of terms, each a function of how many slots the atoms keep."""
+
+    unit: str
+    terms: list[Term]
+    _of: dict[Atom, list[Term]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            for atom in term.atoms:
+                self._of.setdefault(atom, []).append(term)
+
+    def total(self, kept: Kept) -> float:
+        return math.fsum(term.value(kept) for term in self.terms)
+
+    def at_stake(self, atom: Atom) -> float:
+        """What the terms that depend on an atom cost in the dense model."""
+        return math.fsum(term.value({}) for term in self._of.get(atom, ()))
+
+    def change(self, kept: dict[Atom, int], atom: Atom, slots: int) -> float:
+        """How much the cost changes when an atom keeps `slots` instead of what `kept` says."""
+        terms = self._of.get(atom, ())
+        before = math.fsum(term.value(kept) for term in terms)
+        after = math.fsum(term.value({**kept, atom: slots}) for term in terms)
+        return after - before
+
+
+def macs_model(analysis: Analysis) -> CostModel:
+    """Multiply-accumulates of convolutions and matrix products, at the first probe's input sizes."""
+    terms = []
+    for products in analysis.record.macs.values():
+        for axes in products:
+            terms.append(Term(_product(axes), _atoms(axes)))
+    return CostModel("macs", terms)
+
+
+def params_model(analysis: Analysis) -> CostModel:
+    """Elements of all weights. A constant whose uses lose different slots counts once per variant."""
+    uses: dict[ir.Value, dict[tuple[object, ...], list[Axis]]] = {}
+    for value, axes in analysis.weights():
+        uses.setdefault(value, {}).setdefault(tuple(_shape_key(a) for a in axes), axes)
+    terms = []
+    for value in analysis.model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in FLOATS:
+            continue
+        variants = list(uses.get(value, {}).values())
+        atoms = tuple(dict.fromkeys(a for axes in variants for a in _atoms(axes)))
+        terms.append(Term(_elements(int(tensor.size), variants), atoms))
+    return CostModel("params", terms)
+
+
+def slots_model(analysis: Analysis, free: list[Atom]) -> CostModel:
+    """The share of slots kept, averaged over the free groups (`--metric channels`)."""
+    return CostModel("channels", [Term(_share(atom), (atom,)) for atom in free])
+
+
+def _share(atom: Atom) -> Callable[[Kept], float]:
+    size = at(atom.size, 0)
+    return lambda kept: kept.get(atom, size) / size
+
+
+def _product(axes: list[Axis]) -> Callable[[Kept], float]:
+    def value(kept: Kept) -> float:
+        return math.prod(at(count(axis, kept), 0) for axis in axes)
+
+    return value
+
+
+def _elements(size: int, variants: list[list[Axis]]) -> Callable[[Kept], float]:
+    atoms = [frozenset(_atoms(axes)) for axes in variants]
+
+    def value(kept: Kept) -> float:
+        changed = [axes for axes, own in zip(variants, atoms, strict=True) if any(a in kept for a in own)]
+        whole = size if len(changed) < max(len(variants), 1) else 0
+        return whole + sum(math.prod(at(count(axis, kept), 0) for axis in axes) for axes in changed)
+
+    return value
+
+
+def _atoms(axes: list[Axis]) -> tuple[Atom, ...]:
+    return tuple(dict.fromkeys(atom for axis in axes for atom in atoms_of(axis)))
+
+
+def _shape_key(axis: Axis) -> object:
+    """Equal for axes that are the same expression of the same atoms."""
+    axis = resolve(axis)
+    if isinstance(axis, Cat):
+        return ("cat", *(_shape_key(p) for p in axis.parts))
+    if isinstance(axis, Mul):
+        return ("mul", *(_shape_key(f) for f in axis.factors))
+    return axis if not isinstance(axis, Atom) or axis.size != 1 else 1

@@ -1,0 +1,213 @@
+"""The other jobs of a worker: inspect, profile, compare, verify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecc.backends import backend_named
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.bundle import Bundle, file_sha256
+from sparsecc.cost import macs_model, params_model
+from sparsecc.errors import InputError, UnavailableError
+from sparsecc.feeds import feeds_from, random_feeds
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.explain import explain
+from sparsecc.graph.groups import Group, find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.measure.footprint import footprint
+from sparsecc.measure.interleave import Budget, time_alone
+from sparsecc.measure.interleave import compare as compare_runs
+from sparsecc.measure.statistics import Percentiles
+from sparsecc.options import CompileOptions
+from sparsecc.report.assemble import device, pinned_reasons
+from sparsecc.report.topology import topology
+from sparsecc.targets import target_named
+from sparsecc.verify.numerics import fidelity, tolerance_of, worst_error
+from sparsecc.verify.planned import zeroed
+from sparsecc.verify.prove import Probes, write
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Groups, members, what can go, and what is pinned and why."""
+    path, options = Path(request["model"]), CompileOptions.of(request["options"])
+    emit({"stage": "load", "share": 0.0})
+    model = normalise(load_ir(path))
+    emit({"stage": "analyse", "share": 0.4})
+    analysis = analyse(model, options.dims, prune_io=options.prune_io)
+    groups = find_groups(analysis, keep=options.keep, only=options.only)
+    macs, params = macs_model(analysis), params_model(analysis)
+    half = {g.atom: 1 for g in groups if g.is_free}
+    found: dict[str, Any] = {
+        "schema": "sparsecc.inspect/1",
+        "model": _model_facts(path, analysis) | {"macs": macs.total({}), "params": params.total({})},
+        "prunable": {
+            "macs_share": 1 - macs.total(half) / (macs.total({}) or 1),
+            "params_share": _share_in_free_groups(analysis, groups),
+        },
+        "groups": [_group_facts(g, macs.at_stake(g.atom)) for g in groups],
+        "pins": pinned_reasons(groups),
+        "unknown_ops": _unfollowed(analysis),
+        "graph": topology(model),
+    }
+    if request.get("why"):
+        found["why"] = explain(analysis, request["why"])
+    return found
+
+
+def _model_facts(path: Path, analysis: Analysis) -> dict[str, Any]:
+    graph = analysis.model.graph
+    outside = {"inputs": graph.inputs, "outputs": graph.outputs}
+    described = {
+        side: [{"name": v.name, "shape": [str(d) for d in v.shape or ()], "type": str(v.dtype)} for v in values]
+        for side, values in outside.items()
+    }
+    return {"path": path.name, "nodes": len(graph), "opset": analysis.version, **described}
+
+
+def _group_facts(group: Group, macs: float) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "kind": group.kind,
+        "size": group.size,
+        "prunable": group.is_free,
+        "pinned": group.pinned,
+        "members": [list(m) for m in group.members],
+        "nodes": list(group.nodes),
+        "macs": macs,
+        "params": group.params,
+        "mixes": group.mixes,
+    }
+
+
+def _share_in_free_groups(analysis: Analysis, groups: list[Group]) -> float:
+    names = {name for g in groups if g.is_free for name, _ in g.members}
+    initializers = analysis.model.graph.initializers
+    tensors = {n: t for n, v in initializers.items() if (t := v.const_value) is not None and len(t.shape) > 0}
+    floats = {n: int(t.size) for n, t in tensors.items() if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8}
+    return sum(size for n, size in floats.items() if n in names) / (sum(floats.values()) or 1)
+
+
+def _unfollowed(analysis: Analysis) -> list[dict[str, Any]]:
+    found = Counter((n.op_type, reason) for n, reason in analysis.record.unfollowed.items())
+    return [{"op": op, "nodes": number, "reason": reason} for (op, reason), number in found.most_common()]
+
+
+def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Latency of one model, per layer where asked."""
+    path, threads = _model_file(Path(request["model"])), int(request.get("threads") or 1)
+    backend = backend_named(target_named(request.get("target") or "onnxruntime").backend)
+    if not isinstance(backend, OnnxRuntimeCpu):
+        raise UnavailableError(f"target {request['target']} has no runtime here to profile on: run sparsecc doctor")
+    emit({"stage": "load", "share": 0.0})
+    runner = backend.load(path, threads=threads)
+    feeds = _feeds(path, request)
+    emit({"stage": "measure", "share": 0.2})
+    cpu, wall = time_alone(runner.prepared(feeds), budget=Budget(pairs=100, seconds=8))
+    emit({"stage": "layers", "share": 0.7})
+    layers = backend.profile(path, feeds, threads=threads) if request.get("layers") else []
+    return {
+        "schema": "sparsecc.profile/1",
+        "model": path.name,
+        "target": {"name": request.get("target") or "onnxruntime", "threads": threads},
+        "device": device(),
+        "inputs": {name: list(a.shape) for name, a in feeds.items()},
+        "cpu_ms": Percentiles.of(cpu).to_json(),
+        "wall_ms": Percentiles.of(wall).to_json(),
+        "footprint": footprint(path, feeds, threads=threads).to_json(),
+        "census": backend.census(path),
+        "layers": [layer.__dict__ for layer in layers],
+    }
+
+
+def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Outputs and latency of two models, side by side, interleaved."""
+    a, b = (_model_file(Path(request[side])) for side in ("a", "b"))
+    threads = int(request.get("threads") or 1)
+    backend = OnnxRuntimeCpu()
+    emit({"stage": "load", "share": 0.0})
+    first, second = (backend.load(path, threads=threads) for path in (a, b))
+    feeds = _feeds(a, request)
+    reference, found = first.run(feeds), second.run(feeds)
+    if set(reference) != set(found):
+        raise InputError(f"{b.name} has outputs {', '.join(found)}, not {', '.join(reference)}: compare like with like")
+    emit({"stage": "measure", "share": 0.2})
+    timed = compare_runs(first.prepared(feeds), second.prepared(feeds), budget=Budget(seconds=15), threads=threads)
+    return {
+        "schema": "sparsecc.compare/1",
+        "a": str(a),
+        "b": str(b),
+        "outputs": {"max_relative_error": worst_error(reference, found), **fidelity(reference, found)},
+        "latency": timed.to_json(),
+        "bytes": {"before": a.stat().st_size, "after": b.stat().st_size},
+    }
+
+
+def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Check a bundle: manifest, that it runs, and, with the original, its plan and numerics."""
+    bundle = Bundle.open(Path(request["bundle"]))
+    problems = list(bundle.verify_manifest())
+    checks = [{"check": "manifest", "ok": not problems, "detail": "; ".join(problems) or "every hash matches"}]
+    compiled = _model_file(Path(request["bundle"]))
+    emit({"stage": "load", "share": 0.2})
+    runner = OnnxRuntimeCpu().load(compiled)
+    checks.append({"check": "loads", "ok": True, "detail": f"{compiled.name} loads in ONNX Runtime"})
+    if request.get("model"):
+        checks += _against_original(bundle, Path(request["model"]), runner, emit)
+    return {"schema": "sparsecc.verify/1", "ok": all(c["ok"] for c in checks), "checks": checks}
+
+
+def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -> list[dict[str, Any]]:
+    """The outsider's check: zero what the plan says in the original, and compare outputs."""
+    plan = bundle.plan
+    same = file_sha256(original) == plan["model"]["sha256"]
+    detail = "is the model that was compiled" if same else "is not the model that was compiled"
+    checks = [{"check": "original", "ok": same, "detail": f"{original.name} {detail}"}]
+    if not same:
+        return checks
+    emit({"stage": "compare", "share": 0.5})
+    mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
+    if mixed or plan["quantization"] or plan["patterns"]:
+        what = f"{len(mixed)} removed groups are mixed by an operator" if mixed else "the weights were changed after removal"
+        return [*checks, {"check": "numerics", "ok": True, "detail": f"not exactly checkable by zeroing: {what}"}]
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+        model = normalise(load_ir(original))
+        sizes = bundle.report["verification"]["inputs"][0]
+        path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
+        feeds = random_feeds(model, seed=1, sizes=sizes)
+        wanted = OnnxRuntimeCpu().load(path, level="none").run(feeds)
+        error = worst_error(wanted, runner.run(feeds))
+    ok = error <= 16 * tolerance_of(wanted)
+    return [*checks, {"check": "numerics", "ok": ok, "detail": f"largest relative error {error:.2g}"}]
+
+
+def _model_file(path: Path) -> Path:
+    """The model to run: the file itself, or the artefact of a bundle."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file: check the path")
+        return path
+    for name in ("model.ort", "model.onnx"):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: neither a model nor a bundle: give a .onnx file or the folder of a compile")
+
+
+def _feeds(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The first sample of the user's data, or random inputs at sizes the model runs at."""
+    model = normalise(load_ir(path))
+    if request.get("data"):
+        return dict(next(iter(feeds_from(request["data"], model))))
+    options = CompileOptions.of({"inputs": request.get("inputs") or {}})
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+        probes = Probes(Path(scratch), model, options)
+        probes.settle(analyse(model, options.dims, runs=probes.runs))
+        return probes.feeds[0]

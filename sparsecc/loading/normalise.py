@@ -1,0 +1,49 @@
+"""One form for models of every exporter: functions inlined, constants lifted, everything named once."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+OLDEST_OPSET = 7
+"""Before it, broadcasting had other rules."""
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    """Bring a loaded model into the form that analysis works on, in place where possible.
+
+    Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR version 3
+    have them) stay inputs; their default value is what gets compiled.
+    """
+    if model.functions:
+        model = InlinePass()(model).model
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _name_everything(model.graph)
+    return model
+
+
+def _name_everything(graph: ir.Graph) -> None:
+    """Give nameless values and nodes names, and repeated node names a number."""
+    taken = set(graph.initializers) | {v.name for v in (*graph.inputs, *graph.outputs) if v.name}
+    taken |= {v.name for node in graph for v in node.outputs if v.name}
+    nodes: dict[str, int] = {}
+    for number, node in enumerate(graph):
+        for output in node.outputs:
+            if not output.name:
+                output.name = _fresh(f"{node.op_type}_{number}_out", taken)
+        name = node.name or f"{node.op_type}_{number}"
+        while name in nodes:
+            nodes[name] += 1
+            name = f"{name}_{nodes[name]}"
+        nodes[name] = 0
+        node.name = name
+
+
+def _fresh(stem: str, taken: set[str | None]) -> str:
+    name = stem
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{stem}{number}"
+    taken.add(name)
+    return name

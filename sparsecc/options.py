@@ -1,0 +1,90 @@
+"""What a compile was asked for, resolved: every option with its value, as the recipe records it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sparsecc.errors import InputError
+from sparsecc.graph.kinds import KINDS
+from sparsecc.targets import target_named
+
+METRICS = ("macs", "params", "channels", "latency")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of `compile`. `inputs` maps input names to shapes; `keep` and `only` are name patterns."""
+
+    target: str = "onnxruntime"
+    ratio: float | None = None
+    metric: str = "macs"
+    speedup: float | None = None
+    latency: float | None = None
+    fps: float | None = None
+    max_drop: float | None = None
+    calibration: str | None = None
+    evaluate: str | None = None
+    inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    criterion: str = "auto"
+    allocator: str = "auto"
+    align: str | int = "auto"
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ("channels", "heads", "head_dims")
+    prune_io: bool = False
+    sparsity: str | None = None
+    quantize: str | None = None
+    recover: str = "none"
+    device: str = "local"
+    seed: int = 0
+    threads: int = 1
+    measure: bool = True
+    emit: str | None = None
+
+    def __post_init__(self) -> None:
+        target_named(self.target)
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
+        if self.metric not in METRICS:
+            raise InputError(f"unknown metric '{self.metric}'{_closest(self.metric, METRICS)}")
+        for kind in self.prune:
+            if kind not in KINDS:
+                raise InputError(f"unknown kind '{kind}' in --prune{_closest(kind, tuple(KINDS))}")
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> CompileOptions:
+        """From plain data (a recipe, a request). InputError names an unknown option and the closest one."""
+        known = tuple(f.name for f in fields(CompileOptions))
+        values = dict(given)
+        for name in values:
+            if name not in known:
+                raise InputError(f"unknown option '{name}'{_closest(name, known)}")
+        for name in ("keep", "only", "prune"):
+            if name in values:
+                values[name] = tuple(values[name])
+        if "inputs" in values:
+            values["inputs"] = _shapes(values["inputs"])
+        return CompileOptions(**values)
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Plain data that `of` reads back."""
+        recipe = {k: v for k, v in asdict(self).items() if v is not None}
+        recipe["inputs"] = {name: list(shape) for name, shape in self.inputs}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
+
+    @property
+    def dims(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.inputs)
+
+
+def _shapes(given: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return tuple((str(name), tuple(int(d) for d in shape)) for name, shape in pairs)
+
+
+def _closest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean '{close[0]}'?" if close else f": choose from {', '.join(known)}"

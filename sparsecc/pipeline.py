@@ -1,0 +1,195 @@
+"""The way of a compile, top to bottom. It runs inside a worker process; `sparsecc.api` is the face."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import yaml
+
+from sparsecc.backends import backend_named
+from sparsecc.bundle import BundleWriter, file_sha256, versions
+from sparsecc.choose import Choice, choose
+from sparsecc.feeds import feeds_from
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.groups import Group, find_groups
+from sparsecc.graph.rewrite import remove
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.options import CompileOptions
+from sparsecc.passes.base import PassContext, Skip
+from sparsecc.plan import Plan, make_plan
+from sparsecc.report import assemble
+from sparsecc.stages import passes_for
+from sparsecc.targets import target_named
+from sparsecc.verify.evaluate import evaluate
+from sparsecc.verify.prove import Probes, prove
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Job:
+    """A compile under way: what was asked, where it works, and what it found so far."""
+
+    model: Path
+    options: CompileOptions
+    scratch: Path
+    emit: Emit
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, Skip]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, share: float) -> Iterator[None]:
+        """Announce a stage and keep how long it took."""
+        self.emit({"stage": name, "share": share})
+        begun = time.perf_counter()
+        yield
+        self.seconds.append({"name": name, "seconds": round(time.perf_counter() - begun, 3)})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a compile decided, and what that costs: {"before", "after"} -> {"macs", "params"}."""
+
+    groups: list[Group]
+    choice: Choice
+    plan: Plan
+    costs: dict[str, dict[str, int]]
+    layers: list[dict[str, Any]]
+
+
+def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
+    options = CompileOptions.of(request["options"])
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+        job = Job(Path(request["model"]), options, Path(scratch), emit)
+        if request.get("dry_run"):
+            return _dry_run(job)
+        with BundleWriter(Path(request["output"]), force=bool(request.get("force"))) as bundle:
+            report, plan = _compile(job, bundle)
+    return {"bundle": str(bundle.destination), "report": report, "plan": plan}
+
+
+def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, Any]]:
+    options, target = job.options, target_named(job.options.target)
+    backend = backend_named(target.backend)
+    with job.stage("load", 0.0):
+        analysis, probes = open_for_compile(job)
+    with job.stage("choose", 0.1):
+        decision = decide(job, analysis)
+        plan, keep = decision.plan, decision.choice.keep
+    with job.stage("prune", 0.2):
+        proof = probes.of_removal(analysis, keep) if keep else None
+        remove(analysis, keep)
+    with job.stage("prove", 0.3):
+        verification = prove(job, analysis.model, probes, proof)
+    with job.stage("passes", 0.4):
+        run_passes(job, analysis.model, plan)
+    with job.stage("build", 0.5):
+        artefact = backend.build(analysis.model, bundle.folder, {}, _progress(job.emit, 0.5, 0.1))
+    compiled = bundle.folder / artefact.main
+    with job.stage("verify", 0.6):
+        verification |= probes.of_artefact(backend, compiled, analysis.model, plan)
+    with job.stage("measure", 0.7):
+        measured = assemble.measure(job, backend, compiled, probes)
+    with job.stage("evaluate", 0.9):
+        accuracy = evaluate(job, backend, compiled)
+    sizes = {"before": size_of(job.scratch / "dense"), "after": size_of(bundle.folder)}
+    report = assemble.report(job, decision, verification, {**measured, "bytes": sizes}, accuracy)
+    write_bundle(job, bundle, plan, report)
+    return report, plan.to_json()
+
+
+def _dry_run(job: Job) -> dict[str, Any]:
+    """What would be decided, without writing anything."""
+    analysis, _ = open_for_compile(job)
+    decision = decide(job, analysis)
+    report = assemble.report(job, decision, {}, {}, None)
+    return {"bundle": None, "report": report, "plan": decision.plan.to_json()}
+
+
+def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
+    """Load, normalise and analyse the input, at input sizes it really runs at."""
+    model = normalise(load_ir(job.model))
+    probes = Probes(job.scratch, model, job.options)
+    analysis = analyse(model, job.options.dims, prune_io=job.options.prune_io, runs=probes.runs)
+    probes.settle(analysis)
+    return analysis, probes
+
+
+def decide(job: Job, analysis: Analysis) -> Decision:
+    """What is kept, per tensor and axis, and what that costs."""
+    options = job.options
+    groups = find_groups(analysis, keep=options.keep, only=options.only, prune=options.prune)
+    choice = choose(analysis, groups, options, options.ratio or 0.0)
+    if not any(g.is_free for g in groups) and options.ratio:
+        job.warnings.append("nothing in this model can be removed: see what is pinned and why")
+    elif not choice.reached:
+        most = f"{choice.removed:.3f} of the {options.metric} is the most that can go"
+        job.warnings.append(f"ratio {options.ratio:g} was not reached: {most}")
+    costs = assemble.costs(analysis, choice.keep)
+    facts = {
+        "sha256": file_sha256(job.model),
+        "nodes": len(analysis.model.graph),
+        "params": costs["before"]["params"],
+        "macs": costs["before"]["macs"],
+    }
+    plan = make_plan(analysis, groups, choice.keep, facts)
+    return Decision(groups, choice, plan, costs, assemble.layers(analysis, choice.keep))
+
+
+def run_passes(job: Job, model: ir.Model, plan: Plan) -> None:
+    """Patterns and quantization over what is left."""
+    target = target_named(job.options.target)
+    passes = passes_for(job.options)
+    if not passes:
+        return
+    feeds = tuple(calibration_feeds(job, model))
+    context = PassContext(target, job.scratch, feeds, job.options.seed, _progress(job.emit, 0.4, 0.1))
+    for one in passes:
+        begun = time.perf_counter()
+        result = one.run(model, plan, context)
+        job.skipped.extend((one.name, skip) for skip in result.skipped)
+        spent = round(time.perf_counter() - begun, 3)
+        job.seconds.append({"name": str(one), "seconds": spent, "facts": result.facts})
+
+
+def calibration_feeds(job: Job, model: ir.Model) -> Iterator[dict[str, Any]]:
+    """The samples of `--calib`, at most `Probes.SAMPLES` batches; none without it."""
+    if job.options.calibration:
+        for number, feeds in enumerate(feeds_from(job.options.calibration, model)):
+            if number >= Probes.SAMPLES:
+                return
+            yield dict(feeds)
+
+
+def write_bundle(job: Job, bundle: BundleWriter, plan: Plan, report: dict[str, Any]) -> None:
+    """Everything beside the artefact: plan, report, page, recipe; the manifest follows by itself."""
+    from sparsecc.report.html import compile_page
+
+    recipe = yaml.safe_dump(job.options.to_recipe(), sort_keys=True)
+    bundle.facts = {"input": {"sha256": plan.model["sha256"]}, "versions": versions(), "seed": job.options.seed}
+    bundle.write_json("plan.json", plan.to_json())
+    bundle.write_json("report.json", report)
+    (bundle.folder / "recipe.yaml").write_text(recipe)
+    page = compile_page(report, plan.to_json(), recipe=recipe, command=f"sparsecc compile {job.model.name}")
+    (bundle.folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _progress(emit: Emit, start: float, width: float) -> Callable[[str, float], None]:
+    return lambda what, share: emit({"stage": what, "share": start + width * share})
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the model files in a folder."""
+    kinds = (".onnx", ".data", ".ort", ".engine", ".plan")
+    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)

@@ -1,0 +1,68 @@
+"""The user's own metric, on the dense and on the compiled model."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsecc.backends.base import Backend
+    from sparsecc.pipeline import Job
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def evaluate(job: Job, backend: Backend, compiled: Path) -> dict[str, Any] | None:
+    """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better)."""
+    if job.options.evaluate is None:
+        return None
+    runtime = backend if isinstance(backend, OnnxRuntimeCpu) else OnnxRuntimeCpu()
+    function = function_of(job.options.evaluate)
+    dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=job.options.threads)
+    scores = [score(function, runner.run) for runner in (dense, runtime.load(compiled, threads=job.options.threads))]
+    return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
+
+
+def score(function: Callable[[Run], Any], run: Run) -> float:
+    """The metric of one model. InputError where the user's function raises or gives no number."""
+    try:
+        value = function(run)
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as e:
+        raise InputError(f"--eval {function.__name__} failed: {type(e).__name__}: {e}") from e
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise InputError(f"--eval {function.__name__} returned {value!r}: it must return a finite number")
+    return float(value)
+
+
+def function_of(spec: str) -> Callable[..., Any]:
+    """The function that `file.py:function` names. It is the user's own code and runs as such."""
+    file, _, name = spec.removeprefix("py:").rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"--eval {spec}: no file '{file}': write path/to/file.py:function")
+    found = getattr(_module(path), name, None)
+    if not callable(found):
+        raise InputError(f"--eval {spec}: {path.name} has no function '{name}'")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"sparsecc_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, OSError, ValueError, RuntimeError, NameError) as e:
+        raise InputError(f"{path}: cannot be imported: {type(e).__name__}: {e}") from e
+    return module

@@ -1,0 +1,43 @@
+"""The check anyone can make from `plan.json` alone: zero the summed slices in the input model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
+    """Zero, in the (normalised) input model, the removed slices of every axis that an operator sums over."""
+    for name, entry in plan["tensors"].items():
+        value = model.graph.initializers[name]
+        if "uses" in entry:
+            for use, axes in entry["uses"].items():
+                _zero_use(model, value, use, axes)
+            continue
+        _zero(value, entry)
+    return model
+
+
+def _zero(value: ir.Value, axes: Mapping[str, Any]) -> None:
+    tensor = value.const_value
+    assert tensor is not None
+    array = tensor.numpy().copy()
+    for axis, fact in axes.items():
+        if not fact["summed"]:
+            continue
+        gone = np.setdiff1d(np.arange(fact["size"]), fact["keep"])
+        array[(slice(None),) * int(axis) + (gone,)] = 0
+    value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+
+
+def _zero_use(model: ir.Model, value: ir.Value, use: str, axes: Mapping[str, Any]) -> None:
+    """The same for one use of a constant that several nodes share."""
+    node_name, _, operand = use.rpartition(":")
+    node = next(n for n in model.graph if n.name == node_name)
+    copy = ir.Value(name=f"{value.name}.{use}", shape=value.shape, type=value.type, const_value=value.const_value)
+    model.graph.register_initializer(copy)
+    _zero(copy, axes)
+    node.replace_input_with(int(operand), copy)

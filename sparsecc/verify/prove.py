@@ -1,0 +1,179 @@
+"""The checks every compile makes of itself before anything is published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from sparsecc.axes import Keep
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.errors import InputError, InternalError
+from sparsecc.feeds import feeds_from, random_feeds
+from sparsecc.graph.analysis import Analysis
+from sparsecc.options import CompileOptions
+from sparsecc.verify.numerics import fidelity, tolerance_of, worst_error
+from sparsecc.verify.oracle import masked
+
+if TYPE_CHECKING:
+    from sparsecc.backends.base import Backend
+    from sparsecc.pipeline import Job
+    from sparsecc.plan import Plan
+
+_RUNTIME = OnnxRuntimeCpu()
+_LARGE = 1 << 30
+_DRAWS = 3
+"""How often inputs are perturbed to see how strongly the model amplifies rounding."""
+_AMPLIFIED = 16.0
+
+
+class Probes:
+    """Inputs on which the dense model, the masked one and the compiled one are compared."""
+
+    SAMPLES = 256
+
+    def __init__(self, scratch: Path, model: ir.Model, options: CompileOptions) -> None:
+        self.scratch = scratch
+        self.options = options
+        self.model = model
+        self.dense = write(model, scratch / "dense" / "model.onnx")
+        self._runner = _RUNTIME.load(self.dense, threads=options.threads, level="none")
+        self.feeds: list[dict[str, np.ndarray]] = []
+        self.expected: list[dict[str, np.ndarray]] = []
+        self.failure = ""
+
+    def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the dense model runs at these input sizes."""
+        try:
+            self._runner.run(self._draw(sizes))
+        except InputError as e:
+            self.failure = str(e)
+            return False
+        return True
+
+    def settle(self, analysis: Analysis) -> None:
+        """Fix the inputs that everything is compared on, and the dense model's outputs for them.
+
+        InputError where the dense model ran at no input sizes that were tried.
+        """
+        if not analysis.shapes.works:
+            raise InputError(
+                f"the model does not run on random inputs ({self.failure}): "
+                "give sizes with --input name:1x3x224x224 or samples with --calib"
+            )
+        self.feeds = [self._draw(sizes) for sizes in analysis.shapes.inputs]
+        self.expected = [self._runner.run(feeds) for feeds in self.feeds]
+
+    def _draw(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        return random_feeds(self.model, seed=self.options.seed, sizes=sizes)
+
+    def of_removal(self, analysis: Analysis, keep: Keep) -> list[tuple[dict[str, np.ndarray], float]]:
+        """What the masked dense model gives per probe, and how far rounding-sized changes of the input move it."""
+        proof = []
+        for probe, feeds in enumerate(self.feeds):
+            path = write(masked(analysis, keep, probe), self.scratch / f"masked{probe}" / "model.onnx")
+            runner = _RUNTIME.load(path, threads=self.options.threads, level="none")
+            outputs = runner.run(feeds)
+            moved = [worst_error(outputs, runner.run(_nudged(feeds, draw))) for draw in range(_DRAWS)]
+            proof.append((outputs, max((m for m in moved if np.isfinite(m)), default=0.0)))
+            path.unlink()
+        return proof
+
+    def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
+        """Load and run what was built; how close it is to the pruned graph and to the dense model."""
+        runner = _runtime_of(backend).load(compiled, threads=self.options.threads)
+        plain = _RUNTIME.load(write(model, self.scratch / "final" / "model.onnx"), level="none")
+        worst = 0.0
+        for feeds in self.feeds:
+            wanted, found = plain.run(feeds), runner.run(feeds)
+            error = worst_error(wanted, found)
+            worst = max(worst, error)
+            if not plan.quantization and error > _AMPLIFIED * tolerance_of(wanted):
+                moved = max(worst_error(wanted, plain.run(_nudged(feeds, d))) for d in range(_DRAWS))
+                if error > _AMPLIFIED * moved:
+                    raise InternalError(
+                        f"the built {compiled.name} differs from the graph it was built from by {error:.2g}"
+                    )
+        return {"runs": True, "artefact_relative_error": worst}
+
+    def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
+        """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
+        runner = _runtime_of(backend).load(compiled, threads=self.options.threads)
+        feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
+        data = "random inputs"
+        if self.options.calibration:
+            feeds = [f for _, f in zip(range(8), feeds_from(self.options.calibration, self.model), strict=False)]
+            data = "calibration samples"
+        facts: dict[str, list[float]] = {}
+        for one in feeds:
+            for name, value in fidelity(self._runner.run(one), runner.run(one)).items():
+                facts.setdefault(name, []).append(value)
+        return {**{name: float(np.mean(values)) for name, values in facts.items()}, "data": data}
+
+
+def prove(
+    job: Job,
+    pruned: ir.Model,
+    probes: Probes,
+    proof: list[tuple[dict[str, np.ndarray], float]] | None,
+) -> dict[str, Any]:
+    """Check the pruned graph against the masked dense model. InternalError where they differ."""
+    path = write(pruned, job.scratch / "pruned" / "model.onnx")
+    check(path)
+    runner = _RUNTIME.load(path, threads=job.options.threads, level="none")
+    worst, floor = 0.0, 0.0
+    reference = proof or [(outputs, 0.0) for outputs in probes.expected]
+    for feeds, (wanted, moved) in zip(probes.feeds, reference, strict=True):
+        error = worst_error(wanted, runner.run(feeds))
+        worst, floor = max(worst, error), max(floor, moved)
+        if error > max(tolerance_of(wanted), _AMPLIFIED * moved):
+            raise InternalError(
+                f"the pruned model differs from the masked dense one by {error:.2g} (rounding explains {moved:.2g})"
+            )
+    return {
+        "oracle": "masked dense model" if proof else "dense model",
+        "max_relative_error": worst,
+        "rounding_floor": floor,
+        "inputs": [{n: list(a.shape) for n, a in feeds.items()} for feeds in probes.feeds],
+        "checker": "passed",
+    }
+
+
+def check(path: Path) -> None:
+    """onnx's checker on a file we wrote. What it refuses is our fault."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as e:
+        raise InternalError(f"the checker refuses the pruned model: {' '.join(str(e).split())[:300]}") from e
+
+
+def write(model: ir.Model, path: Path) -> Path:
+    """Write a graph as it stands, weights beside it where they are large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    constants = [v.const_value for v in model.graph.initializers.values()]
+    if sum(t.nbytes for t in constants if t is not None) > _LARGE:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    else:
+        ir.save(model, path)
+    return path
+
+
+def _runtime_of(backend: Backend) -> Any:
+    """The backend itself where it runs here, ONNX Runtime otherwise."""
+    return backend if isinstance(backend, OnnxRuntimeCpu) else _RUNTIME
+
+
+def _nudged(feeds: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:
+    """Floats moved by about one rounding step each."""
+    generator = np.random.default_rng(draw)
+    moved = {}
+    for name, array in feeds.items():
+        moved[name] = array
+        if array.dtype.kind == "f":
+            step = 2 * np.finfo(array.dtype).eps
+            moved[name] = (array * (1 + step * generator.uniform(-1, 1, array.shape))).astype(array.dtype)
+    return moved
