@@ -1,0 +1,255 @@
+"""Calibration: run the float model, watch its values, choose each one's range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.errors import InputError
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+BINS = 2048
+_RUN_BYTES = 512 << 20
+_PROTO_LIMIT = 1 << 30
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def session_of(
+    model: ir.Model, scratch: Path, *, optimized: Path | None = None, level: str = "ENABLE_ALL"
+) -> object:
+    """An ONNX Runtime session of a model, on one CPU thread. InputError when it refuses the model."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    errors = ort.capi.onnxruntime_pybind11_state
+    weight_bytes = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+    )
+    try:
+        if weight_bytes < _PROTO_LIMIT:
+            source: bytes | str = ir.to_proto(model).SerializeToString()
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        path = scratch / "observed.onnx"
+        ir.save(model, path, external_data="observed.onnx.data")
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (errors.Fail, errors.InvalidGraph, errors.NotImplemented, errors.InvalidArgument) as e:
+        raise InputError(f"quantize: ONNX Runtime refuses the model: {str(e).splitlines()[0][:200]}") from e
+
+
+class Observer:
+    """Runs a model over feeds and hands out chosen values. The model itself is not changed."""
+
+    def __init__(
+        self, model: ir.Model, names: Sequence[str], scratch: Path, level: str = "ENABLE_ALL"
+    ) -> None:
+        self.names = list(dict.fromkeys(names))
+        copy = model.clone()
+        inputs = {value.name for value in copy.graph.inputs}
+        outputs = {value.name for value in copy.graph.outputs}
+        known = {output.name: output for node in copy.graph for output in node.outputs}
+        self._inputs = [name for name in self.names if name in inputs]
+        wanted = [name for name in self.names if name not in inputs]
+        copy.graph.outputs.extend(known[name] for name in wanted if name not in outputs)
+        self._wanted = wanted
+        self._session = session_of(copy, scratch, level=level)
+        self._chunk = min(8, len(wanted))
+
+    def values(self, feeds: Feeds) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of every chosen value for one set of inputs. InputError on NaN or infinity."""
+        for name in self._inputs:
+            yield name, self._checked(name, np.asarray(feeds[name]))
+        start = 0
+        while start < len(self._wanted):
+            names = self._wanted[start : start + self._chunk]
+            arrays = run_session(self._session, names, feeds)
+            for name, array in zip(names, arrays, strict=True):
+                yield name, self._checked(name, array)
+            start += len(names)
+            held = max(1, sum(array.nbytes for array in arrays) // len(names))
+            self._chunk = max(1, min(len(self._wanted), _RUN_BYTES // held))
+
+    @staticmethod
+    def _checked(name: str, array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"calibration: value '{name}' holds NaN or infinity: check the calibration data and the model"
+            )
+        return array
+
+
+def run_session(session: object, names: Sequence[str] | None, feeds: Feeds) -> list[np.ndarray]:
+    """Outputs of one run. InputError when the feeds do not fit the model's inputs."""
+    import onnxruntime as ort
+
+    errors = ort.capi.onnxruntime_pybind11_state
+    try:
+        run: Callable[..., list[np.ndarray]] = session.run  # type: ignore[attr-defined]
+        return run(names, dict(feeds))
+    except (errors.InvalidArgument, errors.Fail, errors.RuntimeException, ValueError) as e:
+        raise InputError(
+            f"calibration: the model does not run on the data: {str(e).splitlines()[0][:200]}"
+        ) from e
+
+
+@dataclass
+class ValueStats:
+    """What calibration saw of one value. `histogram` counts BINS equal bins from `low` to `high`."""
+
+    low: float = 0.0
+    high: float = 0.0
+    count: int = 0
+    at_edge: int = 0
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS))
+    sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def centres(self) -> np.ndarray:
+        """The middle of every bin."""
+        edges = np.linspace(self.low, self.high, BINS + 1)
+        return (edges[1:] + edges[:-1]) / 2
+
+
+def require_calibration(calibration: Sequence[Feeds], what: str) -> None:
+    """InputError unless there is data."""
+    if not calibration:
+        raise InputError(
+            f"{what} needs calibration data: give --calib PATH, or --calib synthetic for random inputs"
+        )
+
+
+def collect(
+    model: ir.Model,
+    names: Sequence[str],
+    calibration: Sequence[Feeds],
+    scratch: Path,
+    *,
+    histogram: bool,
+    level: str = "ENABLE_ALL",
+) -> dict[str, ValueStats]:
+    """Ranges (and histograms, in a second run) of values over the calibration set."""
+    observer = Observer(model, names, scratch, level)
+    stats = {name: ValueStats() for name in observer.names}
+    for feeds in calibration:
+        for name, array in observer.values(feeds):
+            _widen(stats[name], array)
+    if histogram:
+        for feeds in calibration:
+            for name, array in observer.values(feeds):
+                _count(stats[name], array)
+    return stats
+
+
+def _widen(seen: ValueStats, array: np.ndarray) -> None:
+    if array.size == 0 or array.dtype.kind != "f":
+        return
+    seen.low = min(seen.low, float(array.min()))
+    seen.high = max(seen.high, float(array.max()))
+    seen.count += array.size
+    flat = array.reshape(-1)
+    step = max(1, flat.size // 4096)
+    if seen.sample.size < 65536:
+        seen.sample = np.concatenate([seen.sample, flat[::step].astype(np.float32)])
+
+
+def _count(seen: ValueStats, array: np.ndarray) -> None:
+    if array.dtype.kind == "f" and seen.high > seen.low:
+        counts, _ = np.histogram(array, bins=BINS, range=(seen.low, seen.high))
+        seen.histogram += counts
+
+
+def choose_range(stats: ValueStats, method: str, *, percentile: float = 99.99) -> tuple[float, float]:
+    """The real range to represent: `minmax` all of it, the others may clip rare values."""
+    if method == "minmax" or stats.histogram.sum() == 0:
+        return stats.low, stats.high
+    if method == "percentile":
+        return _percentile_range(stats, percentile)
+    if method == "mse":
+        return _mse_range(stats)
+    if method == "entropy":
+        return _entropy_range(stats)
+    raise InputError(f"quantize: unknown calibration method '{method}': methods are {', '.join(METHODS)}")
+
+
+def _percentile_range(stats: ValueStats, percentile: float) -> tuple[float, float]:
+    share = np.cumsum(stats.histogram) / stats.histogram.sum()
+    edges = np.linspace(stats.low, stats.high, BINS + 1)
+    tail = 1 - percentile / 100
+    low = edges[int(np.searchsorted(share, tail, side="right"))] if stats.low < 0 else stats.low
+    high = edges[min(BINS, int(np.searchsorted(share, 1 - tail)) + 1)]
+    return float(min(low, 0.0)), float(max(high, 0.0))
+
+
+def _mse_range(stats: ValueStats) -> tuple[float, float]:
+    """The shrunk range with the least squared error of 8-bit rounding and clipping over the histogram."""
+    centres, counts = stats.centres(), stats.histogram
+    best = (np.inf, stats.low, stats.high)
+    for share in np.linspace(0.3, 1.0, 71):
+        low, high = min(stats.low * share, 0.0), max(stats.high * share, 0.0)
+        step = (high - low) / 255
+        if step <= 0:
+            continue
+        clipped = np.clip(centres, low, high)
+        error = np.square(centres - clipped) + np.where(clipped == centres, step * step / 12, 0.0)
+        best = min(best, (float((counts * error).sum()), low, high))
+    return best[1], best[2]
+
+
+def _entropy_range(stats: ValueStats) -> tuple[float, float]:
+    """The clipping magnitude whose 8-bit histogram keeps the least KL divergence (Migacz, GTC 2017).
+
+    The bin at zero is evened out: after a Relu it holds half of the values and would decide alone.
+    """
+    largest = max(-stats.low, stats.high)
+    counts, _ = np.histogram(np.abs(stats.centres()), bins=BINS, range=(0, largest), weights=stats.histogram)
+    counts[0] = counts[1]
+    levels = 128 if stats.low < 0 else 255
+    best_bins, best = BINS, np.inf
+    for kept in range(levels, BINS + 1, 16):
+        divergence = _divergence(counts, kept, levels)
+        if divergence < best:
+            best_bins, best = kept, divergence
+    limit = largest * best_bins / BINS
+    return max(stats.low, -limit), min(stats.high, limit)
+
+
+def _divergence(counts: np.ndarray, kept: int, levels: int) -> float:
+    inside = counts[:kept].astype(np.float64)
+    target = inside.copy()
+    target[-1] += counts[kept:].sum()
+    level = (np.arange(kept) * levels) // kept
+    occupied = inside > 0
+    sums = np.bincount(level, weights=inside, minlength=levels)
+    filled = np.bincount(level, weights=occupied.astype(np.float64), minlength=levels)
+    model = np.where(occupied, (sums / np.maximum(filled, 1))[level], 0.0)
+    p, q = target / max(target.sum(), 1e-12), model / max(model.sum(), 1e-12)
+    both = (p > 0) & (q > 0)
+    lost = p[(p > 0) & (q == 0)].sum()
+    return float((p[both] * np.log(p[both] / q[both])).sum() + lost * 10)
+
+
+def warnings_of(stats: Mapping[str, ValueStats], inputs: Sequence[str]) -> list[str]:
+    """What looks wrong with the calibration set: inputs that never vary or pile up at their limits."""
+    found = []
+    for name in inputs:
+        seen = stats.get(name)
+        if seen is None or seen.sample.size == 0:
+            continue
+        if seen.sample.min() == seen.sample.max():
+            found.append(f"calibration input '{name}' is constant: ranges mean nothing, give varied data")
+            continue
+        edge = float(((seen.sample == seen.low) | (seen.sample == seen.high)).mean())
+        if edge > 0.2:
+            found.append(
+                f"calibration input '{name}' saturates: {edge:.0%} of its values sit at its limits, "
+                "check the preprocessing"
+            )
+    return found

@@ -1,0 +1,123 @@
+"""int8-dynamic: int8 weights, activations quantized as they come. No calibration; matrix products only.
+
+Convolutions stay float: ONNX Runtime's ConvInteger is slower than its float convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
+from sparsecc.passes.quantize.integer_matmul import trailing_bias
+from sparsecc.passes.quantize.sites import Site, find_sites
+from sparsecc.passes.quantize.spec import (
+    QuantizationPlan,
+    QuantizationSpec,
+    ValueSpec,
+    quantize_weight,
+    sqnr,
+    weight_scale,
+)
+
+DYNAMIC_OPSET = 11
+
+
+def quantize_dynamic(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    context: PassContext,
+    exclude: Collection[str],
+    *,
+    reduce_range: bool,
+) -> PassResult:
+    """Every Gemm and MatMul with a constant weight becomes an integer product."""
+    raise_opset(model, DYNAMIC_OPSET)
+    sites, skipped = find_sites(model)
+    lowering = _Dynamic(GraphEditor(model), 63 if reduce_range else 127)
+    spec = QuantizationSpec()
+    noise: dict[str, float] = {}
+    for site in sites:
+        if site.op_type == "Conv":
+            skipped.append(Skip(site.name, "convolution: dynamic int8 convolution is slower than float"))
+        elif site.name in exclude:
+            skipped.append(Skip(site.name, "left in float"))
+        else:
+            spec.nodes.append(site.name)
+            spec.values[site.weight.name or ""] = ValueSpec("int8", "weight", "channel", site.out_axis)
+            noise[site.weight.name or ""] = round(lowering.lower(site), 2)
+    spec.record(plan)
+    lowering.editor.finish()
+    facts: dict[str, Any] = {"type": "int8-dynamic", "nodes": spec.nodes, "weight_sqnr_db": noise}
+    return PassResult(facts, tuple(skipped))
+
+
+class _Dynamic:
+    def __init__(self, editor: GraphEditor, limit: int) -> None:
+        self.editor = editor
+        self.limit = limit
+        self._data: dict[str, list[ir.Value]] = {}
+        self._weights: dict[tuple[str, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def lower(self, site: Site) -> float:
+        """Replace one site; the weight's signal to noise in dB."""
+        weight = site.matrix(site.array()).T
+        scale = weight_scale(weight, 1, limit=self.limit)
+        levels = quantize_weight(weight, scale, 1, limit=self.limit)
+        key = (site.weight.name or "", site.out_axis)
+        if key not in self._weights:
+            self._weights[key] = self._store(key[0], levels, scale)
+        bias, result = (
+            (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
+        )
+        product = self._product(site, self._weights[key], bias)
+        self.editor.replace_value(result, product)
+        return sqnr(weight, levels * scale)
+
+    def _store(self, name: str, levels: np.ndarray, scale: np.ndarray) -> tuple[ir.Value, ir.Value, ir.Value]:
+        return (
+            self.editor.constant(f"{name}_int8", levels),
+            self.editor.constant(f"{name}_scale", scale),
+            self.editor.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+        )
+
+    def _quantized_data(self, value: ir.Value) -> list[ir.Value]:
+        """(integers, scale, zero point) of an activation, made once for all products that read it."""
+        name = value.name or ""
+        if name not in self._data:
+            whole = self.editor.add_behind(
+                value, "DynamicQuantizeLinear", [value], base=f"{name}_quantized", dtype=ir.DataType.UINT8
+            )
+            node = whole.producer()
+            assert node is not None
+            node.resize_outputs(3)
+            node.outputs[1].name = self.editor.fresh(f"{name}_scale")
+            node.outputs[1].type = ir.TensorType(ir.DataType.FLOAT)
+            node.outputs[2].name = self.editor.fresh(f"{name}_zero_point")
+            node.outputs[2].type = ir.TensorType(ir.DataType.UINT8)
+            self._data[name] = list(node.outputs)
+        return self._data[name]
+
+    def _product(
+        self, site: Site, weight: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value | None
+    ) -> ir.Value:
+        """MatMulInteger -> Cast -> Mul (-> Add): ONNX Runtime fuses this into one kernel."""
+        levels, step, zero = self._quantized_data(site.data)
+        stored, weight_step, weight_zero = weight
+
+        def add(
+            op_type: str, inputs: list[ir.Value], what: str, dtype: ir.DataType, **attributes: int
+        ) -> ir.Value:
+            base = f"{site.name}_{what}"
+            return self.editor.add(op_type, inputs, attributes, base=base, before=site.node, dtype=dtype)
+
+        float_ = ir.DataType.FLOAT
+        total = add("MatMulInteger", [levels, stored, zero, weight_zero], "int32", ir.DataType.INT32)
+        scale = add("Mul", [step, weight_step], "scale", float_)
+        real = add("Cast", [total], "cast", float_, to=float_.value)
+        product = add("Mul", [real, scale], "real", float_)
+        return product if bias is None else add("Add", [product, bias], "biased", float_)

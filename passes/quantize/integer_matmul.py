@@ -1,0 +1,50 @@
+"""ONNX Runtime's own integer matrix product with float result: it keeps the bias and any number of axes.
+
+From a plain Q/DQ graph ONNX Runtime first fuses MatMul and Add into a float Gemm and then finds no integers
+to use: 0 of 72 products of BERT-base in int8, at twice the time of fp32.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from sparsecc.passes.quantize.editor import GraphEditor
+from sparsecc.passes.quantize.sites import constant_array
+
+
+def fuse_integer_matmul(editor: GraphEditor, node: ir.Node) -> bool:
+    """Turn DQ, DQ -> MatMul (-> Add of a bias) into one MatMulIntegerToFloat; whether it was possible."""
+    data, weight = (value.producer() if value is not None else None for value in node.inputs[:2])
+    if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:
+        return False
+    bias, result = trailing_bias(node)
+    inputs = [
+        data.inputs[0],
+        weight.inputs[0],
+        data.inputs[1],
+        weight.inputs[1],
+        data.inputs[2],
+        weight.inputs[2],
+    ]
+    product = editor.add(
+        "MatMulIntegerToFloat", inputs if bias is None else [*inputs, bias],
+        base=f"{node.name}_int8", before=node, domain="com.microsoft", dtype=ir.DataType.FLOAT, like=result,
+    )  # fmt: skip
+    editor.replace_value(result, product)
+    return True
+
+
+def trailing_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
+    """The constant vector that alone is added to a MatMul's output, and the value that holds the sum."""
+    output = node.outputs[0]
+    weight = node.inputs[1]
+    consumers = output.consumers()
+    if len(consumers) != 1 or output.is_graph_output() or consumers[0].op_type != "Add" or weight is None:
+        return None, output
+    others = [value for value in consumers[0].inputs if value is not None and value is not output]
+    if len(others) != 1 or others[0].const_value is None or others[0].is_graph_input():
+        return None, output
+    columns = weight.shape[-1] if weight.shape is not None else None
+    if constant_array(others[0]).shape != (columns,):
+        return None, output
+    return others[0], consumers[0].outputs[0]

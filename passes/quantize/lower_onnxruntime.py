@@ -1,0 +1,134 @@
+"""Quantize/DequantizeLinear pairs in the form that ONNX Runtime's integer kernels pick up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.passes.quantize.decide import Decision
+from sparsecc.passes.quantize.editor import GraphEditor
+from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
+from sparsecc.passes.quantize.sites import Site, constant_array
+from sparsecc.passes.quantize.spec import Scale, along, quantize_weight, weight_scale
+
+
+@dataclass
+class OnnxRuntimeLowering:
+    """Writes one decision into a model.
+
+    Activations are Q/DQ pairs, also on the outputs of integer nodes; weights are stored as int8 per output
+    channel with only a DQ; biases as int32 with the scale of the product. `weight_limit` is 127, or 63 for
+    x64 processors without VNNI, whose 8-bit products saturate. Zero weights stay zero.
+    `fuses_matmul` uses ONNX Runtime's own integer product with float result.
+    """
+
+    model: ir.Model
+    decision: Decision
+    scales: dict[str, Scale]
+    per_channel: bool = True
+    weight_limit: int = 127
+    fuses_matmul: bool = False
+    _readers: dict[str, ir.Value] = field(default_factory=dict)
+    _weights: dict[tuple[str, int | None], tuple[ir.Value, np.ndarray]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Edit the model in place."""
+        self.editor = GraphEditor(self.model)
+        for site in self.decision.sites:
+            self._lower_weight(site)
+        values = dict(self.decision.values)
+        for node in self.decision.followers:
+            values.update({o.name or "": o for o in node.outputs if o.name in self.decision.aliases})
+        for name, value in values.items():
+            self._lower_value(name, value)
+        integer_nodes = [site.node for site in self.decision.sites] + self.decision.followers
+        for node in integer_nodes:
+            self._route(node)
+        for site in self.decision.sites if self.fuses_matmul else ():
+            if site.op_type == "MatMul":
+                fuse_integer_matmul(self.editor, site.node)
+        self.editor.finish()
+
+    def _lower_value(self, name: str, value: ir.Value) -> None:
+        scale = self.scales[self.decision.root(name)]
+        step = self.editor.constant(f"{name}_scale", scale.scale)
+        zero = self.editor.constant(f"{name}_zero_point", scale.zero_point)
+        uses = tuple(value.uses())
+        dtype = ir.DataType.from_numpy(scale.zero_point.dtype)
+        quantized = self.editor.add_behind(
+            value, "QuantizeLinear", [value, step, zero], base=f"{name}_quantized", dtype=dtype, like=value
+        )
+        restored = self.editor.add_behind(
+            quantized, "DequantizeLinear", [quantized, step, zero], base=f"{name}_restored",
+            dtype=ir.DataType.FLOAT, like=value,
+        )  # fmt: skip
+        self._readers[name] = restored
+        if name not in self.decision.full:
+            return
+        for consumer, index in uses:
+            consumer.replace_input_with(index, restored)
+        if value.is_graph_output():
+            self.editor.replace_output(value, restored)
+
+    def _route(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.name in self._readers:
+                node.replace_input_with(index, self._readers[value.name])
+
+    def _lower_weight(self, site: Site) -> None:
+        data_scale = self.scales[self.decision.root(site.data.name or "")].scale
+        axis = site.out_axis if self.per_channel else None
+        weight = site.array()
+        scale = weight_scale(weight, axis, limit=self.weight_limit)
+        bias = None
+        if site.bias is not None:
+            bias = constant_array(site.bias).astype(np.float64).reshape(-1)
+            least = np.abs(bias) / (float(data_scale) * 2.0**30)
+            least = least if scale.ndim else least.max(initial=0.0)
+            scale = np.maximum(scale, least.astype(np.float32))
+        restored, scale = self._weight(site, weight, scale, axis)
+        site.node.replace_input_with(1, restored)
+        if bias is not None and site.bias is not None:
+            site.node.replace_input_with(2, self._bias(site.bias, bias, scale * data_scale))
+
+    def _weight(
+        self, site: Site, weight: np.ndarray, scale: np.ndarray, axis: int | None
+    ) -> tuple[ir.Value, np.ndarray]:
+        """The dequantized weight; one copy for all sites that share the initializer at the same scale."""
+        name = site.weight.name or ""
+        known = self._weights.get((name, axis))
+        if known is not None and np.array_equal(known[1], scale):
+            return known
+        stored = self.editor.constant(
+            f"{name}_int8", quantize_weight(weight, scale, axis, limit=self.weight_limit)
+        )
+        step = self.editor.constant(f"{name}_scale", scale)
+        zero = self.editor.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))
+        attributes = {"axis": axis} if axis is not None else {}
+        restored = self.editor.add(
+            "DequantizeLinear", [stored, step, zero], attributes, base=f"{name}_restored",
+            dtype=ir.DataType.FLOAT, like=site.weight,
+        )  # fmt: skip
+        self._weights[(name, axis)] = (restored, scale)
+        return restored, scale
+
+    def _bias(self, bias: ir.Value, numbers: np.ndarray, scale: np.ndarray) -> ir.Value:
+        levels = np.rint(numbers / scale).astype(np.int32)
+        stored = self.editor.constant(f"{bias.name}_int32", levels)
+        step = self.editor.constant(f"{bias.name}_scale", np.asarray(scale, np.float32))
+        zero = self.editor.constant(f"{bias.name}_zero_point", np.zeros(np.shape(scale), np.int32))
+        attributes = {"axis": 0} if np.ndim(scale) else {}
+        return self.editor.add(
+            "DequantizeLinear", [stored, step, zero], attributes, base=f"{bias.name}_restored",
+            dtype=ir.DataType.FLOAT,
+        )  # fmt: skip
+
+
+def restored_weight(site: Site, *, per_channel: bool = True, limit: int = 127) -> np.ndarray:
+    """The site's weight after int8 rounding, in float, for error measures."""
+    axis = site.out_axis if per_channel else None
+    weight = site.array()
+    scale = weight_scale(weight, axis, limit=limit)
+    return np.asarray(quantize_weight(weight, scale, axis, limit=limit) * along(scale, axis, weight.ndim))

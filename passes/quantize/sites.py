@@ -1,0 +1,156 @@
+"""Where a model multiplies activations by constant weights: what quantization and patterns work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.passes.base import Skip
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+INTEGER_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulInteger",
+        "ConvInteger",
+        "MatMulNBits",
+    }
+)
+
+
+@dataclass(eq=False)
+class Site:
+    """One Conv, Gemm or MatMul with a constant float weight.
+
+    The weight is (out, in/group, *kernel) for Conv, (in, out) for MatMul and for Gemm unless `transposed`,
+    then (out, in). `out_axis` and `in_axis` name these axes of the weight.
+    """
+
+    node: ir.Node
+    data: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    out_axis: int
+    in_axis: int
+    group: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def op_type(self) -> str:
+        return self.node.op_type
+
+    def array(self) -> np.ndarray:
+        """The weight as float32, in its own layout."""
+        return constant_array(self.weight).astype(np.float32, copy=False)
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """A weight as (out, reduction); for Conv the reduction is (*kernel, in/group), channels fastest."""
+        if self.op_type == "Conv":
+            return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+        return weight if self.out_axis == 0 else weight.T
+
+    def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of `matrix`: back to the layout of the weight."""
+        if self.op_type == "Conv":
+            out, channels, *kernel = (int(size) for size in constant_array(self.weight).shape)
+            return np.ascontiguousarray(np.moveaxis(matrix.reshape(out, *kernel, channels), -1, 1))
+        return np.ascontiguousarray(matrix if self.out_axis == 0 else matrix.T)
+
+
+def constant_array(value: ir.Value) -> np.ndarray:
+    """The numbers of a constant value. ValueError when it has none."""
+    if value.const_value is None:
+        raise ValueError(f"value '{value.name}' is not constant")
+    return value.const_value.numpy()
+
+
+def is_float_constant(value: ir.Value | None) -> bool:
+    """Whether a value is a float32 initializer that no caller can override."""
+    return (
+        value is not None
+        and value.const_value is not None
+        and value.is_initializer()
+        and not value.is_graph_input()
+        and value.const_value.dtype == ir.DataType.FLOAT
+    )
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or `default` when the node does not have it."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str) -> list[int] | None:
+    """A list of integers, or None when the node does not have it."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else [int(v) for v in attribute.as_ints()]
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute, or `default` when the node does not have it."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def find_sites(model: ir.Model) -> tuple[list[Site], list[Skip]]:
+    """All sites of the main graph in its order, and the weighted nodes that are none, with the reason."""
+    sites: list[Site] = []
+    skipped: list[Skip] = []
+    for node in model.graph:
+        if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
+            continue
+        reason = _why_not(node)
+        if reason:
+            skipped.append(Skip(node.name or "", reason))
+        else:
+            sites.append(_site(node))
+    return sites, skipped
+
+
+def _why_not(node: ir.Node) -> str:
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.op_type in INTEGER_OPS:
+            return "already quantized"
+        return "both operands are activations"
+    if not is_float_constant(weight):
+        return f"its weight '{weight.name}' is not a fixed float32 initializer"
+    if node.inputs[0] is None or node.inputs[0].const_value is not None:
+        return "its data operand is constant"
+    rank = len(weight.const_value.shape)
+    if node.op_type != "Conv" and rank != 2:
+        return f"its weight has {rank} axes, not 2"
+    if node.op_type == "Gemm":
+        return _why_not_gemm(node)
+    return ""
+
+
+def _why_not_gemm(node: ir.Node) -> str:
+    if int_attribute(node, "transA", 0):
+        return "Gemm with transA"
+    if float_attribute(node, "alpha", 1.0) != 1.0 or float_attribute(node, "beta", 1.0) != 1.0:
+        return "Gemm with alpha or beta other than 1"
+    return ""
+
+
+def _site(node: ir.Node) -> Site:
+    data, weight = node.inputs[0], node.inputs[1]
+    assert data is not None
+    assert weight is not None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type == "Conv":
+        return Site(node, data, weight, bias, 0, 1, int_attribute(node, "group", 1))
+    transposed = node.op_type == "Gemm" and int_attribute(node, "transB", 0) == 1
+    return Site(node, data, weight, bias, 0 if transposed else 1, 1 if transposed else 0)

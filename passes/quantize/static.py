@@ -1,0 +1,165 @@
+"""Static int8 and fp8: decide, calibrate, lower for the target, and say what each tensor lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from sparsecc.passes.base import PassContext, Skip
+from sparsecc.passes.quantize.calibrate import (
+    ValueStats,
+    choose_range,
+    collect,
+    require_calibration,
+    warnings_of,
+)
+from sparsecc.passes.quantize.decide import QUANTIZED_OUTPUTS, Decision, decide_onnxruntime, decide_tensorrt
+from sparsecc.passes.quantize.editor import raise_opset
+from sparsecc.passes.quantize.lower_onnxruntime import OnnxRuntimeLowering, restored_weight
+from sparsecc.passes.quantize.lower_tensorrt import TensorRTLowering
+from sparsecc.passes.quantize.qoperator import to_integer_operators
+from sparsecc.passes.quantize.sites import find_sites
+from sparsecc.passes.quantize.spec import (
+    QuantizationSpec,
+    Scale,
+    ValueSpec,
+    fake_quantize,
+    scale_of_range,
+    sqnr,
+)
+
+PER_CHANNEL_OPSET = 13
+FP8_OPSET = 19
+
+
+@dataclass(frozen=True)
+class StaticOptions:
+    """How static quantization is done; see `Quantize` for the meaning of each."""
+
+    type: str = "int8"
+    method: str = "minmax"
+    percentile: float = 99.99
+    per_channel: bool = True
+    reduce_range: bool = False
+    scheme: str = "auto"
+
+
+@dataclass
+class StaticQuantizer:
+    """Statistics collected once; `lower` may then be asked for any subset of the sites."""
+
+    model: ir.Model
+    context: PassContext
+    options: StaticOptions
+
+    def __post_init__(self) -> None:
+        require_calibration(self.context.calibration, self.options.type)
+        raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
+        self.is_tensorrt = self.context.target.backend.startswith("tensorrt")
+        decision = self.decide(self.model, ())
+        names = list(decision.values)
+        self.stats: dict[str, ValueStats] = {}
+        if names:
+            self.stats = collect(
+                self.model, names, self.context.calibration, self.context.scratch,
+                histogram=self.options.method != "minmax",
+            )  # fmt: skip
+        self.ranges = {
+            name: choose_range(seen, self.options.method, percentile=self.options.percentile)
+            for name, seen in self.stats.items()
+        }
+
+    @property
+    def fuses_matmul(self) -> bool:
+        """Whether matrix products become ONNX Runtime's own operator instead of standard Q/DQ."""
+        return self.context.target.backend == "onnxruntime" and self.options.scheme == "auto"
+
+    def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
+        """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
+        sites, skipped = find_sites(model)
+        if self.is_tensorrt:
+            decision = decide_tensorrt(model, sites, exclude)
+        else:
+            outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
+            decision = decide_onnxruntime(model, sites, exclude, outputs)
+        decision.skipped[:0] = skipped
+        return decision
+
+    def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
+        """Write Q/DQ into `model`, leaving the named nodes float. Values without statistics are a bug."""
+        decision = self.decide(model, exclude)
+        scales = {name: self.scale(name) for name in decision.values}
+        if self.is_tensorrt:
+            TensorRTLowering(model, decision, scales, self.options.type).run()
+        else:
+            limit = 63 if self.options.reduce_range else 127
+            OnnxRuntimeLowering(
+                model, decision, scales, self.options.per_channel, limit, self.fuses_matmul
+            ).run()
+            if self.options.scheme == "qoperator":
+                to_integer_operators(model, self.context.scratch)
+        return decision
+
+    def scale(self, name: str) -> Scale:
+        """The scale of one activation in the target's type."""
+        low, high = self.ranges[name]
+        type_, symmetric = self.activation_form()
+        return scale_of_range(low, high, type_, symmetric=symmetric)
+
+    def activation_form(self) -> tuple[str, bool]:
+        """(type, symmetric) of activations on this target."""
+        if self.options.type == "fp8":
+            return "fp8", True
+        if self.is_tensorrt:
+            return "int8", True
+        return self.context.target.activation, False
+
+    def spec(self, decision: Decision) -> QuantizationSpec:
+        """The neutral spec of a decision, for the plan."""
+        type_, symmetric = self.activation_form()
+        spec = QuantizationSpec(nodes=[site.name for site in decision.sites])
+        for name in decision.values:
+            low, high = self.ranges[name]
+            spec.values[name] = ValueSpec(
+                type_, "activation", symmetric=symmetric, source=self.options.method, low=low, high=high
+            )
+        for site in decision.sites:
+            granularity = "channel" if self.options.per_channel or self.is_tensorrt else "tensor"
+            axis = site.out_axis if granularity == "channel" else None
+            weight_type = "fp8" if self.options.type == "fp8" else "int8"
+            spec.values[site.weight.name or ""] = ValueSpec(weight_type, "weight", granularity, axis)
+        return spec
+
+    def facts(self, decision: Decision) -> dict[str, Any]:
+        """Signal to noise per tensor in dB, clipped shares, and warnings about the calibration set."""
+        noise: dict[str, float] = {}
+        warnings = warnings_of(self.stats, [value.name or "" for value in self.model.graph.inputs])
+        for name in decision.values:
+            seen = self.stats[name]
+            if not seen.sample.size:
+                continue
+            noise[name] = round(sqnr(seen.sample, fake_quantize(seen.sample, self.scale(name))), 2)
+            low, high = self.ranges[name]
+            clipped = float(((seen.sample < low) | (seen.sample > high)).mean())
+            if clipped > 0.01:
+                warnings.append(f"value '{name}': {clipped:.1%} of the calibration values are clipped")
+        return {"sqnr_db": noise, "warnings": warnings}
+
+
+def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
+    """Signal to noise of every weight in dB; call before lowering."""
+    return {
+        site.weight.name or "": round(sqnr(site.array(), restored_weight(site, per_channel=per_channel)), 2)
+        for site in decision.sites
+    }
+
+
+def already_quantized(model: ir.Model) -> Skip | None:
+    """A reason to leave the model alone when it already holds integer operators."""
+    from sparsecc.passes.quantize.sites import INTEGER_OPS
+
+    count = sum(node.op_type in INTEGER_OPS for node in model.graph)
+    return Skip("model", f"already quantized ({count} integer operators): left as it is") if count else None

@@ -1,0 +1,180 @@
+"""int4 weights with float activations: MatMulNBits for ONNX Runtime, blocked DequantizeLinear elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.errors import InputError
+from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.quantize.calibrate import require_calibration
+from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
+from sparsecc.passes.quantize.gram import Moments, collect_moments
+from sparsecc.passes.quantize.integer_matmul import trailing_bias
+from sparsecc.passes.quantize.rounding import Blocks, awq_scale, gptq, round_to_nearest
+from sparsecc.passes.quantize.scale_inputs import scale_inputs
+from sparsecc.passes.quantize.sites import Site, find_sites
+from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec, sqnr
+
+ALGORITHMS = ("rtn", "gptq", "awq")
+BLOCKED_OPSET = 21
+MIN_INPUTS = 32
+
+
+@dataclass(frozen=True)
+class WeightOnlyOptions:
+    """algorithm: rtn, gptq or awq (these two need calibration); block: inputs per scale."""
+
+    algorithm: str = "rtn"
+    block: int = 32
+    accuracy_level: int = 4
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise InputError(
+                f"quantize: unknown int4 algorithm '{self.algorithm}': it is one of {', '.join(ALGORITHMS)}"
+            )
+        if self.block < 16 or self.block & (self.block - 1):
+            raise InputError(f"quantize: int4 block {self.block}: give a power of two from 16")
+
+
+def quantize_weights(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    context: PassContext,
+    options: WeightOnlyOptions,
+    exclude: Collection[str] = (),
+) -> PassResult:
+    """Store the weights of Gemm and MatMul in 4 bits. Convolutions stay float: no runtime has int4 ones."""
+    to_onnxruntime = context.target.backend == "onnxruntime"
+    if not to_onnxruntime:
+        raise_opset(model, BLOCKED_OPSET)
+    sites, skipped = find_sites(model)
+    chosen = []
+    for site in sites:
+        reason = "left in float" if site.name in exclude else _why_not(site, options.block, to_onnxruntime)
+        if reason:
+            skipped.append(Skip(site.name, reason))
+        else:
+            chosen.append(site)
+    moments = _moments(model, chosen, context, options)
+    if options.algorithm == "awq":
+        _scale_all(model, chosen, moments, options, symmetric=not to_onnxruntime)
+    editor = GraphEditor(model)
+    spec, noise = QuantizationSpec(), {}
+    for site in chosen:
+        matrix = site.matrix(site.array())
+        blocks = _round(matrix, moments.get(site.name), options, symmetric=not to_onnxruntime)
+        noise[site.weight.name or ""] = round(sqnr(matrix, blocks.real()), 2)
+        lower = _lower_onnxruntime if to_onnxruntime else _lower_blocked
+        lower(editor, site, blocks, options)
+        spec.nodes.append(site.name)
+        spec.values[site.weight.name or ""] = ValueSpec(
+            "int4", "weight", "block", site.in_axis, options.block, not to_onnxruntime, options.algorithm
+        )
+    editor.finish()
+    spec.record(plan)
+    facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
+    return PassResult(facts, tuple(skipped))
+
+
+def _why_not(site: Site, block: int, to_onnxruntime: bool) -> str:
+    if site.op_type == "Conv":
+        return "convolution: no target has int4 convolutions"
+    inputs = site.array().shape[site.in_axis]
+    if inputs < MIN_INPUTS:
+        return f"{inputs} inputs: too few for int4"
+    if not to_onnxruntime and inputs % block:
+        return f"{inputs} inputs are no multiple of the block of {block}"
+    return ""
+
+
+def _moments(
+    model: ir.Model, sites: list[Site], context: PassContext, options: WeightOnlyOptions
+) -> dict[str, Moments]:
+    if options.algorithm == "rtn":
+        return {}
+    require_calibration(context.calibration, f"int4 with {options.algorithm}")
+    return collect_moments(model, sites, context)
+
+
+def _scale_all(
+    model: ir.Model,
+    sites: list[Site],
+    moments: dict[str, Moments],
+    options: WeightOnlyOptions,
+    *,
+    symmetric: bool,
+) -> None:
+    """AWQ: one input scale per activation, for all the sites that read it."""
+    by_value: dict[str, list[Site]] = {}
+    for site in sites:
+        by_value.setdefault(site.data.name or "", []).append(site)
+    for readers in by_value.values():
+        seen = moments[readers[0].name]
+        matrices = [site.matrix(site.array()) for site in readers]
+        scale = awq_scale(
+            matrices, seen.gram[0], seen.root_mean_square[0], options.block, symmetric=symmetric
+        )
+        if np.ptp(scale) > 0:
+            scale_inputs(model, readers, scale.astype(np.float32))
+
+
+def _round(
+    matrix: np.ndarray, moments: Moments | None, options: WeightOnlyOptions, *, symmetric: bool
+) -> Blocks:
+    if options.algorithm == "gptq" and moments is not None:
+        return gptq(matrix, moments.gram[0], options.block, symmetric=symmetric)
+    return round_to_nearest(matrix, options.block, symmetric=symmetric)
+
+
+def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options: WeightOnlyOptions) -> None:
+    name = site.weight.name or ""
+    outputs, inputs = blocks.levels.shape
+    count = blocks.scale.shape[1]
+    padded = np.zeros((outputs, count * blocks.size), np.uint8)
+    padded[:, :inputs] = blocks.levels
+    packed = (padded[:, 0::2] | (padded[:, 1::2] << 4)).reshape(outputs, count, blocks.size // 2)
+    zeros = np.zeros((outputs, count + count % 2), np.uint8)
+    zeros[:, :count] = blocks.zero
+    operands = [
+        site.data,
+        editor.constant(f"{name}_int4", packed),
+        editor.constant(f"{name}_scale", blocks.scale.reshape(-1)),
+        editor.constant(f"{name}_zero_point", (zeros[:, 0::2] | (zeros[:, 1::2] << 4)).reshape(-1)),
+    ]
+    attributes = {
+        "K": inputs, "N": outputs, "bits": 4,
+        "block_size": blocks.size, "accuracy_level": options.accuracy_level,
+    }  # fmt: skip
+    bias, result = (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
+    product = editor.add(
+        "MatMulNBits", operands, attributes, base=f"{site.name}_int4", before=site.node,
+        domain="com.microsoft", dtype=ir.DataType.FLOAT, like=result,
+    )  # fmt: skip
+    if bias is not None:
+        product = editor.add(
+            "Add", [product, bias], base=f"{site.name}_biased", before=site.node, dtype=ir.DataType.FLOAT
+        )
+    editor.replace_value(result, product)
+
+
+def _lower_blocked(editor: GraphEditor, site: Site, blocks: Blocks, options: WeightOnlyOptions) -> None:
+    """The weight as an int4 constant behind a DequantizeLinear with a scale per block of inputs."""
+    name = site.weight.name or ""
+    levels = (blocks.levels.astype(np.int8) - 8).astype(ml_dtypes.int4)
+    scale = blocks.scale
+    if site.out_axis == 1:
+        levels, scale = np.ascontiguousarray(levels.T), np.ascontiguousarray(scale.T)
+    stored = editor.constant(f"{name}_int4", levels)
+    step = editor.constant(f"{name}_scale", scale)
+    restored = editor.add(
+        "DequantizeLinear", [stored, step], {"axis": site.in_axis, "block_size": blocks.size},
+        base=f"{name}_restored", dtype=ir.DataType.FLOAT, like=site.weight,
+    )  # fmt: skip
+    site.node.replace_input_with(1, restored)

@@ -1,0 +1,214 @@
+"""The pass behind `--sparsity`: 2:4 and other patterns along the axis that the hardware needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.errors import InputError, InternalError
+from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
+from sparsecc.passes.quantize.calibrate import require_calibration
+from sparsecc.passes.quantize.editor import GraphEditor, prepare
+from sparsecc.passes.quantize.gram import Moments, collect_moments, output_error
+from sparsecc.passes.quantize.sites import Site, find_sites
+from sparsecc.passes.sparsity.masks import magnitude_scores, wanda_scores
+from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
+from sparsecc.passes.sparsity.permute import apply_order, best_order, find_region
+from sparsecc.passes.sparsity.refit import refit_rows
+from sparsecc.passes.sparsity.sparsegpt import sparsegpt
+from sparsecc.passes.sparsity.validity import invalid_groups
+
+if TYPE_CHECKING:
+    from sparsecc.plan import Plan
+
+METHODS = ("auto", "magnitude", "wanda", "sparsegpt", "refit")
+REFIT_LIMIT = 1024
+"""`auto` repairs exactly up to this reduction length; one solve per row costs its cube."""
+
+PAYS_FROM = 256
+"""Channels from which sparse tensor cores usually win (NVIDIA's guidance)."""
+
+
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Zero weights in a pattern.
+
+    pattern: 2:4, N:M, unstructured@share, blockRxC@share. method: magnitude (no data), wanda, sparsegpt,
+    refit (Wanda's mask, then exact least squares), auto (refit, or sparsegpt for long reductions; magnitude
+    without data). permute: reorder input channels first where that is exact. min_channels: layers with fewer
+    inputs or outputs stay dense; 0 takes the target's. exclude: names of nodes left dense.
+    """
+
+    name: ClassVar[str] = "sparsify"
+
+    pattern: str = "2:4"
+    method: str = "auto"
+    permute: bool = False
+    min_channels: int = 0
+    exclude: tuple[str, ...] = ()
+
+    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+        """Zero in place. InputError when the target runs no such pattern faster."""
+        pattern = self._check(context)
+        prepare(model)
+        sites, skipped = find_sites(model)
+        job = _Job(self, pattern, model, context)
+        chosen = []
+        for site in sites:
+            reason = job.why_not(site)
+            if reason:
+                skipped.append(Skip(site.name, reason))
+            else:
+                chosen.append(site)
+        if self.permute and pattern.is_grouped:
+            skipped.extend(job.reorder(sites, chosen))
+        layers = job.zero(chosen)
+        for site in chosen:
+            plan.patterns[site.weight.name or ""] = {"pattern": pattern.text, "axis": site.in_axis}
+        model.graph.sort()
+        facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": layers}
+        return PassResult(facts, tuple(skipped))
+
+    def _check(self, context: PassContext) -> Pattern:
+        pattern = parse_pattern(self.pattern)
+        target = context.target
+        if self.method not in METHODS:
+            raise InputError(f"sparsity: unknown method '{self.method}': it is one of {', '.join(METHODS)}")
+        if target.name != "onnx" and pattern.text not in target.patterns:
+            has = ", ".join(sorted(target.patterns)) or "none"
+            raise InputError(
+                f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "
+                "use --target tensorrt or tensorrt-rtx, or --target onnx for the bare zeros"
+            )
+        if self.method in ("wanda", "sparsegpt", "refit"):
+            require_calibration(context.calibration, f"sparsity with {self.method}")
+        return pattern
+
+
+@dataclass
+class _Job:
+    options: Sparsify
+    pattern: Pattern
+    model: ir.Model
+    context: PassContext
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        if self.options.method == "auto" and not self.context.calibration:
+            return "magnitude"
+        return self.options.method
+
+    def why_not(self, site: Site) -> str:
+        """The reason why a layer stays dense, or nothing."""
+        if site.name in self.options.exclude:
+            return "left dense"
+        others = [node for node, index in site.weight.uses() if node is not site.node]
+        if others:
+            return f"its weight is also read by '{others[0].name}'"
+        shape = site.array().shape
+        inputs, outputs = int(shape[site.in_axis]), int(shape[site.out_axis])
+        if not self.pattern.is_grouped:
+            return ""
+        if inputs % self.pattern.m:
+            return f"{inputs} input channels per group: no multiple of {self.pattern.m}"
+        least = self.options.min_channels
+        if not least:
+            least = (
+                self.context.target.gemm_multiple if self.context.target.device == "gpu" else self.pattern.m
+            )
+        if min(inputs, outputs // site.group) < least:
+            return f"{inputs} inputs and {outputs // site.group} outputs: fewer than {least}"
+        return ""
+
+    def reorder(self, sites: list[Site], chosen: list[Site]) -> list[Skip]:
+        """Permute input channels region by region; layers whose channels are tied are named."""
+        editor = GraphEditor(self.model)
+        by_node = {site.node: site for site in sites}
+        skipped: list[Skip] = []
+        done: set[ir.Node] = set()
+        for site in chosen:
+            if site.node in done:
+                continue
+            region = find_region(site.data, by_node)
+            if isinstance(region, str):
+                skipped.append(Skip(site.name, f"channels not reordered: {region}"))
+                continue
+            readers = [reader for reader in region.readers if reader in chosen]
+            done.update(reader.node for reader in region.readers)
+            scores = np.concatenate([_channel_scores(reader) for reader in readers])
+            order = best_order(scores, self.pattern.n, self.pattern.m, self.context.seed)
+            apply_order(editor, region, order)
+        return skipped
+
+    def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
+        """Write the pattern into every chosen weight; what each layer kept and lost."""
+        needs_data = bool(self.context.calibration) and self.method != "magnitude"
+        if needs_data:
+            self.moments = collect_moments(self.model, chosen, self.context)
+        layers = {}
+        for index, site in enumerate(chosen):
+            layers[site.name] = self._zero_site(site)
+            self.context.progress("sparsity", (index + 1) / len(chosen))
+        return layers
+
+    def _zero_site(self, site: Site) -> dict[str, Any]:
+        dense = site.matrix(site.array()).astype(np.float64)
+        seen = self.moments.get(site.name)
+        rows = len(dense) // site.group
+        parts, masks, errors = [], [], []
+        for group in range(site.group):
+            part = dense[group * rows : (group + 1) * rows]
+            gram = seen.gram[group] if seen is not None else None
+            new, mask = self._zero_matrix(
+                part, gram, seen.root_mean_square[group] if seen is not None else None
+            )
+            parts.append(new)
+            masks.append(mask)
+            if gram is not None:
+                errors.append(output_error(new - part, part, gram))
+        kept = np.concatenate(masks)
+        weight = site.from_matrix(np.concatenate(parts)).astype(np.float32)
+        site.weight.const_value = ir.tensor(weight, name=site.weight.name)
+        facts: dict[str, Any] = {
+            "weight": site.weight.name,
+            "axis": site.in_axis,
+            "kept_saliency": round(float(np.abs(dense[kept]).sum() / max(np.abs(dense).sum(), 1e-30)), 4),
+            "large_enough_to_pay": min(weight.shape[site.in_axis], weight.shape[site.out_axis]) >= PAYS_FROM,
+        }
+        if errors:
+            facts["output_error"] = float(np.mean(errors))
+        if self.pattern.is_grouped:
+            facts.update(self._validity(site, weight))
+        return facts
+
+    def _validity(self, site: Site, weight: np.ndarray) -> dict[str, int]:
+        invalid, groups = invalid_groups(weight, site.in_axis, self.pattern.n, self.pattern.m)
+        if invalid:
+            raise InternalError(
+                f"sparsity: '{site.weight.name}' has {invalid} of {groups} groups off the pattern"
+            )
+        return {"groups": groups, "invalid_groups": invalid}
+
+    def _zero_matrix(
+        self, matrix: np.ndarray, gram: np.ndarray | None, size: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if gram is None or size is None:
+            mask = self.pattern.mask(magnitude_scores(matrix))
+            return np.where(mask, matrix, 0.0), mask
+        long = self.method == "auto" and matrix.shape[1] > REFIT_LIMIT
+        if self.method == "sparsegpt" or long:
+            return sparsegpt(matrix, gram, self.pattern)
+        mask = self.pattern.mask(wanda_scores(matrix, size))
+        if self.method == "wanda":
+            return np.where(mask, matrix, 0.0), mask
+        return refit_rows(matrix, mask, gram), mask
+
+
+def _channel_scores(site: Site) -> np.ndarray:
+    """(rows, input channels): magnitudes with every output and kernel position as a row."""
+    weight = np.abs(site.array())
+    return np.asarray(np.moveaxis(weight, site.in_axis, -1).reshape(-1, weight.shape[site.in_axis]))
