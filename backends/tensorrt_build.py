@@ -83,6 +83,7 @@ def build_plan(
     data = _serialized(api, builder, parsed, config, log, progress)
     cache.keep(config)
     plan.write_bytes(data)
+    progress("plan written", 1.0)
     return facts | {
         "version": api.__version__,
         "plan_bytes": len(data),

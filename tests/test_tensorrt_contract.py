@@ -1,0 +1,166 @@
+"""Every name of TensorRT's that our code uses exists in the real APIs of TensorRT 10, 11 and RTX."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sparsecc.backends.tensorrt_options import BuildOptions
+from sparsecc.backends.tensorrt_scripts import python_script
+
+VERSIONS = ("10.16", "11.4")
+NOT_OF_TENSORRT = {"Severity", "Enumerator", "Members", "Api", "OnlyRtxApi"}
+"""Classes of tensorrt_types that describe no class of TensorRT's of that name."""
+
+Members = Mapping[str, list[str]]
+
+
+def _types(root: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse((root / "backends" / "tensorrt_types.py").read_text())
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _members_used(node: ast.ClassDef) -> Iterator[str]:
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            yield statement.target.id
+        elif isinstance(statement, ast.FunctionDef) and not statement.name.startswith("__"):
+            yield statement.name
+
+
+def _missing(root: Path, api: Members, *, rtx: bool) -> list[str]:
+    """`Class.member` for everything in tensorrt_types that this API lacks."""
+    missing = []
+    for name, node in _types(root).items():
+        wanted = name.removeprefix("OnlyRtx")
+        if name.startswith("OnlyRtx") and not rtx:
+            continue
+        if name in ("Api", "OnlyRtxApi"):
+            missing += [m for m in _members_used(node) if m not in api]
+        elif name not in NOT_OF_TENSORRT:
+            owner = api.get(wanted)
+            missing += [f"{wanted}.{m}" for m in _members_used(node) if owner is None or m not in owner]
+    return missing
+
+
+def _listed(shared: Path, version: str) -> Members:
+    path = shared / "tensorrt" / f"api-names-{version}.json"
+    if not path.is_file():
+        pytest.skip(f"no list of TensorRT {version}'s names at {path}")
+    names: Members = json.loads(path.read_text())
+    return names
+
+
+def _members_of(module: ModuleType) -> Members:
+    return {name: dir(getattr(module, name)) for name in dir(module)}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_names_exist_in_tensorrt(version: str, root: Path, shared: Path) -> None:
+    assert _missing(root, _listed(shared, version), rtx=False) == []
+
+
+@pytest.mark.rtx
+def test_names_exist_in_rtx(root: Path) -> None:
+    import tensorrt_rtx_bindings
+
+    assert _missing(root, _members_of(tensorrt_rtx_bindings), rtx=True) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_name_that_is_gone_is_found(version: str, root: Path, shared: Path) -> None:
+    """The check itself: without `set_flag`, and without a whole class, it must fail."""
+    names = {k: list(v) if isinstance(v, list) else v for k, v in _listed(shared, version).items()}
+    names["IBuilderConfig"].remove("set_flag")
+    del names["MemoryPoolType"]
+    found = _missing(root, names, rtx=False)
+    assert {"IBuilderConfig.set_flag", "MemoryPoolType.WORKSPACE"} <= set(found)
+
+
+RECEIVERS = {
+    "trt": "",
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "error": "ParserError",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+}
+"""What the variables of the emitted build.py hold."""
+
+
+def _uses(script: str) -> Iterator[tuple[str, str]]:
+    """(class, member) of every attribute of a known variable in a script; class "" is the module."""
+    for node in ast.walk(ast.parse(script)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id in RECEIVERS:
+            yield RECEIVERS[node.value.id], node.attr
+        inner = node.value
+        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == "trt":
+            yield inner.attr, node.attr
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_emitted_script_uses_names_that_exist(version: str, shared: Path) -> None:
+    api = _listed(shared, version)
+    options = BuildOptions.from_mapping(
+        {
+            "workspace": "1GiB",
+            "stripped": True,
+            "version_compatible": True,
+            "weight_streaming": True,
+            "sparse_weights": True,
+            "tf32": False,
+            "hardware_compatible": "ampere+",
+            "profiles": {"x": "1x3|2x3|4x3"},
+        }
+    )
+    script = python_script(options)
+    uses = set(_uses(script))
+    assert len(uses) > 25
+    assert [use for use in uses if use[1] not in (api[use[0]] if use[0] else api)] == []
+    for flag in ("VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "SPARSE_WEIGHTS"):
+        assert repr(flag) in script
+        assert flag in api["BuilderFlag"]
+    assert "AMPERE_PLUS" in api["HardwareCompatibilityLevel"]
+
+
+def test_only_one_file_imports_tensorrt(root: Path) -> None:
+    """`tensorrt_api` alone opens the door, by name, and only when asked."""
+    for path in sorted((root / "backends").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [
+                n for n in names if n.split(".")[0] in {"tensorrt", "tensorrt_bindings", "tensorrt_rtx"}
+            ]
+
+
+def test_nothing_of_nvidias_is_imported_with_the_backends() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, sparsecc.backends.tensorrt_engine, sparsecc.backends.tensorrt_rtx;"
+        "print([m for m in sys.modules if m.startswith(('tensorrt', 'torch', 'pycuda', 'cuda'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_keywords_are_not_used(root: Path) -> None:
+    """Names of arguments differ between versions of the bindings: our types only allow them by position."""
+    for node in _types(root).values():
+        for function in (s for s in node.body if isinstance(s, ast.FunctionDef)):
+            arguments = function.args
+            assert not arguments.args or [a.arg for a in arguments.args] == ["self"], (
+                node.name,
+                function.name,
+            )
+            assert not arguments.kwonlyargs

@@ -1,0 +1,377 @@
+"""What TensorRT is asked for and what it answers, where no library of its is needed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsecc.backends import tensorrt_api, tensorrt_cache
+from sparsecc.backends.tensorrt_api import TENSORRT, availability, load
+from sparsecc.backends.tensorrt_device import NoGpuError
+from sparsecc.backends.tensorrt_engine import TensorrtEngine
+from sparsecc.backends.tensorrt_errors import build_failure, parse_refusal, plain, summary
+from sparsecc.backends.tensorrt_options import (
+    BuildOptions,
+    Profile,
+    as_mapping,
+    parse_profile,
+    parse_size,
+)
+from sparsecc.backends.tensorrt_plans import read_vouched
+from sparsecc.backends.tensorrt_scripts import python_script, read_settings, shell_script
+from sparsecc.errors import InputError, UnavailableError
+from sparsecc.passes.prepare_tensorrt import prepare
+from tests.tensorrt_graphs import conv_residual
+
+NO_GPU = not Path("/dev/nvidia0").exists()
+
+
+def _ignore(what: str, share: float) -> None:
+    del what, share
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4GiB", 4 << 30), ("512M", 512 << 20), ("64 MB", 64 << 20), ("100", 100), (7, 7)]
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workspac": 1}, "did you mean 'workspace'"),
+        ({"workspace": "much"}, "give a size such as 4GiB"),
+        ({"workspace": 0}, "give a size such as 4GiB"),
+        ({"optimization_level": 6}, "goes from 0 to 5"),
+        ({"optimization_level": True}, "goes from 0 to 5"),
+        ({"emit": "plan"}, "is one of engine, onnx"),
+        ({"builder": "make"}, "is one of auto, api, trtexec"),
+        ({"hardware_compatible": "all"}, "is one of none, ampere"),
+        ({"compute_capabilities": "fast"}, "write it as 8.6"),
+        ({"refit": "yes"}, "'refit' must be true or false"),
+        ({"plugins": "/no/such/folder"}, "does not exist"),
+        ({"tactic_sources": 3}, "give names joined by commas"),
+        ({"profiles": "x"}, "must map input names"),
+        ({"profiles": {"x": "1x3|2x3"}}, "has 2 shapes"),
+        ({"profiles": {"x": "1x3|2x3|2"}}, "mixes ranks"),
+        ({"profiles": {"x": "4x3|2x3|8x3"}}, "min <= opt <= max"),
+        ({"profiles": {"x": "1xa"}}, "write it as 1x3x224x224"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        BuildOptions.from_mapping(options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given_as", ["8.6", "86", "sm86", "SM_86", 8.6])
+def test_capabilities_are_understood(given_as: object) -> None:
+    assert BuildOptions.from_mapping({"compute_capabilities": given_as}).compute_capabilities == ("SM86",)
+
+
+_SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(_SIZES, st.integers(0, 3), st.integers(0, 3))
+def test_options_survive_their_json(sizes: list[int], grow: int, more: int) -> None:
+    low = tuple(sizes)
+    profile = Profile(low, tuple(s + grow for s in low), tuple(s + grow + more for s in low))
+    options = BuildOptions(
+        workspace=1 << 30, profiles={"x": profile}, refit=True, compute_capabilities=("SM86",)
+    )
+    assert BuildOptions.from_mapping(json.loads(json.dumps(as_mapping(options)))) == options
+
+
+def test_one_shape_is_all_three() -> None:
+    assert parse_profile("x", "2x3") == Profile((2, 3), (2, 3), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("said", "fact"),
+    [
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (Network must have at least one "
+            "output. In validate at /_src/optimizer/api/network.cpp:3810)",
+            "Network must have at least one output",
+        ),
+        ("Assertion failed: axis < rank: The axis is out of range.", "The axis is out of range"),
+        ("Invalid Node - n\nShape Error\n[checkMacros.cpp::catchCudaError::250] cudaError 35", "Shape Error"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+    ],
+)
+def test_the_fact_of_a_message(said: str, fact: str) -> None:
+    assert plain(said) == fact
+
+
+def test_summary_counts_the_others() -> None:
+    refusals = [parse_refusal("false", f"n{i}", op) for i, op in enumerate(("Det", "Unique", "Unique"))]
+    assert summary(refusals).endswith("; 2 more of Unique")
+    assert summary(refusals[:1]).startswith("node 'n0' (Det): ")
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("Error Code 7: BuildCanceled (Build canceled by user)", "start it again"),
+        (
+            "Network has dynamic or shape inputs, but no optimization profile has been defined",
+            "--input name:min",
+        ),
+        ("Unable to load library: libnvinfer_lean.so.1", "tensorrt-lean"),
+        ("Could not find any implementation for node Conv_0", "workspace"),
+        ("CUDA initialization failure with error: cudaError 35", "--target tensorrt-rtx"),
+        ("something new", "--debug"),
+    ],
+)
+def test_failed_builds_say_what_to_do(line: str, remedy: str) -> None:
+    assert remedy in build_failure(["noise", line] if remedy != "--debug" else [line])[1]
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
+def test_without_a_gpu_the_three_ways_out_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        TensorrtEngine().build(ir.from_proto(conv_residual()), tmp_path, {}, _ignore)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in message
+    for way in ("--target tensorrt-rtx", "--device ssh://user@host", "--emit onnx"):
+        assert way in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_installed_but_no_gpu_is_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu() -> list[object]:
+        raise NoGpuError("the CUDA driver is not installed")
+
+    monkeypatch.setattr(tensorrt_api, "_module_name", lambda flavour: "tensorrt")
+    monkeypatch.setattr(tensorrt_api, "gpus", no_gpu)
+    found = availability(TENSORRT)
+    assert not found.ok
+    assert found.reason == "TensorRT builds only beside a GPU and the CUDA driver is not installed"
+
+
+def test_broken_installation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_api, "_module_name", lambda flavour: "tensorrt_that_is_not_there")
+    monkeypatch.setattr(tensorrt_api, "gpus", lambda: [object()])
+    with pytest.raises(UnavailableError, match=r"does not load .*: reinstall"):
+        load(TENSORRT)
+
+
+OPTIONS = {
+    "workspace": "1GiB",
+    "optimization_level": 4,
+    "refit": True,
+    "sparse_weights": True,
+    "hardware_compatible": "ampere+",
+    "profiles": {"x": "1x3x16x16|2x3x16x16|4x3x16x16", "it's": "1|1|1"},
+}
+
+
+def test_emitted_bundle(tmp_path: Path) -> None:
+    options = {key: value for key, value in OPTIONS.items() if key != "profiles"} | {"emit": "onnx"}
+    artefact = TensorrtEngine().build(ir.from_proto(conv_residual("n")), tmp_path, options, _ignore)
+    assert artefact.main == "model.onnx"
+    assert set(artefact.files) == {"model.onnx", "build.sh", "build.py", "build.json"}
+    assert {p.name for p in tmp_path.iterdir()} == set(artefact.files)
+    settings = read_settings(tmp_path)
+    assert settings.refit
+    assert settings.emit == "engine"
+    compile((tmp_path / "build.py").read_text(), "build.py", "exec")
+    if NO_GPU:
+        with pytest.raises(UnavailableError, match="--emit onnx"):
+            TensorrtEngine().finish(tmp_path, _ignore)
+
+
+def test_emitting_is_deterministic(tmp_path: Path) -> None:
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        TensorrtEngine().build(ir.from_proto(conv_residual()), tmp_path / name, {"emit": "onnx"}, _ignore)
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(("version", "typed"), [("101303", True), ("110401", False), ("8601", None)])
+def test_build_script_picks_the_line_of_its_version(version: str, typed: bool | None, tmp_path: Path) -> None:
+    """The shell script itself, against a stand-in trtexec that says a version and prints its arguments."""
+    options = BuildOptions.from_mapping({k: v for k, v in OPTIONS.items() if k != "profiles"})
+    (tmp_path / "build.sh").write_text(shell_script(options))
+    stand_in = tmp_path / "trtexec"
+    stand_in.write_text(
+        f'#!/bin/sh\n[ "$1" = --help ] && {{ echo "&&&& RUNNING [TensorRT v{version}]"; exit 0; }}\n'
+        'for a in "$@"; do echo "$a"; done\n'
+    )
+    stand_in.chmod(0o755)
+    environment = os.environ | {"TRTEXEC": str(stand_in)}
+    done = subprocess.run(["sh", str(tmp_path / "build.sh")], capture_output=True, text=True, env=environment)
+    if typed is None:
+        assert done.returncode == 3
+        assert "TensorRT 10 or later" in done.stderr
+        return
+    flags = done.stdout.splitlines()
+    assert ("--stronglyTyped" in flags) is typed
+    assert {"--onnx=model.onnx", "--memPoolSize=workspace:1024", "--refit", "--sparsity=enable"} <= set(flags)
+    assert not {
+        f for f in flags if f.startswith(("--fp16", "--int8", "--bf16", "--fp8", "--best", "--calib"))
+    }
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell")
+def test_every_flag_is_explained() -> None:
+    script = shell_script(BuildOptions.from_mapping({k: v for k, v in OPTIONS.items() if k != "profiles"}))
+    used = {
+        word.partition("=")[0]
+        for line in script.splitlines()
+        if "exec" in line
+        for word in line.split()
+        if word.startswith("--")
+    }
+    explained = {line.split()[1] for line in script.splitlines() if line.startswith("#   --")}
+    assert used - {"--help"} <= explained
+
+
+def test_python_script_carries_odd_names_safely() -> None:
+    text = python_script(BuildOptions.from_mapping({"profiles": {"a'\"\\\n{}": "1|1|1"}}))
+    line = next(line for line in text.splitlines() if line.startswith("OPTIONS"))
+    assert list(ast.literal_eval(line.partition(" = ")[2])["profiles"]) == ["a'\"\\\n{}"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", "[]", '{"schema": "other"}', '{"schema": "sparsecc.tensorrt-build/1", "options": 3}'],
+)
+def test_damaged_settings_are_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "build.json").write_text(content)
+    with pytest.raises(InputError, match="emit onnx"):
+        read_settings(tmp_path)
+
+
+def _bundle(folder: Path, entry: object) -> Path:
+    plan = folder / "model.engine"
+    plan.write_bytes(b"plan of ours")
+    (folder / "manifest.json").write_text(json.dumps({"files": {"model.engine": entry}}))
+    return plan
+
+
+def test_plans_that_the_manifest_vouches_for_are_read(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"plan of ours").hexdigest()
+    assert read_vouched(_bundle(tmp_path, digest)) == b"plan of ours"
+    assert read_vouched(_bundle(tmp_path, {"sha256": digest, "bytes": 12})) == b"plan of ours"
+
+
+def test_changed_plans_never_reach_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _bundle(tmp_path, hashlib.sha256(b"plan of ours").hexdigest())
+    good = plan.read_bytes()
+    monkeypatch.setattr("sparsecc.backends.tensorrt_run.open_bytes", lambda *a: pytest.fail("it was loaded"))
+    for position in range(len(good)):
+        plan.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        with pytest.raises(InputError, match=r"not the file that manifest\.json vouches for"):
+            TensorrtEngine().load(plan)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"files": []}', '{"files": {"other": "00"}}', '{"files": {"model.engine": 3}}']
+)
+def test_manifests_that_do_not_name_the_plan(text: str, tmp_path: Path) -> None:
+    plan = _bundle(tmp_path, "")
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="compile again"):
+        read_vouched(plan)
+
+
+def test_cache_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = os.umask(0)
+    try:
+        folder = tensorrt_cache.private_folder()
+        tensorrt_cache.write_own(folder / "timing", b"timings")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "timing").stat().st_mode) == 0o600
+    assert tensorrt_cache.read_own(folder / "timing") == b"timings"
+
+
+def test_foreign_or_changed_caches_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "timing"
+    assert tensorrt_cache.read_own(path) == b""
+    path.write_bytes(b"from somebody")
+    assert tensorrt_cache.read_own(path) == b""
+    tensorrt_cache.write_own(path, b"timings")
+    path.write_bytes(b"timingz")
+    assert tensorrt_cache.read_own(path) == b""
+    tensorrt_cache.write_own(path, b"timings")
+    (tmp_path / "link").symlink_to(path)
+    shutil.copy(tmp_path / "timing.sha256", tmp_path / "link.sha256")
+    assert tensorrt_cache.read_own(tmp_path / "link") == b""
+
+
+def test_caches_differ_by_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = set()
+    for version, gpu in (("10.13.3", "NVIDIA A"), ("11.4.1", "NVIDIA A"), ("11.4.1", "NVIDIA B / x")):
+        monkeypatch.setattr(tensorrt_cache, "_gpu_name", lambda gpu=gpu: gpu)
+        path = tensorrt_cache.TimingCacheFile.open(TENSORRT, version, None).path
+        assert path is not None
+        assert path.parent == tensorrt_cache.private_folder()
+        names.add(path.name)
+    assert len(names) == 3
+    assert tensorrt_cache.TimingCacheFile.open(tensorrt_api.RTX, "1", None).path is None
+
+
+def _idle_model() -> ir.Model:
+    return ir.from_onnx_text(
+        """<ir_version: 7, opset_import: ["" : 13]>
+        g (float[2,3] x, float[3] w) => (float[2,3] y, float[2,3] z) <float[3] w = {1.0, 2.0, 3.0}> {
+            a = Identity(x)
+            b = Cast<to = 1>(a)
+            c = Dropout(b)
+            d = Add(c, w)
+            y = Identity(d)
+            z = Relu(d)
+        }"""
+    )
+
+
+def test_preparing_changes_no_output_and_names_all_nodes() -> None:
+    model = _idle_model()
+    model.graph.node(3).name = "taken"
+    model.graph.node(5).name = "taken"
+    before = ir.to_proto(_idle_model()).SerializeToString()
+    facts = prepare(model)
+    assert facts == {"inputs_that_were_weights": 1, "idle_nodes_dropped": 3, "nodes_named": 2}
+    assert [node.op_type for node in model.graph] == ["Add", "Identity", "Relu"]
+    names = [node.name for node in model.graph]
+    assert len(set(names)) == 3
+    assert names[0] == "taken"
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    outputs = []
+    for data in (before, ir.to_proto(model).SerializeToString()):
+        session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, feeds))
+    for a, b in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_preparing_twice_changes_nothing_more() -> None:
+    model = _idle_model()
+    prepare(model)
+    first = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert prepare(model) == {"inputs_that_were_weights": 0, "idle_nodes_dropped": 0, "nodes_named": 0}
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == first
