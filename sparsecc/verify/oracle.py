@@ -120,7 +120,8 @@ class _Masker:
 
     def _scaled(self, centred: ir.Value, axes: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
         variance = self._mean(self._make("Mul", centred, centred), axes)
-        epsilon = self.node.attributes.get_float("epsilon", 1e-5)
+        default = 1e-12 if self.node.op_type in _SUMS_FIRST else 1e-5
+        epsilon = self.node.attributes.get_float("epsilon", default)
         deviation = self._make("Sqrt", self._make("Add", variance, self._constant(epsilon)))
         result = self._make("Div", centred, deviation)
         result = self._make("Mul", result, scale) if scale is not None else result
