@@ -1,7 +1,7 @@
-"""What operators outside the default domain look like to shape inference.
+"""What operators that onnx cannot infer look like to shape inference.
 
-onnx has no schema for ONNX Runtime's own operators. Those with the shape of a standard operator are inferred as
-that stand-in; the others state the shapes of their outputs here, one small function each.
+onnx has no schema for ONNX Runtime's own operators. Those with the shape of a standard operator are inferred
+as that stand-in; the others state the shapes of their outputs here, one small function each.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def _as_standard(proto: onnx.NodeProto, name: str, version: int) -> onnx.NodePro
 
 
 def contrib_types(proto: onnx.NodeProto, types: Types) -> dict[str, onnx.TypeProto] | None:
-    """The types of the outputs of one of ONNX Runtime's operators; None where it is not one we know.
+    """The types of the outputs of an operator that onnx does not infer; None where it is not one we know.
 
     Raises IndexError where an operand it needs has no known shape.
     """
-    own = proto.domain == "com.microsoft" or proto.op_type == "SimplifiedLayerNormalization"
+    own = proto.domain == "com.microsoft" or proto.op_type in _STANDARD_WITHOUT_INFERENCE
     if not own or proto.op_type not in _OUTPUTS:
         return None
     function, dtype_operand = _OUTPUTS[proto.op_type]
@@ -98,6 +98,8 @@ def contrib_types(proto: onnx.NodeProto, types: Types) -> dict[str, onnx.TypePro
             found[name] = onnx.helper.make_tensor_type_proto(kind, shape)
     return found
 
+
+_STANDARD_WITHOUT_INFERENCE = frozenset(("MeanVarianceNormalization", "SimplifiedLayerNormalization"))
 
 _OWN_TYPES = {
     ("EmbedLayerNormalization", 1): onnx.TensorProto.INT32,
@@ -115,8 +117,8 @@ def _dims(kind: onnx.TypeProto | None) -> Shape | None:
 
 
 @_shapes_of(
-    """FastGelu BiasGelu QuickGelu Gelu BiasSoftmax GroupNorm RotaryEmbedding Inverse MoE QMoE QLinearLeakyRelu
-    QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding ScaledSiLU"""
+    """FastGelu BiasGelu QuickGelu Gelu BiasSoftmax GroupNorm RotaryEmbedding Inverse MoE QMoE ScaledSiLU
+    QLinearLeakyRelu QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding MeanVarianceNormalization"""
 )
 @_shapes_of("QuantizeLinear", dtype=2)
 @_shapes_of("DequantizeLinear", dtype=1)

@@ -171,11 +171,7 @@ def group_query_attention(site: Site) -> None:
     total = key[2] if not site.has(3) else site.fixed(site.out_shape(1)[2], "the keys")
     attend(site, heads, first[0], first[2], total)
     site.pin(key[2], "the keys")
-    if site.int_("do_rotary"):
-        columns = site.shape(7)[-1]
-        if not isinstance(columns, int):
-            raise CannotFollowError("the width of its caches is dynamic")
-        rotate(site, first[3], 2 * columns, (7, 8), bool(site.int_("rotary_interleaved")))
+    _turn(site, first[3])
     add_mask(site, 10, [first[0], first[1], first[2], total])
     if site.has(11):
         site.same(first[1], site.axes(11)[0])
@@ -184,6 +180,27 @@ def group_query_attention(site: Site) -> None:
     give(site, 0, [first[0], first[2], mul((first[1], first[3]))])
     give(site, 1, key)
     give(site, 2, value)
+
+
+def _turn(site: Site, width: Axis) -> None:
+    """The rotation inside, and the head widths that the kernels take: multiples of 8, with a rotation of 16."""
+    if not site.int_("do_rotary"):
+        _in_runs(site, width, 8)
+        return
+    columns = site.shape(7)[-1]
+    if not isinstance(columns, int):
+        raise CannotFollowError("the width of its caches is dynamic")
+    turn = rotate(site, width, 2 * columns, (7, 8), bool(site.int_("rotary_interleaved")))
+    _in_runs(site, turn.pairs, 8)
+    if turn.rest is not None:
+        _in_runs(site, turn.rest, 16)
+
+
+def _in_runs(site: Site, axis: Axis, length: int) -> None:
+    """Only whole runs of slots may go."""
+    runs = quotient(axis.size, length)
+    found = site.space.factored(axis, (runs, length)) if runs is not None else None
+    site.pin(found[1] if found else axis, f"its kernels take head widths in steps of {length}: the inside of a run")
 
 
 def _cut_packed(

@@ -201,13 +201,7 @@ def pool(site: Site) -> None:
         site.set([*data[:2], *_fixed(site, site.out_shape(output)[2:])], output)
 
 
-def mend_unpooled(edit: Edit) -> None:
-    """The output shape, where given, follows the channels."""
-    if edit.has(2):
-        edit.set_shape_operand(2, edit.out_axes())
-
-
-@rule("MaxUnpool", fix=mend_unpooled)
+@rule("MaxUnpool")
 def unpool(site: Site) -> None:
     """Back to where a MaxPool found its maxima: batch and channels pass, space is laid out anew."""
     data, indices = site.axes(0), site.axes(1)

@@ -14,6 +14,15 @@ from sparsecc.sizes import quotient
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A head width that is rotated: the part that turns, its pairs, and the part that does not (None if all)."""
+
+    rotated: Axis
+    pairs: Axis
+    rest: Axis | None
+
+
+@dataclass(frozen=True)
 class Rotation:
     """The axes of one rotary embedding."""
 
@@ -30,17 +39,17 @@ def mend_rotation(edit: Edit) -> None:
         edit.set_attribute("num_heads", edit.left(rotation.heads))
 
 
-def rotate(site: Site, width: Axis, rotated: int, caches: Sequence[int], interleaved: bool) -> Axis:
+def rotate(site: Site, width: Axis, rotated: int, caches: Sequence[int], interleaved: bool) -> Turn:
     """Slots turn in pairs, i with i+half or 2i with 2i+1; each pair has a column of the caches."""
     size = width.size
     if not isinstance(size, int) or rotated % 2 or rotated > size:
         raise CannotFollowError("its head width is not known to be made of pairs")
-    turned = width
+    turned, rest = width, None
     if rotated != size:
         halves = site.space.cut(width, rotated)
         if halves is None:
             raise CannotFollowError("the rotated part cannot be cut off")
-        turned = halves[0]
+        turned, rest = halves
     found = site.space.factored(turned, (rotated // 2, 2) if interleaved else (2, rotated // 2))
     if found is None:
         raise CannotFollowError("its head width cannot be seen as pairs")
@@ -51,7 +60,7 @@ def rotate(site: Site, width: Axis, rotated: int, caches: Sequence[int], interle
             axes = site.axes(operand)
             site.same(columns, axes[-1])
             site.pin(axes[:-1], "the positions of a rotation")
-    return turned
+    return Turn(turned, columns, rest)
 
 
 @rule("RotaryEmbedding", fix=mend_rotation)
@@ -74,13 +83,13 @@ def _rotary(site: Site, caches: tuple[int, int]) -> None:
     heads, width = None, data[-1]
     if len(data) == 3:
         count = site.int_("num_heads")
-        given = quotient(width.size, 2 * columns) if not count else count
+        given = count or quotient(width.size, 2 * columns)
         if not isinstance(given, int):
             raise CannotFollowError("it does not say how many heads it has")
         heads, width = split_heads(site, width, given)
     rotated = site.int_("rotary_embedding_dim") or width.size
     if not isinstance(rotated, int):
         raise CannotFollowError("its head width is dynamic")
-    turned = rotate(site, width, rotated, caches, bool(site.int_("interleaved")))
-    site.remember(Rotation(heads, turned))
+    turn = rotate(site, width, rotated, caches, bool(site.int_("interleaved")))
+    site.remember(Rotation(heads, turn.rotated))
     site.set(data)

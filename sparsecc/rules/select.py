@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.axes import Atom, Axis
+from sparsecc.axes import Atom, Axis, cat, mul
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
@@ -35,13 +36,24 @@ def picked(site: Site, axis: Axis, start: int, stop: int, step: int) -> Cut | No
         if pieces is None or stop <= start:
             return None
         return Cut(pieces[0] if start else nothing, pieces[1 if start else 0], 1, 0)
-    if step > 1 and size % step == 0 and start < step and stop > size - step + start:
-        factors = site.space.factored(axis, (size // step, step))
-        if factors is None:
-            return None
-        site.pin(factors[1], f"the stride {step}")
-        return Cut(nothing, factors[0], step, start)
+    count = len(range(start, stop, step))
+    if step > 1 and count > 1 and count * step <= size:
+        return _strided(site, axis, start, step, count)
     return None
+
+
+def _strided(site: Site, axis: Axis, start: int, step: int, count: int) -> Cut | None:
+    """`count` slots, `step` apart: slot `offset` of every run of `step` slots in a part of the axis."""
+    size = axis.size
+    assert isinstance(size, int)
+    first = min(start - start % step, size - count * step) if start < step else min(start, size - count * step)
+    length = count * step
+    pieces = site.space.pieces(axis, [n for n in (first, length, size - first - length) if n > 0])
+    factors = site.space.factored(pieces[1 if first else 0], (count, step)) if pieces is not None else None
+    if pieces is None or factors is None:
+        return None
+    site.pin(factors[1], f"the stride {step}")
+    return Cut(pieces[0] if first else Atom(0), factors[0], step, start - first)
 
 
 def _bounds(site: Site) -> dict[int, tuple[Size, Size, int]] | None:
@@ -121,35 +133,91 @@ def _cut(site: Site, axis: Axis, start: Size, end: Size, step: int) -> Cut | Non
     return picked(site, axis, first, stop, stride) if stride > 0 else None
 
 
+MAX_RUNS = 64
+"""A constant pick of more runs of consecutive slots than this is not cut apart."""
+
+
 def mend_gather(edit: Edit) -> None:
-    """Constant indices are counted anew."""
-    cut: Cut | None = edit.memo
-    if cut is None or not (edit.changed(cut.before) or edit.changed(cut.picked)):
+    """Constant indices are counted anew among the slots that are left."""
+    axis: Axis | None = edit.memo
+    if axis is None or not edit.changed(axis):
         return
-    first = edit.left(cut.before) + cut.offset
-    edit.set_constant(1, first + cut.step * np.arange(edit.left(cut.picked), dtype=np.int64))
+    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(axis)
+    assert indices is not None, f"{edit.node.name} picks slots that were not known"
+    wanted = np.where(indices < 0, indices + len(stays), indices)
+    number = np.cumsum(stays) - 1
+    edit.set_constant(1, number[wanted[stays[wanted]]].astype(indices.dtype))
 
 
 @rule("Gather", fix=mend_gather)
 def gather(site: Site) -> None:
-    """Constant runs and strides pick like a Slice; any other index pins the axis it picks from."""
+    """Constant picks are runs, strides, shuffles or repeats of slots; any other index pins the axis it picks from."""
     data, axis = site.axes(0), site.axis()
     indices = site.array(1)
     if indices is not None and indices.ndim == 1 and len(indices) > 1 and isinstance(data[axis].size, int):
-        size = data[axis].size
-        values = np.where(indices < 0, indices + size, indices)
-        step = int(values[1] - values[0])
-        if step > 0 and (np.diff(values) == step).all():
-            cut = picked(site, data[axis], int(values[0]), int(values[-1]) + 1, step)
-            if cut is not None and cut.picked.size == len(values):
-                site.remember(cut)
-                site.set([*data[:axis], cut.picked, *data[axis + 1 :]])
-                return
+        found = _chosen(site, data[axis], np.where(indices < 0, indices + data[axis].size, indices))
+        if found is not None and found.size == len(indices):
+            site.remember(data[axis])
+            site.set([*data[:axis], found, *data[axis + 1 :]])
+            return
     at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
     site.pin(data[axis], at_run_time)
     if site.value(1).is_initializer():
         site.pin(site.axes(1), "the indices")
     site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
+
+
+def _chosen(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
+    """The slots of a static axis at known positions, as an expression."""
+    steps = np.diff(indices)
+    if (steps == steps[0]).all() and steps[0] > 0:
+        cut = picked(site, axis, int(indices[0]), int(indices[-1]) + 1, int(steps[0]))
+        if cut is not None:
+            return cut.picked
+    return _shuffled(site, axis, indices) or _repeated(axis, indices) or _runs(site, axis, indices)
+
+
+def _shuffled(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
+    """A shuffle reads rows*columns slots column by column: 0, columns, 2*columns, …, 1, columns+1, …"""
+    size, columns = len(indices), int(indices[1] - indices[0])
+    if size != axis.size or columns < 2 or size % columns:
+        return None
+    if not np.array_equal(indices, np.arange(size).reshape(-1, columns).T.ravel()):
+        return None
+    found = site.space.factored(axis, (size // columns, columns))
+    return None if found is None else mul((found[1], found[0]))
+
+
+def _repeated(axis: Axis, indices: np.ndarray) -> Axis | None:
+    """Every slot several times: one after the other (0, 0, 1, 1, …), or all of them over and over."""
+    size = axis.size
+    assert isinstance(size, int)
+    times = len(indices) // size
+    if times < 2 or times * size != len(indices):
+        return None
+    if np.array_equal(indices, np.repeat(np.arange(size), times)):
+        return mul((axis, Atom(times)))
+    if np.array_equal(indices, np.tile(np.arange(size), times)):
+        return mul((Atom(times), axis))
+    return None
+
+
+def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
+    """Runs of consecutive slots in any order, where they are few: the pieces of the axis put together anew."""
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    if len(breaks) + 1 > MAX_RUNS:
+        return None
+    size = axis.size
+    assert isinstance(size, int)
+    runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(indices, breaks)]
+    bounds = sorted({0, size, *(edge for run in runs for edge in run)})
+    if all(b - a == 1 for a, b in itertools.pairwise(bounds)):
+        return None
+    pieces = site.space.pieces(axis, [b - a for a, b in itertools.pairwise(bounds)])
+    if pieces is None:
+        return None
+    starts = dict(zip(bounds, range(len(bounds)), strict=True))
+    return cat(piece for first, last in runs for piece in pieces[starts[first] : starts[last]])
 
 
 @rule("GatherElements")
