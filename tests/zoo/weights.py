@@ -18,10 +18,9 @@ _OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d
 def randomize(module: nn.Module) -> None:
     """Fills weights in place from torch's global generator.
 
-    Convolutions and linears get N(0, 1.69/fan_in), embeddings N(0, 0.36), BatchNorm statistics a mean from
-    N(0, 0.04) and a variance from [0.5, 2], norm weights N(1, 0.04) and biases N(0, 0.04). Any other parameter
-    that is constant gets N(0, 0.04) added;
-    stacked matrices that start near zero (experts) are scaled like linears.
+    Convolutions and linears get N(0, 1.69/fan_in), embeddings N(0, 0.42), BatchNorm statistics a mean from
+    N(0, 0.04) and a variance from [0.5, 2], norm weights N(1, 0.04) and biases N(0, 0.04). Any other
+    constant parameter gets N(0, 0.04) added; stacked matrices near zero (experts) are scaled like linears.
     """
     done: set[int] = set()
     for part in module.modules():
