@@ -15,7 +15,7 @@ class Target:
     `backend` names the row of `sparsecc.backends.BACKENDS`. `types` are the values of `--quantize` and
     `patterns` those of `--sparsity` that it really accelerates. `activation` is the integer type its int8
     kernels want for activations. Channel counts are chosen as multiples of `conv_multiple` (groups of at
-    least twice that), of `narrow_multiple` below, and of `gemm_multiple` where only matrix products use them.
+    least four times that), of `narrow_multiple` below, and of `gemm_multiple` where only matrix products use them.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Target:
         """The step in which a group of `size` slots is cut so that kernels stay on their fast path."""
         wide = self.conv_multiple if feeds_conv else self.gemm_multiple
         for step in (wide, self.narrow_multiple, 4, 2):
-            if step <= wide and size >= 2 * step:
+            if step <= wide and size >= 4 * step:
                 return step
         return 1
 

@@ -47,11 +47,16 @@ Allocator = Callable[[Sequence[Candidate], CostModel, float], Selection]
 """(candidates, cost model, budget in the model's unit) -> selection whose cost is at most the budget if reachable."""
 
 
+Worth = Callable[[Candidate, int], float]
+"""How much a group deserves its next step when it keeps so many slots; larger comes first."""
+
+
 def bisect(
     candidates: Sequence[Candidate],
     cost: CostModel,
     budget: float,
     counts_at: Callable[[float], dict[Atom, int]],
+    worth: Worth,
 ) -> Selection:
     """The largest share in [0, 1] whose counts fit the budget, then filled up where there is room."""
     everything = counts_at(1.0)
@@ -68,14 +73,19 @@ def bisect(
     total = cost.total(counts)
     if total > budget:
         return Selection(counts, total, False)
-    counts, total = fill(candidates, cost, budget, counts, total)
+    counts, total = fill(candidates, cost, budget, counts, total, worth)
     return Selection(counts, total, True)
 
 
 def fill(
-    candidates: Sequence[Candidate], cost: CostModel, budget: float, counts: dict[Atom, int], total: float
+    candidates: Sequence[Candidate],
+    cost: CostModel,
+    budget: float,
+    counts: dict[Atom, int],
+    total: float,
+    worth: Worth,
 ) -> tuple[dict[Atom, int], float]:
-    """Give back slots one step at a time, best score first, while the budget allows."""
+    """Give back slots one step at a time, to whom it is worth most, while the budget allows."""
     counts = dict(counts)
     waiting = [(c, c.counts()) for c in candidates]
     while True:
@@ -87,10 +97,9 @@ def fill(
             extra = cost.change(counts, candidate.atom, larger)
             if total + extra > budget:
                 continue
-            order = np.sort(candidate.scores)[::-1]
-            worth = float(order[counts[candidate.atom] : larger].mean())
-            if best is None or worth > best[0]:
-                best = (worth, candidate, larger, extra)
+            value = worth(candidate, counts[candidate.atom])
+            if best is None or value > best[0]:
+                best = (value, candidate, larger, extra)
         if best is None:
             return counts, total
         counts[best[1].atom] = best[2]

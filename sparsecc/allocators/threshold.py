@@ -18,7 +18,7 @@ def global_threshold(candidates: Sequence[Candidate], cost: CostModel, budget: f
     group's floor keeps a layer from being emptied.
     """
     if not candidates:
-        return bisect(candidates, cost, budget, lambda share: {})
+        return bisect(candidates, cost, budget, lambda share: {}, lambda c, kept: 0.0)
     relative = {c.atom: np.sort(_relative(c.scores))[::-1] for c in candidates}
     pool = np.sort(np.concatenate(list(relative.values())))[::-1]
     allowed = {c.atom: np.asarray(c.counts()) for c in candidates}
@@ -34,7 +34,7 @@ def global_threshold(candidates: Sequence[Candidate], cost: CostModel, budget: f
             counts[c.atom] = int(options[np.argmin(np.abs(options - above))])
         return counts
 
-    return bisect(candidates, cost, budget, counts_at)
+    return bisect(candidates, cost, budget, counts_at, lambda c, kept: float(relative[c.atom][kept]))
 
 
 def _relative(scores: np.ndarray) -> np.ndarray:

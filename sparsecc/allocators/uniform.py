@@ -19,4 +19,4 @@ def uniform(candidates: Sequence[Candidate], cost: CostModel, budget: float) -> 
             for c in candidates
         }
 
-    return bisect(candidates, cost, budget, counts_at)
+    return bisect(candidates, cost, budget, counts_at, lambda c, kept: -kept / c.size)
