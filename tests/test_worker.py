@@ -244,7 +244,8 @@ def test_the_cold_start_is_short() -> None:
 
 
 def test_the_child_ignores_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    for name in ("json", "traceback", "worker_tasks"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     with worker.Worker(allowed=("worker_tasks",)) as child:
