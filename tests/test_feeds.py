@@ -132,7 +132,7 @@ def test_candidates_offer_batches_sides_and_lengths() -> None:
 
 
 MODELS = sorted((SHARED / "materials").glob("*/*.onnx")) if SHARED.is_dir() else []
-PARTS = ["cifar10", "vad", "kws", "ocr", "denoise", "lm"]
+PARTS = ["cifar10", "vad", "kws", "ocr", "lm"]
 
 
 @pytest.mark.skipif(not MODELS, reason="needs the shared models: set SPARSECC_SHARED")

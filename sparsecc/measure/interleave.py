@@ -23,6 +23,7 @@ Clock = Literal["cpu", "wall"]
 SHORTEST_SAMPLE = 1e-3
 """Seconds. Runs shorter than this are repeated inside one sample."""
 
+_LONGEST_SAMPLE = 0.05
 _MOST_REPEATS = 10_000
 _FEWEST_PAIRS = 5
 
@@ -129,7 +130,7 @@ def compare(
     """
     budget = budget or Budget()
     order = random.Random(seed)
-    repeats = _repeats(min(_warm_up(before, budget), _warm_up(after, budget)))
+    repeats = _repeats(_warm_up(before, budget), _warm_up(after, budget))
     first: list[tuple[float, float]] = []
     second: list[tuple[float, float]] = []
     with _no_garbage_collection():
@@ -171,8 +172,10 @@ def _warm_up(run: Run, budget: Budget) -> float:
     return fastest
 
 
-def _repeats(seconds: float) -> int:
-    return min(_MOST_REPEATS, max(1, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-9))))
+def _repeats(*seconds: float) -> int:
+    """Enough for the fastest run to fill a sample, few enough for the slowest to leave time for many."""
+    enough = math.ceil(SHORTEST_SAMPLE / max(min(seconds), 1e-9))
+    return max(1, min(_MOST_REPEATS, enough, int(_LONGEST_SAMPLE / max(*seconds, 1e-9))))
 
 
 def _sample(run: Run, repeats: int) -> tuple[float, float]:
