@@ -73,6 +73,7 @@ class Cuda:
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
         self._call("cuCtxSetCurrent", context)
         self._addresses: set[int] = set()
+        self._graphs: list[ctypes.c_void_p] = []
         self._stream = self._new("cuStreamCreate", 0)
         self._start, self._end = (self._new("cuEventCreate", 0) for _ in range(2))
 
@@ -128,6 +129,7 @@ class Cuda:
         executable = _HANDLE()
         self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
         self._call("cuGraphDestroy", graph)
+        self._graphs.append(executable)
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
     def close(self) -> None:
@@ -137,6 +139,8 @@ class Cuda:
         for address in sorted(self._addresses):
             self._call("cuMemFree_v2", address)
         self._addresses.clear()
+        for graph in self._graphs:
+            self._call("cuGraphExecDestroy", graph)
         for event in (self._start, self._end):
             self._call("cuEventDestroy_v2", event)
         self._call("cuStreamDestroy_v2", self._stream)

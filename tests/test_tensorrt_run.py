@@ -35,7 +35,9 @@ R cuDeviceGet(int *d, int i) { *d = i; return i > 0 ? 101 : 0; }
 R cuDevicePrimaryCtxRetain(H *c, int d) { *c = handle(); return 0; }
 R cuDevicePrimaryCtxRelease_v2(int d) { live--; return 0; }
 R cuCtxSetCurrent(H c) { return 0; }
-R cuMemAlloc_v2(P *p, size_t n) { if (n > ((size_t)1 << 40)) return 2; *p = (P)handle(); *p = (P)realloc((H)*p, n); return 0; }
+R cuMemAlloc_v2(P *p, size_t n) {
+    if (n > ((size_t)1 << 40)) return 2;
+    live++; *p = (P)malloc(n); return 0; }
 R cuMemFree_v2(P p) { return gone((H)p); }
 R cuMemcpyHtoDAsync_v2(P d, const void *s, size_t n, H st) { memcpy((H)d, s, n); return st ? 0 : 1; }
 R cuMemcpyDtoHAsync_v2(void *d, P s, size_t n, H st) { memcpy(d, (H)s, n); return st ? 0 : 1; }
@@ -143,6 +145,7 @@ def test_outputs_come_back_and_memory_goes(library: str) -> None:
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_times_are_those_between_events(library: str, graph: bool) -> None:
+    before = ctypes.CDLL(library).stand_in_live()
     runner, engine = _runner(library)
     launches = ctypes.CDLL(library).stand_in_launches()
     times = runner.times({"x": np.ones((2, 5), np.float32)}, runs=10, warmup=3, graph=graph)
@@ -151,6 +154,7 @@ def test_times_are_those_between_events(library: str, graph: bool) -> None:
     assert launched == (13 if graph else 0)
     assert engine.context.runs == (2 if graph else 14)
     runner.close()
+    assert ctypes.CDLL(library).stand_in_live() == before
 
 
 def test_layer_times_are_means_in_microseconds(library: str) -> None:

@@ -126,7 +126,6 @@ def test_times_that_cannot_be_are_refused(text: str) -> None:
 
     errors = "[11/20/2026-10:00:00] [E] Error[4]: first\n[x] [E] Engine could not be \x1bcreated\n"
     log = f"[I] fine\n{errors}&&&& FAILED"
-    log = "[I] fine\n[11/20/2026-10:00:00] [E] Error[4]: first\n[x] [E] Engine could not be \x1bcreated\n&&&& FAILED"
     assert failure_line(log) == "Engine could not be \\x1bcreated"
     assert failure_line("") == "it printed nothing"
 

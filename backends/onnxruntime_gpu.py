@@ -1,0 +1,236 @@
+"""ONNX Runtime on NVIDIA GPUs: the backends `onnxruntime-cuda` and `onnxruntime-tensorrt`.
+
+A provider that cannot take the whole model is refused: by default nothing falls back to the CPU unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.onnxruntime_session import OrtRunner, RuntimeFailure, plain_reason
+from sparsecc.backends.tensorrt_cache import private_folder
+from sparsecc.backends.tensorrt_device import NoGpuError, gpus
+from sparsecc.errors import InputError, UnavailableError
+from sparsecc.text import quoted
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+OPTIONS = {
+    "allow_fallback": "let nodes that the GPU lacks run on the CPU",
+    "cuda_graph": "replay runs as a CUDA graph (fixed shapes only)",
+    "tf32": "let fp32 convolutions and products use TF32",
+    "engine_cache": "keep TensorRT's engines in a private cache between sessions",
+    "context_model": "write the built engine into an EP-context model beside model.onnx",
+    "workspace": "bytes of scratch memory for TensorRT",
+}
+_DEFAULTS: dict[str, Any] = {
+    "allow_fallback": False,
+    "cuda_graph": False,
+    "tf32": True,
+    "engine_cache": True,
+    "context_model": False,
+    "workspace": 0,
+}
+_MODEL, _CONTEXT, _SETTINGS = "model.onnx", "model_ctx.onnx", "session.json"
+
+
+class OnnxRuntimeCuda:
+    """ONNX Runtime with the CUDA provider. The options are the keys of `OPTIONS`."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    provider: ClassVar[str] = CUDA
+
+    def availability(self) -> Availability:
+        """Whether this build of ONNX Runtime has the provider, and a GPU answers."""
+        if self.provider not in ort.get_available_providers():
+            reason = f"this onnxruntime has no {self.provider}"
+            return Availability(
+                False, ort.__version__, reason, "pip install onnxruntime-gpu instead of onnxruntime"
+            )
+        try:
+            gpus()
+        except NoGpuError as e:
+            return Availability(
+                False, ort.__version__, str(e), "use --target onnxruntime, or a machine with a GPU"
+            )
+        return Availability(True, ort.__version__)
+
+    def build(
+        self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
+    ) -> Artefact:
+        """Write `model.onnx` and its session settings, and open it once on the GPU.
+
+        InputError when the provider does not take every node (unless `allow_fallback`), UnavailableError when
+        it is not here.
+        """
+        settings = checked(options)
+        self._require()
+        path = folder / _MODEL
+        ir.save(model, path)
+        (folder / _SETTINGS).write_text(
+            json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        progress("opening the model on the GPU", 0.5)
+        self._session(path, settings)
+        files = [_MODEL, _SETTINGS]
+        if (folder / _CONTEXT).is_file():
+            files.append(_CONTEXT)
+        return Artefact(_MODEL, tuple(files), {"provider": self.provider, "settings": settings})
+
+    def load(self, path: Path, *, threads: int = 1) -> OrtRunner:
+        """A session on the GPU with the settings that stand beside the model."""
+        self._require()
+        return OrtRunner(self._session(path, read_settings(path), threads), path.name)
+
+    def census(self, path: Path) -> dict[str, Any]:
+        """Nodes by provider and operator, from one profiled run on zeros of the model's own shapes."""
+        self._require()
+        session_feeds = zeros_for(path)
+        times = self.profile(path, session_feeds, runs=1)
+        return {
+            "by_provider": dict(sorted(Counter(t.provider for t in times).items())),
+            "by_operator": dict(sorted(Counter(t.op_type for t in times).items())),
+        }
+
+    def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
+        """Mean time per node from ONNX Runtime's own trace. For GPU nodes it is the time to launch them."""
+        self._require()
+        with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+            session = self._session(path, read_settings(path), threads, trace=str(Path(folder) / "trace"))
+            for _ in range(runs):
+                session.run(None, dict(feeds))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return node_times(events, runs)
+
+    def provider_options(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """The CUDA provider's options as its text keys and values."""
+        return {
+            "use_tf32": str(int(settings["tf32"])),
+            "enable_cuda_graph": str(int(settings["cuda_graph"])),
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+        }
+
+    def session_entries(self, path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Session configuration entries: above all that nothing falls back unless asked."""
+        entries = {} if settings["allow_fallback"] else {"session.disable_cpu_ep_fallback": "1"}
+        if settings["context_model"] and not path.with_name(_CONTEXT).exists():
+            entries |= {"ep.context_enable": "1", "ep.context_file_path": str(path.with_name(_CONTEXT))}
+        return entries
+
+    def _session(
+        self, path: Path, settings: Mapping[str, Any], threads: int = 1, trace: str = ""
+    ) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        for key, value in self.session_entries(path, settings).items():
+            options.add_session_config_entry(key, value)
+        if trace:
+            options.enable_profiling, options.profile_file_prefix = True, trace
+        providers: list[Any] = [(self.provider, self.provider_options(settings))]
+        if settings["allow_fallback"] and self.provider != CPU:
+            providers.append(CPU)
+        context = path.with_name(_CONTEXT)
+        source = context if context.is_file() else path
+        try:
+            session = ort.InferenceSession(str(source), options, providers=providers)
+        except RuntimeFailure as e:
+            raise InputError(
+                f"{path.name}: {self.provider} does not take it whole: {plain_reason(e)}: "
+                "set allow_fallback, or use another target"
+            ) from e
+        if self.provider not in session.get_providers():
+            raise UnavailableError(
+                f"{self.name}: ONNX Runtime could not start {self.provider}: check its CUDA and cuDNN libraries"
+            )
+        return session
+
+    def _require(self) -> None:
+        found = self.availability()
+        if not found.ok:
+            raise UnavailableError(f"{self.name}: {found.reason}: {found.remedy}")
+
+
+class OnnxRuntimeTensorrt(OnnxRuntimeCuda):
+    """ONNX Runtime with the TensorRT provider, which needs TensorRT 10 beside it."""
+
+    name: ClassVar[str] = "onnxruntime-tensorrt"
+    provider: ClassVar[str] = TENSORRT
+
+    def provider_options(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """The TensorRT provider's options; engines and timings go to a folder that only this user can read."""
+        options = {"trt_cuda_graph_enable": str(bool(settings["cuda_graph"]))}
+        if settings["workspace"]:
+            options["trt_max_workspace_size"] = str(settings["workspace"])
+        if settings["engine_cache"]:
+            cache = str(private_folder())
+            options |= {
+                "trt_engine_cache_enable": "True",
+                "trt_engine_cache_path": cache,
+                "trt_timing_cache_enable": "True",
+                "trt_timing_cache_path": cache,
+            }
+        if settings["context_model"]:
+            options |= {"trt_dump_ep_context_model": "True", "trt_ep_context_file_path": _CONTEXT}
+        return options
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with defaults filled in. InputError on an unknown key or a wrong kind of value."""
+    for key, value in options.items():
+        if key not in OPTIONS:
+            raise InputError(f"unknown option {quoted(str(key))}: options are {', '.join(sorted(OPTIONS))}")
+        if type(value) is not type(_DEFAULTS[key]):
+            kind = "a number of bytes" if key == "workspace" else "true or false"
+            raise InputError(f"option '{key}' must be {kind}, not {quoted(str(value))}")
+    return _DEFAULTS | dict(options)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings beside a model, or the defaults where it has none."""
+    beside = path.with_name(_SETTINGS)
+    if not beside.is_file():
+        return dict(_DEFAULTS)
+    try:
+        data = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputError(f"{quoted(str(beside))} is damaged: compile again") from e
+    if not isinstance(data, dict):
+        raise InputError(f"{quoted(str(beside))} holds no settings: compile again")
+    return checked(data)
+
+
+def node_times(events: Sequence[Mapping[str, Any]], runs: int) -> list[LayerTime]:
+    """Mean microseconds per node and run from the events of ONNX Runtime's trace."""
+    totals: dict[tuple[str, str, str], float] = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith("_kernel_time"):
+            continue
+        name = str(event["name"]).removesuffix("_kernel_time")
+        key = (name, str(arguments.get("op_name", "")), str(arguments.get("provider", "")))
+        totals[key] = totals.get(key, 0.0) + float(event["dur"])
+    return [LayerTime(name, op, total / runs, provider) for (name, op, provider), total in totals.items()]
+
+
+def zeros_for(path: Path) -> dict[str, np.ndarray]:
+    """Zeros for every input, with 1 for each dimension that is free."""
+    model = ir.load(path)
+    feeds = {}
+    for value in model.graph.inputs:
+        if value.dtype is None or value.shape is None:
+            raise InputError(
+                f"{path.name}: input {quoted(value.name or '')} has no type or shape: give --input"
+            )
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        feeds[value.name or ""] = np.zeros(shape, value.dtype.numpy())
+    return feeds
