@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-INTEGER_RANGE = {"int8": (-127, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 FP8_MAX = 448.0
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class QuantizationPlan(Protocol):
@@ -69,17 +69,22 @@ def scale_of_range(low: float, high: float, type_: str, *, symmetric: bool) -> S
     """The scale that covers [low, high], widened to hold zero, which is always represented exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     if type_ == "fp8":
-        scale = max(-low, high) / FP8_MAX
-        return Scale(np.array(scale or 1.0, np.float32), np.zeros((), ml_dtypes.float8_e4m3fn))
+        scale = _usable(max(-low, high) / FP8_MAX)
+        return Scale(np.array(scale, np.float32), np.zeros((), ml_dtypes.float8_e4m3fn))
     dtype = np.uint8 if type_ == "uint8" else np.int8
     if symmetric:
-        scale = max(-low, high) / 127 or 1.0
+        scale = _usable(max(-low, high) / 127)
         middle = 128 if type_ == "uint8" else 0
         return Scale(np.array(scale, np.float32), np.array(middle, dtype))
-    step = (high - low) / 255 or 1.0
+    step = _usable((high - low) / 255)
     bottom = 0 if type_ == "uint8" else -128
     zero = int(np.clip(round(bottom - low / step), bottom, bottom + 255))
     return Scale(np.array(step, np.float32), np.array(zero, dtype))
+
+
+def _usable(scale: float) -> float:
+    """A range of next to nothing gets the scale 1: its numbers all become zero."""
+    return scale if scale > SMALLEST else 1.0
 
 
 def weight_scale(
@@ -90,7 +95,7 @@ def weight_scale(
     axes = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=axes) if weight.size else np.zeros(())
     scale = np.asarray(largest, np.float32) / np.float32(top)
-    return np.asarray(np.where(scale > np.finfo(np.float32).tiny, scale, 1.0), np.float32)
+    return np.asarray(np.where(scale > SMALLEST, scale, 1.0), np.float32)
 
 
 def along(scale: np.ndarray, axis: int | None, rank: int) -> np.ndarray:

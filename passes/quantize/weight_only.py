@@ -62,6 +62,7 @@ def quantize_weights(
             skipped.append(Skip(site.name, reason))
         else:
             chosen.append(site)
+    names = {site.name: site.weight.name or "" for site in chosen}
     moments = _moments(model, chosen, context, options)
     if options.algorithm == "awq":
         _scale_all(model, chosen, moments, options, symmetric=not to_onnxruntime)
@@ -70,11 +71,11 @@ def quantize_weights(
     for site in chosen:
         matrix = site.matrix(site.array())
         blocks = _round(matrix, moments.get(site.name), options, symmetric=not to_onnxruntime)
-        noise[site.weight.name or ""] = round(sqnr(matrix, blocks.real()), 2)
+        noise[names[site.name]] = round(sqnr(matrix, blocks.real()), 2)
         lower = _lower_onnxruntime if to_onnxruntime else _lower_blocked
         lower(editor, site, blocks, options)
         spec.nodes.append(site.name)
-        spec.values[site.weight.name or ""] = ValueSpec(
+        spec.values[names[site.name]] = ValueSpec(
             "int4", "weight", "block", site.in_axis, options.block, not to_onnxruntime, options.algorithm
         )
     editor.finish()
