@@ -52,12 +52,8 @@ def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _outputs(compared: Mapping[str, Any]) -> list[Block]:
-    outputs = compared.get("outputs") or ()
-    if not outputs:
-        return []
-    measures = [key for key in outputs[0] if key != "name"]
-    rows = [(str(out["name"]), *(_cell(out.get(key)) for key in measures)) for out in outputs]
-    return [Line(""), Grid(("output", *(f">{key.replace('_', ' ')}" for key in measures)), rows)]
+    rows = [(key.replace("_", " "), _cell(value)) for key, value in (compared.get("outputs") or {}).items()]
+    return [Line(""), Grid(("outputs, B against A", ">"), rows)] if rows else []
 
 
 def _cell(value: Any) -> str:

@@ -112,15 +112,21 @@ def _number(nodes: Any) -> int:
     return nodes if isinstance(nodes, int) else len(nodes)
 
 
-def _why(why: Any) -> list[Block]:
-    """The chain of facts that led to a coupling or a pin, one a line."""
-    steps = why.get("chain", ()) if isinstance(why, Mapping) else why
-    head = [Line(str(why["answer"]), "title")] if isinstance(why, Mapping) and "answer" in why else []
-    return [*head, *(Line(f"{number}. {_step(step)}") for number, step in enumerate(steps, 1))]
-
-
-def _step(step: Any) -> str:
-    return " ".join(str(part) for part in step.values()) if isinstance(step, Mapping) else str(step)
+def _why(why: Mapping[str, Any]) -> list[Block]:
+    """The axis' pin or freedom, the facts that led there one a line, and the axes it goes with."""
+    pinned = why.get("pinned")
+    head = f"{why['axis']} is pinned: {pinned}" if pinned else f"{why['axis']} can be cut"
+    coupled = [str(one) for one in why.get("coupled") or ()]
+    return [
+        Line(head, "warn" if pinned else "good"),
+        *(Line(f"{number}. {step}") for number, step in enumerate(why.get("steps") or (), 1)),
+        *(
+            [Line(""), Line(f"goes together with {plural(len(coupled), 'other')}:", "title")]
+            if coupled
+            else []
+        ),
+        *(Line(one) for one in coupled),
+    ]
 
 
 command = Command(

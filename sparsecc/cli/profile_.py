@@ -11,17 +11,11 @@ from sparsecc.cli import options
 from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
-from sparsecc.report.numbers import milliseconds, percent, plural, size
+from sparsecc.report.numbers import milliseconds, percent, plural
+from sparsecc.report.summary import profile_rows
 
 TOP = 25
 """How many layers are shown; all are in the JSON."""
-
-FACTS = (
-    ("p50", "latency p50"),
-    ("p90", "latency p90"),
-    ("p99", "latency p99"),
-    ("mean", "latency mean"),
-)
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -44,19 +38,14 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
 
 def profile_view(measured: Mapping[str, Any]) -> list[Block]:
     """Latency, load time, memory; then the slowest layers."""
-    latency = measured.get("latency_ms") or {}
-    rows = [(label, milliseconds(latency[key])) for key, label in FACTS if latency.get(key) is not None]
-    for key, label in (("first_inference_ms", "first inference"), ("load_ms", "load time")):
-        if measured.get(key) is not None:
-            rows.append((label, milliseconds(measured[key])))
-    if measured.get("peak_memory_bytes") is not None:
-        rows.append(("peak memory", size(measured["peak_memory_bytes"])))
-    runs = f" over {plural(latency['n'], 'run')}" if latency.get("n") else ""
+    rows = profile_rows(measured)
+    number = (measured.get("cpu_ms") or {}).get("n")
+    runs = f" over {plural(number, 'run')}" if number else ""
     where = f"{_name(measured.get('target'), 'onnxruntime')} on {_name(measured.get('device'), 'local')}"
     return [
         Line(f"{measured.get('model', 'model')}: {where}{runs}", "title"),
         Line(""),
-        Grid(("", ">time"), rows),
+        Grid(("", ">measured"), rows),
         *_layers(measured),
     ]
 

@@ -20,7 +20,7 @@ LABEL = 20
 
 @dataclass(frozen=True)
 class DrawnNode:
-    """A box of the graph; `groups` are the ids of the groups it belongs to, the first of which colours it."""
+    """A box of the graph: the ids of its groups, and a band (left edge, hue) for each that can be cut."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class DrawnNode:
     name: str
     label: str
     groups: str
-    hue: float | None
+    bands: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -139,5 +139,6 @@ def _node(
 ) -> DrawnNode:
     name = str(node["name"])
     label = name if len(name) <= LABEL else "…" + name[1 - LABEL :]
-    colour = next((hue(group) for group in groups if group in free), None)
-    return DrawnNode(*corner, str(node["op"]), name, label, " ".join(str(group) for group in groups), colour)
+    hues = [hue(group) for group in groups if group in free]
+    bands = [(NODE_WIDTH * place / len(hues), one) for place, one in enumerate(hues)]
+    return DrawnNode(*corner, str(node["op"]), name, label, " ".join(str(group) for group in groups), bands)

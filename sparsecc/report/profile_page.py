@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsecc.report import numbers
 from sparsecc.report.charts import Distributions, distributions
+from sparsecc.report.summary import profile_rows
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,10 @@ class ProfilePage:
     @classmethod
     def of(cls, measured: Mapping[str, Any]) -> ProfilePage:
         """Gather it."""
-        latency = measured.get("latency_ms") or {}
-        rows = [
-            (f"latency {key}", numbers.milliseconds(latency[key]))
-            for key in ("p50", "p90", "p99")
-            if key in latency
-        ]
-        for key, label in (("first_inference_ms", "first inference"), ("load_ms", "load time")):
-            if measured.get(key) is not None:
-                rows.append((label, numbers.milliseconds(measured[key])))
-        if measured.get("peak_memory_bytes") is not None:
-            rows.append(("peak memory", numbers.size(measured["peak_memory_bytes"])))
-        curves = distributions([("latency", "after", latency.get("samples") or ())])
-        return cls(str(measured.get("model", "model")), rows, curves, _bars(measured), _facts(measured))
+        samples = measured.get("samples_ms") or {}
+        curves = distributions([("CPU time", "after", samples.get("cpu") or ())])
+        title = str(measured.get("model", "model"))
+        return cls(title, profile_rows(measured), curves, _bars(measured), _facts(measured))
 
 
 def _bars(measured: Mapping[str, Any]) -> list[LayerBar]:

@@ -59,6 +59,24 @@ def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[t
     return rows
 
 
+def profile_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how much) of a profile: CPU time, wall clock, load time, memory."""
+    rows = []
+    for part, label in (("cpu_ms", "CPU time"), ("wall_ms", "wall clock")):
+        times = measured.get(part) or {}
+        rows += [
+            (f"{label} {key}", numbers.milliseconds(times[key])) for key in ("p50", "p90") if key in times
+        ]
+    footprint = measured.get("footprint") or {}
+    for key, label in (("load_ms", "load time"), ("first_inference_ms", "first inference")):
+        if footprint.get(key) is not None:
+            rows.append((label, numbers.milliseconds(footprint[key])))
+    for key, label in (("peak_memory_bytes", "peak memory"), ("model_memory_bytes", "memory of the model")):
+        if footprint.get(key) is not None:
+            rows.append((label, numbers.size(footprint[key])))
+    return rows
+
+
 @dataclass(frozen=True)
 class Reason:
     """Why things were left alone: how many, and the first of them."""
