@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -136,6 +137,15 @@ def test_channels_that_leave_the_blocked_layout_fail(tmp_path: Path) -> None:
     before, now = convs(tmp_path / "a.onnx", 48), convs(tmp_path / "b.onnx", 45)
     checks = {check.name: check.ok for check in clock_free_checks(now, before, 0.05)}
     assert checks == {"kernels": True, "channels": False, "macs": True, "size": True}
+
+
+def test_lost_integer_kernels_fail(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["" : 17]> m (uint8[2,4] x, uint8[4,4] w) => (int32[2,4] y)'
+    onnx.save(onnx.parser.parse_model(text + " { y = MatMulInteger (x, w) }"), tmp_path / "a.onnx")
+    now = stack(tmp_path / "b.onnx", 1)
+    (lost,) = clock_free_checks(now, tmp_path / "a.onnx", 0.05, ("kernels",))
+    (kept,) = clock_free_checks(tmp_path / "a.onnx", now, 0.05, ("kernels",))
+    assert (lost.ok, kept.ok) == (False, True)
 
 
 @pytest.mark.parametrize(("limit", "told"), [(0.01, "3 % to"), (11, "3 % to")])
