@@ -22,7 +22,7 @@ from torch.nn import functional as F
 CLASSES = 10
 TESTED = 500
 CALIBRATED = 200
-NARROWING = 3e-3
+NARROWING = 5e-4
 
 
 class SqueezeExcite(nn.Module):
