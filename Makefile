@@ -23,6 +23,7 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev
 	touch $@
 
 demo: setup
+	mkdir -p out
 	$(BIN)/sparsecc compile models/digits_resnet.onnx --target onnxruntime --ratio 0.5 \
 		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-resnet --force
 	$(BIN)/sparsecc compile models/digits_vit.onnx --target onnxruntime --ratio 0.5 \
