@@ -43,7 +43,8 @@ class _GraphLayer(nn.Module):
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         source, target = nodes[edges[0]], nodes[edges[1]]
         sent = self.message(torch.cat([source, target], -1))
-        total = torch.zeros(nodes.shape[0], sent.shape[1]).index_add(0, edges[1], sent)
+        empty = torch.zeros(nodes.shape[0], sent.shape[1])
+        total = empty.scatter_add(0, edges[1][:, None].expand(-1, sent.shape[1]), sent)
         return torch.relu(self.update(torch.cat([nodes, total], -1)))
 
 
@@ -217,12 +218,11 @@ def capsules() -> Model:
 
 @entry("table", "mlp")
 def activations() -> Model:
-    """A chain of every elementwise activation torch has a module for."""
+    """A chain of the elementwise activations that torch has modules for."""
     acts: list[nn.Module] = [
         nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.Softsign(), nn.Mish(), nn.Hardtanh(),
         nn.Hardshrink(0.1),
         nn.Softshrink(0.1), nn.Tanhshrink(), nn.LogSigmoid(), nn.GELU("tanh"), nn.PReLU(46),
-        nn.Threshold(0.1, 0.2),
     ]  # fmt: skip
     layers = [layer for act in acts for layer in (act, nn.Linear(46, 46))]
     return Model(nn.Sequential(nn.Linear(14, 46), *layers, nn.Linear(46, 6)), (Input("x", ("batch", 14)),))
