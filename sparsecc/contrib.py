@@ -15,7 +15,7 @@ import onnx
 from onnx import shape_inference
 
 STANDARD = {
-    "FusedConv": "Conv", "FusedGemm": "Gemm", "QLinearAdd": "Add", "QLinearMul": "Mul", "BiasAdd": "Add",
+    "FusedConv": "Conv", "FusedGemm": "Gemm", "QLinearAdd": "Add", "QLinearMul": "Mul",
     "Trilu": "Trilu", "Pad": "Pad", "Unique": "Unique", "Range": "Range",
 }  # fmt: skip
 """Inferred as the standard operator of that name, with the attributes it knows."""
@@ -99,7 +99,9 @@ def contrib_types(proto: onnx.NodeProto, types: Types) -> dict[str, onnx.TypePro
     return found
 
 
-_STANDARD_WITHOUT_INFERENCE = frozenset(("MeanVarianceNormalization", "SimplifiedLayerNormalization"))
+_STANDARD_WITHOUT_INFERENCE = frozenset(
+    ("GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization")
+)
 
 _OWN_TYPES = {
     ("EmbedLayerNormalization", 1): onnx.TensorProto.INT32,
@@ -118,7 +120,8 @@ def _dims(kind: onnx.TypeProto | None) -> Shape | None:
 
 @_shapes_of(
     """FastGelu BiasGelu QuickGelu Gelu BiasSoftmax GroupNorm RotaryEmbedding Inverse MoE QMoE ScaledSiLU
-    QLinearLeakyRelu QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding MeanVarianceNormalization"""
+    QLinearLeakyRelu QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding BiasAdd MeanVarianceNormalization
+    GroupNormalization"""
 )
 @_shapes_of("QuantizeLinear", dtype=2)
 @_shapes_of("DequantizeLinear", dtype=1)
@@ -296,6 +299,13 @@ def _linear_attention(call: Call) -> Sequence[Shape]:
     batch, length, hidden = call[0]
     value = call[2][2] // groups
     return [[batch, length, heads * value], [batch, groups, hidden // heads, value]]
+
+
+@_shapes_of("UnfoldTensor")
+def _unfold(call: Call) -> Sequence[Shape]:
+    axis, size, shape = call.int_("dim", -1) % len(call[0]), call.int_("size", 1), list(call[0])
+    shape[axis] = (shape[axis] - size) // call.int_("step", 1) + 1
+    return [[*shape, size]]
 
 
 @_shapes_of("DynamicQuantizeLSTM")

@@ -62,6 +62,8 @@ def loaded(proto: onnx.ModelProto) -> ir.Model:
     """The model in memory, with its constants lifted to initializers as they are when a file is loaded."""
     model = ir.serde.deserialize_model(proto)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for number, node in enumerate(model.graph):
+        node.name = f"{node.op_type}{number}"
     return model
 
 
@@ -73,7 +75,11 @@ def feeds_of(model: onnx.ModelProto, given: Arrays | None = None, seed: int = 1)
         kind = value.type.tensor_type
         shape = [d.dim_value or 3 for d in kind.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        random = rng.normal(0, 1, shape) if dtype.kind == "f" else rng.integers(0, 2 if dtype.kind == "b" else 4, shape)
+        random = (
+            rng.normal(0, 1, shape)
+            if dtype.kind == "f"
+            else rng.integers(0, 2 if dtype.kind == "b" else 4, shape)
+        )
         feeds[value.name] = np.asarray(random).astype(dtype)
     return {**feeds, **(given or {})}
 
@@ -92,7 +98,9 @@ def run(model: ir.Model, feeds: Arrays) -> list[np.ndarray]:
 def free_members(analysis: Analysis) -> set[str]:
     """`weight:axis` of everything that may lose slots."""
     owners = prunable_atoms(analysis)
-    return {f"{name}:{axis}" for atom, members in owners.items() if atom.pin is None for name, axis in members}
+    return {
+        f"{name}:{axis}" for atom, members in owners.items() if atom.pin is None for name, axis in members
+    }
 
 
 def half_of_every_group(analysis: Analysis, seed: int = 2) -> dict[Atom, np.ndarray]:
@@ -108,7 +116,12 @@ def half_of_every_group(analysis: Analysis, seed: int = 2) -> dict[Atom, np.ndar
 
 
 def check(
-    text: str, free: str, opset: int = 23, values: Arrays | None = None, feeds: Arrays | None = None, tolerance: float = 2e-5
+    text: str,
+    free: str,
+    opset: int = 23,
+    values: Arrays | None = None,
+    feeds: Arrays | None = None,
+    tolerance: float = 2e-5,
 ) -> ir.Model:
     """The free slots are exactly those expected, and removing half of them gives what the masked dense model gives.
 
@@ -128,8 +141,12 @@ def check(
     for expected, found in zip(run(dense, fed), run(model, fed), strict=True):
         assert expected.shape == found.shape
         scale = max(float(np.abs(expected.astype(np.float64)).max()), 1.0)
-        np.testing.assert_allclose(found.astype(np.float64) / scale, expected.astype(np.float64) / scale, atol=tolerance)
-        assert expected.size < 2 or expected.dtype.kind != "f" or np.ptp(expected) > 0, "a constant output proves nothing"
+        np.testing.assert_allclose(
+            found.astype(np.float64) / scale, expected.astype(np.float64) / scale, atol=tolerance
+        )
+        assert expected.size < 2 or expected.dtype.kind != "f" or np.ptp(expected) > 0, (
+            "a constant output proves nothing"
+        )
     return model
 
 

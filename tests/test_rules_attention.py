@@ -26,7 +26,9 @@ def scale_of(model: ir.Model, operator: str) -> float | None:
 
 @pytest.mark.parametrize("causal", [0, 1])
 def test_attention_of_flat_heads(causal: int) -> None:
-    model = check(projected(f"a = Attention<q_num_heads = 4, kv_num_heads = 4, is_causal = {causal}>(q, k, v)"), ALL)
+    model = check(
+        projected(f"a = Attention<q_num_heads = 4, kv_num_heads = 4, is_causal = {causal}>(q, k, v)"), ALL
+    )
     assert scale_of(model, "Attention") == pytest.approx(0.5)
 
 
@@ -40,7 +42,9 @@ def test_attention_whose_values_have_a_width_of_their_own() -> None:
 
 
 def test_grouped_queries() -> None:
-    model = check(projected("a = Attention<q_num_heads = 8, kv_num_heads = 2>(q, k, v)", q=32, k=8, v=12, o=48), ALL)
+    model = check(
+        projected("a = Attention<q_num_heads = 8, kv_num_heads = 2>(q, k, v)", q=32, k=8, v=12, o=48), ALL
+    )
     node = next(n for n in model.graph if n.op_type == "Attention")
     assert (node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()) == (2, 1)
 
@@ -56,9 +60,9 @@ def test_attention_of_separate_heads() -> None:
 
 def test_a_mask_over_heads() -> None:
     check(
-        projected("a = Attention<q_num_heads = 4, kv_num_heads = 4>(q, k, v, m)").replace(
-            "float[6, 16] w1", "float[6, 16] w1, float[4, 5, 5] w5", 1
-        ).replace(", m)", ", w5)"),
+        projected("a = Attention<q_num_heads = 4, kv_num_heads = 4>(q, k, v, m)")
+        .replace("float[6, 16] w1", "float[6, 16] w1, float[4, 5, 5] w5", 1)
+        .replace(", m)", ", w5)"),
         ALL + " w5:0",
     )
 
@@ -72,7 +76,9 @@ def test_caches_pin_heads_and_widths() -> None:
 
 
 def test_scores_as_a_second_output() -> None:
-    text = projected("a, , , t = Attention<q_num_heads = 4, kv_num_heads = 4>(q, k, v) u = ReduceSum<keepdims = 0>(t, one)")
+    text = projected(
+        "a, , , t = Attention<q_num_heads = 4, kv_num_heads = 4>(q, k, v) u = ReduceSum<keepdims = 0>(t, one)"
+    )
     check(text.replace("(float y) ", "(float y, float u) <int64[1] one = {1}> "), ALL)
 
 
@@ -84,7 +90,11 @@ def test_rotary_embedding(interleaved: int, rotated: int) -> None:
         f"qr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = {rotated}>(q, w5, w6, ids) "
         f"kr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = {rotated}>(k, w5, w6, ids) "
         "a = Attention<q_num_heads = 2, kv_num_heads = 2>(qr, kr, v)"
-    ).replace("float[6, 16] w1", f"int64[N, 5] ids, float[9, {columns}] w5, float[9, {columns}] w6, float[6, 16] w1", 1)
+    ).replace(
+        "float[6, 16] w1",
+        f"int64[N, 5] ids, float[9, {columns}] w5, float[9, {columns}] w6, float[6, 16] w1",
+        1,
+    )
     check(text, f"{ALL} w5:1 w6:1")
 
 
@@ -97,7 +107,11 @@ def test_rotary_embedding_of_onnx_runtime(interleaved: int, given: bool) -> None
         f"qr = com.microsoft.RotaryEmbedding<{options}>(q, ids, w5, w6) "
         f"kr = com.microsoft.RotaryEmbedding<{options}>(k, ids, w5, w6) "
         "a = com.microsoft.MultiHeadAttention<num_heads = 2>(qr, kr, v)"
-    ).replace("float[6, 16] w1", f"int64[N, 5] ids, float[9, {columns}] w5, float[9, {columns}] w6, float[6, 16] w1", 1)
+    ).replace(
+        "float[6, 16] w1",
+        f"int64[N, 5] ids, float[9, {columns}] w5, float[9, {columns}] w6, float[6, 16] w1",
+        1,
+    )
     check(text, f"{ALL} w5:1 w6:1")
 
 
@@ -242,7 +256,9 @@ def test_rms_norm_of_onnx_runtime() -> None:
     )
 
 
-@pytest.mark.parametrize("operator", ["FastGelu(h)", "FastGelu(h, w4)", "BiasGelu(h, w4)", "QuickGelu(h)", "Gelu(h)"])
+@pytest.mark.parametrize(
+    "operator", ["FastGelu(h)", "FastGelu(h, w4)", "BiasGelu(h, w4)", "QuickGelu(h)", "Gelu(h)"]
+)
 def test_fused_activations(operator: str) -> None:
     bias = "w4" in operator
     check(

@@ -62,7 +62,7 @@ JOINS = [
         f"hi = Cast<to = 7>(h) gi = Cast<to = 7>(g) c = {op}(hi, gi) d = Cast<to = 1>(c) a = Add(d, h)"
         for op in "BitwiseAnd BitwiseOr BitwiseXor".split()
     ),
-    "ha = Abs(h) ga = Abs(g) hi = Cast<to = 12>(ha) gi = Cast<to = 12>(ga) c = BitShift<direction = \"LEFT\">(hi, gi) "
+    'ha = Abs(h) ga = Abs(g) hi = Cast<to = 12>(ha) gi = Cast<to = 12>(ga) c = BitShift<direction = "LEFT">(hi, gi) '
     "d = Cast<to = 1>(c) a = Add(d, h)",
     "k = Exp(g) a = Mod<fmod = 1>(h, k)",
     "c = Greater(h, g) a = Where(c, h, g)",
@@ -84,7 +84,9 @@ def test_a_bias_broadcasts_over_the_last_axis() -> None:
     )
 
 
-REDUCTIONS = "ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin ReduceLogSumExp".split()
+REDUCTIONS = (
+    "ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin ReduceLogSumExp".split()
+)
 
 
 @pytest.mark.parametrize("operator", REDUCTIONS)
@@ -189,7 +191,12 @@ def test_operators_that_mix_channels_are_pinned(operators: str) -> None:
 
 
 def test_mean_variance_over_space() -> None:
-    check(image("a = MeanVarianceNormalization<axes = [2, 3]>(h)").replace("GlobalAveragePool", "GlobalMaxPool"), "w1:0 w2:0")
+    check(
+        image("a = MeanVarianceNormalization<axes = [2, 3]>(h)").replace(
+            "GlobalAveragePool", "GlobalMaxPool"
+        ),
+        "w1:0 w2:0",
+    )
 
 
 def test_pooling_by_a_norm() -> None:
@@ -227,7 +234,9 @@ def test_one_hot_passes_the_axes_of_its_indices() -> None:
     check(
         "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float y) <int64 k = {4}, float[2] v = {0.0, 1.0}> "
         "{ h = MatMul(x, w1) i = Cast<to = 7>(h) o = OneHot<axis = -1>(i, k, v) m = ReduceMax<keepdims = 0>(o, d) "
-        "y = MatMul(m, w2) }".replace("(o, d)", "(o, axis)").replace("int64 k = {4}", "int64[1] k = {4}, int64[1] axis = {-1}"),
+        "y = MatMul(m, w2) }".replace("(o, d)", "(o, axis)").replace(
+            "int64 k = {4}", "int64[1] k = {4}, int64[1] axis = {-1}"
+        ),
         "w1:1 w2:0",
     )
 

@@ -139,14 +139,14 @@ MAX_RUNS = 64
 
 def mend_gather(edit: Edit) -> None:
     """Constant indices are counted anew among the slots that are left."""
-    axis: Axis | None = edit.memo
-    if axis is None or not edit.changed(axis):
+    source, found = edit.memo or (None, None)
+    if source is None or not (edit.changed(source) or edit.changed(found)):
         return
-    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(axis)
+    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(source)
     assert indices is not None, f"{edit.node.name} picks slots that were not known"
-    wanted = np.where(indices < 0, indices + len(stays), indices)
+    wanted = np.where(indices < 0, indices + len(stays), indices)[edit.mask(found)]
     number = np.cumsum(stays) - 1
-    edit.set_constant(1, number[wanted[stays[wanted]]].astype(indices.dtype))
+    edit.set_constant(1, number[wanted].astype(indices.dtype))
 
 
 @rule("Gather", fix=mend_gather)
@@ -157,7 +157,7 @@ def gather(site: Site) -> None:
     if indices is not None and indices.ndim == 1 and len(indices) > 1 and isinstance(data[axis].size, int):
         found = _chosen(site, data[axis], np.where(indices < 0, indices + data[axis].size, indices))
         if found is not None and found.size == len(indices):
-            site.remember(data[axis])
+            site.remember((data[axis], found))
             site.set([*data[:axis], found, *data[axis + 1 :]])
             return
     at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
