@@ -53,15 +53,11 @@ class OnnxRuntimeCuda:
         """Whether this build of ONNX Runtime has the provider, and a GPU answers."""
         if self.provider not in ort.get_available_providers():
             reason = f"this onnxruntime has no {self.provider}"
-            return Availability(
-                False, ort.__version__, reason, "pip install onnxruntime-gpu instead of onnxruntime"
-            )
+            return Availability(False, ort.__version__, reason, "pip install onnxruntime-gpu instead")
         try:
             gpus()
         except NoGpuError as e:
-            return Availability(
-                False, ort.__version__, str(e), "use --target onnxruntime, or a machine with a GPU"
-            )
+            return Availability(False, ort.__version__, str(e), "use --target onnxruntime")
         return Availability(True, ort.__version__)
 
     def build(
@@ -150,7 +146,7 @@ class OnnxRuntimeCuda:
             ) from e
         if self.provider not in session.get_providers():
             raise UnavailableError(
-                f"{self.name}: ONNX Runtime could not start {self.provider}: check its CUDA and cuDNN libraries"
+                f"{self.name}: {self.provider} does not start: check its CUDA and cuDNN libraries"
             )
         return session
 
@@ -167,7 +163,7 @@ class OnnxRuntimeTensorrt(OnnxRuntimeCuda):
     provider: ClassVar[str] = TENSORRT
 
     def provider_options(self, settings: Mapping[str, Any]) -> dict[str, str]:
-        """The TensorRT provider's options; engines and timings go to a folder that only this user can read."""
+        """The TensorRT provider's options; engines and timings go to a private folder."""
         options = {"trt_cuda_graph_enable": str(bool(settings["cuda_graph"]))}
         if settings["workspace"]:
             options["trt_max_workspace_size"] = str(settings["workspace"])

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +17,7 @@ from hypothesis import strategies as st
 
 from sparsecc.devices import Device, DeviceAddress, open_device, parse_device
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError, WorkerError
+from tests.sshd import Server, free_port, keygen, running_sshd
 
 PRINT_ARGUMENTS = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
 ODD = [
@@ -42,70 +39,11 @@ ODD = [
 ]
 
 
-@dataclass(frozen=True)
-class Server:
-    """A real sshd on the loopback, for this user, with keys made for the test."""
-
-    port: int
-    key: Path
-    known_hosts: Path
-    folder: Path
-
-    @property
-    def address(self) -> DeviceAddress:
-        import getpass
-
-        return DeviceAddress("ssh", "127.0.0.1", getpass.getuser(), self.port)
-
-
-def _keygen(path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(100):
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.skip("sshd does not start here")
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("asyncssh")
-    program = shutil.which("sshd") or "/usr/sbin/sshd"
-    if not Path(program).exists() or shutil.which("ssh-keygen") is None:
-        pytest.skip("no sshd here: apt install openssh-server")
-    folder = tmp_path_factory.mktemp("sshd")
-    for name in ("host", "user"):
-        _keygen(folder / name)
-    (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
-    port = _free_port()
-    sftp = next(
-        (p for p in ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server") if Path(p).exists()),
-        "internal-sftp",
-    )
-    (folder / "config").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
-        f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
-        f"Subsystem sftp {sftp}\nSetEnv TMPDIR={folder}\n"
-    )
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    child = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
-    _wait_for(port)
-    known = folder / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{port} " + (folder / "host.pub").read_text())
-    yield Server(port, folder / "user", known, folder)
-    child.terminate()
-    child.wait(10)
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +97,7 @@ def test_odd_arguments_arrive_as_given(device: Device) -> None:
 _ARGUMENT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_ARGUMENT, min_size=1, max_size=30))
 def test_any_arguments_arrive_over_ssh(ssh: Device, arguments: list[str]) -> None:
     assert _arguments_seen(ssh, arguments) == arguments
@@ -225,7 +163,7 @@ def test_unknown_host_key_is_refused(server: Server, tmp_path: Path) -> None:
 def test_changed_host_key_is_refused(server: Server, tmp_path: Path) -> None:
     from sparsecc.devices.ssh import SshDevice
 
-    _keygen(tmp_path / "other")
+    keygen(tmp_path / "other")
     changed = tmp_path / "known_hosts"
     changed.write_text(f"[127.0.0.1]:{server.port} " + (tmp_path / "other.pub").read_text())
     with pytest.raises(UnavailableError, match="differs from the one"):
@@ -235,10 +173,10 @@ def test_changed_host_key_is_refused(server: Server, tmp_path: Path) -> None:
 def test_wrong_key_and_no_server(server: Server, tmp_path: Path) -> None:
     from sparsecc.devices.ssh import SshDevice
 
-    _keygen(tmp_path / "stranger")
+    keygen(tmp_path / "stranger")
     with pytest.raises(UnavailableError, match="refuses the login"):
         SshDevice(server.address, known_hosts=server.known_hosts, key=tmp_path / "stranger")
-    nowhere = DeviceAddress("ssh", "127.0.0.1", "nobody", _free_port())
+    nowhere = DeviceAddress("ssh", "127.0.0.1", "nobody", free_port())
     with pytest.raises(UnavailableError, match=r"lost ssh://nobody@127\.0\.0\.1"):
         SshDevice(nowhere, known_hosts=server.known_hosts, key=server.key)
 

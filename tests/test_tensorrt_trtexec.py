@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from sparsecc.backends.tensorrt_trtexec import (
 from sparsecc.devices import Device, open_device
 from sparsecc.errors import InputError, UnavailableError
 from tests.tensorrt_graphs import conv_residual
+from tests.trtexec_stand_in import LAYERS_OF_10, install
 
 TEN, ELEVEN = (10, 13, 3), (11, 4, 1)
 GONE_IN_11 = ("--fp16", "--bf16", "--int8", "--fp8", "--best", "--calib", "--stronglyTyped", "--useCudaGraph")
@@ -130,45 +130,6 @@ def test_times_that_cannot_be_are_refused(text: str) -> None:
     assert failure_line("") == "it printed nothing"
 
 
-LAYERS_OF_10 = {
-    "Layers": [
-        {
-            "Name": "conv1 + relu",
-            "LayerType": "CaskConvolution",
-            "ParameterType": "Convolution",
-            "Inputs": [
-                {"Name": "x", "Dimensions": [1, 3, 16, 16], "Format/Datatype": "Row major linear FP16 format"}
-            ],
-            "Outputs": [
-                {
-                    "Name": "b",
-                    "Dimensions": [1, 36, 16, 16],
-                    "Format/Datatype": "Channel major FP16 format where channel % 8 == 0",
-                }
-            ],
-            "OutMaps": 36,
-            "HasSparseWeights": 1,
-            "TacticName": "sm80_xmma_fprop_sparse_conv_f16f16_f16f32_f16_nhwc",
-            "Metadata": "[ONNX Layer: conv1]\u001e[ONNX Layer: relu]",
-        },
-        {
-            "Name": "conv2",
-            "LayerType": "CaskConvolution",
-            "Inputs": [],
-            "Outputs": [
-                {
-                    "Name": "y",
-                    "Dimensions": [1, 32, 16, 16],
-                    "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format",
-                }
-            ],
-            "OutMaps": 40,
-            "HasSparseWeights": 1,
-            "TacticName": "sm80_xmma_fprop_implicit_gemm_int8",
-        },
-    ],
-    "Bindings": ["x", "y"],
-}
 LAYERS_OF_11 = {
     "Layers": [
         {
@@ -221,39 +182,12 @@ def test_eligible_against_picked() -> None:
     assert rows == {"conv1 + relu": (True, True), "conv2": (True, False), "fc": (True, False)}
 
 
-STAND_IN = f"""#!{sys.executable}
-# A stand-in for NVIDIA's trtexec: it builds nothing, it only takes the flags and writes the files.
-import json, pathlib, sys
-flags = dict(a.partition("=")[::2] for a in sys.argv[1:])
-if "--help" in flags:
-    print("&&&& RUNNING TensorRT.trtexec [TensorRT v101303]")
-    sys.exit(0)
-if "--onnx" in flags:
-    data = pathlib.Path(flags["--onnx"]).read_bytes()
-    if b"poison" in data:
-        print("[11/20/2026] [E] Engine could not be created from network", file=sys.stderr)
-        sys.exit(1)
-    pathlib.Path(flags["--saveEngine"]).write_bytes(b"stand-in plan of " + str(len(data)).encode())
-    pathlib.Path(flags["--exportLayerInfo"]).write_text(json.dumps({json.dumps(LAYERS_OF_10)!s}))
-    print("[I] (Sparsity) Layers eligible for sparse math: conv1")
-if "--loadEngine" in flags:
-    assert pathlib.Path(flags["--loadEngine"]).read_bytes().startswith(b"stand-in plan")
-    samples = [{{"computeMs": 1.5, "latencyMs": 2.0}}] * int(flags["--iterations"])
-    pathlib.Path(flags["--exportTimes"]).write_text(json.dumps(samples))
-    if "--exportProfile" in flags:
-        layers = [{{"count": 1}}, {{"name": "conv1", "averageMs": 0.5}}]
-        pathlib.Path(flags["--exportProfile"]).write_text(json.dumps(layers))
-"""
-
-
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """This machine as the board, with the stand-in trtexec on its path."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "trtexec").write_text(STAND_IN)
-    (tools / "trtexec").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setenv("PATH", str(install(tools)), prepend=":")
     with open_device("local") as device:
         yield device
 
