@@ -13,12 +13,17 @@ class Static:
     reason: str = ""
 
 
+_RESHAPES = "nn.MultiheadAttention reshapes to traced lengths"
+
 FAILURES: dict[tuple[str, str], str] = {
     ("gpt2_sdpa", "torchscript"): "aten::diff, used to find packed sequences without a mask, has no symbolic",
 }
 """(entry, exporter) -> why that exporter cannot export it."""
 
 STATIC: dict[tuple[str, str], Static] = {
+    ("torch_encoder", "torchscript"): Static(frozenset({"sequence"}), _RESHAPES),
+    ("torch_multihead", "torchscript"): Static(frozenset({"sequence"}), _RESHAPES),
+    ("conformer", "torchscript"): Static(frozenset({"time"}), _RESHAPES),
     ("rnn_classifier", "dynamo"): Static(frozenset({"sequence"}), "nn.RNN is unrolled over the steps"),
 }
 """(entry, exporter) -> what is exported at its example size only."""

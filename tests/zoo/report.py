@@ -128,7 +128,7 @@ def _rows(name: str, exporters: Sequence[Exporter], form: Form) -> list[Row]:
     for exporter in exporters:
         row = check(name, exporter, form, model)
         print(
-            f"{name} {exporter}: {row.status}, {row.seconds:.1f} s",
+            f"{name} {exporter}: {row.status}, batch {row.batch}, size {row.size}, {row.seconds:.1f} s",
             file=sys.stderr,
             flush=True,
         )

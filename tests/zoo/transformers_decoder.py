@@ -20,6 +20,9 @@ _LLAMA = {
     "max_position_embeddings": 64,
 }
 
+_BATCHED = {"experts_implementation": "batched_mm"}
+"""Experts by gathering their stacked weights per token; the default has operators that no exporter knows."""
+
 
 def _causal(kind: str, settings: dict[str, Any], attention: str = "eager", *, mask: bool = True) -> Model:
     """Logits from ids, and from a mask of ones when asked: without it some exporters meet other operators."""
@@ -130,7 +133,7 @@ def stablelm() -> Model:
 
 @entry("text", "transformer", "decoder", "gqa", "moe")
 def mixtral() -> Model:
-    moe = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 52}
+    moe = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 52, **_BATCHED}
     return _causal("Mixtral", {**_LLAMA, **moe})
 
 
@@ -138,7 +141,7 @@ def mixtral() -> Model:
 def qwen_moe() -> Model:
     """Routed experts beside a gated shared one."""
     settings = {k: v for k, v in _LLAMA.items() if k != "head_dim"}
-    moe = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 44}
+    moe = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 44, **_BATCHED}
     shared = {"shared_expert_intermediate_size": 60, "hidden_size": 48}
     return _causal("Qwen2Moe", {**settings, **moe, **shared})
 
