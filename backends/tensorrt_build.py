@@ -9,7 +9,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from typing import Any, cast
 from sparsecc.backends.base import Progress
 from sparsecc.backends.tensorrt_api import (
     RTX,
+    TENSORRT,
     THREE_WAYS,
     Flavour,
     Log,
@@ -31,6 +32,7 @@ from sparsecc.backends.tensorrt_cache import TimingCacheFile
 from sparsecc.backends.tensorrt_device import NoGpuError, gpus
 from sparsecc.backends.tensorrt_errors import Refusal, build_failure, parse_refusal, summary
 from sparsecc.backends.tensorrt_options import BuildOptions, Profile, Shape
+from sparsecc.backends.tensorrt_plans import vouch_for
 from sparsecc.backends.tensorrt_types import (
     Api,
     Builder,
@@ -83,11 +85,13 @@ def build_plan(
     data = _serialized(api, builder, parsed, config, log, progress)
     cache.keep(config)
     plan.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    vouch_for(digest)
     progress("plan written", 1.0)
     return facts | {
         "version": api.__version__,
         "plan_bytes": len(data),
-        "plan_sha256": hashlib.sha256(data).hexdigest(),
+        "plan_sha256": digest,
         "network_layers": parsed.network.num_layers,
         "plugins": plugins,
         "timing_cache": cache.facts(),
@@ -95,6 +99,20 @@ def build_plan(
         "warnings": log.warnings[:50],
         "build_seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def build_task(request: Mapping[str, Any], emit: Callable[[Any], None]) -> dict[str, Any]:
+    """`build_plan` as a task of `sparsecc.worker`: a crash of the native builder ends the worker only.
+
+    The request holds `target`, `onnx` and `plan` (paths), and `options`.
+    """
+    flavour = RTX if request["target"] == RTX.target else TENSORRT
+    options = BuildOptions.from_mapping(request["options"])
+
+    def progress(what: str, share: float) -> None:
+        emit({"stage": what, "share": share})
+
+    return build_plan(flavour, Path(request["onnx"]), Path(request["plan"]), options, progress)
 
 
 def check_support(flavour: Flavour, onnx: Path) -> list[Refusal]:

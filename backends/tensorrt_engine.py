@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.onnxruntime_session import OrtRunner
 from sparsecc.backends.tensorrt_api import TENSORRT, THREE_WAYS, Flavour, availability
 from sparsecc.backends.tensorrt_build import build_plan
 from sparsecc.backends.tensorrt_device import NoGpuError, gpus
@@ -62,12 +64,23 @@ class TensorrtEngine:
         files = tuple(name for name in (ONNX, f"{ONNX}.data") if (folder / name).is_file())
         return self._built(folder, files, chosen, progress, {})
 
-    def load(self, path: Path, *, threads: int = 1) -> EngineRunner:
-        """A runner on the GPU here. `threads` means nothing to it."""
+    def load(self, path: Path, *, threads: int = 1) -> EngineRunner | OrtRunner:
+        """A plan on the GPU here; an emitted `model.onnx` on the CPU, for its numerics.
+
+        UnavailableError for a plan where there is no GPU: check `numerics_file` instead.
+        """
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().load(path, threads=threads)
         return open_plan(self.flavour, path)
+
+    def numerics_file(self, path: Path) -> Path:
+        """What `load` can run here: the plan beside a GPU, else the `model.onnx` it was built from."""
+        return path if _has_gpu() else path.with_name(ONNX)
 
     def census(self, path: Path) -> dict[str, Any]:
         """Counts from the layer information written at build time, else from the plan itself."""
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().census(path)
         stored = path.with_name(LAYERS)
         if stored.is_file():
             return census(parse_layers(stored.read_text(encoding="utf-8")))
@@ -82,6 +95,8 @@ class TensorrtEngine:
 
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
         """Mean time per layer on the GPU here."""
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().profile(path, feeds, threads=threads, runs=runs)
         runner = open_plan(self.flavour, path)
         try:
             return runner.layers(feeds, runs=runs)

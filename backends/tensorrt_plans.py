@@ -12,19 +12,27 @@ from sparsecc.text import quoted
 
 MANIFEST = "manifest.json"
 
+_built_here: set[str] = set()
+"""Hashes of the plans that this process built: a compile runs its plan before the manifest is written."""
+
+
+def vouch_for(digest: str) -> None:
+    """Remember the sha256 of a plan that this very process has just built."""
+    _built_here.add(digest)
+
 
 def read_vouched(path: Path) -> bytes:
-    """The bytes of a plan or timing file whose sha256 stands in the manifest beside it.
+    """The bytes of a plan that this process built, or whose sha256 stands in the manifest beside it.
 
     The bytes returned are those that were hashed. InputError when there is no manifest, it does not name the
     file, or the hash differs: the plan is then never handed to TensorRT.
     """
-    expected = _expected_hash(path)
     try:
         data = path.read_bytes()
     except OSError as e:
         raise InputError(f"{quoted(str(path))} cannot be read ({e.strerror}): check the path") from e
-    if hashlib.sha256(data).hexdigest() != expected:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest not in _built_here and digest != _expected_hash(path):
         raise InputError(
             f"{quoted(str(path))} is not the file that {MANIFEST} vouches for: compile again, never load it"
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -16,7 +18,7 @@ from sparsecc.backends.tensorrt_api import RTX, Steps
 from sparsecc.backends.tensorrt_build import build_plan, check_support
 from sparsecc.backends.tensorrt_options import BuildOptions
 from sparsecc.backends.tensorrt_rtx import TensorrtRtx
-from sparsecc.errors import InputError, UnavailableError
+from sparsecc.errors import InputError, UnavailableError, WorkerError
 from tests.tensorrt_graphs import GRAPHS, REFUSED, conv_residual, dynamic
 
 pytestmark = pytest.mark.rtx
@@ -216,6 +218,48 @@ def test_running_says_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"plan")
     with pytest.raises(InputError, match=r"has no manifest\.json beside it"):
         TensorrtRtx().load(tmp_path / "model.engine")
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_a_plan_just_built_is_trusted_and_needs_a_gpu_to_run(tmp_path: Path) -> None:
+    backend = TensorrtRtx()
+    backend.build(ir.from_proto(conv_residual()), tmp_path, {}, _ignore)
+    with pytest.raises(UnavailableError, match="no CUDA driver here"):
+        backend.load(tmp_path / "model.engine")
+    numerics = backend.numerics_file(tmp_path / "model.engine")
+    feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
+    assert backend.load(numerics).run(feeds)["y"].shape == (1, 32, 16, 16)
+    (tmp_path / "model.engine").write_bytes(b"another plan")
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        backend.load(tmp_path / "model.engine")
+
+
+def test_a_crash_in_native_code_stays_in_the_worker(tmp_path: Path) -> None:
+    """A plugin that aborts as it loads: the worst that a build can do to its process."""
+    import onnx
+
+    from sparsecc import worker
+
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for a plugin that crashes")
+    (tmp_path / "plugins").mkdir()
+    source = tmp_path / "crash.c"
+    source.write_text(
+        "#include <stdlib.h>\n__attribute__((constructor)) static void crash(void) { abort(); }\n"
+    )
+    library = tmp_path / "plugins" / "crash.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    onnx.save(conv_residual(), tmp_path / "model.onnx")
+    request = {"onnx": str(tmp_path / "model.onnx"), "plan": str(tmp_path / "model.engine")}
+    task = "sparsecc.backends.tensorrt_build:build_task"
+    with pytest.raises(WorkerError) as caught:
+        worker.run(
+            task, request | {"options": {"plugins": str(tmp_path / "plugins")}, "target": "tensorrt-rtx"}
+        )
+    assert "\n" not in str(caught.value)
+    facts = worker.run(task, request | {"options": {}, "target": "tensorrt-rtx"})
+    assert facts["plan_bytes"] == (tmp_path / "model.engine").stat().st_size
 
 
 def test_rtx_builds_only_here(tmp_path: Path) -> None:
