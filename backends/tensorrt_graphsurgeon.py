@@ -11,6 +11,7 @@ from sparsecc.errors import InputError
 from sparsecc.text import one_line, quoted
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_graphsurgeon as gs
 
 
@@ -18,7 +19,7 @@ def to_graphsurgeon(path: Path) -> gs.Graph:
     """An ONNX file as a `gs.Graph`, its weights loaded. InputError when the file cannot be read."""
     import onnx
     import onnx_graphsurgeon as gs
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
     try:
         return gs.import_onnx(onnx.load(path))
@@ -32,7 +33,7 @@ def from_graphsurgeon(graph: gs.Graph) -> ir.Model:
 
     copy: Any = graph.copy()
     try:
-        proto = gs.export_onnx(copy.cleanup().toposort())
+        proto: onnx.ModelProto = gs.export_onnx(copy.cleanup().toposort())
     except (gs.OnnxGraphSurgeonException, ValueError, TypeError) as e:
         raise InputError(f"the gs.Graph does not export ({one_line(str(e), 120)}): mend its nodes") from e
     return ir.from_proto(proto)
