@@ -120,13 +120,18 @@ def _dims(kind: onnx.TypeProto | None) -> Shape | None:
 
 @_shapes_of(
     """FastGelu BiasGelu QuickGelu Gelu BiasSoftmax GroupNorm RotaryEmbedding Inverse MoE QMoE ScaledSiLU
-    QLinearLeakyRelu QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding BiasAdd MeanVarianceNormalization
-    GroupNormalization"""
+    QLinearLeakyRelu QLinearSigmoid QLinearSoftmax Trilu GemmaRotaryEmbedding BiasAdd GroupNormalization
+    MeanVarianceNormalization"""
 )
 @_shapes_of("QuantizeLinear", dtype=2)
 @_shapes_of("DequantizeLinear", dtype=1)
 def _same_as_first(call: Call) -> Sequence[Shape]:
     return [call[0]]
+
+
+@_shapes_of("GridSample")
+def _grid_sample(call: Call) -> Sequence[Shape]:
+    return [[*call[0][:2], *call[1][1:-1]]]
 
 
 @_shapes_of("BiasDropout SkipGroupNorm")
@@ -284,8 +289,6 @@ def _nhwc_conv(call: Call) -> Sequence[Shape]:
 @_shapes_of("QLinearConv")
 def _q_conv(call: Call) -> Sequence[Shape]:
     return [_like_standard(call, "Conv", [call[0], call[3]], bool(call.int_("channels_last")))]
-
-
 
 
 @_shapes_of("CausalConvWithState")

@@ -123,7 +123,7 @@ def check(
     feeds: Arrays | None = None,
     tolerance: float = 2e-5,
 ) -> ir.Model:
-    """The free slots are exactly those expected, and removing half of them gives what the masked dense model gives.
+    """The free slots are exactly those expected; without half of them the model gives what the masked one gives.
 
     Returns the pruned model.
     """

@@ -50,7 +50,10 @@ def test_grouped_queries() -> None:
 
 
 def test_attention_of_separate_heads() -> None:
-    heads = "(float[N, 5, 6] x, float[4, 6, 8] w1, float[4, 6, 8] w2, float[4, 6, 10] w3, float[4, 10, 3] w4) => (float y) "
+    heads = (
+        "(float[N, 5, 6] x, float[4, 6, 8] w1, float[4, 6, 8] w2, float[4, 6, 10] w3, float[4, 10, 3] w4) "
+        "=> (float y) "
+    )
     body = (
         "<int64[1] one = {1}> { t = Unsqueeze(x, one) q = MatMul(t, w1) k = MatMul(t, w2) v = MatMul(t, w3) "
         "a = Attention(q, k, v) z = MatMul(a, w4) y = ReduceSum<keepdims = 0>(z, one) }"
@@ -87,8 +90,10 @@ def test_scores_as_a_second_output() -> None:
 def test_rotary_embedding(interleaved: int, rotated: int) -> None:
     columns = rotated // 2 or 4
     text = projected(
-        f"qr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = {rotated}>(q, w5, w6, ids) "
-        f"kr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = {rotated}>(k, w5, w6, ids) "
+        f"qr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = "
+        f"{rotated}>(q, w5, w6, ids) "
+        f"kr = RotaryEmbedding<num_heads = 2, interleaved = {interleaved}, rotary_embedding_dim = "
+        f"{rotated}>(k, w5, w6, ids) "
         "a = Attention<q_num_heads = 2, kv_num_heads = 2>(qr, kr, v)"
     ).replace(
         "float[6, 16] w1",
@@ -120,8 +125,10 @@ def test_fused_attention(sizes: list[int] | None) -> None:
     total, out = (sum(sizes), sizes[2]) if sizes else (48, 16)
     extra = f", qkv_hidden_sizes = {sizes}" if sizes else ""
     model = check(
-        f"(float[N, 5, 6] x, float[6, 8] w0, float[8, {total}] w1, float[{total}] w2, float[{out}, 3] w3) => (float y) "
-        f"{{ h = MatMul(x, w0) a = com.microsoft.Attention<num_heads = 4{extra}>(h, w1, w2) y = MatMul(a, w3) }}",
+        f"(float[N, 5, 6] x, float[6, 8] w0, float[8, {total}] w1, float[{total}] w2, float[{out}, 3] w3) "
+        "=> (float y) "
+        f"{{ h = MatMul(x, w0) a = com.microsoft.Attention<num_heads = 4{extra}>(h, w1, w2) y = MatMul(a, "
+        f"w3) }}",
         "w0:1 w1:0 w1:1 w2:0 w3:0",
     )
     assert scale_of(model, "Attention") == pytest.approx(0.5)
@@ -129,16 +136,20 @@ def test_fused_attention(sizes: list[int] | None) -> None:
 
 def test_fused_attention_with_a_bias_over_heads() -> None:
     check(
-        "(float[2, 5, 6] x, float[6, 48] w1, float[48] w2, float[1, 4, 5, 5] w4, float[16, 3] w3) => (float y) "
-        "{ a = com.microsoft.Attention<num_heads = 4, unidirectional = 1>(x, w1, w2, , , w4) y = MatMul(a, w3) }",
+        "(float[2, 5, 6] x, float[6, 48] w1, float[48] w2, float[1, 4, 5, 5] w4, float[16, 3] w3) => "
+        "(float y) "
+        "{ a = com.microsoft.Attention<num_heads = 4, unidirectional = 1>(x, w1, w2, , , w4) y = MatMul(a, "
+        "w3) }",
         "w1:1 w2:0 w3:0 w4:1",
     )
 
 
 def test_fused_attention_with_a_cache() -> None:
     text = (
-        "(float[2, 5, 6] x, float[2, 2, 4, 3, 4] past, float[6, 48] w1, float[48] w2, float[16, 3] w3) => (float y) "
-        "{ a, present = com.microsoft.Attention<num_heads = 4, unidirectional = 1>(x, w1, w2, , past) y = MatMul(a, w3) }"
+        "(float[2, 5, 6] x, float[2, 2, 4, 3, 4] past, float[6, 48] w1, float[48] w2, float[16, 3] w3) => "
+        "(float y) "
+        "{ a, present = com.microsoft.Attention<num_heads = 4, unidirectional = 1>(x, w1, w2, , past) y = "
+        "MatMul(a, w3) }"
     )
     assert why_pinned(text, "w1:1") == "graph input 'past'"
     check(text, "")
@@ -166,14 +177,16 @@ def test_multi_head_attention_with_a_bias_over_heads() -> None:
 def test_packed_queries_keys_and_values() -> None:
     check_free(
         "(float[2, 5, 6] x, float[6, 96] w1, float[32, 3] w4) => (float y) <int64[5] s = {2, 5, 4, 3, 8}> "
-        "{ h = MatMul(x, w1) p = Reshape(h, s) a = com.microsoft.MultiHeadAttention<num_heads = 4>(p) y = MatMul(a, w4) }",
+        "{ h = MatMul(x, w1) p = Reshape(h, s) a = com.microsoft.MultiHeadAttention<num_heads = 4>(p) y = "
+        "MatMul(a, w4) }",
         "w1:1 w4:0",
     )
 
 
 def test_packed_keys_and_values() -> None:
     check_free(
-        "(float[2, 5, 6] x, float[6, 32] w1, float[6, 64] w2, float[32, 3] w4) => (float y) <int64[5] s = {2, 5, 4, 2, 8}> "
+        "(float[2, 5, 6] x, float[6, 32] w1, float[6, 64] w2, float[32, 3] w4) => (float y) <int64[5] s = "
+        "{2, 5, 4, 2, 8}> "
         "{ q = MatMul(x, w1) h = MatMul(x, w2) p = Reshape(h, s) "
         "a = com.microsoft.MultiHeadAttention<num_heads = 4>(q, p) y = MatMul(a, w4) }",
         "w1:1 w2:1 w4:0",
@@ -193,14 +206,17 @@ def test_group_query_attention(rotary: int, packed: bool) -> None:
         text = (
             f"(float[2, 5, 6] x, {given}float[6, 256] w1, float[128, 3] w4) => (float y) {GQA}"
             "{ h = MatMul(x, w1) "
-            f"a, pk, pv = com.microsoft.GroupQueryAttention<{options}>(h, , , , , lengths, total, {caches}) y = MatMul(a, w4) }}"
+            f"a, pk, pv = com.microsoft.GroupQueryAttention<{options}>(h, , , , , lengths, total, "
+            f"{caches}) y = MatMul(a, w4) }}"
         )
         expected = "w1:1 w4:0"
     else:
         text = (
-            f"(float[2, 5, 6] x, {given}float[6, 128] w1, float[6, 64] w2, float[6, 64] w3, float[128, 3] w4) => (float y) {GQA}"
+            f"(float[2, 5, 6] x, {given}float[6, 128] w1, float[6, 64] w2, float[6, 64] w3, float[128, 3] "
+            f"w4) => (float y) {GQA}"
             "{ q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3) "
-            f"a, pk, pv = com.microsoft.GroupQueryAttention<{options}>(q, k, v, , , lengths, total, {caches}) "
+            f"a, pk, pv = com.microsoft.GroupQueryAttention<{options}>(q, k, v, , , lengths, total, "
+            f"{caches}) "
             "y = MatMul(a, w4) }"
         )
         expected = ALL
@@ -209,7 +225,8 @@ def test_group_query_attention(rotary: int, packed: bool) -> None:
 
 def test_quantized_attention() -> None:
     check(
-        "(float[2, 5, 6] x, float[6, 8] w0, int8[8, 48] w1, float[48] w2, float s1, uint8 z1, float s2, int8 z2, "
+        "(float[2, 5, 6] x, float[6, 8] w0, int8[8, 48] w1, float[48] w2, float s1, uint8 z1, float s2, "
+        "int8 z2, "
         "float[16, 3] w3) => (float y) "
         "{ h = MatMul(x, w0) q = QuantizeLinear(h, s1, z1) "
         "a = com.microsoft.QAttention<num_heads = 4>(q, w1, w2, s1, s2, , z1, z2) y = MatMul(a, w3) }",
@@ -229,7 +246,8 @@ def test_skip_normalization(operator: str, second: bool) -> None:
     w4 = "float[8] w4, " if operator == NORMS[0] else ""
     outputs, use = ("n, , , t", "u = Add(n, t)") if second else ("n", "u = Identity(n)")
     check(
-        f"(float[N, 5, 6] x, float[6, 8] w1, float[6, 8] w2, float[8] w3, {w4}float[8] w5, float[8, 3] w6) => (float y) "
+        f"(float[N, 5, 6] x, float[6, 8] w1, float[6, 8] w2, float[8] w3, {w4}float[8] w5, float[8, 3] w6) "
+        "=> (float y) "
         f"{{ h = MatMul(x, w1) g = MatMul(x, w2) {outputs} = com.microsoft.{operator}(h, g, {affine}) {use} "
         "y = MatMul(u, w6) }",
         expected,
@@ -240,8 +258,10 @@ def test_skip_normalization(operator: str, second: bool) -> None:
 def test_embedded_words(segments: bool) -> None:
     given, s = ("int32[N, 5] t, float[2, 8] w3, ", "t") if segments else ("", "")
     check(
-        f"(int32[N, 5] i, {given}float[11, 8] w1, float[5, 8] w2, float[8] w4, float[8] w5, float[8, 3] w6) => (float y) "
-        f"{{ h, m = com.microsoft.EmbedLayerNormalization(i, {s}, w1, w2, {'w3' if segments else ''}, w4, w5) "
+        f"(int32[N, 5] i, {given}float[11, 8] w1, float[5, 8] w2, float[8] w4, float[8] w5, float[8, 3] "
+        "w6) => (float y) "
+        f"{{ h, m = com.microsoft.EmbedLayerNormalization(i, {s}, w1, w2, {'w3' if segments else ''}, w4, "
+        "w5) "
         "y = MatMul(h, w6) }",
         "w1:1 w2:1 w4:0 w5:0 w6:0" + (" w3:1" if segments else ""),
         feeds={"t": np.ones((3, 5), dtype=np.int32)} if segments else None,
@@ -251,7 +271,8 @@ def test_embedded_words(segments: bool) -> None:
 def test_rms_norm_of_onnx_runtime() -> None:
     check(
         "(float[N, 5, 6] x, float[6, 8] w1, float[8] w2, float[8, 3] w3) => (float y) "
-        "{ h = MatMul(x, w1) n = SimplifiedLayerNormalization<axis = -1, epsilon = 0.01>(h, w2) y = MatMul(n, w3) }",
+        "{ h = MatMul(x, w1) n = SimplifiedLayerNormalization<axis = -1, epsilon = 0.01>(h, w2) y = "
+        "MatMul(n, w3) }",
         "w1:1 w2:0 w3:0",
     )
 
@@ -290,8 +311,10 @@ def test_a_fused_gemm() -> None:
 
 def test_a_fused_convolution_with_its_residual() -> None:
     check(
-        "(float[N, 3, 6, 6] x, float[8, 3, 1, 1] w1, float[8, 3, 1, 1] w2, float[8] w3, float[8, 2] w4) => (float y) "
-        '{ g = Conv(x, w1) h = com.microsoft.FusedConv<activation = "Relu">(x, w2, w3, g) p = GlobalAveragePool(h) '
+        "(float[N, 3, 6, 6] x, float[8, 3, 1, 1] w1, float[8, 3, 1, 1] w2, float[8] w3, float[8, 2] w4) => "
+        "(float y) "
+        '{ g = Conv(x, w1) h = com.microsoft.FusedConv<activation = "Relu">(x, w2, w3, g) p = '
+        "GlobalAveragePool(h) "
         "f = Flatten(p) y = MatMul(f, w4) }",
         "w1:0 w2:0 w3:0 w4:0",
     )

@@ -18,7 +18,8 @@ def test_quantized_and_dequantized_weights(channels: int | None) -> None:
         f"(float[N, 3, 6, 6] x, int8[8, 3, 3, 3] w1, {kind}, {UNSIGNED}, float[8, 2] w2) => (float y) "
         "{ a = QuantizeLinear(x, s1, z1) b = DequantizeLinear(a, s1, z1) "
         "d = DequantizeLinear<axis = 0>(w1, s3, z3) c = Conv(b, d) e = QuantizeLinear(c, s2, z2) "
-        "f = DequantizeLinear(e, s2, z2) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p) y = MatMul(q, w2) }",
+        "f = DequantizeLinear(e, s2, z2) g = Relu(f) p = GlobalAveragePool(g) q = Flatten(p) y = MatMul(q, "
+        "w2) }",
         "w1:0 w2:0" + per,
         values={"s2": np.float32(0.3)},
     )
@@ -27,7 +28,8 @@ def test_quantized_and_dequantized_weights(channels: int | None) -> None:
 def test_per_channel_activations() -> None:
     check(
         "(float[N, 6] x, float[6, 8] w1, float[8] s1, uint8[8] z1, float[8, 2] w2) => (float y) "
-        "{ h = MatMul(x, w1) a = QuantizeLinear<axis = 1>(h, s1, z1) b = DequantizeLinear<axis = 1>(a, s1, z1) y = MatMul(b, w2) }",
+        "{ h = MatMul(x, w1) a = QuantizeLinear<axis = 1>(h, s1, z1) b = DequantizeLinear<axis = 1>(a, s1, "
+        "z1) y = MatMul(b, w2) }",
         "w1:1 s1:0 z1:0 w2:0",
     )
 
@@ -35,7 +37,8 @@ def test_per_channel_activations() -> None:
 def test_blocks_of_weights() -> None:
     check(
         "(float[N, 6] x, float[6, 16] w1, int8[16, 5] w2, float[4, 5] s1, float[5, 2] w3) => (float y) "
-        "{ h = MatMul(x, w1) d = DequantizeLinear<axis = 0, block_size = 4>(w2, s1) g = MatMul(h, d) y = MatMul(g, w3) }",
+        "{ h = MatMul(x, w1) d = DequantizeLinear<axis = 0, block_size = 4>(w2, s1) g = MatMul(h, d) y = "
+        "MatMul(g, w3) }",
         "w1:1 w2:0 w2:1 s1:0 s1:1 w3:0",
     )
 
@@ -43,7 +46,8 @@ def test_blocks_of_weights() -> None:
 def test_scale_chosen_at_run_time() -> None:
     check(
         "(float[N, 6] x, float[6, 8] w1, uint8[8, 5] w2, uint8 z2, float s2, float[5, 2] w3) => (float y) "
-        "{ h = MatMul(x, w1) q, s, z = DynamicQuantizeLinear(h) m = MatMulInteger(q, w2, z, z2) c = Cast<to = 1>(m) "
+        "{ h = MatMul(x, w1) q, s, z = DynamicQuantizeLinear(h) m = MatMulInteger(q, w2, z, z2) c = "
+        "Cast<to = 1>(m) "
         "t = Mul(s, s2) g = Mul(c, t) y = MatMul(g, w3) }",
         "w1:1 w2:0 w2:1 w3:0",
     )
@@ -51,8 +55,10 @@ def test_scale_chosen_at_run_time() -> None:
 
 def test_integer_product_with_zero_points_per_column() -> None:
     check(
-        "(float[N, 6] x, float[6, 8] w1, float s1, uint8 z1, uint8[8, 5] w2, uint8[5] z2, float[5, 2] w3) => (float y) "
-        "{ h = MatMul(x, w1) q = QuantizeLinear(h, s1, z1) m = MatMulInteger(q, w2, z1, z2) c = Cast<to = 1>(m) "
+        "(float[N, 6] x, float[6, 8] w1, float s1, uint8 z1, uint8[8, 5] w2, uint8[5] z2, float[5, 2] w3) "
+        "=> (float y) "
+        "{ h = MatMul(x, w1) q = QuantizeLinear(h, s1, z1) m = MatMulInteger(q, w2, z1, z2) c = Cast<to = "
+        "1>(m) "
         "y = MatMul(c, w3) }",
         "w1:1 w2:0 w2:1 z2:0 w3:0",
         values={"z1": np.uint8(131)},
@@ -65,9 +71,11 @@ def test_integer_convolution(per_channel: bool, group: int) -> None:
     width = 6 // group
     count = "[6]" if per_channel else ""
     text = (
-        f"(float[N, 3, 6, 6] x, float[6, 3, 1, 1] w1, float s1, uint8 z1, int8[6, {width}, 3, 3] w2, int8{count} z2, "
+        f"(float[N, 3, 6, 6] x, float[6, 3, 1, 1] w1, float s1, uint8 z1, int8[6, {width}, 3, 3] w2, "
+        f"int8{count} z2, "
         "float[6, 2] w3) => (float y) "
-        f"{{ h = Conv(x, w1) q = QuantizeLinear(h, s1, z1) m = ConvInteger<group = {group}, pads = [1, 1, 1, 1]>(q, w2, z1, z2) "
+        f"{{ h = Conv(x, w1) q = QuantizeLinear(h, s1, z1) m = ConvInteger<group = {group}, pads = [1, 1, "
+        "1, 1]>(q, w2, z1, z2) "
         "c = Cast<to = 1>(m) p = GlobalAveragePool(c) f = Flatten(p) y = MatMul(f, w3) }"
     )
     free = "w1:0 w2:0 w3:0" + (" w2:1" if width > 1 else "") + (" z2:0" if per_channel else "")
@@ -85,7 +93,8 @@ def test_quantized_convolution(per_channel: bool, domain: str) -> None:
     forward = "g = Transpose<perm = [0, 2, 3, 1]>(q) " if domain else "g = Identity(q) "
     back = "k = Transpose<perm = [0, 3, 1, 2]>(d) " if domain else "k = Identity(d) "
     check(
-        f"(float[2, 3, 6, 6] x, float[4, 3, 1, 1] w1, {UNSIGNED}, int8[{shape}] w2, float{count} s3, int8{count} z3, "
+        f"(float[2, 3, 6, 6] x, float[4, 3, 1, 1] w1, {UNSIGNED}, int8[{shape}] w2, float{count} s3, "
+        f"int8{count} z3, "
         "int32[8] b4, float[8, 2] w3) => (float y) "
         f"{{ h = Conv(x, w1) q = QuantizeLinear(h, s1, z1) {forward}"
         f"d = {domain}QLinearConv<{last}pads = [1, 1, 1, 1]>(g, s1, z1, w2, s3, z3, s2, z2, b4) {back}"
@@ -100,7 +109,8 @@ def test_quantized_convolution(per_channel: bool, domain: str) -> None:
 def test_quantized_product(columns: bool) -> None:
     count = "[5]" if columns else ""
     check(
-        f"(float[N, 6] x, float[6, 8] w1, {UNSIGNED}, uint8[8, 5] w2, float{count} s3, uint8{count} z3, float[5, 2] w3) => (float y) "
+        f"(float[N, 6] x, float[6, 8] w1, {UNSIGNED}, uint8[8, 5] w2, float{count} s3, uint8{count} z3, "
+        "float[5, 2] w3) => (float y) "
         "{ h = MatMul(x, w1) q = QuantizeLinear(h, s1, z1) m = QLinearMatMul(q, s1, z1, w2, s3, z3, s2, z2) "
         "d = DequantizeLinear(m, s2, z2) y = MatMul(d, w3) }",
         "w1:1 w2:0 w2:1 w3:0" + (" s3:0 z3:0" if columns else ""),
@@ -110,8 +120,10 @@ def test_quantized_product(columns: bool) -> None:
 
 def test_quantized_gemm() -> None:
     check(
-        f"(float[N, 6] x, float[6, 8] w1, {UNSIGNED}, uint8[5, 8] w2, float s3, uint8 z3, int32[5] b1, float[5, 2] w3) => (float y) "
-        "{ h = MatMul(x, w1) q = QuantizeLinear(h, s1, z1) m = com.microsoft.QGemm<transB = 1>(q, s1, z1, w2, s3, z3, b1, s2, z2) "
+        f"(float[N, 6] x, float[6, 8] w1, {UNSIGNED}, uint8[5, 8] w2, float s3, uint8 z3, int32[5] b1, "
+        "float[5, 2] w3) => (float y) "
+        "{ h = MatMul(x, w1) q = QuantizeLinear(h, s1, z1) m = com.microsoft.QGemm<transB = 1>(q, s1, z1, "
+        "w2, s3, z3, b1, s2, z2) "
         "d = DequantizeLinear(m, s2, z2) y = MatMul(d, w3) }",
         "w1:1 w2:0 w2:1 b1:0 w3:0",
         values={"z1": np.uint8(131), "s2": np.float32(0.2), "z2": np.uint8(90)},
@@ -120,13 +132,15 @@ def test_quantized_gemm() -> None:
 
 def test_products_fused_with_their_scales() -> None:
     check(
-        "(float[N, 6] x, float[6, 8] w1, uint8[8, 5] w2, float[5] s2, uint8[5] z2, float[5] w4, float[5, 2] w3) => (float y) "
+        "(float[N, 6] x, float[6, 8] w1, uint8[8, 5] w2, float[5] s2, uint8[5] z2, float[5] w4, float[5, "
+        "2] w3) => (float y) "
         "{ h = MatMul(x, w1) q, s, z = DynamicQuantizeLinear(h) "
         "g = com.microsoft.MatMulIntegerToFloat(q, w2, s, s2, z, z2, w4) y = MatMul(g, w3) }",
         "w1:1 w2:0 w2:1 s2:0 z2:0 w4:0 w3:0",
     )
     check(
-        "(float[N, 6] x, float[6, 8] w1, uint8[8, 5] w2, float[5] s2, uint8[5] z2, float[5] w4, float[5, 2] w3) => (float y) "
+        "(float[N, 6] x, float[6, 8] w1, uint8[8, 5] w2, float[5] s2, uint8[5] z2, float[5] w4, float[5, "
+        "2] w3) => (float y) "
         "{ h = MatMul(x, w1) g = com.microsoft.DynamicQuantizeMatMul(h, w2, s2, z2, w4) y = MatMul(g, w3) }",
         "w1:1 w2:0 w2:1 s2:0 z2:0 w4:0 w3:0",
     )
@@ -180,7 +194,10 @@ def test_quantized_softmax_is_pinned() -> None:
     )
 
 
-IMAGE = f"(float[2, 3, 6, 6] x, float[8, 3, 1, 1] w1, {UNSIGNED}, float[8, 2] w3) => (float y) {{ h = Conv(x, w1) q = QuantizeLinear(h, s1, z1) "
+IMAGE = (
+    f"(float[2, 3, 6, 6] x, float[8, 3, 1, 1] w1, {UNSIGNED}, float[8, 2] w3) => (float y) "
+    "{ h = Conv(x, w1) q = QuantizeLinear(h, s1, z1) "
+)
 TAIL = " d = DequantizeLinear(k, s2, z2) p = GlobalAveragePool(d) f = Flatten(p) y = MatMul(f, w3) }"
 
 
@@ -207,15 +224,18 @@ def test_quantized_images(operators: str) -> None:
 def test_quantizers_of_onnx_runtime(domain: str) -> None:
     check(
         "(float[N, 6] x, float[6, 8] w1, float s1, uint16 z1, float[8, 2] w2) => (float y) "
-        f"{{ h = MatMul(x, w1) q = {domain}QuantizeLinear(h, s1, z1) d = {domain}DequantizeLinear(q, s1, z1) y = MatMul(d, w2) }}",
+        f"{{ h = MatMul(x, w1) q = {domain}QuantizeLinear(h, s1, z1) d = {domain}DequantizeLinear(q, s1, "
+        f"z1) y = MatMul(d, w2) }}",
         "w1:1 w2:0",
         values={"z1": np.uint16(30000)},
     )
 
 
 PACKED = (
-    "(float[N, 6] x, float[6, 128] w1, uint8[8, 4, 16] w2, float[{scales}] s1{zeros}, float[8, 2] w3) => (float y) "
-    "{{ h = MatMul(x, w1) g = com.microsoft.MatMulNBits<N = 8, K = 128, bits = 4, block_size = 32>(h, w2, s1{z}) "
+    "(float[N, 6] x, float[6, 128] w1, uint8[8, 4, 16] w2, float[{scales}] s1{zeros}, float[8, 2] w3) => "
+    "(float y) "
+    "{{ h = MatMul(x, w1) g = com.microsoft.MatMulNBits<N = 8, K = 128, bits = 4, block_size = 32>(h, w2, "
+    "s1{z}) "
     "y = MatMul(g, w3) }}"
 )
 

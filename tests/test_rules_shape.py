@@ -16,7 +16,8 @@ def ints(**constants: list[int]) -> str:
 def chain(operators: str, rows: int = 12, width: int = 12, **constants: list[int]) -> str:
     """A product, something, a product."""
     return (
-        f"(float[N, 6] x, float[6, {width}] w1, float[{rows}, 3] w2) => (float y) {ints(one=[1], **constants)}"
+        f"(float[N, 6] x, float[6, {width}] w1, float[{rows}, 3] w2) => (float y) "
+        f"{ints(one=[1], **constants)}"
         f"{{ h = MatMul(x, w1) {operators} y = MatMul(a, w2) }}"
     )
 
@@ -67,8 +68,10 @@ def test_split_in_equal_parts() -> None:
 def test_older_forms_with_attributes() -> None:
     check(
         "(float[N, 6] x, float[6, 12] w1, float[8, 3] w2) => (float y) "
-        "{ h = MatMul(x, w1) b, c = Split<axis = 1, split = [4, 8]>(h) d = Slice<axes = [1], starts = [2], ends = [6]>(c) "
-        "e = Add(b, d) f = Pad<pads = [0, 0, 0, 4]>(e) u = Unsqueeze<axes = [1]>(f) v = Squeeze<axes = [1]>(u) "
+        "{ h = MatMul(x, w1) b, c = Split<axis = 1, split = [4, 8]>(h) d = Slice<axes = [1], starts = [2], "
+        "ends = [6]>(c) "
+        "e = Add(b, d) f = Pad<pads = [0, 0, 0, 4]>(e) u = Unsqueeze<axes = [1]>(f) v = Squeeze<axes = "
+        "[1]>(u) "
         "y = MatMul(v, w2) }",
         BOTH,
         opset=9,
@@ -129,7 +132,10 @@ def test_a_single_pick_is_pinned() -> None:
 
 
 def test_embedding_rows_are_pinned_and_their_width_is_free() -> None:
-    text = "(int64[N, 5] i, float[11, 8] w1, float[8, 3] w2) => (float y) { h = Gather(w1, i) y = MatMul(h, w2) }"
+    text = (
+        "(int64[N, 5] i, float[11, 8] w1, float[8, 3] w2) => (float y) "
+        "{ h = Gather(w1, i) y = MatMul(h, w2) }"
+    )
     assert "run time" in why_pinned(text, "w1:0")
     check(text, BOTH)
 
@@ -148,7 +154,8 @@ def test_channel_shuffle() -> None:
 def test_pixels(mode: str) -> None:
     check(
         "(float[N, 3, 4, 4] x, float[24, 3, 1, 1] w1, float[24, 2] w2) => (float y) "
-        f'{{ h = Conv(x, w1) d = DepthToSpace<blocksize = 2, mode = "{mode}">(h) s = SpaceToDepth<blocksize = 2>(d) '
+        f'{{ h = Conv(x, w1) d = DepthToSpace<blocksize = 2, mode = "{mode}">(h) s = '
+        "SpaceToDepth<blocksize = 2>(d) "
         "p = GlobalAveragePool(s) f = Flatten(p) y = MatMul(f, w2) }",
         "w1:0 w2:0",
     )
@@ -159,7 +166,8 @@ def test_resize_by_sizes_and_scales() -> None:
     tail = "p = GlobalAveragePool(r) f = Flatten(p) y = MatMul(f, w2) }"
     check(sizes + "{ h = Conv(x, w1) r = Resize(h, , , k) " + tail, "w1:0 w2:0")
     check(
-        "(float[2, 3, 4, 4] x, float[6, 3, 1, 1] w1, float[6, 2] w2) => (float y) <float[4] k = {1.0, 1.0, 2.0, 2.0}> "
+        "(float[2, 3, 4, 4] x, float[6, 3, 1, 1] w1, float[6, 2] w2) => (float y) <float[4] k = {1.0, 1.0, "
+        "2.0, 2.0}> "
         "{ h = Conv(x, w1) r = Upsample(h, k) " + tail,
         "w1:0 w2:0",
         opset=9,
@@ -187,20 +195,26 @@ def test_zeros_of_a_computed_shape() -> None:
 
 def test_scattered_updates_pass_trailing_axes() -> None:
     check(
-        "(float[4, 6] x, float[2, 6] u, int64[2, 1] i, float[6, 8] w1, float[6, 8] w2, float[8, 3] w3) => (float y) "
+        "(float[4, 6] x, float[2, 6] u, int64[2, 1] i, float[6, 8] w1, float[6, 8] w2, float[8, 3] w3) => "
+        "(float y) "
         "{ h = MatMul(x, w1) g = MatMul(u, w2) a = ScatterND(h, i, g) y = MatMul(a, w3) }",
         "w1:1 w2:1 w3:0",
     )
 
 
-@pytest.mark.parametrize("operator", ["ScatterElements<axis = 1>", "Scatter<axis = 1>"])
-def test_scattered_elements_are_pinned(operator: str) -> None:
-    check(
-        f"(float[4, 6] x, float[4, 1] u, int64[4, 1] i, float[6, 8] w1, float[8, 3] w2) => (float y) "
-        f"{{ h = MatMul(x, w1) a = {operator}(h, i, u) y = MatMul(a, w2) }}",
-        "",
-        opset=10 if operator.startswith("Scatter<") else 23,
+@pytest.mark.parametrize(("operator", "opset"), [("ScatterElements", 23), ("Scatter", 10)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scattered_elements_pass_the_other_axes(operator: str, opset: int, axis: int) -> None:
+    shape = [2, 8] if axis == 0 else [4, 1]
+    text = (
+        f"(float[4, 6] x, float[{shape[0]}, 6] u, int64[{shape[0]}, 1] i, float[6, 8] w1, float[6, "
+        f"{shape[1]}] w2, "
+        "float[8, 3] w3) => (float y) "
+        + ints(k=shape)
+        + f"{{ h = MatMul(x, w1) g = MatMul(u, w2) e = Expand(i, k) a = {operator}<axis = {axis}>(h, e, g) "
+        f"y = MatMul(a, w3) }}"
     )
+    check(text, "w1:1 w2:1 w3:0" if axis == 0 else "", opset)
 
 
 def test_gathers_at_run_time() -> None:
@@ -210,7 +224,8 @@ def test_gathers_at_run_time() -> None:
         BOTH,
     )
     check(
-        "(float[4, 6] x, int64[3, 2] i, float[6, 8] w1) => (float y) { h = MatMul(x, w1) a = GatherND(h, i) y = Relu(a) }",
+        "(float[4, 6] x, int64[3, 2] i, float[6, 8] w1) => (float y) { h = MatMul(x, w1) a = GatherND(h, "
+        "i) y = Relu(a) }",
         "",
     )
 
@@ -225,14 +240,18 @@ def test_gathered_elements_pass_the_other_axes() -> None:
 
 
 def test_compress_is_pinned() -> None:
-    text = "(float[4, 6] x, bool[8] c, float[6, 8] w1) => (float y) { h = MatMul(x, w1) y = Compress<axis = 1>(h, c) }"
+    text = (
+        "(float[4, 6] x, bool[8] c, float[6, 8] w1) => (float y) "
+        "{ h = MatMul(x, w1) y = Compress<axis = 1>(h, c) }"
+    )
     assert "picked at run time" in why_pinned(text, "w1:1")
     check_free(text, "")
 
 
 def test_a_cache_written_in_place() -> None:
     check_free(
-        "(float[2, 4, 6] x, float[2, 9, 6] c, int64[2] i, float[6, 8] w1, float[6, 8] w2, float[8, 3] w3) => (float y) "
+        "(float[2, 4, 6] x, float[2, 9, 6] c, int64[2] i, float[6, 8] w1, float[6, 8] w2, float[8, 3] w3) "
+        "=> (float y) "
         "{ h = MatMul(x, w1) g = MatMul(c, w2) a = TensorScatter<axis = 1>(g, h, i) y = MatMul(a, w3) }",
         "w1:1 w2:1 w3:0",
         opset=24,

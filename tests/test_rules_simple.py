@@ -1,4 +1,4 @@
-"""Operators that work slot by slot, reduce, or pass axes on: one case per operator in which its rule matters."""
+"""Operators that work slot by slot, reduce, or pass axes on: a case per operator in which its rule matters."""
 
 from __future__ import annotations
 
@@ -6,15 +6,55 @@ import pytest
 
 from tests.rule_checks import check, why_pinned
 
-UNARY = """Abs Acos Asin Asinh Atan Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity
-LeakyRelu Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
-ThresholdedRelu Clip Dropout""".split()
+UNARY = [
+    "Abs",
+    "Acos",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Clip",
+    "Dropout",
+]
 
 
 def through(operators: str, rank: int = 2) -> str:
     """Two products with something between: slots of `h` go through to `a`."""
     lead = "N, " * (rank - 1)
-    return f"(float[{lead}6] x, float[6, 8] w1, float[8, 3] w2) => (float y) {{ h = MatMul(x, w1) {operators} y = MatMul(a, w2) }}"
+    return (
+        f"(float[{lead}6] x, float[6, 8] w1, float[8, 3] w2) => (float y) "
+        f"{{ h = MatMul(x, w1) {operators} y = MatMul(a, w2) }}"
+    )
 
 
 @pytest.mark.parametrize("operator", UNARY)
@@ -49,20 +89,21 @@ def beside(operators: str) -> str:
 
 
 JOINS = [
-    *(f"a = {op}(h, g)" for op in "Add Sub Mul Max Min Mean Sum".split()),
+    *(f"a = {op}(h, g)" for op in ["Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum"]),
     "e = Exp(g) a = Div(h, e)",
     "e = Abs(h) a = Pow(e, g)",
-    *(f"c = {op}(h, g) a = Cast<to = 1>(c)" for op in "Greater GreaterOrEqual Less LessOrEqual".split()),
+    *(f"c = {op}(h, g) a = Cast<to = 1>(c)" for op in ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"]),
     "hi = Round(h) gi = Round(g) c = Equal(hi, gi) a = Cast<to = 1>(c)",
     *(
         f"hi = Cast<to = 9>(h) gi = Cast<to = 9>(g) c = {op}(hi, gi) d = Cast<to = 1>(c) a = Add(d, h)"
-        for op in "And Or Xor".split()
+        for op in ["And", "Or", "Xor"]
     ),
     *(
         f"hi = Cast<to = 7>(h) gi = Cast<to = 7>(g) c = {op}(hi, gi) d = Cast<to = 1>(c) a = Add(d, h)"
-        for op in "BitwiseAnd BitwiseOr BitwiseXor".split()
+        for op in ["BitwiseAnd", "BitwiseOr", "BitwiseXor"]
     ),
-    'ha = Abs(h) ga = Abs(g) hi = Cast<to = 12>(ha) gi = Cast<to = 12>(ga) c = BitShift<direction = "LEFT">(hi, gi) '
+    "ha = Abs(h) ga = Abs(g) hi = Cast<to = 12>(ha) gi = Cast<to = 12>(ga) c = BitShift<direction = "
+    '"LEFT">(hi, gi) '
     "d = Cast<to = 1>(c) a = Add(d, h)",
     "k = Exp(g) a = Mod<fmod = 1>(h, k)",
     "c = Greater(h, g) a = Where(c, h, g)",
@@ -84,9 +125,16 @@ def test_a_bias_broadcasts_over_the_last_axis() -> None:
     )
 
 
-REDUCTIONS = (
-    "ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin ReduceLogSumExp".split()
-)
+REDUCTIONS = [
+    "ReduceSum",
+    "ReduceSumSquare",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceLogSumExp",
+]
 
 
 @pytest.mark.parametrize("operator", REDUCTIONS)
@@ -111,7 +159,10 @@ def test_log_of_a_sum() -> None:
 
 
 def test_a_product_pins_what_it_reduces() -> None:
-    text = "(float[N, 6] x, float[6, 8] w1) => (float y) <int64[1] k = {-1}> { h = MatMul(x, w1) y = ReduceProd(h, k) }"
+    text = (
+        "(float[N, 6] x, float[6, 8] w1) => (float y) <int64[1] k = {-1}> "
+        "{ h = MatMul(x, w1) y = ReduceProd(h, k) }"
+    )
     assert "reduced axis" in why_pinned(text, "w1:1")
     check(text, "")
 
@@ -232,8 +283,10 @@ def test_boxes_of_an_image() -> None:
 
 def test_one_hot_passes_the_axes_of_its_indices() -> None:
     check(
-        "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float y) <int64 k = {4}, float[2] v = {0.0, 1.0}> "
-        "{ h = MatMul(x, w1) i = Cast<to = 7>(h) o = OneHot<axis = -1>(i, k, v) m = ReduceMax<keepdims = 0>(o, d) "
+        "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float y) <int64 k = {4}, float[2] v = {0.0, "
+        "1.0}> "
+        "{ h = MatMul(x, w1) i = Cast<to = 7>(h) o = OneHot<axis = -1>(i, k, v) m = ReduceMax<keepdims = "
+        "0>(o, d) "
         "y = MatMul(m, w2) }".replace("(o, d)", "(o, axis)").replace(
             "int64 k = {4}", "int64[1] k = {4}, int64[1] axis = {-1}"
         ),
@@ -253,7 +306,8 @@ def test_columns_to_image() -> None:
     check(
         "(float[N, 6, 4] x, float[24, 6] w1, float[6, 2] w2) => (float y) "
         "<int64[2] image = {4, 4}, int64[2] block = {2, 2}> "
-        "{ h = MatMul(w1, x) a = Col2Im<strides = [2, 2]>(h, image, block) p = GlobalAveragePool(a) f = Flatten(p) "
+        "{ h = MatMul(w1, x) a = Col2Im<strides = [2, 2]>(h, image, block) p = GlobalAveragePool(a) f = "
+        "Flatten(p) "
         "y = MatMul(f, w2) }",
         "w1:0 w2:0",
     )

@@ -1,7 +1,7 @@
 """Attention as one operator: heads are one group, the width of Q and K a second, that of V a third.
 
-Where the scale of the scores follows from the head width, it is written down before the width changes: it stays
-1/sqrt of the dense width.
+Where the scale of the scores follows from the head width, it is written down before the width changes: it
+stays 1/sqrt of the dense width.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def join_cache(site: Site, operand: int, cache: Sequence[Axis]) -> None:
 def give(site: Site, output: int, axes: Sequence[Axis]) -> None:
     """Set an output that may be left out."""
     if output < site.outputs() and site.node.outputs[output].name:
-        shape = site.out_shape(output)
-        site.set([a if a.size == s else site.fixed(s, "positions") for a, s in zip(axes, shape, strict=True)], output)
+        pairs = zip(axes, site.out_shape(output), strict=True)
+        site.set([a if a.size == size else site.fixed(size, "positions") for a, size in pairs], output)
 
 
 def mend_heads(edit: Edit) -> None:
@@ -107,7 +107,7 @@ def keep_scale(edit: Edit, width: Axis) -> None:
 
 @rule("Attention", fix=mend_heads)
 def attention(site: Site) -> None:
-    """Q, K, V as (batch, heads, length, width) or (batch, length, heads*width); keys may serve several queries."""
+    """Q, K, V of (batch, heads, length, width), or flat; a key head may serve several query heads."""
     query, key, value = (list(site.axes(i)) for i in range(3))
     packed = len(query) == 3
     if packed:
@@ -176,9 +176,10 @@ def linear_attention(site: Site) -> None:
 
 
 pinned(
-    """DecoderMaskedSelfAttention DecoderAttention LongformerAttention PackedAttention PackedMultiHeadAttention
-    PagedAttention SparseAttention SparsePagedAttention SparseAttentionIndexer PackedSparseAttentionIndexer
-    DynamicSparseAttention QOrderedAttention QOrderedLongformerAttention GemmaRotaryEmbedding MRotaryEmbedding
+    """DecoderMaskedSelfAttention DecoderAttention LongformerAttention PackedAttention PagedAttention
+    PackedMultiHeadAttention SparseAttention SparsePagedAttention SparseAttentionIndexer
+    PackedSparseAttentionIndexer DynamicSparseAttention QOrderedAttention QOrderedLongformerAttention
+    GemmaRotaryEmbedding MRotaryEmbedding
     LinearAttentionGate GatedDeltaNet""",
     "a form of attention that is not followed",
     domain=MS,

@@ -128,4 +128,4 @@ def scaled_silu(site: Site) -> None:
 
 pinned("Inverse", "an inverse mixes rows and columns", domain=MS)
 pinned("GatherBlockQuantized MatMulBnb4 MatMulFpQ4", "its weights are packed in blocks", domain=MS)
-pinned("BeamSearch GreedySearch Sampling WhisperBeamSearch", "its decoder is a body that is not followed", domain=MS)
+pinned("BeamSearch GreedySearch Sampling WhisperBeamSearch", "its decoder is not followed", domain=MS)

@@ -160,7 +160,8 @@ def group_query_attention(site: Site) -> None:
         raise CannotFollowError("a quantized cache or norms inside it are not followed")
     query = list(site.axes(0))
     if site.has(1):
-        first, key, value = (unpacked(site, site.axes(i), n) for i, n in ((0, count), (1, groups), (2, groups)))
+        counts = (count, groups, groups)
+        first, key, value = (unpacked(site, site.axes(i), n) for i, n in enumerate(counts))
     else:
         first, key, value = _cut_packed(site, query, count, groups)
     for other in (key, value):
@@ -183,7 +184,7 @@ def group_query_attention(site: Site) -> None:
 
 
 def _turn(site: Site, width: Axis) -> None:
-    """The rotation inside, and the head widths that the kernels take: multiples of 8, with a rotation of 16."""
+    """The rotation inside, and the widths that its kernels take: multiples of 8, with a rotation of 16."""
     if not site.int_("do_rotary"):
         _in_runs(site, width, 8)
         return
@@ -200,7 +201,7 @@ def _in_runs(site: Site, axis: Axis, length: int) -> None:
     """Only whole runs of slots may go."""
     runs = quotient(axis.size, length)
     found = site.space.factored(axis, (runs, length)) if runs is not None else None
-    site.pin(found[1] if found else axis, f"its kernels take head widths in steps of {length}: the inside of a run")
+    site.pin(found[1] if found else axis, f"its kernels take head widths in steps of {length}: a step")
 
 
 def _cut_packed(

@@ -65,7 +65,7 @@ def skip_normalization(site: Site) -> None:
 
 @rule("EmbedLayerNormalization", domain="com.microsoft")
 def embed_normalization(site: Site) -> None:
-    """Three embeddings are summed and normalised over their width, which is one axis; their rows are pinned."""
+    """Embeddings are summed and normalised over their width, which is one axis; rows are pinned."""
     ids, width = site.axes(0), site.axes(2)[1]
     for operand in (2, 3, 4):
         if site.has(operand):

@@ -68,7 +68,7 @@ def dynamic_quantize(site: Site) -> None:
 def convolve(
     site: Site, data: list[Axis], weight: list[Axis], bias: int, operand: int, zero: int | None, last: bool
 ) -> list[Axis]:
-    """Relate a convolution whose weights are (out, in/group, *kernel); returns its output axes in NCHW order."""
+    """Relate a convolution with weights (out, in/group, *kernel); returns its output axes as NCHW."""
     groups = site.int_("group", 1)
     site.pin(weight[2:], "the kernel of")
     site.pin(data[2:], "a spatial axis")
@@ -130,7 +130,7 @@ def conv_integer(site: Site) -> None:
 
 
 def integer_product(site: Site, b: int, rows: Sequence[int], zero: int, columns: Sequence[int]) -> None:
-    """A (…, m, k) by B (…, k, n): `rows` and `columns` are operands with a number per tensor, row or column."""
+    """A (…, m, k) by B (…, k, n); `rows` and `columns` are operands given per tensor, row or column."""
     left, right = site.axes(0), site.axes(b)
     if zero >= 0 and site.has(zero) and any(size != 1 for size in site.shape(zero)):
         raise CannotFollowError("a zero point per row is not followed")

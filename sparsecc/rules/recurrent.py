@@ -1,7 +1,7 @@
 """LSTM, GRU and RNN: hidden units are one atom, the gates an outer factor of it.
 
-Both directions of a layer have their own weights, but share one tensor and one `hidden_size`: unit i of the one
-and unit i of the other go together.
+Both directions of a layer have their own weights, but share one tensor and one `hidden_size`: unit i of the
+one and unit i of the other go together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mend_hidden_size(edit: Edit) -> None:
 
 @rule("LSTM GRU RNN", fix=mend_hidden_size)
 def recurrent(site: Site) -> None:
-    """W (dirs, gates*hidden, in), R (dirs, gates*hidden, hidden): hidden units are one group, directions stay."""
+    """W (dirs, gates*hidden, in), R (dirs, gates*hidden, hidden): units are one group, directions stay."""
     gates = _GATES[site.node.op_type]
     data, weight, recurrence = site.axes(0), site.axes(1), site.axes(2)
     directions, hidden = weight[0], recurrence[2]

@@ -15,7 +15,7 @@ from sparsecc.sizes import quotient
 
 @dataclass(frozen=True)
 class Turn:
-    """A head width that is rotated: the part that turns, its pairs, and the part that does not (None if all)."""
+    """A head width that is rotated: the part that turns, its pairs, and the part that does not, if any."""
 
     rotated: Axis
     pairs: Axis
@@ -33,10 +33,12 @@ class Rotation:
 def mend_rotation(edit: Edit) -> None:
     """The number of heads and the rotated width follow."""
     rotation: Rotation = edit.memo
-    if edit.node.attributes.get_int("rotary_embedding_dim", 0) and edit.changed(rotation.rotated):
+    partial = edit.node.attributes.get_int("rotary_embedding_dim", 0)
+    if partial and edit.changed(rotation.rotated):
         edit.set_attribute("rotary_embedding_dim", edit.left(rotation.rotated))
-    if edit.node.attributes.get_int("num_heads", 0) and rotation.heads is not None and edit.changed(rotation.heads):
-        edit.set_attribute("num_heads", edit.left(rotation.heads))
+    heads, given = rotation.heads, edit.node.attributes.get_int("num_heads", 0)
+    if given and heads is not None and edit.changed(heads):
+        edit.set_attribute("num_heads", edit.left(heads))
 
 
 def rotate(site: Site, width: Axis, rotated: int, caches: Sequence[int], interleaved: bool) -> Turn:

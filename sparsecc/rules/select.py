@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def _strided(site: Site, axis: Axis, start: int, step: int, count: int) -> Cut |
     """`count` slots, `step` apart: slot `offset` of every run of `step` slots in a part of the axis."""
     size = axis.size
     assert isinstance(size, int)
-    first = min(start - start % step, size - count * step) if start < step else min(start, size - count * step)
+    first = min(start if start >= step else 0, size - count * step)
     length = count * step
     pieces = site.space.pieces(axis, [n for n in (first, length, size - first - length) if n > 0])
     factors = site.space.factored(pieces[1 if first else 0], (count, step)) if pieces is not None else None
@@ -58,6 +59,8 @@ def _strided(site: Site, axis: Axis, start: int, step: int, count: int) -> Cut |
 
 def _bounds(site: Site) -> dict[int, tuple[Size, Size, int]] | None:
     """Axis -> (start, end, step) as given; None where an axis or step is not static."""
+    starts: Sequence[Size] | None
+    ends: Sequence[Size] | None
     if site.version < 10:
         starts, ends = site.ints("starts") or [], site.ints("ends") or []
         axes, steps = site.ints("axes"), None
@@ -82,7 +85,8 @@ def mend_slice(edit: Edit) -> None:
     starts = edit.node.attributes.get_ints("starts") if old else edit.elements(1)
     ends = edit.node.attributes.get_ints("ends") if old else edit.elements(2)
     given = edit.node.attributes.get_ints("axes") if old else edit.elements(3)
-    assert starts is not None and ends is not None
+    assert starts is not None
+    assert ends is not None
     rank = len(edit.out_axes())
     order = [at(a, 0) % rank for a in given] if given else list(range(len(starts)))
     for operand, values in ((1, starts), (2, ends)):
@@ -110,7 +114,8 @@ def slice_(site: Site) -> None:
     data, shape = site.axes(0), site.out_shape()
     bounds = _bounds(site)
     if bounds is None:
-        bounds = {i: ((0, 1), (0, 1), 1) for i, (a, s) in enumerate(zip(data, shape, strict=True)) if a.size != s}
+        sizes = enumerate(zip(data, shape, strict=True))
+        bounds = {i: ((0, 1), (0, 1), 1) for i, (a, size) in sizes if a.size != size}
     result, cuts = list(data), {}
     for axis, (start, end, step) in bounds.items():
         cut = _cut(site, data[axis], start, end, step)
@@ -139,8 +144,10 @@ MAX_RUNS = 64
 
 def mend_gather(edit: Edit) -> None:
     """Constant indices are counted anew among the slots that are left."""
-    source, found = edit.memo or (None, None)
-    if source is None or not (edit.changed(source) or edit.changed(found)):
+    if edit.memo is None:
+        return
+    source, found = edit.memo
+    if not (edit.changed(source) or edit.changed(found)):
         return
     indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(source)
     assert indices is not None, f"{edit.node.name} picks slots that were not known"
@@ -151,7 +158,7 @@ def mend_gather(edit: Edit) -> None:
 
 @rule("Gather", fix=mend_gather)
 def gather(site: Site) -> None:
-    """Constant picks are runs, strides, shuffles or repeats of slots; any other index pins the axis it picks from."""
+    """Constant picks are runs, strides, shuffles or repeats; any other index pins the axis it picks from."""
     data, axis = site.axes(0), site.axis()
     indices = site.array(1)
     if indices is not None and indices.ndim == 1 and len(indices) > 1 and isinstance(data[axis].size, int):
@@ -203,7 +210,7 @@ def _repeated(axis: Axis, indices: np.ndarray) -> Axis | None:
 
 
 def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
-    """Runs of consecutive slots in any order, where they are few: the pieces of the axis put together anew."""
+    """A few runs of consecutive slots in any order: the pieces of the axis put together anew."""
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
     if len(breaks) + 1 > MAX_RUNS:
         return None
@@ -224,15 +231,18 @@ def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
 def gather_elements(site: Site) -> None:
     """The indexed axis is pinned; the others pass where they are not shortened."""
     data, index, axis = site.axes(0), site.axes(1), site.axis()
-    site.pin(data[axis], "the axis indexed at run time")
-    site.pin(index[axis], "the axis indexed at run time")
-    for i, (a, b) in enumerate(zip(data, index, strict=True)):
-        if i == axis:
-            continue
-        if a.size != b.size:
-            raise CannotFollowError("an axis is shortened")
-        site.space.unify(a, b)
+    _beside(site, axis, data, index)
     site.set(index)
+
+
+def _beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis]) -> None:
+    """Elements are found by numbers along `axis`; along any other axis slot i meets slot i."""
+    for other in others:
+        for i, (a, b) in enumerate(zip(data, other, strict=True)):
+            if i != axis and a.size == b.size:
+                site.same(a, b)
+            else:
+                site.pin([a, b], "the axis indexed at run time")
 
 
 @rule("GatherND")
@@ -248,19 +258,26 @@ def gather_nd(site: Site) -> None:
     site.set([*index[:-1], *data[batch + depth :]])
 
 
-@rule("ScatterND ScatterElements Scatter")
-def scatter(site: Site) -> None:
-    """Positions are written at run time: the data's indexed axes are pinned, trailing ones pass in ScatterND."""
+@rule("ScatterND")
+def scatter_nd(site: Site) -> None:
+    """The data's axes that indices are written for are pinned; those behind them pass."""
     data, index, updates = site.axes(0), site.axes(1), site.axes(2)
+    depth, lead = index[-1].size, len(index) - 1
+    if not isinstance(depth, int):
+        raise CannotFollowError("the depth of its indices is dynamic")
     site.pin(index, "the indices")
-    depth = index[-1].size
-    if site.node.op_type != "ScatterND" or not isinstance(depth, int):
-        raise CannotFollowError("slots are written at run time")
     site.pin(data[:depth], "an axis written at run time")
-    lead = len(index) - 1
+    site.pin(updates[:lead], "the updates")
     for a, b in zip(data[depth:], updates[lead:], strict=True):
         site.same(a, b)
-    site.pin(updates[:lead], "the updates")
+    site.set(data)
+
+
+@rule("ScatterElements Scatter")
+def scatter_elements(site: Site) -> None:
+    """The written axis is pinned; the others pass where they are not shortened."""
+    data, axis = site.axes(0), site.axis()
+    _beside(site, axis, data, site.axes(1), site.axes(2))
     site.set(data)
 
 
@@ -268,5 +285,3 @@ def scatter(site: Site) -> None:
 def compress(site: Site) -> None:
     """Slots are picked at run time."""
     raise CannotFollowError("slots are picked at run time")
-
-

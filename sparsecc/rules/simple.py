@@ -13,8 +13,8 @@ row("EyeLike", "!a !b -> a b", reason="the diagonal")
 row("Det", "* !a !b -> *", reason="a determinant mixes rows and columns")
 
 pinned("NonMaxSuppression", "boxes are numbered slots")
+pinned("CropAndResize", "the size of its crops is computed at run time", domain="com.microsoft")
 pinned("NonZero Unique", "its result has as many slots as the data says")
-pinned("Range", "its slots are consecutive numbers")
 pinned("RandomNormal RandomUniform Multinomial", "random slots")
 pinned("DFT STFT HannWindow HammingWindow BlackmanWindow MelWeightMatrix", "frequencies are ordered slots")
 pinned("StringNormalizer TfIdfVectorizer StringConcat StringSplit RegexFullMatch", "it works on text")
@@ -23,9 +23,9 @@ pinned("AffineGrid", "space is laid out anew")
 pinned("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss", "its classes are numbered slots")
 pinned("Adagrad Adam Momentum Gradient", "it is a training step", domain="ai.onnx.preview.training")
 pinned(
-    """ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer LabelEncoder
-    LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsemble
-    TreeEnsembleClassifier TreeEnsembleRegressor ZipMap""",
+    """ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer
+    LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler
+    TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap""",
     "its features are numbered slots",
     domain="ai.onnx.ml",
 )
@@ -35,6 +35,12 @@ pinned(
 def constant(site: Site) -> None:
     """A value of its own; lifted to an initializer when the model is loaded, so only odd ones get here."""
     site.set([site.fixed(s, "a constant that could not be lifted") for s in site.out_shape()])
+
+
+@rule("Range")
+def range_(site: Site) -> None:
+    """Consecutive numbers: every slot stays."""
+    site.set([site.fixed(s, "consecutive numbers") for s in site.out_shape()])
 
 
 @rule("GridSample")
@@ -48,7 +54,6 @@ def grid_sample(site: Site) -> None:
 
 
 @rule("RoiAlign MaxRoiPool")
-@rule("CropAndResize", domain="com.microsoft")
 def roi_align(site: Site) -> None:
     """Channels pass; batch and space become boxes."""
     data, boxes = site.axes(0), site.axes(1)
