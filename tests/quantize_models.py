@@ -14,7 +14,9 @@ def _weights(model: ir.Model, sizes: dict[str, tuple[int, ...]], seed: int = 0) 
     by_name = {value.name: value for value in model.graph.inputs}
     for name, size in sizes.items():
         fan_in = int(np.prod(size[1:])) if len(size) > 2 else size[0]
-        array = rng.standard_normal(size) / np.sqrt(fan_in) if len(size) > 1 else 0.1 * rng.standard_normal(size)
+        array = (
+            rng.standard_normal(size) / np.sqrt(fan_in) if len(size) > 1 else 0.1 * rng.standard_normal(size)
+        )
         if name.endswith(("__scale", "__var")):
             array = rng.uniform(0.5, 1.5, size)
         value = by_name[name]
@@ -30,9 +32,7 @@ def _declare(sizes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"float[{','.join(map(str, size))}] {name}" for name, size in sizes.items())
 
 
-def convolutions(
-    *, batch_norm: bool = False, kernel: int = 3, group: int = 1, bias: bool = True
-) -> ir.Model:
+def convolutions(*, batch_norm: bool = False, kernel: int = 3, group: int = 1, bias: bool = True) -> ir.Model:
     """Four convolutions: a stem, a residual block with Relu and Clip, a strided one; then a Gemm."""
     c = CHANNELS
     sizes: dict[str, tuple[int, ...]] = {
@@ -152,6 +152,8 @@ def _renamed(model: ir.Model) -> ir.Model:
     for value in list(model.graph.initializers.values()):
         value.name = (value.name or "").replace("__", ".")
     for node in model.graph:
-        weight = next((v.name for v in node.inputs if v is not None and (v.name or "").endswith(".weight")), None)
+        weight = next(
+            (v.name for v in node.inputs if v is not None and (v.name or "").endswith(".weight")), None
+        )
         node.name = f"{node.op_type}_{weight or node.outputs[0].name}"
     return model

@@ -83,6 +83,7 @@ def test_every_convolution_of_a_residual_network_runs_in_int8(
     assert census["Relu"] == census["Clip"] == 0
     assert relative_error(before, outputs(model, feeds)) < 0.02
     assert len(result.facts["nodes"]) == 5
+    assert 20 < result.facts["output_sqnr_db"]["logits"] < 60
     assert plan.quantization["image"]["type"] == "uint8"
     assert plan.quantization["conv1.weight"]["granularity"] == "channel"
 
@@ -141,7 +142,9 @@ def test_zero_weights_stay_exactly_zero(cnn: tuple[ir.Model, dict[str, np.ndarra
 
 
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.sampled_from(["int8", "uint8"]), st.booleans())
-def test_zero_is_always_a_level_and_the_range_is_covered(a: float, b: float, type_: str, symmetric: bool) -> None:
+def test_zero_is_always_a_level_and_the_range_is_covered(
+    a: float, b: float, type_: str, symmetric: bool
+) -> None:
     low, high = min(a, b), max(a, b)
     scale = scale_of_range(low, high, type_, symmetric=symmetric)
     step = float(scale.scale)
@@ -205,7 +208,9 @@ def test_int4_weights(algorithm: str, tmp_path: Path) -> None:
 
 def test_gptq_beats_rounding_to_nearest_on_correlated_inputs() -> None:
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((512, 12)) @ rng.standard_normal((12, 64)) + 0.1 * rng.standard_normal((512, 64))
+    rows = rng.standard_normal((512, 12)) @ rng.standard_normal((12, 64)) + 0.1 * rng.standard_normal(
+        (512, 64)
+    )
     gram, weight = rows.T @ rows, rng.standard_normal((32, 64))
 
     def error(rounded: np.ndarray) -> float:

@@ -34,7 +34,11 @@ class GraphEditor:
     def constant(self, base: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """A new initializer."""
         name = self.fresh(base)
-        tensor = ir.tensor(np.array(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
+        tensor: ir.TensorProtocol
+        if isinstance(array, np.ndarray | np.generic):
+            tensor = ir.tensor(np.array(array, order="C"), name=name)
+        else:
+            tensor = array
         tensor.name = name
         value = ir.Value(
             name=name,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
 from sparsecc.passes.base import Pass, PassContext, PassResult
+from sparsecc.passes.quantize.bias_correction import correct_biases
+from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
 from sparsecc.passes.quantize.editor import prepare
+from sparsecc.passes.quantize.equalize import equalize_convolutions
+from sparsecc.passes.quantize.fidelity import fidelity, float_outputs
 from sparsecc.passes.quantize.half import HALF_TYPES, convert_to_half
+from sparsecc.passes.quantize.sensitivity import choose_float_layers
+from sparsecc.passes.quantize.smoothquant import smooth_activations
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, already_quantized, weight_noise
 from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
 
@@ -30,6 +36,8 @@ class Quantize(Pass):
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
     algorithm, block: int4 rounding (rtn, gptq, awq) and inputs per scale.
+    smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: of rounded weights.
+    max_drop: relative output error that int8 and fp8 may make; the layers that cost most stay float for it.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
     """
 
@@ -43,6 +51,10 @@ class Quantize(Pass):
     reduce_range: bool = False
     algorithm: str = "rtn"
     block: int = 32
+    smooth: float = 0.0
+    equalize: bool = False
+    correct_bias: bool = False
+    max_drop: float | None = None
     exclude: tuple[str, ...] = ()
     keep_io: bool = True
 
@@ -50,17 +62,23 @@ class Quantize(Pass):
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
         self._check(context)
         prepare(model)
-        if self.type in HALF_TYPES:
-            return convert_to_half(model, plan, context, self.type, self.exclude, keep_io=self.keep_io)
-        skip = already_quantized(model)
+        skip = None if self.type in HALF_TYPES else already_quantized(model)
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
+        before = float_outputs(model, context)
+        result = self._convert(model, plan, context)
+        lost = fidelity(model, before, context)
+        warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
+        return replace(result, facts={**result.facts, **lost, "warnings": warnings})
+
+    def _convert(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+        if self.type in HALF_TYPES:
+            return convert_to_half(model, plan, context, self.type, self.exclude, keep_io=self.keep_io)
         if self.type == "int8-dynamic":
             return quantize_dynamic(model, plan, context, self.exclude, reduce_range=self.reduce_range)
         if self.type == "int4":
-            return quantize_weights(
-                model, plan, context, WeightOnlyOptions(self.algorithm, self.block), self.exclude
-            )
+            options = WeightOnlyOptions(self.algorithm, self.block)
+            return quantize_weights(model, plan, context, options, self.exclude)
         return self._static(model, plan, context)
 
     def _check(self, context: PassContext) -> None:
@@ -73,14 +91,34 @@ class Quantize(Pass):
             raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")
 
     def _static(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+        require_calibration(context.calibration, self.type)
+        facts: dict[str, Any] = {"type": self.type}
+        self._improve(model, context, facts)
         options = StaticOptions(
             self.type, self.method, self.percentile, self.per_channel, self.reduce_range, self.scheme
         )
         quantizer = StaticQuantizer(model, context, options)
-        decision = quantizer.decide(model, self.exclude)
-        facts: dict[str, Any] = {"type": self.type, "nodes": [site.name for site in decision.sites]}
+        exclude = self.exclude
+        if self.max_drop is not None:
+            mixed = choose_float_layers(quantizer, self.max_drop, exclude)
+            facts["mixed_precision"] = mixed.to_json()
+            exclude = (*exclude, *mixed.left_in_float)
+        decision = quantizer.decide(model, exclude)
+        facts["nodes"] = [site.name for site in decision.sites]
         facts["weight_sqnr_db"] = weight_noise(decision, self.per_channel)
         facts.update(quantizer.facts(decision))
         quantizer.spec(decision).record(plan)
-        decision = quantizer.lower(model, self.exclude)
+        if self.correct_bias:
+            limit = 63 if self.reduce_range else 127
+            facts["corrected"] = correct_biases(
+                model, decision.sites, context, per_channel=self.per_channel, limit=limit
+            )
+        decision = quantizer.lower(model, exclude)
         return PassResult(facts, tuple(decision.skipped))
+
+    def _improve(self, model: ir.Model, context: PassContext, facts: dict[str, Any]) -> None:
+        """Exact changes of the float model that make it lose less in 8 bits."""
+        if self.equalize:
+            facts["equalized"] = equalize_convolutions(model)
+        if self.smooth:
+            facts["smoothed"] = smooth_activations(model, context, self.smooth)

@@ -1,0 +1,40 @@
+"""Bias correction: take the mean error of rounded weights back out of the bias (Nagel et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.quantize.editor import GraphEditor
+from sparsecc.passes.quantize.gram import collect_moments
+from sparsecc.passes.quantize.lower_onnxruntime import restored_weight
+from sparsecc.passes.quantize.sites import Site, constant_array, is_float_constant
+
+
+def correct_biases(
+    model: ir.Model, sites: Iterable[Site], context: PassContext, *, per_channel: bool, limit: int
+) -> list[str]:
+    """b' = b - (W_rounded - W) E[x] for every Conv and Gemm that will be int8; their names."""
+    wanted = [
+        site
+        for site in sites
+        if site.op_type != "MatMul" and (site.bias is None or is_float_constant(site.bias))
+    ]
+    moments = collect_moments(model, wanted, context)
+    editor = GraphEditor(model)
+    for site in wanted:
+        change = site.matrix(restored_weight(site, per_channel=per_channel, limit=limit) - site.array())
+        rows = len(change) // site.group
+        mean = moments[site.name].mean
+        shift = np.concatenate([change[g * rows : (g + 1) * rows] @ mean[g] for g in range(site.group)])
+        old = constant_array(site.bias).reshape(-1) if site.bias is not None else np.zeros(len(shift))
+        base = site.bias.name if site.bias is not None else f"{site.weight.name}_bias"
+        if len(site.node.inputs) < 3:
+            site.node.resize_inputs(3)
+        site.node.replace_input_with(
+            2, editor.constant(f"{base}_corrected", (old - shift).astype(np.float32))
+        )
+    return [site.name for site in wanted]

@@ -1,0 +1,53 @@
+"""SmoothQuant: move outliers of activations into the weights before both are rounded (Xiao et al., 2022)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.quantize.calibrate import Observer
+from sparsecc.passes.quantize.scale_inputs import scale_inputs
+from sparsecc.passes.quantize.sites import Site, find_sites
+
+
+def smooth_activations(model: ir.Model, context: PassContext, alpha: float) -> dict[str, bool]:
+    """Scale the inputs of matrix products by max|x|^alpha / max|w|^(1-alpha), exactly undone in the weights.
+
+    Only where the division folds into a LayerNormalization, so that it costs nothing at run time.
+    Gives value name -> whether it was smoothed.
+    """
+    sites, _ = find_sites(model)
+    by_value: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.op_type != "Conv":
+            by_value.setdefault(site.data.name or "", []).append(site)
+    foldable = {name: readers for name, readers in by_value.items() if _is_foldable(readers)}
+    largest = _largest_inputs(model, list(foldable), context)
+    smoothed = dict.fromkeys(by_value, False)
+    for name, readers in foldable.items():
+        weights = np.max([np.abs(site.matrix(site.array())).max(axis=0) for site in readers], axis=0)
+        scale = np.maximum(largest[name], 1e-5) ** alpha / np.maximum(weights, 1e-5) ** (1 - alpha)
+        smoothed[name] = scale_inputs(model, readers, np.maximum(scale, 1e-5).astype(np.float32))
+    return smoothed
+
+
+def _is_foldable(readers: list[Site]) -> bool:
+    value = readers[0].data
+    producer = value.producer()
+    if producer is None or producer.op_type != "LayerNormalization" or value.is_graph_output():
+        return False
+    return set(value.consumers()) == {site.node for site in readers}
+
+
+def _largest_inputs(model: ir.Model, names: list[str], context: PassContext) -> dict[str, np.ndarray]:
+    """max|x| per channel (last axis) of each value over the calibration set."""
+    largest: dict[str, np.ndarray] = {}
+    if not names:
+        return largest
+    observer = Observer(model, names, context.scratch)
+    for feeds in context.calibration:
+        for name, array in observer.values(feeds):
+            top = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+            largest[name] = np.maximum(largest[name], top) if name in largest else top
+    return largest

@@ -1,0 +1,152 @@
+"""What keeps accuracy under 8 bits: each method must do what its paper says, on a case that can show it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.allocate import additive_allocate
+from sparsecc.passes.quantize.equalize import equalize_convolutions
+from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.test_quantize import apply, outputs, relative_error
+
+
+def scale_constant(model: ir.Model, name: str, factor: np.ndarray | float) -> None:
+    value = model.graph.initializers[name]
+    assert value.const_value is not None
+    value.const_value = ir.tensor((value.const_value.numpy() * factor).astype(np.float32), name=name)
+
+
+def int8_error(model: ir.Model, **options: object) -> float:
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    apply(Quantize(type="int8", **options), model, feeds=[feeds])  # type: ignore[arg-type]
+    return relative_error(before, outputs(model, feeds))
+
+
+def outlier_transformer() -> ir.Model:
+    """One channel of the first LayerNormalization is a hundred times larger, as in language models."""
+    model = transformer()
+    factor = np.ones(64)
+    factor[5] = 100
+    scale_constant(model, "norm1.scale", factor)
+    for name in ("query", "key", "value"):
+        scale_constant(model, f"{name}.weight", 1 / factor[:, None])
+    return model
+
+
+def test_smoothquant_undoes_activation_outliers_without_new_nodes() -> None:
+    plain, smooth = outlier_transformer(), outlier_transformer()
+    error = int8_error(plain)
+    assert int8_error(smooth, smooth=0.5) < 0.3 * error
+    assert len(smooth.graph) == len(plain.graph)
+
+
+def test_equalisation_is_exact_and_helps_uneven_channels() -> None:
+    def uneven() -> ir.Model:
+        model = convolutions()
+        factor = np.geomspace(0.01, 1, 32)
+        scale_constant(model, "conv3.weight", factor[:, None, None, None])
+        return model
+
+    model = convolutions()
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    assert equalize_convolutions(model) == []
+    assert relative_error(before, outputs(model, feeds)) == 0
+    chain = _two_convolutions()
+    feeds = feeds_for(chain)
+    before = outputs(chain, feeds)
+    assert equalize_convolutions(chain) == ["Conv_first.weight"]
+    assert relative_error(before, outputs(chain, feeds)) < 1e-9
+    per_tensor = int8_error(_two_convolutions(), per_channel=False)
+    assert int8_error(_two_convolutions(), per_channel=False, equalize=True) < 0.5 * per_tensor
+
+
+def _two_convolutions(least: float = 0.01) -> ir.Model:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((16, 3, 3, 3)) * np.geomspace(least, 1, 16)[:, None, None, None]
+    second = rng.standard_normal((8, 16, 1, 1)) / np.geomspace(least, 1, 16)[None, :, None, None]
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        net (float[n,3,8,8] image) => (float[n,8,6,6] out)
+        <float[16,3,3,3] first, float[8,16,1,1] second> {
+            a = Conv(image, first)
+            b = Relu(a)
+            out = Conv(b, second)
+        }"""
+    )
+    values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
+    for name, array in (("first", first), ("second", second)):
+        value = values[name]
+        value.name = f"{name}.weight"
+        value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+        if not value.is_initializer():
+            model.graph.register_initializer(value)
+    for node in model.graph:
+        node.name = f"{node.op_type}_{node.inputs[-1].name if node.inputs[-1] else ''}"
+    return model
+
+
+def test_bias_correction_removes_the_mean_error_of_coarse_weights() -> None:
+    def mean_shift(**options: bool) -> float:
+        model = convolutions()
+        feeds = feeds_for(model, batch=32)
+        feeds = {name: array + 1.0 for name, array in feeds.items()}
+        before = outputs(model, feeds)
+        apply(Quantize(type="int8", per_channel=False, reduce_range=True, **options), model, feeds=[feeds])  # type: ignore[arg-type]
+        return float(np.abs((outputs(model, feeds) - before).mean(axis=0)).mean())
+
+    assert mean_shift(correct_bias=True) < 0.6 * mean_shift()
+
+
+def test_sensitive_layers_stay_float_and_are_named() -> None:
+    model = outlier_transformer()
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    result, _ = apply(Quantize(type="int8", max_drop=1e-4), model, feeds=[feeds])
+    mixed = result.facts["mixed_precision"]
+    assert mixed["error_of_all"] > 1e-4
+    assert 0 < len(mixed["left_in_float"]) < 6
+    assert relative_error(before, outputs(model, feeds)) <= 1e-4
+    assert set(mixed["left_in_float"]) & {skip.where for skip in result.skipped}
+    worst = max(mixed["sensitivity"], key=lambda name: mixed["sensitivity"][name])
+    assert worst in mixed["left_in_float"]
+
+
+def test_nothing_stays_float_when_the_budget_is_met() -> None:
+    model = transformer()
+    result, _ = apply(Quantize(type="int8", max_drop=0.5), model, feeds=[feeds_for(model)])
+    assert result.facts["mixed_precision"]["left_in_float"] == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_allocation_is_the_best_of_all(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.uniform(1, 10, (6, 3)).tolist()
+    loss = (rng.integers(0, 50, (6, 3)) / 100).tolist()
+    budget = 1.0
+    every = [
+        sum(cost[i][o] for i, o in enumerate(options))
+        for options in itertools.product(range(3), repeat=6)
+        if sum(loss[i][o] for i, o in enumerate(options)) <= budget + 1e-9
+    ]
+    chosen = additive_allocate(cost, loss, budget)
+    assert (chosen is None) == (not every)
+    if chosen is not None:
+        assert sum(cost[i][o] for i, o in enumerate(chosen)) == pytest.approx(min(every))
+        assert sum(loss[i][o] for i, o in enumerate(chosen)) <= budget + 1e-9
+
+
+def test_a_damaged_output_is_said_aloud() -> None:
+    def warnings(**options: bool) -> list[str]:
+        model = _two_convolutions(1e-5)
+        result, _ = apply(Quantize(type="int8", **options), model, feeds=[feeds_for(model)])  # type: ignore[arg-type]
+        return list(result.facts["warnings"])
+
+    assert any("signal to noise" in warning for warning in warnings(per_channel=False))
+    assert warnings(per_channel=False, equalize=True) == []

@@ -1,0 +1,233 @@
+"""Patterns: valid on the axis that the hardware wants, better with data, exact where channels move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsecc.errors import InputError
+from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.gram import collect_moments
+from sparsecc.passes.quantize.sites import find_sites
+from sparsecc.passes.sparsity import Sparsify
+from sparsecc.passes.sparsity.pattern import parse_pattern
+from sparsecc.passes.sparsity.permute import best_order
+from sparsecc.passes.sparsity.refit import refit_rows
+from sparsecc.passes.sparsity.sparsegpt import sparsegpt
+from sparsecc.passes.sparsity.validity import invalid_groups
+from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.test_quantize import apply, context, outputs, relative_error
+
+BUILDERS = {"convolutions": convolutions, "transformer": transformer}
+
+
+def weight(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def by_hand(array: np.ndarray, axis: int) -> bool:
+    """2:4 checked one group at a time."""
+    moved = np.moveaxis(array, axis, 0)
+    for start in range(0, moved.shape[0], 4):
+        for place in np.ndindex(moved.shape[1:]):
+            index: Any = (slice(start, start + 4), *place)
+            if np.count_nonzero(moved[index]) > 2:
+                return False
+    return True
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "refit", "auto"])
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_every_group_is_valid_on_the_hardware_axis(name: str, method: str) -> None:
+    model = BUILDERS[name]()
+    result, plan = apply(Sparsify(method=method, min_channels=4), model, "tensorrt", [feeds_for(model)])
+    assert len(plan.patterns) >= 4
+    for tensor, entry in plan.patterns.items():
+        array = weight(model, tensor)
+        assert by_hand(array, entry["axis"]), tensor
+        assert invalid_groups(array, entry["axis"], 2, 4)[0] == 0
+        assert not by_hand(array, 0 if entry["axis"] == 1 else 1), "the other axis is not the one"
+    assert all(layer["invalid_groups"] == 0 for layer in result.facts["layers"].values())
+
+
+def test_gemm_with_and_without_transb_follow_the_reduction_axis() -> None:
+    model = convolutions()
+    _, plan = apply(Sparsify(method="magnitude", min_channels=4), model, "tensorrt")
+    assert plan.patterns["fc.weight"]["axis"] == 1
+    model = transformer()
+    _, plan = apply(Sparsify(method="magnitude"), model, "tensorrt")
+    assert plan.patterns["up.weight"]["axis"] == 0
+
+
+def test_what_is_not_eligible_stays_dense_with_its_reason() -> None:
+    model = convolutions(group=16)
+    dense = {name: weight(model, name) for name in ("conv1.weight", "conv2.weight", "fc.weight")}
+    result, _ = apply(Sparsify(method="magnitude"), model, "tensorrt")
+    reasons = {skip.where: skip.reason for skip in result.skipped}
+    assert "no multiple of 4" in reasons["Conv_conv1.weight"]
+    assert "no multiple of 4" in reasons["Conv_conv2.weight"]
+    assert "fewer than 32" in reasons["Gemm_fc.weight"]
+    for name, array in dense.items():
+        assert np.array_equal(weight(model, name), array)
+
+
+def test_methods_order_as_their_papers_say() -> None:
+    errors = {}
+    for method in ("wanda", "sparsegpt", "refit"):
+        model = convolutions()
+        feeds = feeds_for(model, batch=16)
+        result, _ = apply(Sparsify(method=method, min_channels=4), model, "tensorrt", [feeds])
+        errors[method] = float(np.mean([layer["output_error"] for layer in result.facts["layers"].values()]))
+    assert errors["refit"] < errors["wanda"]
+    assert errors["sparsegpt"] < errors["wanda"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_refit_is_the_least_squares_solution(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, matrix = rng.standard_normal((200, 12)), rng.standard_normal((3, 12))
+    mask = parse_pattern("2:4").mask(np.abs(matrix))
+    repaired = refit_rows(matrix, mask, rows.T @ rows)
+    for row in range(3):
+        kept = mask[row]
+        best, *_ = np.linalg.lstsq(rows[:, kept], rows @ matrix[row], rcond=None)
+        assert np.allclose(repaired[row, kept], best, atol=1e-3)
+        assert not repaired[row, ~kept].any()
+
+
+def test_sparsegpt_beats_its_own_mask_without_updates() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 32)) + 0.2 * rng.standard_normal((500, 32))
+    matrix = rng.standard_normal((16, 32))
+    updated, mask = sparsegpt(matrix, rows.T @ rows, parse_pattern("2:4"))
+    plain = np.square(rows @ (np.where(mask, matrix, 0) - matrix).T).sum()
+    assert np.square(rows @ (updated - matrix).T).sum() < 0.5 * plain
+
+
+def test_moments_are_those_of_the_convolution_itself() -> None:
+    """W X^T X W^T from the moments equals the energy of the real outputs, for strides, pads and groups."""
+    for model in (convolutions(), convolutions(group=4, kernel=2)):
+        feeds = feeds_for(model, batch=2)
+        sites, _ = find_sites(model)
+        moments = collect_moments(model, sites, context("tensorrt", [feeds]))
+        for site in sites:
+            matrix = site.matrix(site.array()).astype(np.float64)
+            rows = len(matrix) // site.group
+            seen = moments[site.name]
+            energy = sum(
+                np.einsum("ok,kl,ol->", part, seen.gram[g], part)
+                for g in range(site.group)
+                for part in [matrix[g * rows : (g + 1) * rows]]
+            )
+            exposed = model.clone()
+            node = next(n for n in exposed.graph if n.name == site.name)
+            if len(node.inputs) > 2:
+                node.replace_input_with(2, None)
+            exposed.graph.outputs[:] = [node.outputs[0]]
+            result = outputs(exposed, feeds)
+            assert energy / seen.rows * (result.size / len(matrix)) == pytest.approx(
+                float(np.square(result.astype(np.float64)).sum()), rel=1e-4
+            )
+
+
+def test_reordering_channels_keeps_the_function_and_more_weight() -> None:
+    saliency = {}
+    for permute in (False, True):
+        model = convolutions()
+        step = Sparsify(method="magnitude", permute=permute, min_channels=4)
+        result, _ = apply(step, model, "tensorrt")
+        saliency[permute] = result.facts["layers"]["Conv_conv3.weight"]["kept_saliency"]
+    assert saliency[True] > saliency[False] + 0.005
+    model = convolutions()
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    original = weight(model, "conv3.weight").copy()
+    apply(Sparsify(pattern="31:32", method="magnitude", permute=True), model, "onnx")
+    assert relative_error(before, outputs(model, feeds)) < 0.05
+    assert original.shape == weight(model, "conv3.weight").shape
+
+
+def test_a_reordered_model_without_zeros_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for build in BUILDERS.values():
+        model = build()
+        feeds = feeds_for(model)
+        before = outputs(model, feeds)
+        first = {name: weight(model, name).copy() for name in model.graph.initializers if "weight" in name}
+        monkeypatch.setattr("sparsecc.passes.sparsity.sparsify._Job.zero", lambda self, chosen: {})
+        apply(Sparsify(method="magnitude", permute=True, min_channels=4), model, "tensorrt")
+        moved = [name for name, array in first.items() if not np.array_equal(array, weight(model, name))]
+        assert moved, "something was reordered"
+        assert relative_error(before, outputs(model, feeds)) < 1e-10
+
+
+def test_the_residual_stream_is_not_reordered_and_says_why() -> None:
+    model = convolutions()
+    result, _ = apply(Sparsify(method="magnitude", permute=True, min_channels=4), model, "tensorrt")
+    reasons = [skip.reason for skip in result.skipped if "not reordered" in skip.reason]
+    assert reasons
+    assert any("also reads" in reason or "reads the channels" in reason for reason in reasons)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_the_best_order_is_a_permutation_and_never_worse(seed: int) -> None:
+    scores = np.random.default_rng(seed).gamma(0.3, size=(20, 16))
+    order = best_order(scores, 2, 4, seed)
+    assert sorted(order) == list(range(16))
+
+    def kept(columns: np.ndarray) -> float:
+        return float(scores[:, columns][parse_pattern("2:4").mask(scores[:, columns])].sum())
+
+    assert kept(order) >= kept(np.arange(16)) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("1:4", 0.25), ("unstructured@0.7", 0.3), ("block8x4@0.5", 0.5), ("3:8", 0.375)]
+)
+def test_other_patterns(text: str, share: float) -> None:
+    mask = parse_pattern(text).mask(np.random.default_rng(0).random((32, 64)))
+    assert mask.mean() == pytest.approx(share, abs=0.01)
+    if text.startswith("block"):
+        blocks = mask.reshape(4, 8, 16, 4).sum(axis=(1, 3))
+        assert set(np.unique(blocks)) == {0, 32}
+
+
+@pytest.mark.parametrize("text", ["4:2", "0:4", "2:4:8", "half", "unstructured@1.5", ""])
+def test_an_unknown_pattern_is_one_line_with_the_forms(text: str) -> None:
+    with pytest.raises(InputError, match="give 2:4"):
+        parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "words"),
+    [
+        ({}, "onnxruntime", "--target tensorrt"),
+        ({"pattern": "1:4"}, "tensorrt", "it has: 2:4"),
+        ({"method": "wanda"}, "tensorrt", "--calib"),
+        ({"method": "magic"}, "tensorrt", "magnitude, wanda"),
+    ],
+)
+def test_refusals(options: dict[str, Any], target: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        apply(Sparsify(**options), convolutions(), target)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("type_", ["int8", "fp8", "fp16"])
+def test_zeros_survive_quantization(type_: str) -> None:
+    model = convolutions()
+    feeds = feeds_for(model)
+    _, plan = apply(Sparsify(method="refit", min_channels=4), model, "tensorrt", [feeds])
+    apply(Quantize(type=type_), model, "tensorrt", [feeds])
+    for name, entry in plan.patterns.items():
+        stored = f"{name}_fp16" if type_ == "fp16" else name
+        assert by_hand(weight(model, stored), entry["axis"]), "the constant that the builder sees"
