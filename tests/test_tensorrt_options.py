@@ -10,6 +10,8 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsecc.backends import tensorrt_api, tensorrt_cache
+from sparsecc.backends import tensorrt_api, tensorrt_build, tensorrt_cache
 from sparsecc.backends.tensorrt_api import TENSORRT, availability, load
 from sparsecc.backends.tensorrt_device import NoGpuError
 from sparsecc.backends.tensorrt_engine import TensorrtEngine
@@ -375,3 +377,21 @@ def test_preparing_twice_changes_nothing_more() -> None:
     first = ir.to_proto(model).SerializeToString(deterministic=True)
     assert prepare(model) == {"inputs_that_were_weights": 0, "idle_nodes_dropped": 0, "nodes_named": 0}
     assert ir.to_proto(model).SerializeToString(deterministic=True) == first
+
+
+def test_every_network_is_strongly_typed() -> None:
+    """Of the builders at hand RTX knows nothing else, so what is asked of TensorRT 10 is looked at itself."""
+    asked: list[int] = []
+
+    class Asked:
+        def create_network(self, flags: int) -> object:
+            asked.append(flags)
+            return object()
+
+    flags = SimpleNamespace(STRONGLY_TYPED=3)
+    api: Any = SimpleNamespace(
+        NetworkDefinitionCreationFlag=flags, OnnxParser=lambda network, logger: object()
+    )
+    builder: Any = Asked()
+    tensorrt_build._new_parser(api, builder, object())
+    assert asked == [1 << 3]
