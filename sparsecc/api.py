@@ -56,9 +56,16 @@ def compile(
     with _file(model) as path:
         folder = Path(output) if output is not None else _default_output(path)
         given = {k: v for k, v in options.items() if v is not None}
+        given["inputs"] = _pairs(given.get("inputs", ()))
         if not dry_run:
             check_destination(folder, force)
-        request = {"model": str(path), "output": str(folder), "force": force, "dry_run": dry_run, "options": given}
+        request = {
+            "model": str(path),
+            "output": str(folder),
+            "force": force,
+            "dry_run": dry_run,
+            "options": given,
+        }
         made = _run("sparsecc.pipeline:compile_model", request, deadline, memory, on_event)
     return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
 
@@ -113,13 +120,22 @@ def compare(
 ) -> dict[str, Any]:
     """Outputs and latency of two models or bundles, side by side, interleaved."""
     with _file(a) as first, _file(b) as second:
-        request = {"a": str(first), "b": str(second), "data": data, "threads": threads, "inputs": _pairs(inputs)}
+        request = {
+            "a": str(first),
+            "b": str(second),
+            "data": data,
+            "threads": threads,
+            "inputs": _pairs(inputs),
+        }
         found: dict[str, Any] = _run("sparsecc.examine:compare", request, None, None, on_event)
     return found
 
 
 def verify(
-    bundle: str | os.PathLike[str], *, model: str | os.PathLike[str] | None = None, on_event: Event | None = None
+    bundle: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
@@ -140,15 +156,17 @@ def doctor() -> dict[str, Any]:
     return examine()
 
 
-def _run(task: str, request: dict[str, Any], deadline: float | None, memory: int | None, on_event: Event | None) -> Any:
+def _run(
+    task: str, request: dict[str, Any], deadline: float | None, memory: int | None, on_event: Event | None
+) -> Any:
     from sparsecc import worker
 
     return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
 
 
-def _pairs(inputs: Any) -> dict[str, list[int]]:
+def _pairs(inputs: Any) -> dict[str, Any]:
     pairs = inputs.items() if isinstance(inputs, Mapping) else inputs
-    return {str(name): [int(d) for d in shape] for name, shape in pairs}
+    return {str(name): list(shape) for name, shape in pairs}
 
 
 def _default_output(path: Path) -> Path:

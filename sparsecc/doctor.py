@@ -26,5 +26,17 @@ def _target(name: str) -> dict[str, Any]:
     try:
         found = backend_named(TARGETS[name].backend).availability()
     except SparseccError as e:
-        return {"name": name, "ok": False, "version": "", "reason": str(e), "remedy": "pip install -U sparsecc"}
-    return {"name": name, "ok": found.ok, "version": found.version, "reason": found.reason, "remedy": found.remedy}
+        return {
+            "name": name,
+            "ok": False,
+            "version": "",
+            "reason": str(e),
+            "remedy": "pip install -U sparsecc",
+        }
+    return {
+        "name": name,
+        "ok": found.ok,
+        "version": found.version,
+        "reason": found.reason,
+        "remedy": found.remedy,
+    }

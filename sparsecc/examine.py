@@ -67,7 +67,9 @@ def _model_facts(path: Path, analysis: Analysis) -> dict[str, Any]:
     graph = analysis.model.graph
     outside = {"inputs": graph.inputs, "outputs": graph.outputs}
     described = {
-        side: [{"name": v.name, "shape": [str(d) for d in v.shape or ()], "type": str(v.dtype)} for v in values]
+        side: [
+            {"name": v.name, "shape": [str(d) for d in v.shape or ()], "type": str(v.dtype)} for v in values
+        ]
         for side, values in outside.items()
     }
     return {"path": path.name, "nodes": len(graph), "opset": analysis.version, **described}
@@ -92,7 +94,9 @@ def _share_in_free_groups(analysis: Analysis, groups: list[Group]) -> float:
     names = {name for g in groups if g.is_free for name, _ in g.members}
     initializers = analysis.model.graph.initializers
     tensors = {n: t for n, v in initializers.items() if (t := v.const_value) is not None and len(t.shape) > 0}
-    floats = {n: int(t.size) for n, t in tensors.items() if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8}
+    floats = {
+        n: int(t.size) for n, t in tensors.items() if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8
+    }
     return sum(size for n, size in floats.items() if n in names) / (sum(floats.values()) or 1)
 
 
@@ -106,7 +110,9 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     path, threads = _model_file(Path(request["model"])), int(request.get("threads") or 1)
     backend = backend_named(target_named(request.get("target") or "onnxruntime").backend)
     if not isinstance(backend, OnnxRuntimeCpu):
-        raise UnavailableError(f"target {request['target']} has no runtime here to profile on: run sparsecc doctor")
+        raise UnavailableError(
+            f"target {request['target']} has no runtime here to profile on: run sparsecc doctor"
+        )
     emit({"stage": "load", "share": 0.0})
     runner = backend.load(path, threads=threads)
     feeds = _feeds(path, request)
@@ -138,9 +144,13 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     feeds = _feeds(a, request)
     reference, found = first.run(feeds), second.run(feeds)
     if set(reference) != set(found):
-        raise InputError(f"{b.name} has outputs {', '.join(found)}, not {', '.join(reference)}: compare like with like")
+        raise InputError(
+            f"{b.name} has outputs {', '.join(found)}, not {', '.join(reference)}: compare like with like"
+        )
     emit({"stage": "measure", "share": 0.2})
-    timed = compare_runs(first.prepared(feeds), second.prepared(feeds), budget=Budget(seconds=15), threads=threads)
+    timed = compare_runs(
+        first.prepared(feeds), second.prepared(feeds), budget=Budget(seconds=15), threads=threads
+    )
     return {
         "schema": "sparsecc.compare/1",
         "a": str(a),
@@ -155,7 +165,9 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Check a bundle: manifest, that it runs, and, with the original, its plan and numerics."""
     bundle = Bundle.open(Path(request["bundle"]))
     problems = list(bundle.verify_manifest())
-    checks = [{"check": "manifest", "ok": not problems, "detail": "; ".join(problems) or "every hash matches"}]
+    checks = [
+        {"check": "manifest", "ok": not problems, "detail": "; ".join(problems) or "every hash matches"}
+    ]
     compiled = _model_file(Path(request["bundle"]))
     emit({"stage": "load", "share": 0.2})
     runner = OnnxRuntimeCpu().load(compiled)
@@ -176,8 +188,15 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
     emit({"stage": "compare", "share": 0.5})
     mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
     if mixed or plan["quantization"] or plan["patterns"]:
-        what = f"{len(mixed)} removed groups are mixed by an operator" if mixed else "the weights were changed after removal"
-        return [*checks, {"check": "numerics", "ok": True, "detail": f"not exactly checkable by zeroing: {what}"}]
+        what = (
+            f"{len(mixed)} removed groups are mixed by an operator"
+            if mixed
+            else "the weights were changed after removal"
+        )
+        return [
+            *checks,
+            {"check": "numerics", "ok": True, "detail": f"not exactly checkable by zeroing: {what}"},
+        ]
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         model = normalise(load_ir(original))
         sizes = bundle.report["verification"]["inputs"][0]

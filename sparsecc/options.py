@@ -5,18 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from sparsecc.errors import InputError
 from sparsecc.graph.kinds import KINDS
 from sparsecc.targets import target_named
+
+Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 METRICS = ("macs", "params", "channels", "latency")
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Options of `compile`. `inputs` maps input names to shapes; `keep` and `only` are name patterns."""
+    """Options of `compile`.
+
+    `inputs` maps input names to shapes, or to (least, usual, largest) shapes for targets with profiles; `keep`
+    and `only` are name patterns.
+    """
 
     target: str = "onnxruntime"
     ratio: float | None = None
@@ -27,7 +33,7 @@ class CompileOptions:
     max_drop: float | None = None
     calibration: str | None = None
     evaluate: str | None = None
-    inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    inputs: tuple[tuple[str, Dims], ...] = ()
     criterion: str = "auto"
     allocator: str = "auto"
     align: str | int = "auto"
@@ -72,17 +78,41 @@ class CompileOptions:
     def to_recipe(self) -> dict[str, Any]:
         """Plain data that `of` reads back."""
         recipe = {k: v for k, v in asdict(self).items() if v is not None}
-        recipe["inputs"] = {name: list(shape) for name, shape in self.inputs}
+        recipe["inputs"] = {name: _listed(shape) for name, shape in self.inputs}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
 
     @property
     def dims(self) -> dict[str, tuple[int, ...]]:
-        return dict(self.inputs)
+        """The inputs whose shape is fixed."""
+        return {name: shape for name, shape in self.inputs if _is_shape(shape)}
+
+    @property
+    def profiles(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """The inputs with a range: (least, usual, largest) shape."""
+        return {name: shape for name, shape in self.inputs if _is_range(shape)}
 
 
-def _shapes(given: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _is_shape(shape: Dims) -> TypeGuard[tuple[int, ...]]:
+    return all(isinstance(d, int) for d in shape)
+
+
+def _is_range(shape: Dims) -> TypeGuard[tuple[tuple[int, ...], ...]]:
+    return not _is_shape(shape)
+
+
+def _listed(shape: Dims) -> list[Any]:
+    return [d if isinstance(d, int) else list(d) for d in shape]
+
+
+def _shapes(given: Any) -> tuple[tuple[str, Dims], ...]:
     pairs = given.items() if isinstance(given, Mapping) else given
-    return tuple((str(name), tuple(int(d) for d in shape)) for name, shape in pairs)
+    return tuple((str(name), _shape(shape)) for name, shape in pairs)
+
+
+def _shape(shape: Any) -> Dims:
+    if all(isinstance(d, int) for d in shape):
+        return tuple(int(d) for d in shape)
+    return tuple(tuple(int(d) for d in part) for part in shape)
 
 
 def _closest(name: str, known: tuple[str, ...]) -> str:

@@ -88,7 +88,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
         decision = decide(job, analysis)
         plan, keep = decision.plan, decision.choice.keep
     with job.stage("prune", 0.2):
-        proof = probes.of_removal(analysis, keep) if keep else None
+        proof = probes.of_removal(analysis, keep) if keep else []
         remove(analysis, keep)
     with job.stage("prove", 0.3):
         verification = prove(job, analysis.model, probes, proof)
@@ -177,7 +177,11 @@ def write_bundle(job: Job, bundle: BundleWriter, plan: Plan, report: dict[str, A
     from sparsecc.report.html import compile_page
 
     recipe = yaml.safe_dump(job.options.to_recipe(), sort_keys=True)
-    bundle.facts = {"input": {"sha256": plan.model["sha256"]}, "versions": versions(), "seed": job.options.seed}
+    bundle.facts = {
+        "input": {"sha256": plan.model["sha256"]},
+        "versions": versions(),
+        "seed": job.options.seed,
+    }
     bundle.write_json("plan.json", plan.to_json())
     bundle.write_json("report.json", report)
     (bundle.folder / "recipe.yaml").write_text(recipe)

@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
 from sparsecc.contrib import contrib_types, inference_stand_in
+from sparsecc.feed_files import is_fixed
 from sparsecc.feeds import candidate_dims, dim_key
 from sparsecc.sizes import Size, joined
 
@@ -140,7 +141,7 @@ class _Walker:
     def walk(self, inputs: Mapping[str, tuple[int, ...]]) -> _Probe:
         probe = _Probe()
         for value in self.graph.inputs:
-            if value.name in inputs:
+            if value.name is not None and value.name in inputs:
                 probe.types[value] = _tensor_type(value.dtype, inputs[value.name])
         for value in self.graph.initializers.values():
             self._constant(value, probe)
@@ -172,9 +173,7 @@ class _Walker:
         elif node.op_type == "Shape":
             self._shape(node, probe)
 
-    def _inferred(
-        self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe
-    ) -> dict[str, onnx.TypeProto]:
+    def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> dict[str, onnx.TypeProto]:
         types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
         contributed = contrib_types(proto, types)
         if contributed is not None:
@@ -205,9 +204,7 @@ class _Walker:
             self._keep_alive = [*getattr(self, "_keep_alive", []), array]
         return made
 
-    def _completed(
-        self, value: ir.Value, inferred: onnx.TypeProto | None, probe: _Probe
-    ) -> onnx.TypeProto:
+    def _completed(self, value: ir.Value, inferred: onnx.TypeProto | None, probe: _Probe) -> onnx.TypeProto:
         """The inferred type with what it lacks taken from the file or, last, made an opaque size."""
         if inferred is None or inferred.WhichOneof("value") is None:
             inferred = onnx.TypeProto()
@@ -256,7 +253,9 @@ class _Walker:
             probe.types[value] = _tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
 
 
-def _computed(proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
+def _computed(
+    proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], version: int
+) -> Sequence[np.ndarray]:
     """The outputs of one node on small arrays, or nothing where the reference cannot run it."""
     parameters = {
         "log": lambda *_: None,
@@ -272,7 +271,7 @@ def _computed(proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], versio
             results = operator.run(*arrays)
     except _FAILURES:
         return ()
-    return [r for r in results if isinstance(r, np.ndarray | np.generic)]
+    return [np.asarray(r) for r in results if isinstance(r, np.ndarray | np.generic)]
 
 
 def _proto(node: ir.Node) -> onnx.NodeProto:
@@ -315,13 +314,15 @@ def _assignments(model: ir.Model, dims: Dims) -> Iterator[list[dict[str, tuple[i
     """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic)."""
     graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
-    if all(v.name in dims or all(isinstance(d, int) for d in v.shape or ()) for v in values):
+    if all(v.name in dims or all(is_fixed(d) for d in v.shape or ()) for v in values):
         yield [{v.name or "": _fixed(v, dims) for v in values}]
         return
     for candidate in _CANDIDATES:
         names: dict[str, tuple[int, int]] = {}
         pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}
-        yield [{name: tuple(pair[probe] for pair in axes) for name, axes in pairs.items()} for probe in (0, 1)]
+        yield [
+            {name: tuple(pair[probe] for pair in axes) for name, axes in pairs.items()} for probe in (0, 1)
+        ]
     for setting in candidate_dims(model):
         doubled = {name: 2 * size for name, size in setting.items()}
         yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]
@@ -337,8 +338,7 @@ def _at_setting(value: ir.Value, dims: Dims, setting: Mapping[str, int]) -> tupl
         return _fixed(value, dims)
     sizes = []
     for axis, dim in enumerate(value.shape or ()):
-        known = isinstance(dim, int) and dim > 0
-        sizes.append(int(dim) if known else setting.get(dim_key(value, axis), 2))  # type: ignore[arg-type]
+        sizes.append(dim if is_fixed(dim) else setting.get(dim_key(value, axis), 2))
     return tuple(sizes)
 
 
@@ -355,7 +355,7 @@ def _input_dims(
     for axis, dim in enumerate(value.shape):
         if given is not None:
             pairs.append((given[axis], given[axis]))
-        elif isinstance(dim, int):
+        elif is_fixed(dim):
             pairs.append((dim, dim))
         else:
             kind = 0 if axis == 0 else 2 if rank >= 4 and axis >= 2 else 1
@@ -365,7 +365,9 @@ def _input_dims(
     return pairs
 
 
-def _spread(pair: tuple[int, int], kind: int, axis: int, names: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+def _spread(
+    pair: tuple[int, int], kind: int, axis: int, names: Mapping[str, tuple[int, int]]
+) -> tuple[int, int]:
     """Sizes of a symbol, different from those of other symbols of its kind where it may differ."""
     if kind == 0 or pair not in names.values():
         return pair

@@ -43,7 +43,9 @@ def _axis(analysis: Analysis, name: str, position: str, where: str) -> Axis:
     for value, axes in analysis.record.axes.items():
         if value.name == name and position.isdigit() and int(position) < len(axes):
             return axes[int(position)]
-    raise InputError(f"--why {where}: no such tensor and axis: write NAME:NUMBER, see 'sparsecc inspect --json'")
+    raise InputError(
+        f"--why {where}: no such tensor and axis: write NAME:NUMBER, see 'sparsecc inspect --json'"
+    )
 
 
 def _links(analysis: Analysis) -> dict[Atom, list[tuple[Atom, str]]]:

@@ -15,6 +15,7 @@ from sparsecc.graph.kinds import KINDS
 MIXING = frozenset({"mean", "max", "min", "layernorm", "rmsnorm", "instancenorm", "groupnorm"})
 """Kinds of reduction for which zeroing removed slots in the dense model is not exact."""
 
+
 @dataclass(frozen=True)
 class Group:
     """Slots that can only go together in every member.
@@ -134,5 +135,3 @@ def _params(analysis: Analysis, members: Sequence[Member]) -> int:
         tensor = initializers[name].const_value
         total += 0 if tensor is None else int(tensor.size)
     return total
-
-

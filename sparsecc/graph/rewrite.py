@@ -112,7 +112,7 @@ def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
     indices = {i: np.flatnonzero(_mask(a, keep)) for i, a in enumerate(axes) if _lost(a, keep)}
     shape = ir.Shape([len(indices[i]) if i in indices else int(d) for i, d in enumerate(tensor.shape)])  # type: ignore[arg-type]
 
-    def sliced() -> ir.Tensor:
+    def sliced() -> ir.TensorProtocol:
         array = tensor.numpy()
         for axis, index in indices.items():
             array = np.take(array, index, axis=axis)

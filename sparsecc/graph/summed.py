@@ -43,9 +43,7 @@ def zeroable(analysis: Analysis, lost: set[Atom]) -> tuple[dict[Use, set[int]], 
     return zeroed, unclear
 
 
-def _by_node(
-    analysis: Analysis, lost: set[Atom]
-) -> dict[tuple[ir.Node, frozenset[Atom]], list[Reduction]]:
+def _by_node(analysis: Analysis, lost: set[Atom]) -> dict[tuple[ir.Node, frozenset[Atom]], list[Reduction]]:
     """The reductions over lost slots; the operands of one product are alternatives, constants first."""
     found: dict[tuple[ir.Node, frozenset[Atom]], list[Reduction]] = {}
     for reduction in analysis.record.reductions:
@@ -95,13 +93,15 @@ class _Finder:
         node = value.producer() if value is not None else None
         if node is None:
             return None
-        holding = [i for i in range(len(node.inputs)) if node.inputs[i] is not None and self._has(node, i, atoms)]
+        holding = [
+            i for i in range(len(node.inputs)) if node.inputs[i] is not None and self._has(node, i, atoms)
+        ]
         if node.op_type in _PASS:
             return [(node, 0)] if holding else None
         if node.op_type in _SUMS:
             return [(node, i) for i in holding] if len(holding) == len(node.inputs) else None
         if node.op_type in _NORMS:
-            affine = [(node, i) for i in (1, 2) if i in holding]
+            affine: list[Use] = [(node, i) for i in (1, 2) if i in holding]
             return affine if affine and len(affine) == min(len(node.inputs) - 1, 2) else None
         if node.op_type in _PRODUCTS:
             return self._factor(node, holding)
@@ -114,7 +114,11 @@ class _Finder:
             return None
         constant = [i for i in factors if node.inputs[i] in self.analysis.record.constant]
         chosen = [(node, (constant or factors)[0])]
-        if node.op_type in ("Gemm", "Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2] is not None:
+        if (
+            node.op_type in ("Gemm", "Conv", "ConvTranspose")
+            and len(node.inputs) > 2
+            and node.inputs[2] is not None
+        ):
             if 2 not in holding:
                 return None
             chosen.append((node, 2))

@@ -5,16 +5,22 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-OLDEST_OPSET = 7
-"""Before it, broadcasting had other rules."""
+from sparsecc.errors import InputError
+from sparsecc.loading.models import TYPES
+from sparsecc.text import quoted
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
 
     Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR version 3
-    have them) stay inputs; their default value is what gets compiled.
+    have them) stay inputs; their default value is what gets compiled. InputError for inputs and outputs that are
+    maps or opaque.
     """
+    for name in model.meta.get(TYPES, {}):
+        raise InputError(
+            f"{quoted(name)} is a map or opaque: only tensors can be compiled, cut that part off"
+        )
     if model.functions:
         model = InlinePass()(model).model
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -39,7 +45,7 @@ def _name_everything(graph: ir.Graph) -> None:
         node.name = name
 
 
-def _fresh(stem: str, taken: set[str | None]) -> str:
+def _fresh(stem: str, taken: set[str]) -> str:
     name = stem
     number = 1
     while name in taken:

@@ -140,7 +140,12 @@ def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def device() -> dict[str, Any]:
     """What this machine calls itself."""
-    return {"name": "local", "machine": platform.machine(), "processor": _processor(), "system": platform.system()}
+    return {
+        "name": "local",
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "system": platform.system(),
+    }
 
 
 def _processor() -> str:
@@ -149,4 +154,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-

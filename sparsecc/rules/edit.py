@@ -18,7 +18,13 @@ class Edit:
     """One node while it is mended. Axes are those analysis gave it; counts are after removal."""
 
     def __init__(
-        self, node: ir.Node, record: Record, shapes: Shapes, keep: Keep, kept: Mapping[Atom, int], version: int
+        self,
+        node: ir.Node,
+        record: Record,
+        shapes: Shapes,
+        keep: Keep,
+        kept: Mapping[Atom, int],
+        version: int,
     ) -> None:
         self.node = node
         self.record = record
@@ -94,9 +100,7 @@ class Edit:
         assert value is not None
         self.node.replace_input_with(operand, rescaled(self.node, value, *self.ratios(axes, affected)))
 
-    def ratios(
-        self, axes: Sequence[Axis], affected: Sequence[bool]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def ratios(self, axes: Sequence[Axis], affected: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """(divisor, multiplier) per axis that turn its dense size into its size after removal, exactly."""
         pairs = []
         for axis, changed in zip(axes, affected, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis
+from sparsecc.axes import Axis, mul
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
@@ -30,7 +30,7 @@ def conv(site: Site) -> None:
     """Weights (out, in/group, *kernel): input channels are summed; whole groups or equal offsets go together."""
     data, weight = site.axes(0), site.axes(1)
     groups = site.int_("group", 1)
-    site.pin(weight[2:], "the kernel of")
+    site.pin(weight[2:], "the kernel")
     site.pin(data[2:], "a spatial axis")
     out, width = weight[0], data[1]
     if groups == 1:
@@ -57,14 +57,14 @@ def conv_transpose(site: Site) -> None:
     """Weights (in, out/group, *kernel): input channels are summed."""
     data, weight = site.axes(0), site.axes(1)
     groups = site.int_("group", 1)
-    site.pin(weight[2:], "the kernel of")
+    site.pin(weight[2:], "the kernel")
     site.pin(data[2:], "a spatial axis")
     site.same(data[1], weight[0])
     out = weight[1]
     if groups > 1:
         group, _ = _grouped(site, weight[0], groups, "input channels")
-        out = site.fixed(site.out_shape()[1], "the output channels of grouped")
-        site.pin(weight[1], "the output channels of grouped")
+        out = site.fixed(site.out_shape()[1], "the output channels")
+        site.pin(weight[1], "the output channels")
         site.pin(group, "the groups")
     site.reduces(0, 1)
     site.reduces(1, 0)

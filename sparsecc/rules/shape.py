@@ -285,5 +285,3 @@ def resize(site: Site) -> None:
         site.pin(axis, "a spatial axis")
         result.append(site.fixed(size, "a spatial axis"))
     site.set(result)
-
-

@@ -153,7 +153,7 @@ class Site:
 
     def pin(self, axes: Axis | Sequence[Axis], reason: str) -> None:
         for axis in [axes] if isinstance(axes, Axis) else axes:
-            self.space.pin(axis, f"{reason} in {self.title}")
+            self.space.pin(axis, f"{reason} of {self.title}")
 
     def fixed(self, size: Size, reason: str) -> Axis:
         """A fresh axis that can lose nothing."""

@@ -28,7 +28,9 @@ def evaluate(job: Job, backend: Backend, compiled: Path) -> dict[str, Any] | Non
     runtime = backend if isinstance(backend, OnnxRuntimeCpu) else OnnxRuntimeCpu()
     function = function_of(job.options.evaluate)
     dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=job.options.threads)
-    scores = [score(function, runner.run) for runner in (dense, runtime.load(compiled, threads=job.options.threads))]
+    scores = [
+        score(function, runner.run) for runner in (dense, runtime.load(compiled, threads=job.options.threads))
+    ]
     return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
 
 

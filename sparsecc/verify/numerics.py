@@ -81,4 +81,6 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _same_specials(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(np.sign(a), np.sign(b), equal_nan=True))
+    return bool(
+        np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(np.sign(a), np.sign(b), equal_nan=True)
+    )

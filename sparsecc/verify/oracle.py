@@ -118,7 +118,9 @@ class _Masker:
         scale, bias = self._affine()
         return self._scaled(centred, axes, scale, bias)
 
-    def _scaled(self, centred: ir.Value, axes: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+    def _scaled(
+        self, centred: ir.Value, axes: ir.Value, scale: ir.Value | None, bias: ir.Value | None
+    ) -> ir.Value:
         variance = self._mean(self._make("Mul", centred, centred), axes)
         default = 1e-12 if self.node.op_type in _SUMS_FIRST else 1e-5
         epsilon = self.node.attributes.get_float("epsilon", default)

@@ -37,7 +37,9 @@ def _zero_use(model: ir.Model, value: ir.Value, use: str, axes: Mapping[str, Any
     """The same for one use of a constant that several nodes share."""
     node_name, _, operand = use.rpartition(":")
     node = next(n for n in model.graph if n.name == node_name)
-    copy = ir.Value(name=f"{value.name}.{use}", shape=value.shape, type=value.type, const_value=value.const_value)
+    copy = ir.Value(
+        name=f"{value.name}.{use}", shape=value.shape, type=value.type, const_value=value.const_value
+    )
     model.graph.register_initializer(copy)
     _zero(copy, axes)
     node.replace_input_with(int(operand), copy)
