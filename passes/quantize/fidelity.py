@@ -24,7 +24,7 @@ def float_outputs(model: ir.Model, context: PassContext) -> list[np.ndarray]:
 
 
 def fidelity(model: ir.Model, before: list[np.ndarray], context: PassContext) -> dict[str, Any]:
-    """`output_sqnr_db` per float output, with a warning under 20 dB; None where ONNX Runtime has no kernels."""
+    """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it."""
     if not before:
         return {}
     try:

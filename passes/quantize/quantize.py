@@ -36,7 +36,8 @@ class Quantize(Pass):
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
     algorithm, block: int4 rounding (rtn, gptq, awq) and inputs per scale.
-    smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: of rounded weights.
+    smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: the bias
+    takes back the mean error of rounded weights.
     max_drop: relative output error that int8 and fp8 may make; the layers that cost most stay float for it.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
     """
