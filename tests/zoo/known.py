@@ -24,6 +24,8 @@ STATIC: dict[tuple[str, str], Static] = {
     ("torch_encoder", "torchscript"): Static(frozenset({"sequence"}), _RESHAPES),
     ("torch_multihead", "torchscript"): Static(frozenset({"sequence"}), _RESHAPES),
     ("conformer", "torchscript"): Static(frozenset({"time"}), _RESHAPES),
+    ("mamba", "dynamo"): Static(frozenset({"sequence"}), "the scan over time is unrolled"),
+    ("rwkv", "dynamo"): Static(frozenset({"sequence"}), "the recurrence over time is unrolled"),
     ("rnn_classifier", "dynamo"): Static(frozenset({"sequence"}), "nn.RNN is unrolled over the steps"),
 }
 """(entry, exporter) -> what is exported at its example size only."""

@@ -86,6 +86,7 @@ _T5 = {
     "num_heads": 4,
     "relative_attention_num_buckets": 10,
     "relative_attention_max_distance": 16,
+    "attn_implementation": "eager",
     "use_cache": False,
 }
 
