@@ -311,10 +311,9 @@ def test_a_fused_gemm() -> None:
 
 def test_a_fused_convolution_with_its_residual() -> None:
     check(
-        "(float[N, 3, 6, 6] x, float[8, 3, 1, 1] w1, float[8, 3, 1, 1] w2, float[8] w3, float[8, 2] w4) => "
+        "(float[N, 3, 6, 6] x, float[8, 3, 1, 1] w1, float[8, 4, 1, 1] w2, float[8] w3, float[8, 2] w4) => "
         "(float y) "
-        '{ g = Conv(x, w1) h = com.microsoft.FusedConv<activation = "Relu">(x, w2, w3, g) p = '
-        "GlobalAveragePool(h) "
-        "f = Flatten(p) y = MatMul(f, w4) }",
-        "w1:0 w2:0 w3:0 w4:0",
+        '{ g = Conv(x, w1) h = com.microsoft.FusedConv<activation = "Relu", group = 2>(g, w2, w3, g) '
+        "p = GlobalAveragePool(h) f = Flatten(p) y = MatMul(f, w4) }",
+        "w1:0 w2:0 w2:1 w3:0 w4:0",
     )

@@ -25,14 +25,14 @@ def test_convolution(group: int) -> None:
     )
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("group", [1, 2, 4])
 def test_transposed_convolution(group: int) -> None:
     check(
-        f"(float[N, 3, 5, 5] x, float[8, 3, 1, 1] w1, float[8, {6 // group}, 2, 2] w3, float[6] w4, "
-        "float[6, 2] w9) "
+        f"(float[N, 3, 5, 5] x, float[8, 3, 1, 1] w1, float[8, {12 // group}, 2, 2] w3, float[12] w4, "
+        "float[12, 2] w9) "
         f"=> (float y) {{ h = Conv(x, w1) c = ConvTranspose<group = {group}, strides = [2, 2]>(h, w3, w4) "
         + IMAGE.format("c"),
-        "w1:0 w3:0 w3:1 w4:0 w9:0" if group == 1 else "w1:0 w3:0",
+        "w1:0 w3:0 w3:1 w4:0 w9:0",
     )
 
 
@@ -47,11 +47,13 @@ def test_deformable_convolution() -> None:
     )
 
 
-def test_convolution_over_nhwc() -> None:
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("operator", ["NhwcConv", "NhwcFusedConv"])
+def test_convolution_over_nhwc(operator: str, group: int) -> None:
     check_free(
-        "(float[2, 5, 5, 3] x, float[8, 3, 1, 1] w1, float[8] w2, float[6, 8, 3, 3] w3, float[6, 2] w9) => "
-        "(float y) "
-        "{ h = com.microsoft.NhwcConv(x, w1, w2) g = com.microsoft.NhwcFusedConv(h, w3) "
+        f"(float[2, 5, 5, 3] x, float[8, 3, 1, 1] w1, float[8] w2, float[12, {8 // group}, 3, 3] w3, "
+        "float[12, 2] w9) => (float y) "
+        f"{{ h = com.microsoft.{operator}(x, w1, w2) g = com.microsoft.{operator}<group = {group}>(h, w3) "
         "c = Transpose<perm = [0, 3, 1, 2]>(g) " + IMAGE.format("c"),
         "w1:0 w2:0 w3:0 w3:1 w9:0",
     )
@@ -132,12 +134,13 @@ MIXTURE = (
     "(float[5, 6] x, float[6, 8] w0, float[8, 4] w1, float[4, {inner}, 8] w2, float[4, {inner}] w3, "
     "float[4, 8, 10] w4, "
     "float[4, 8] w5{third}, float[8, 3] w9) => (float y) {{ h = MatMul(x, w0) r = MatMul(h, w1) "
-    "m = com.microsoft.MoE<k = 2, normalize_routing_weights = 1, {options}>(h, r, w2, w3, w4, w5{uses}) y "
+    "m = com.microsoft.MoE<k = {k}, normalize_routing_weights = 1, {options}>(h, r, w2, w3, w4, w5{uses}) y "
     "= MatMul(m, w9) }}"
 )
 EXPERTS = "w0:1 w1:0 w1:1 w2:0 w2:1 w2:2 w3:0 w3:1 w4:0 w4:1 w4:2 w5:0 w5:1 w9:0"
 
 
+@pytest.mark.parametrize("k", [2, 4])
 @pytest.mark.parametrize(
     ("inner", "options"),
     [
@@ -145,12 +148,13 @@ EXPERTS = "w0:1 w1:0 w1:1 w2:0 w2:1 w2:2 w3:0 w3:1 w4:0 w4:1 w4:2 w5:0 w5:1 w9:0
         (20, 'activation_type = "swiglu", swiglu_fusion = 1'),
     ],
 )
-def test_mixture_of_experts(inner: int, options: str) -> None:
-    check(MIXTURE.format(inner=inner, options=options, third="", uses=""), EXPERTS)
+def test_mixture_of_experts(inner: int, options: str, k: int) -> None:
+    check(MIXTURE.format(k=k, inner=inner, options=options, third="", uses=""), EXPERTS)
 
 
 def test_mixture_of_experts_with_a_gate_of_its_own() -> None:
     text = MIXTURE.format(
+        k=2,
         inner=10,
         options='activation_type = "silu"',
         third=", float[4, 10, 8] w6, float[4, 10] w7",
@@ -200,7 +204,8 @@ def test_group_normalization(affine: int) -> None:
 def test_group_normalization_of_onnx_runtime() -> None:
     for operator, operands in (("GroupNorm", "h, w2, w3"), ("SkipGroupNorm", "h, w2, w3, h")):
         text = (
-            "(float[2, 5, 5, 3] x, float[3, 8] w1, float[8] w2, float[8] w3, float[8, 2] w9) => (float y) "
+            "(float[2, 5, 5, 3] x, float[3, 12] w1, float[12] w2, float[12] w3, float[12, 2] w9) => (float "
+            "y) "
             f"{{ h = MatMul(x, w1) g = com.microsoft.{operator}<groups = 4, activation = 0>({operands}) y "
             f"= MatMul(g, w9) }}"
         )
@@ -249,9 +254,9 @@ def test_fused_matrix_products(operator: str) -> None:
 @pytest.mark.parametrize("rule", ["", "com.microsoft."])
 def test_linear_attention(rule: str) -> None:
     check_free(
-        "(float[2, 5, 6] x, float[6, 16] w1, float[6, 8] w2, float[6, 12] w3, float[24, 3] w4) => (float y) "
+        "(float[2, 5, 6] x, float[6, 36] w1, float[6, 9] w2, float[6, 15] w3, float[60, 3] w4) => (float y) "
         "{ q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3) "
-        f'a, p = {rule}LinearAttention<q_num_heads = 4, kv_num_heads = 2, update_rule = "linear">(q, k, v) '
+        f'a, p = {rule}LinearAttention<q_num_heads = 12, kv_num_heads = 3, update_rule = "linear">(q, k, v) '
         f"y = MatMul(a, w4) }}",
         "w1:1 w2:1 w3:1 w4:0",
         27 if not rule else 23,
@@ -260,9 +265,9 @@ def test_linear_attention(rule: str) -> None:
 
 def test_one_step_of_a_decoder() -> None:
     check_free(
-        "(float[2, 1, 6] x, float[6, 16] w1, float[6, 16] w2, float[6, 16] w3, float[16, 3] w4) => (float y) "
+        "(float[2, 1, 6] x, float[6, 15] w1, float[6, 15] w2, float[6, 15] w3, float[15, 3] w4) => (float y) "
         "{ q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3) "
-        "a = com.microsoft.DecoderMaskedMultiHeadAttention<num_heads = 4>(q, k, v) y = MatMul(a, w4) }",
+        "a = com.microsoft.DecoderMaskedMultiHeadAttention<num_heads = 5>(q, k, v) y = MatMul(a, w4) }",
         "w1:1 w2:1 w3:1 w4:0",
     )
 

@@ -85,11 +85,12 @@ def test_integer_convolution(per_channel: bool, group: int) -> None:
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("domain", ["", "com.microsoft."])
-def test_quantized_convolution(per_channel: bool, domain: str) -> None:
+def test_quantized_convolution(per_channel: bool, group: int, domain: str) -> None:
     count = "[8]" if per_channel else ""
-    shape = "8, 4, 3, 3"
-    last = "channels_last = 1, " if domain else ""
+    shape = f"8, {4 // group}, 3, 3"
+    last = f"group = {group}, " + ("channels_last = 1, " if domain else "")
     forward = "g = Transpose<perm = [0, 2, 3, 1]>(q) " if domain else "g = Identity(q) "
     back = "k = Transpose<perm = [0, 3, 1, 2]>(d) " if domain else "k = Identity(d) "
     check(

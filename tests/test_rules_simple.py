@@ -1,4 +1,4 @@
-"""Operators that work slot by slot, reduce, or pass axes on: a case per operator in which its rule matters."""
+"""Operators that work slot by slot, reduce or pass axes on: a case per operator in which its rule matters."""
 
 from __future__ import annotations
 

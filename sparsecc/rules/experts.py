@@ -77,7 +77,7 @@ def _gate(site: Site, width: Axis, inner: Axis) -> Axis:
     if found is None:
         raise CannotFollowError("its first layer is not one or two times the inner width")
     pair, slots = (found[1], found[0]) if fusion == 1 else (found[0], found[1])
-    site.pin(pair, "gate and value of")
+    site.pin(pair, "gate and value")
     site.same(slots, inner)
     return inner
 

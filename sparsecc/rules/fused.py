@@ -57,7 +57,7 @@ def bias_split_gelu(site: Site) -> None:
     found = site.space.factored(data[-1], (2, half)) if half is not None else None
     if found is None:
         raise CannotFollowError("its last axis cannot be halved")
-    site.pin(found[0], "the two halves of")
+    site.pin(found[0], "the two halves")
     site.set([*data[:-1], found[1]])
 
 
@@ -105,7 +105,7 @@ def causal_conv(site: Site) -> None:
         raise CannotFollowError("this layout is not followed")
     data, weight = site.axes(0), site.axes(1)
     site.same(data[1], weight[0])
-    site.pin(weight[1:], "the kernel of")
+    site.pin(weight[1:], "the kernel")
     site.pin(data[2], "the time axis")
     if site.has(2):
         site.same(data[1], site.axes(2)[0])

@@ -54,7 +54,7 @@ def conv(site: Site) -> None:
 
 @rule("ConvTranspose", fix=mend_group)
 def conv_transpose(site: Site) -> None:
-    """Weights (in, out/group, *kernel): input channels are summed."""
+    """Weights (in, out/group, *kernel): input channels are summed; groups go as in Conv."""
     data, weight = site.axes(0), site.axes(1)
     groups = site.int_("group", 1)
     site.pin(weight[2:], "the kernel")
@@ -63,9 +63,8 @@ def conv_transpose(site: Site) -> None:
     out = weight[1]
     if groups > 1:
         group, _ = _grouped(site, weight[0], groups, "input channels")
-        out = site.fixed(site.out_shape()[1], "the output channels")
-        site.pin(weight[1], "the output channels")
-        site.pin(group, "the groups")
+        out = mul((group, weight[1]))
+        site.remember(group)
     site.reduces(0, 1)
     site.reduces(1, 0)
     if site.has(2):

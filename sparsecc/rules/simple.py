@@ -13,6 +13,7 @@ row("EyeLike", "!a !b -> a b", reason="the diagonal")
 row("Det", "* !a !b -> *", reason="a determinant mixes rows and columns")
 
 pinned("NonMaxSuppression", "boxes are numbered slots")
+pinned("Constant", "it could not be made an initializer when the model was loaded")
 pinned("CropAndResize", "the size of its crops is computed at run time", domain="com.microsoft")
 pinned("NonZero Unique", "its result has as many slots as the data says")
 pinned("RandomNormal RandomUniform Multinomial", "random slots")
@@ -29,12 +30,6 @@ pinned(
     "its features are numbered slots",
     domain="ai.onnx.ml",
 )
-
-
-@rule("Constant")
-def constant(site: Site) -> None:
-    """A value of its own; lifted to an initializer when the model is loaded, so only odd ones get here."""
-    site.set([site.fixed(s, "a constant that could not be lifted") for s in site.out_shape()])
 
 
 @rule("Range")
