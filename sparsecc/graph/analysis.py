@@ -85,13 +85,18 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
         if any(_has_body(a) for a in node.attributes.values()) and node.op_type not in _WITH_BODIES:
             raise CannotFollowError("its body is not followed")
         found.follow(site)
-    except CannotFollowError as stop:
-        _pin_all(analysis, site, f"{site.title}: {stop}")
-        record.unfollowed[node] = str(stop)
+    except (CannotFollowError, *_MISFITS) as stop:
+        known = isinstance(stop, CannotFollowError)
+        reason = str(stop) if known else "its operands are not of the ranks it expects"
+        _pin_all(analysis, site, f"{site.title}: {reason}")
+        record.unfollowed[node] = reason
     _pin_unclaimed(analysis, site)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 
+
+_MISFITS = (ArithmeticError, IndexError, KeyError, StopIteration, ValueError)
+"""What a rule meets when a file's own shapes are wrong: an axis that is not there, operands of unequal rank."""
 
 _WITH_BODIES: frozenset[str] = frozenset()
 

@@ -1,0 +1,77 @@
+"""If whose condition is known: its branch takes its place, so that slots flow through it."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import onnx_ir as ir
+
+from sparsecc.shapes import Dims, infer
+
+MAX_ROUNDS = 8
+"""A branch may hold another If; each round of shape inference takes the outermost ones that are known."""
+
+
+def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
+    """Replace every If of the main graph whose condition is the same for all inputs. Returns how many."""
+    taken = 0
+    for _ in range(MAX_ROUNDS):
+        candidates = [n for n in model.graph if n.op_type == "If" and n.domain == ""]
+        if not candidates:
+            break
+        shapes = infer(model, dims)
+        known = [(n, shapes.array(n.inputs[0])) for n in candidates]
+        chosen = [(n, bool(array.all())) for n, array in known if array is not None and array.size == 1]
+        for node, condition in chosen:
+            _take(model.graph, node, "then_branch" if condition else "else_branch")
+        taken += len(chosen)
+        if not chosen:
+            break
+    return taken
+
+
+def _take(graph: ir.Graph, node: ir.Node, branch_name: str) -> None:
+    branch = node.attributes[branch_name].as_graph()
+    names = _Names(graph)
+    for value in list(branch.initializers.values()):
+        branch.initializers.pop(value.name or "")
+        value.name = names.fresh(value.name or "constant")
+        graph.register_initializer(value)
+    outputs = list(branch.outputs)
+    branch.outputs.clear()
+    for inner in list(branch):
+        branch.remove(inner)
+        inner.name = names.fresh(inner.name or inner.op_type)
+        for value in inner.outputs:
+            value.name = names.fresh(value.name or f"{inner.name}.out")
+        graph.insert_before(node, inner)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        _replace(graph, node, old, new)
+    graph.remove(node, safe=True)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    """Readers of an output read what the branch gave; a graph output keeps its name."""
+    if old.is_graph_output():
+        carrier = ir.node("Identity", [new], name=f"{node.name}.taken")
+        graph.insert_before(node, carrier)
+        new = carrier.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        new.name, old.name = old.name, f"{old.name}.untaken"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+class _Names:
+    """Names that nothing in a graph has yet."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.taken = {v.name for v in (*graph.inputs, *graph.initializers.values())}
+        for node in graph:
+            self.taken.update(v.name for v in node.outputs)
+            self.taken.add(node.name)
+
+    def fresh(self, stem: str) -> str:
+        numbered = (f"{stem}_{i}" for i in count(2))
+        name = stem if stem not in self.taken else next(n for n in numbered if n not in self.taken)
+        self.taken.add(name)
+        return name
