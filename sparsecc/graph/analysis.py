@@ -96,7 +96,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
 
 
 _MISFITS = (ArithmeticError, IndexError, KeyError, StopIteration, ValueError)
-"""What a rule meets when a file's own shapes are wrong: an axis that is not there, operands of unequal rank."""
+"""What a rule meets where the shapes in a file are wrong: an axis that is not there, unequal ranks."""
 
 _WITH_BODIES: frozenset[str] = frozenset()
 
