@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.sizes import Size, at, is_static, minus, plus, product, quotient, smaller, times
+from sparsecc.sizes import Size, at, is_static, minus, plus, product, quotient, smaller
 
 
 class Axis:
@@ -397,9 +397,3 @@ def owners_of(axis: Axis, atom: Atom) -> np.ndarray:
         owner = owners_of(factor, atom)
         total = np.maximum(total[:, None], owner[None, :]).ravel()
     return total
-
-
-__all__ = [
-    "Atom", "Axis", "Cat", "Keep", "Mul", "Space", "atoms_of", "cat", "count", "factors_of", "mask",
-    "mul", "owners_of", "parts_of", "resolve", "slot_sums", "times",
-]  # fmt: skip

@@ -9,6 +9,7 @@ its own at each probe. Weights are never read: only their types take part.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from sparsecc.sizes import Size, joined
 
 SMALL = 1024
 """Values of at most this many elements are followed."""
+
+LARGEST = 1 << 27
+"""Sizes at which some value would have more elements than this are not tried."""
 
 _EVALUATED = frozenset(
     """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements
@@ -53,6 +57,12 @@ class _Probe:
     data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
     failures: UnknownShapes = field(default_factory=UnknownShapes)
     opaque: Iterator[int] = field(default_factory=lambda: itertools.count(1_000_003, 2))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether every value is small enough to run the model at these sizes just to try them."""
+        shapes = (_dims(kind) for kind in self.types.values())
+        return all(math.prod(dims) <= LARGEST for dims in shapes if dims is not None)
 
 
 @dataclass
@@ -118,7 +128,7 @@ def infer(model: ir.Model, dims: Dims | None = None, runs: Runs | None = None) -
     failures = (False, 0)
     for sizes in _assignments(model, dims or {}):
         probes = [walker.walk(inputs) for inputs in sizes]
-        works = runs is None or all(runs(inputs) for inputs in sizes)
+        works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
         failed = (not works, sum(len(p.failures) for p in probes))
         if best is None or failed < failures:
             best, failures = Shapes(probes, sizes, works), failed
