@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.errors import GoalError, InputError
+from sparsecc.errors import GoalError, InputError, WorkerError
 
 if TYPE_CHECKING:
     import onnx
@@ -48,10 +48,10 @@ def compile(
 
     `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model` or an
     onnx-graphsurgeon graph. `options` are those of the command line (see `sparsecc.options.CompileOptions`):
-    target, ratio, metric, criterion, … `output` is the bundle's folder, by default the model's name beside it.
+    target, ratio, metric, criterion, … `output` is the bundle's folder, by default the model's name.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
-    from sparsecc.bundle import check_destination
+    from sparsecc.bundle import check_destination, sweep
 
     with _file(model) as path:
         folder = Path(output) if output is not None else _default_output(path)
@@ -66,7 +66,11 @@ def compile(
             "dry_run": dry_run,
             "options": given,
         }
-        made = _run("sparsecc.pipeline:compile_model", request, deadline, memory, on_event)
+        try:
+            made = _run("sparsecc.pipeline:compile_model", request, deadline, memory, on_event)
+        except WorkerError:
+            sweep(Path(os.path.abspath(folder)))
+            raise
     return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import platform
-import re
 import secrets
 import shutil
 import stat
@@ -23,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from sparsecc.errors import GoalError, InputError, SystemFailureError
+from sparsecc.litter import locked_folder, sweep_folders
 from sparsecc.text import one_line, quoted
 
 MANIFEST = "manifest.json"
@@ -88,7 +87,7 @@ class BundleWriter:
         check_destination(self.destination, self.force)
         with _disk_errors(self.destination):
             sweep(self.destination)
-            self.folder, self._lock = _locked_sibling(self.destination)
+            self.folder, self._lock = locked_folder(self.destination.parent, self.destination.name)
         return self
 
     def __exit__(
@@ -130,23 +129,8 @@ class BundleWriter:
 
 
 def sweep(destination: Path) -> list[str]:
-    """Remove what killed runs left beside `destination`; returns the names. A living run holds a lock on its
-    folder, which the system lets go when the process dies."""
-    pattern = re.compile(re.escape(f".{destination.name}.sparsecc-") + "[0-9a-f]{16}")
-    swept = []
-    for entry in os.scandir(destination.parent):
-        if not pattern.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
-            continue
-        with contextlib.suppress(OSError):
-            lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(lock).st_uid == os.geteuid():
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path)
-                    swept.append(entry.name)
-            finally:
-                os.close(lock)
-    return swept
+    """Remove what killed runs left beside `destination`; returns the names."""
+    return sweep_folders(destination.parent, destination.name)
 
 
 def manifest_of(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,22 +247,6 @@ def _files(folder: Path) -> list[str]:
         names += [name for name in folders if os.path.islink(os.path.join(where, name))]
         found += [Path(where, name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
-
-
-def _locked_sibling(destination: Path) -> tuple[Path, int]:
-    """A new hidden folder (0700) beside the destination, locked as long as this process lives."""
-    while True:
-        folder = destination.parent / f".{destination.name}.sparsecc-{secrets.token_hex(8)}"
-        os.mkdir(folder, 0o700)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(folder)):
-                return folder, lock
-        except OSError as e:
-            if e.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
-                return folder, lock  # a file system without such locks: nobody can sweep there either
-        os.close(lock)  # another run took it for litter between the two steps: take another name
 
 
 def _bring_to_disk(folder: Path) -> None:

@@ -13,9 +13,9 @@ from sparsecc.text import quoted
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
 
-    Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR version 3
-    have them) stay inputs; their default value is what gets compiled. InputError for inputs and outputs that are
-    maps or opaque.
+    Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR
+    version 3 have them) stay inputs; their default value is what gets compiled. InputError for inputs and
+    outputs that are maps or opaque.
     """
     for name in model.meta.get(TYPES, {}):
         raise InputError(
@@ -24,8 +24,19 @@ def normalise(model: ir.Model) -> ir.Model:
     if model.functions:
         model = InlinePass()(model).model
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _mend_header(model)
     _name_everything(model.graph)
     return model
+
+
+def _mend_header(model: ir.Model) -> None:
+    """What runtimes overlook and onnx's checker does not: a graph without a name, domains that are not
+    imported, and weights that are no graph inputs, which IR version 3 did not know."""
+    model.ir_version = max(model.ir_version, 4)
+    model.graph.name = model.graph.name or "model"
+    for node in model.graph.all_nodes():
+        if node.domain not in ("", "ai.onnx"):
+            model.opset_imports.setdefault(node.domain, 1)
 
 
 def _name_everything(graph: ir.Graph) -> None:

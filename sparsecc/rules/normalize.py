@@ -162,7 +162,7 @@ def cumulative(site: Site) -> None:
     """Slots are accumulated in order: the axis is pinned."""
     data = site.axes(0)
     given = site.array(1)
-    site.pin(data if given is None else data[int(given) % len(data)], "the accumulated axis")
+    site.pin(data if given is None else data[int(given.item()) % len(data)], "the accumulated axis")
     site.set(data)
 
 

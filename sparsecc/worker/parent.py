@@ -6,16 +6,20 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sparsecc.errors import InternalError, SparseccError, WorkerError
+from sparsecc.errors import InternalError, SparseccError, SystemFailureError, WorkerError
+from sparsecc.litter import locked_folder, sweep_folders
 from sparsecc.text import one_line
 from sparsecc.worker.crash import write_report
 from sparsecc.worker.memory import default_limit, held_by
@@ -63,6 +67,8 @@ class _Child:
     requests: int
     events: int
     log: int
+    scratch: Path
+    lock: int
     tail: bytes = b""
     buffer: bytearray = field(default_factory=bytearray)
     outbox: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -123,8 +129,9 @@ class Worker:
             if grace:
                 child.process.wait(grace)
         _kill(child.process)
-        os.close(child.events)
-        os.close(child.log)
+        shutil.rmtree(child.scratch, ignore_errors=True)
+        for fd in (child.events, child.log, child.lock):
+            os.close(fd)
 
     def _start(self) -> _Child:
         request_out, request_in = os.pipe()
@@ -138,6 +145,7 @@ class Worker:
             "memory": self._memory,
             "allowed": self._allowed,
         }
+        scratch, lock = _scratch()
         flags = ["-I", "-X", "utf8"] + (["-B"] if sys.dont_write_bytecode else [])
         try:
             process = subprocess.Popen(
@@ -147,17 +155,19 @@ class Worker:
                 stderr=log_in,
                 pass_fds=(request_out, event_in),
                 start_new_session=True,
+                env={**os.environ, "TMPDIR": str(scratch)},
             )
         except OSError as e:
-            for fd in (request_in, event_out, log_out):
+            for fd in (request_in, event_out, log_out, lock):
                 os.close(fd)
+            shutil.rmtree(scratch, ignore_errors=True)
             raise WorkerError(f"cannot start a worker: {one_line(str(e))}") from e
         finally:
             for fd in (request_out, event_in, log_in):
                 os.close(fd)
         for fd in (request_in, event_out, log_out):
             os.set_blocking(fd, False)
-        return _Child(process, request_in, event_out, log_out)
+        return _Child(process, request_in, event_out, log_out, scratch, lock)
 
     def _converse(self, child: _Child, deadline: float, on_event: Event | None) -> None:
         """Until the child has answered or is gone; raises WorkerError at the deadline and over the memory."""
@@ -221,6 +231,16 @@ class Worker:
         means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
         fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
+
+
+def _scratch() -> tuple[Path, int]:
+    """Where a child keeps its temporary files, and the lock on it: a killed child leaves nothing behind."""
+    where = Path(tempfile.gettempdir())
+    try:
+        sweep_folders(where, "worker")
+        return locked_folder(where, "worker")
+    except OSError as e:
+        raise SystemFailureError(f"cannot make a temporary folder in {where}: {one_line(str(e))}") from e
 
 
 def _read_events(child: _Child) -> bool:

@@ -1,0 +1,51 @@
+"""Folders that vanish with the process that made them: each is locked while it lives, and what a killed
+process left is swept by the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+_MARK = ".sparsecc-"
+
+
+def locked_folder(parent: Path, stem: str) -> tuple[Path, int]:
+    """A new folder (0700) in `parent` and the lock on it, held until that file descriptor is closed."""
+    while True:
+        folder = parent / f".{stem}{_MARK}{secrets.token_hex(8)}"
+        os.mkdir(folder, 0o700)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(folder)):
+                return folder, lock
+        except OSError as e:
+            if e.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
+                return folder, lock  # a file system without such locks: nobody can sweep there either
+        os.close(lock)  # another run took it for litter between the two steps: take another name
+
+
+def sweep_folders(parent: Path, stem: str) -> list[str]:
+    """Remove the folders of that stem whose process is gone; returns their names. A living process holds a
+    lock on its folder, which the system lets go when it dies."""
+    pattern = re.compile(re.escape(f".{stem}{_MARK}") + "[0-9a-f]{16}")
+    swept = []
+    for entry in os.scandir(parent):
+        if not pattern.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path)
+                    swept.append(entry.name)
+            finally:
+                os.close(lock)
+    return swept
