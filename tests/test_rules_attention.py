@@ -301,6 +301,19 @@ def test_fused_products(options: str, shape: str, axis: int) -> None:
     )
 
 
+@pytest.mark.parametrize("swap", [0, 1])
+def test_products_with_transposed_batches(swap: int) -> None:
+    tail = "t = Transpose<perm = [0, 1, 3, 2]>(b)" if swap else "t = Identity(b)"
+    check(
+        "(float[2, 5, 6] x, float[6, 12] w1, float[6, 12] w2, float[5, 3] w3) => (float y) "
+        "<int64[4] k = {2, 5, 3, 4}> "
+        "{ p = MatMul(x, w1) q = MatMul(x, w2) c = Reshape(p, k) d = Reshape(q, k) "
+        "e = Transpose<perm = [1, 0, 2, 3]>(c) f = Transpose<perm = [0, 2, 3, 1]>(d) b = Identity(f) "
+        f"{tail} h = com.microsoft.FusedMatMul<transBatchA = 1, transB = {swap}>(e, t) y = MatMul(h, w3) }}",
+        "w1:1 w2:1",
+    )
+
+
 def test_a_fused_gemm() -> None:
     check(
         "(float[N, 6] x, float[8, 6] w1, float[8] w2, float[8, 3] w3) => (float y) "

@@ -82,16 +82,20 @@ def matmul(site: Site) -> None:
 
 @rule("FusedMatMul TransposeMatMul", domain="com.microsoft")
 def fused_matmul(site: Site) -> None:
-    """A matrix product with optional transposes of its last two axes."""
-    a, b = list(site.axes(0)), list(site.axes(1))
-    if site.int_("transBatchA") or site.int_("transBatchB"):
-        raise CannotFollowError("batch transposes are not followed")
-    swap_a, swap_b = bool(site.int_("transA")), bool(site.int_("transB"))
-    if swap_a and len(a) > 1:
-        a[-2:] = a[-1], a[-2]
-    if swap_b and len(b) > 1:
-        b[-2:] = b[-1], b[-2]
-    matrix_product(site, a, b, (-2 if swap_a else -1, -1 if swap_b else -2))
+    """A matrix product after optional transposes of its last two axes, or of the first behind the batch."""
+    orders = [_order(site, operand, side) for operand, side in enumerate("AB")]
+    a, b = ([site.axes(i)[p] for p in order] for i, order in enumerate(orders))
+    matrix_product(site, a, b, (orders[0][-1], orders[1][-2] if len(b) > 1 else 0))
+
+
+def _order(site: Site, operand: int, side: str) -> list[int]:
+    """The positions of an operand's axes as (…, m, k) or (…, k, n)."""
+    order = list(range(site.rank(operand)))
+    if site.int_(f"transBatch{side}"):
+        order = [*order[1:-1], 0, order[-1]]
+    if site.int_(f"trans{side}") and len(order) > 1:
+        order[-2:] = order[-1], order[-2]
+    return order
 
 
 def matrix_product(site: Site, a: list[Axis], b: list[Axis], summed: tuple[int, int] = (-1, -2)) -> None:
