@@ -1,7 +1,7 @@
 """Breaks every rule in turn and says which breakage no case notices: `python -m tests.rule_mutants`.
 
 A mutant drops a rule (the operator is pinned), drops its fix (sizes stay dense) or frees every pin it sets.
-It is caught when a case that contains the operator finds other free slots, outputs that differ or another reason.
+It is caught when a case that contains the operator finds other free slots, other outputs or another reason.
 """
 
 from __future__ import annotations
