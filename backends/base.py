@@ -64,6 +64,10 @@ class Backend(Protocol):
         """Cheap: never imports the runtime when a look at the installed packages is enough."""
         ...
 
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Refuse, before any work, what cannot be built here: UnavailableError or InputError in one line."""
+        ...
+
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
     ) -> Artefact:
@@ -71,6 +75,10 @@ class Backend(Protocol):
         ...
 
     def load(self, path: Path, *, threads: int = 1) -> Runner: ...
+
+    def numerics_file(self, path: Path) -> Path:
+        """What `load` can run on this machine for the numbers in `path`: itself, or the graph it was built from."""
+        ...
 
     def census(self, path: Path) -> dict[str, Any]:
         """Which kernels the runtime really picks: counts by operator and type. Needs no clock."""

@@ -70,6 +70,13 @@ class OnnxRuntimeCpu:
                 ok=False, reason="onnxruntime is not installed", remedy="pip install onnxruntime"
             )
 
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Always here: it is a dependency. InputError for unknown options."""
+        BuildOptions.of(options)
+
+    def numerics_file(self, path: Path) -> Path:
+        return path
+
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
     ) -> Artefact:

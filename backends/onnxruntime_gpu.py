@@ -60,6 +60,13 @@ class OnnxRuntimeCuda:
             return Availability(False, ort.__version__, str(e), "use --target onnxruntime")
         return Availability(True, ort.__version__)
 
+    def require(self, options: Mapping[str, Any]) -> None:
+        checked(options)
+        self._require()
+
+    def numerics_file(self, path: Path) -> Path:
+        return path
+
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
     ) -> Artefact:

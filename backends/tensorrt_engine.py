@@ -41,6 +41,9 @@ class TensorrtEngine:
             return found
         return Availability(True, "trtexec")
 
+    def require(self, options: Mapping[str, Any]) -> None:
+        self._require(BuildOptions.from_mapping(options))
+
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
     ) -> Artefact:

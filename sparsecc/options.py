@@ -21,7 +21,7 @@ class CompileOptions:
     """Options of `compile`.
 
     `inputs` maps input names to shapes, or to (least, usual, largest) shapes for targets with profiles; `keep`
-    and `only` are name patterns.
+    and `only` are name patterns; `build` holds options of the target's own builder.
     """
 
     target: str = "onnxruntime"
@@ -31,6 +31,7 @@ class CompileOptions:
     latency: float | None = None
     fps: float | None = None
     max_drop: float | None = None
+    size: float | None = None
     calibration: str | None = None
     evaluate: str | None = None
     inputs: tuple[tuple[str, Dims], ...] = ()
@@ -49,6 +50,7 @@ class CompileOptions:
     threads: int = 1
     measure: bool = True
     emit: str | None = None
+    build: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         target_named(self.target)
@@ -73,12 +75,15 @@ class CompileOptions:
                 values[name] = tuple(values[name])
         if "inputs" in values:
             values["inputs"] = _shapes(values["inputs"])
+        if "build" in values:
+            values["build"] = tuple(sorted((str(k), str(v)) for k, v in dict(values["build"]).items()))
         return CompileOptions(**values)
 
     def to_recipe(self) -> dict[str, Any]:
         """Plain data that `of` reads back."""
         recipe = {k: v for k, v in asdict(self).items() if v is not None}
         recipe["inputs"] = {name: _listed(shape) for name, shape in self.inputs}
+        recipe["build"] = dict(self.build)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
 
     @property

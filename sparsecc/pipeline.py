@@ -26,7 +26,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
 from sparsecc.report import assemble
-from sparsecc.stages import passes_for
+from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import evaluate
 from sparsecc.verify.prove import Probes, prove
@@ -42,6 +42,7 @@ class Job:
     options: CompileOptions
     scratch: Path
     emit: Emit
+    goal: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -71,7 +72,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
     options = CompileOptions.of(request["options"])
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
-        job = Job(Path(request["model"]), options, Path(scratch), emit)
+        job = Job(Path(request["model"]), options, Path(scratch), emit, request.get("goal"))
         if request.get("dry_run"):
             return _dry_run(job)
         with BundleWriter(Path(request["output"]), force=bool(request.get("force"))) as bundle:
@@ -82,6 +83,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, Any]]:
     options, target = job.options, target_named(job.options.target)
     backend = backend_named(target.backend)
+    backend.require(build_options(options))
     with job.stage("load", 0.0):
         analysis, probes = open_for_compile(job)
     with job.stage("choose", 0.1):
@@ -95,7 +97,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("passes", 0.4):
         run_passes(job, analysis.model, plan)
     with job.stage("build", 0.5):
-        artefact = backend.build(analysis.model, bundle.folder, {}, _progress(job.emit, 0.5, 0.1))
+        artefact = backend.build(analysis.model, bundle.folder, build_options(options), _progress(job.emit, 0.5, 0.1))
     compiled = bundle.folder / artefact.main
     with job.stage("verify", 0.6):
         verification |= probes.of_artefact(backend, compiled, analysis.model, plan)

@@ -147,7 +147,7 @@ def test_nothing_of_nvidias_is_imported_with_the_backends() -> None:
     import sys
 
     script = (
-        "import sys, sparsecc.backends.tensorrt_engine, sparsecc.backends.tensorrt_rtx;"
+        "import sys, sparsecc.backends.tensorrt_engine, sparsecc.backends.tensorrt_rtx_engine;"
         "print([m for m in sys.modules if m.startswith(('tensorrt', 'torch', 'pycuda', 'cuda'))])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -17,7 +17,7 @@ import pytest
 from sparsecc.backends.tensorrt_api import RTX, Steps
 from sparsecc.backends.tensorrt_build import build_plan, check_support
 from sparsecc.backends.tensorrt_options import BuildOptions
-from sparsecc.backends.tensorrt_rtx import TensorrtRtx
+from sparsecc.backends.tensorrt_rtx_engine import TensorrtRtx
 from sparsecc.errors import InputError, UnavailableError, WorkerError
 from tests.tensorrt_graphs import GRAPHS, REFUSED, conv_residual, dynamic
 

@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from sparsecc.axes import Keep, count
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.budget import judge
 from sparsecc.bundle import versions
 from sparsecc.cost import macs_model, params_model
 from sparsecc.graph.analysis import Analysis
-from sparsecc.measure.interleave import Budget, compare
+from sparsecc.measure.pair import measure_pair
 from sparsecc.sizes import at
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sparsecc.verify.prove import Probes
 
 SCHEMA = "sparsecc.report/1"
-_SECONDS = 8.0
 
 
 def costs(analysis: Analysis, keep: Keep) -> dict[str, dict[str, int]]:
@@ -80,11 +80,16 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
         return facts
     facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}
     if job.options.measure:
-        threads, feeds = job.options.threads, probes.feeds[0]
-        dense, small = (backend.load(path, threads=threads) for path in (probes.dense, compiled))
-        runs = dense.prepared(feeds), small.prepared(feeds)
-        budget = Budget(pairs=60, seconds=_SECONDS)
-        facts["latency"] = compare(*runs, budget=budget, threads=threads, seed=job.options.seed).to_json()
+        asked = job.options
+        told = measure_pair(
+            probes.dense,
+            compiled,
+            probes.feeds[0],
+            device=asked.device,
+            threads=asked.threads,
+            seed=asked.seed,
+        )
+        facts["latency"] = told.to_json()
     return facts
 
 
@@ -120,7 +125,20 @@ def report(
     made |= {name: measured[name] for name in ("latency", "census") if name in measured}
     if accuracy is not None:
         made["accuracy"] = dict(accuracy)
+    if job.goal is not None:
+        _settle_goal(made, job.goal, measured)
     return made
+
+
+def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """What was asked for beside what the final measurement found, every trial, and what stands in the way."""
+    made["asked"] |= goal["asked"]
+    made["trials"] = list(goal["trials"])
+    made["warnings"] = [*made["warnings"], *goal["notes"]]
+    if measured:
+        made["goal"] = judge(goal, measured)
+        if not made["goal"]["met"] and not goal["notes"]:
+            made["warnings"].append("the final measurement missed the goal by over 5 %: compile once more")
 
 
 def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -130,9 +148,10 @@ def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
     example: dict[str, str] = {}
     for group in groups:
         if group.pinned is not None:
-            number[group.pinned] += 1
-            params[group.pinned] += group.params
-            example.setdefault(group.pinned, group.members[0][0])
+            reason = group.pinned.partition(" of ")[0] if " of " in group.pinned else group.pinned
+            number[reason] += 1
+            params[reason] += group.params
+            example.setdefault(reason, group.members[0][0])
     return [
         {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
     ]

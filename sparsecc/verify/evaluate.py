@@ -25,12 +25,11 @@ def evaluate(job: Job, backend: Backend, compiled: Path) -> dict[str, Any] | Non
     """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better)."""
     if job.options.evaluate is None:
         return None
-    runtime = backend if isinstance(backend, OnnxRuntimeCpu) else OnnxRuntimeCpu()
     function = function_of(job.options.evaluate)
-    dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=job.options.threads)
-    scores = [
-        score(function, runner.run) for runner in (dense, runtime.load(compiled, threads=job.options.threads))
-    ]
+    threads = job.options.threads
+    dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=threads)
+    small = backend.load(backend.numerics_file(compiled), threads=threads)
+    scores = [score(function, runner.run) for runner in (dense, small)]
     return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
 
 

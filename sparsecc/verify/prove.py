@@ -98,7 +98,7 @@ class Probes:
 
     def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
         """Load and run what was built; how close it is to the pruned graph and to the dense model."""
-        runner = _runtime_of(backend).load(compiled, threads=self.options.threads)
+        runner = backend.load(backend.numerics_file(compiled), threads=self.options.threads)
         plain = _RUNTIME.load(write(model, self.scratch / "final" / "model.onnx"), level="none")
         worst = 0.0
         for feeds in self.feeds:
@@ -115,7 +115,7 @@ class Probes:
 
     def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
         """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
-        runner = _runtime_of(backend).load(compiled, threads=self.options.threads)
+        runner = backend.load(backend.numerics_file(compiled), threads=self.options.threads)
         feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
         data = "random inputs"
         if self.options.calibration:
@@ -162,7 +162,7 @@ def moved_by_rounding(runner: OrtRunner, feeds: Feeds, wanted: Outputs) -> float
 
 
 def check(path: Path, dense: Path) -> str:
-    """onnx's checker on a file we wrote: what it refuses is our fault, unless it refuses the dense one too."""
+    """onnx's checker on a file we wrote: what it refuses is our fault, unless it refuses the dense one."""
     complaint = _complaint(path)
     if complaint is None:
         return "passed"
@@ -188,11 +188,6 @@ def write(model: ir.Model, path: Path) -> Path:
     else:
         ir.save(model, path)
     return path
-
-
-def _runtime_of(backend: Backend) -> Any:
-    """The backend itself where it runs here, ONNX Runtime otherwise."""
-    return backend if isinstance(backend, OnnxRuntimeCpu) else _RUNTIME
 
 
 def _nudged(feeds: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:
