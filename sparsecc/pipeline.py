@@ -29,7 +29,7 @@ from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import evaluate
-from sparsecc.verify.prove import Probes, prove
+from sparsecc.verify.prove import SYNTHETIC, Probes, prove
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -95,7 +95,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("prove", 0.3):
         verification = prove(job, analysis.model, probes, proof)
     with job.stage("passes", 0.4):
-        run_passes(job, analysis.model, plan)
+        run_passes(job, analysis.model, plan, probes)
     with job.stage("build", 0.5):
         artefact = backend.build(analysis.model, bundle.folder, build_options(options), _progress(job.emit, 0.5, 0.1))
     compiled = bundle.folder / artefact.main
@@ -149,13 +149,13 @@ def decide(job: Job, analysis: Analysis) -> Decision:
     return Decision(groups, choice, plan, costs, assemble.layers(analysis, choice.keep))
 
 
-def run_passes(job: Job, model: ir.Model, plan: Plan) -> None:
+def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
     """Patterns and quantization over what is left."""
     target = target_named(job.options.target)
     passes = passes_for(job.options)
     if not passes:
         return
-    feeds = tuple(calibration_feeds(job, model))
+    feeds = tuple(calibration_feeds(job, model, probes))
     context = PassContext(target, job.scratch, feeds, job.options.seed, _progress(job.emit, 0.4, 0.1))
     for one in passes:
         begun = time.perf_counter()
@@ -165,9 +165,11 @@ def run_passes(job: Job, model: ir.Model, plan: Plan) -> None:
         job.seconds.append({"name": str(one), "seconds": spent, "facts": result.facts})
 
 
-def calibration_feeds(job: Job, model: ir.Model) -> Iterator[dict[str, Any]]:
+def calibration_feeds(job: Job, model: ir.Model, probes: Probes) -> Iterator[dict[str, Any]]:
     """The samples of `--calib`, at most `Probes.SAMPLES` batches; none without it."""
-    if job.options.calibration:
+    if job.options.calibration == SYNTHETIC:
+        yield from (dict(feeds) for feeds in probes.synthetic(8))
+    elif job.options.calibration:
         for number, feeds in enumerate(feeds_from(job.options.calibration, model)):
             if number >= Probes.SAMPLES:
                 return

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Feeds = Mapping[str, np.ndarray]
 
 _RUNTIME = OnnxRuntimeCpu()
+SYNTHETIC = "synthetic"
+"""The value of `--calib` that asks for random inputs."""
+
 _LARGE = 1 << 30
 _DRAWS = 3
 """How often inputs are perturbed to see how strongly the model amplifies rounding."""
@@ -113,12 +116,18 @@ class Probes:
                 )
         return {"runs": True, "artefact_relative_error": worst}
 
+    def synthetic(self, number: int) -> Iterator[Feeds]:
+        """Random inputs in place of calibration samples (`--calib synthetic`)."""
+        sizes = {name: array.shape for name, array in self.feeds[0].items()}
+        for draw in range(number):
+            yield random_feeds(self.model, seed=self.options.seed + 1 + draw, sizes=sizes)
+
     def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
         """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
         runner = backend.load(backend.numerics_file(compiled), threads=self.options.threads)
         feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
         data = "random inputs"
-        if self.options.calibration:
+        if self.options.calibration not in (None, SYNTHETIC):
             feeds = [
                 f for _, f in zip(range(8), feeds_from(self.options.calibration, self.model), strict=False)
             ]
