@@ -67,7 +67,7 @@ def compile(
             "options": given,
         }
         try:
-            made = _run("sparsecc.pipeline:compile_model", request, deadline, memory, on_event)
+            made = _run("sparsecc.trials:compile_model", request, deadline, memory, on_event)
         except WorkerError:
             sweep(Path(os.path.abspath(folder)))
             raise

@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sparsecc.errors import InputError
-from sparsecc.measure.interleave import Budget, Comparison, Run, compare
+from sparsecc.measure.interleave import Budget, Comparison
+from sparsecc.measure.rounds import Start, compare_fresh
 from sparsecc.measure.statistics import LogRatio
 
 Verdict = Literal["OK", "REGRESSION", "INCONCLUSIVE"]
@@ -21,8 +23,12 @@ SMALLEST_THRESHOLD = 0.03
 """Two sessions of one model differ by 1.4 % here; below twice that, a verdict cannot be defended."""
 
 _EXIT_CODES: dict[Verdict, int] = {"OK": 0, "REGRESSION": 1, "INCONCLUSIVE": 4}
-_LOOKS = 4
-_ROUNDS = 4
+LOOKS = 3
+"""How often a measurement is looked at before it is given up."""
+ROUNDS = 8
+"""Rounds of fresh sessions before the first look."""
+CONFIDENCE = 1 - 0.05 / LOOKS
+"""Of each look's interval, so that all of them together hold 95 times in 100 (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class GateResult:
         """(estimate, low, high) of the change of latency: 0.05 is 5 % slower. None when it was not timed."""
         if self.comparison is None:
             return None
-        ratio = self.comparison.ratio()
+        ratio = self.comparison.ratio(confidence=CONFIDENCE)
         return math.expm1(ratio.median), math.expm1(ratio.low), math.expm1(ratio.high)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,11 +85,16 @@ class GateResult:
 
 
 def decide(ratio: LogRatio, max_regression: float) -> Verdict:
-    """REGRESSION when surely slower and by more than allowed; OK when surely within; else INCONCLUSIVE."""
+    """REGRESSION when surely slower and by more than allowed; OK when surely within; else INCONCLUSIVE.
+
+    An interval that reaches further than the limit to both sides is no proof of being within it, unless all
+    of it says faster.
+    """
     limit = math.log1p(max_regression)
     if ratio.low > 0 and ratio.median > limit:
         return "REGRESSION"
-    return "OK" if ratio.high < limit else "INCONCLUSIVE"
+    narrow = (ratio.high - ratio.low) / 2 <= limit or ratio.high < 0
+    return "OK" if ratio.high < limit and narrow else "INCONCLUSIVE"
 
 
 def gate(
@@ -102,14 +113,14 @@ def gate(
 
     Both are .onnx or .ort files, or bundle folders. A failed clock-free check is a regression and nothing is
     timed. Otherwise the machine first has to show, on the baseline against itself, that it can resolve
-    `max_regression`; then both are timed in pairs, `budget.pairs` of them and up to eight times as many.
+    `max_regression`; then both are timed in pairs, `budget.pairs` of them and up to four times as many.
     InputError for models that do not load, differ in their inputs, or a threshold under 3 %.
     """
     if not SMALLEST_THRESHOLD <= max_regression < 10:
         raise InputError(
             f"--max-regression {max_regression:.1%}: give 3 % to 1000 %: less cannot be told from noise"
         )
-    budget = budget or Budget(pairs=60, seconds=10.0)
+    budget = budget or Budget(pairs=160, seconds=12.0, warmup_seconds=0.4)
     now, before = model_file(current), model_file(baseline)
     result = GateResult(name or current.name, "OK", "", max_regression, (), machine=_machine(threads))
     if checks:
@@ -118,81 +129,55 @@ def gate(
     if failed:
         return replace(result, verdict="REGRESSION", reason=f"{failed[0].detail} (not timed)")
     feeds = feeds or _working_feeds(before, seed)
-    return _timed(
-        result, _loader(before, feeds, threads), _loader(now, feeds, threads), budget, threads, seed
-    )
+    return _timed(result, _loader(before, feeds, threads), _loader(now, feeds, threads), budget, seed)
 
 
-def _timed(
-    result: GateResult,
-    before: Callable[[], Run],
-    now: Callable[[], Run],
-    budget: Budget,
-    threads: int,
-    seed: int,
-) -> GateResult:
+def _timed(result: GateResult, before: Start, now: Start, budget: Budget, seed: int) -> GateResult:
     """The verdict by the clock; `before` and `now` each make a fresh session."""
-    limit = math.log1p(result.max_regression)
-    quiet, alone = until(
-        before, before, budget, threads, seed + 1, lambda ratio: max(abs(ratio.low), abs(ratio.high)) < limit
+    limit, threads = math.log1p(result.max_regression), int(result.machine["threads"])
+    measure = partial(_measure_until, budget=budget, threads=threads)
+    alone = measure(before, before, seed=seed + 1, enough=lambda ratio: _within(ratio, limit)).ratio(
+        confidence=CONFIDENCE
     )
     result = replace(result, self_check=alone)
-    if not quiet:
+    if not _within(alone, limit):
         spread = math.expm1(max(abs(alone.low), abs(alone.high)))
         reason = (
             f"this machine cannot resolve {result.max_regression:.1%} now: an A/A run spreads {spread:.1%}"
         )
         return replace(result, verdict="INCONCLUSIVE", reason=reason)
-    comparison = measure_until(
-        before,
-        now,
-        budget,
-        threads,
-        seed,
-        lambda ratio: decide(ratio, result.max_regression) != "INCONCLUSIVE",
+    told = measure(
+        before, now, seed=seed, enough=lambda r: decide(r, result.max_regression) != "INCONCLUSIVE"
     )
-    verdict = decide(comparison.ratio(), result.max_regression)
-    done = replace(result, verdict=verdict, comparison=comparison)
+    verdict = decide(told.ratio(confidence=CONFIDENCE), result.max_regression)
+    done = replace(result, verdict=verdict, comparison=told)
     return replace(done, reason=_reason(done))
 
 
-def until(
-    first: Callable[[], Run],
-    second: Callable[[], Run],
-    budget: Budget,
-    threads: int,
-    seed: int,
-    enough: Callable[[LogRatio], bool],
-) -> tuple[bool, LogRatio]:
-    """Measure until `enough` holds; whether it did, and the last ratio."""
-    ratio = measure_until(first, second, budget, threads, seed, enough).ratio()
-    return enough(ratio), ratio
+def _within(ratio: LogRatio, limit: float) -> bool:
+    return max(abs(ratio.low), abs(ratio.high)) < limit
 
 
-def measure_until(
-    first: Callable[[], Run],
-    second: Callable[[], Run],
+def _measure_until(
+    first: Start,
+    second: Start,
+    *,
     budget: Budget,
     threads: int,
     seed: int,
     enough: Callable[[LogRatio], bool],
 ) -> Comparison:
-    """Pairs in rounds of fresh sessions, doubled until `enough` holds, at most three times.
-
-    Fresh sessions count: where a session's memory lies moves its speed by about 1 %.
-    """
+    """Pairs in rounds of fresh sessions, doubled until `enough` holds, at most twice."""
     total: Comparison | None = None
-    for look in range(_LOOKS):
-        for number in range(_ROUNDS if look == 0 else _ROUNDS * 2 ** (look - 1)):
-            part = replace(budget, pairs=max(5, budget.pairs // _ROUNDS), seconds=budget.seconds / _ROUNDS)
-            part = replace(part, warmup_seconds=budget.warmup_seconds / _ROUNDS)
-            salt = seed * 7919 + look * 101 + number
-            one = compare(first(), second(), budget=part, threads=threads, seed=salt)
-            total = one if total is None else total.joined(one)
-        if total is not None and enough(total.ratio()):
+    for look in range(LOOKS):
+        factor = 2 ** max(0, look - 1)
+        part = replace(budget, pairs=budget.pairs * factor, seconds=budget.seconds * factor)
+        salt = seed * LOOKS + look
+        one = compare_fresh(first, second, rounds=ROUNDS * factor, budget=part, threads=threads, seed=salt)
+        total = one if total is None else total.joined(one)
+        if enough(total.ratio(confidence=CONFIDENCE)):
             break
-    if total is None:
-        raise InputError("a gate needs at least one round of pairs")
+    assert total is not None
     return total
 
 
@@ -274,7 +259,7 @@ def _bytes(model: Path) -> int:
     return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def _loader(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Callable[[], Run]:
+def _loader(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:
     from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
     return lambda: OnnxRuntimeCpu().load(model, threads=threads).prepared(feeds)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsecc.errors import InputError
-from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_ratio
+from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_ratio, ratio_of_rounds
 
 Run = Callable[[], object]
 """One inference."""
@@ -46,7 +46,8 @@ class Comparison:
     """Two runs measured side by side. Arrays hold milliseconds per run, one entry per pair, in time order.
 
     `clock` names the one that `ratio` is computed from: "cpu" is the time that this process (all its
-    threads) spent on the processor, which other processes do not disturb.
+    threads) spent on the processor, which other processes do not disturb. `rounds` says how many pairs
+    each round of fresh sessions holds; empty means that all pairs come from one.
     """
 
     cpu_before: Samples
@@ -58,6 +59,7 @@ class Comparison:
     threads: int
     seed: int
     extra: dict[str, Any] = field(default_factory=dict)
+    rounds: tuple[int, ...] = ()
 
     @property
     def pairs(self) -> int:
@@ -71,12 +73,19 @@ class Comparison:
     def after(self) -> Percentiles:
         return Percentiles.of(self._samples(self.clock)[1])
 
-    def ratio(self, clock: Clock | None = None) -> LogRatio:
-        """ln(t_after / t_before) by the comparison's own clock, or by the other."""
-        return log_ratio(*self._samples(clock or self.clock), seed=self.seed)
+    def ratio(self, clock: Clock | None = None, *, confidence: float = 0.95) -> LogRatio:
+        """ln(t_after / t_before) by the comparison's own clock, or by the other.
+
+        Over rounds where there are several (then `confidence` counts), else over the pairs (95 %).
+        """
+        before, after = self._samples(clock or self.clock)
+        if len(self.rounds) < 2:
+            return log_ratio(before, after, seed=self.seed)
+        ends = np.cumsum(self.rounds)[:-1]
+        return ratio_of_rounds(np.split(np.log(after / before), ends), confidence=confidence)
 
     def joined(self, other: Comparison) -> Comparison:
-        """Both runs' pairs as one comparison, the other's last."""
+        """The pairs of both as one comparison of two rounds, the other's last."""
         return Comparison(
             np.concatenate((self.cpu_before, other.cpu_before)),
             np.concatenate((self.cpu_after, other.cpu_after)),
@@ -87,12 +96,14 @@ class Comparison:
             self.threads,
             self.seed,
             self.extra,
+            (*(self.rounds or (self.pairs,)), *(other.rounds or (other.pairs,))),
         )
 
     def to_json(self) -> dict[str, Any]:
         """The `latency` object of report.json, the wall clock beside it, and the raw samples."""
         result = self._clock_json(self.clock)
         result |= {"clock": self.clock, "threads": self.threads, "pairs": self.pairs, "repeats": self.repeats}
+        result["rounds"] = len(self.rounds) or 1
         result["wall" if self.clock == "cpu" else "cpu"] = self._clock_json(
             "wall" if self.clock == "cpu" else "cpu"
         )

@@ -1,0 +1,102 @@
+"""Two model files timed side by side where they will run: in this process, or on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sparsecc.devices import Device, open_device
+from sparsecc.devices.measure import Samples, sample_on
+from sparsecc.measure.interleave import Budget, Comparison
+from sparsecc.measure.rounds import Start, clock_for, compare_fresh
+
+DEVICE_ROUNDS = 4
+"""Rounds on a device: each starts the runner anew, and copies both models over."""
+
+_NANOSECONDS = 1e6
+"""In one millisecond."""
+
+
+def measure_pair(
+    before: Path,
+    after: Path,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    device: str = "local",
+    threads: int = 1,
+    seed: int = 0,
+    rounds: int = 6,
+    budget: Budget | None = None,
+) -> Comparison:
+    """Interleaved pairs over rounds of fresh sessions, on `device`.
+
+    Raises what the device raises: UnavailableError where it does not answer, InputError where a model does
+    not run there.
+    """
+    budget = budget or Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
+    if device == "local":
+        starts = (session_start(path, feeds, threads) for path in (before, after))
+        return compare_fresh(*starts, rounds=rounds, budget=budget, threads=threads, seed=seed)
+    with open_device(device) as there:
+        return compare_on(
+            there, before, after, feeds, rounds=DEVICE_ROUNDS, pairs=budget.pairs, threads=threads, seed=seed
+        )
+
+
+def session_start(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:
+    """Makes a fresh ONNX Runtime session of a file, ready to run `feeds`."""
+    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+
+    return lambda: OnnxRuntimeCpu().load(model, threads=threads).prepared(feeds)
+
+
+def compare_on(
+    device: Device,
+    before: Path,
+    after: Path,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    rounds: int,
+    pairs: int,
+    threads: int = 1,
+    seed: int = 0,
+) -> Comparison:
+    """`pairs` pairs in `rounds` rounds on an open device, interleaved there, made in alternating order."""
+    total: Comparison | None = None
+    for number in range(rounds):
+        swapped = number % 2 == 1
+        first, second = (after, before) if swapped else (before, after)
+        samples = sample_on(
+            device,
+            first,
+            second,
+            feeds,
+            pairs=max(5, pairs // rounds),
+            threads=threads,
+            seed=seed * 7919 + number,
+        )
+        part = _comparison(samples, swapped, threads, seed, device.spec)
+        total = part if total is None else total.joined(part)
+    assert total is not None
+    return total
+
+
+def _comparison(samples: Samples, swapped: bool, threads: int, seed: int, spec: str) -> Comparison:
+    a = samples.cpu_a / _NANOSECONDS, samples.wall_a / _NANOSECONDS
+    b = samples.cpu_b / _NANOSECONDS, samples.wall_b / _NANOSECONDS
+    before, after = (b, a) if swapped else (a, b)
+    least = 1 / _NANOSECONDS
+    extra = {"device": {"name": spec, **samples.facts}}
+    return Comparison(
+        np.maximum(before[0], least),
+        np.maximum(after[0], least),
+        before[1],
+        after[1],
+        clock_for(threads),
+        1,
+        threads,
+        seed,
+        extra,
+    )
