@@ -6,7 +6,7 @@ from itertools import count
 
 import onnx_ir as ir
 
-from sparsecc.shapes import Dims, infer
+from sparsecc.shapes import Dims, Shapes, infer
 
 MAX_ROUNDS = 8
 """A branch may hold another If; each round of shape inference takes the outermost ones that are known."""
@@ -20,7 +20,7 @@ def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
         if not candidates:
             break
         shapes = infer(model, dims)
-        known = [(n, shapes.array(n.inputs[0])) for n in candidates]
+        known = [(n, shapes.array(n.inputs[0])) for n in candidates if _is_certain(n.inputs[0], shapes)]
         chosen = [(n, bool(array.all())) for n, array in known if array is not None and array.size == 1]
         for node, condition in chosen:
             _take(model.graph, node, "then_branch" if condition else "else_branch")
@@ -28,6 +28,29 @@ def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
         if not chosen:
             break
     return taken
+
+
+_EXACT = frozenset(
+    """Add Cast Concat Gather Identity Neg Not Reshape Shape Slice Squeeze Sub Transpose Unsqueeze""".split()
+)
+"""Operators whose result is static only where what it is made of is. Comparisons, minima and divisions are not:
+they can agree at all probes and differ elsewhere, so all they read must be static."""
+
+
+def _is_certain(value: ir.Value | None, shapes: Shapes) -> bool:
+    """Whether a static value is so for every input, not just at the sizes that were tried."""
+    pending, seen = [value], {value}
+    while pending:
+        top = pending.pop()
+        node = top.producer() if top is not None else None
+        if node is None:
+            continue
+        if node.op_type not in _EXACT and any(v is not None and shapes.array(v) is None for v in node.inputs):
+            return False
+        if node.op_type != "Shape":
+            pending.extend(v for v in node.inputs if v not in seen)
+            seen.update(node.inputs)
+    return True
 
 
 def _take(graph: ir.Graph, node: ir.Node, branch_name: str) -> None:

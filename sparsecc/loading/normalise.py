@@ -6,12 +6,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from sparsecc.errors import InputError
+from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
 from sparsecc.text import quoted
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
+
+    An If whose condition is the same for every input gives way to its branch.
 
     Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR
     version 3 have them) stay inputs; their default value is what gets compiled. InputError for inputs and
@@ -26,6 +29,8 @@ def normalise(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _mend_header(model)
     _name_everything(model.graph)
+    if take_known_branches(model):
+        _name_everything(model.graph)
     return model
 
 
