@@ -31,7 +31,7 @@ def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
 
 
 _EXACT = frozenset(
-    """Add Cast Concat Gather Identity Neg Not Reshape Shape Slice Squeeze Sub Transpose Unsqueeze""".split()
+    """Add Cast Concat Gather Identity Neg Not Reshape Shape Size Slice Squeeze Sub Transpose Unsqueeze""".split()
 )
 """Operators whose result is static only where what it is made of is. Comparisons, minima and divisions are not:
 they can agree at all probes and differ elsewhere, so all they read must be static."""
@@ -47,7 +47,7 @@ def _is_certain(value: ir.Value | None, shapes: Shapes) -> bool:
             continue
         if node.op_type not in _EXACT and any(v is not None and shapes.array(v) is None for v in node.inputs):
             return False
-        if node.op_type != "Shape":
+        if node.op_type not in ("Shape", "Size"):
             pending.extend(v for v in node.inputs if v not in seen)
             seen.update(node.inputs)
     return True
