@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,9 +121,12 @@ class OrtRunner:
         self._outputs = [value.name for value in session.get_outputs()]
         self._types = {value.name: value.type for value in session.get_inputs()}
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Output name -> array; sequences and maps come as ONNX Runtime's lists. InputError when it fails."""
-        return self._guarded(lambda: dict(zip(self._outputs, self._results(feeds), strict=True)))
+    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
+        """Output name -> array; sequences and maps come as ONNX Runtime's lists. InputError when it fails or
+        takes longer than `seconds`."""
+        options = ort.RunOptions() if seconds is not None else None
+        with _ended_after(seconds, options):
+            return self._guarded(lambda: dict(zip(self._outputs, self._results(feeds, options), strict=True)))
 
     def prepared(self, feeds: Feeds) -> Callable[[], object]:
         """A call that runs these feeds again and again with the least overhead, for timing."""
@@ -132,11 +137,12 @@ class OrtRunner:
             return lambda: self.session.run_with_ort_values(None, values)
         return lambda: self.session.run(None, ready)
 
-    def _results(self, feeds: Feeds) -> list[Any]:
+    def _results(self, feeds: Feeds, options: ort.RunOptions | None = None) -> list[Any]:
         outputs_bfloat16 = any(value.type == "tensor(bfloat16)" for value in self.session.get_outputs())
         if not (outputs_bfloat16 or self._has_bfloat16(feeds)):
-            return list(self.session.run(None, dict(feeds)))
-        return [_to_numpy(value) for value in self.session.run_with_ort_values(None, self._values(feeds))]
+            return list(self.session.run(None, dict(feeds), options))
+        values = self.session.run_with_ort_values(None, self._values(feeds), options)
+        return [_to_numpy(value) for value in values]
 
     def _has_bfloat16(self, feeds: Feeds) -> bool:
         return any(self._types.get(name) == "tensor(bfloat16)" for name in feeds)
@@ -152,6 +158,21 @@ class OrtRunner:
                 f"{self._where}: ONNX Runtime cannot run it on these inputs: {plain_reason(e)}: "
                 "give inputs of the right kind with --input or --data"
             ) from e
+
+
+@contextmanager
+def _ended_after(seconds: float | None, options: ort.RunOptions | None) -> Iterator[None]:
+    """ONNX Runtime looks at the flag between two nodes and gives the run up."""
+    if seconds is None or options is None:
+        yield
+        return
+    timer = threading.Timer(seconds, lambda: setattr(options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _to_value(array: np.ndarray) -> ort.OrtValue:

@@ -37,6 +37,9 @@ _LARGE = 1 << 30
 _DRAWS = 3
 """How often inputs are perturbed to see how strongly the model amplifies rounding."""
 _AMPLIFIED = 16.0
+PROBE_SECONDS = 30.0
+"""How long a first run on random inputs may take: a loop without an end must not hang the compile."""
+_TOO_LARGE = "its values need too much memory at every size that was tried"
 
 
 class Probes:
@@ -57,7 +60,7 @@ class Probes:
     def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the dense model runs at these input sizes."""
         try:
-            self._runner.run(self._draw(sizes))
+            self._runner.run(self._draw(sizes), seconds=PROBE_SECONDS)
         except InputError as e:
             self.failure = str(e)
             return False
@@ -70,7 +73,7 @@ class Probes:
         """
         if not analysis.shapes.works:
             raise InputError(
-                f"the model does not run on random inputs ({self.failure}): "
+                f"the model does not run on random inputs ({self.failure or _TOO_LARGE}): "
                 "give sizes with --input name:1x3x224x224 or samples with --calib"
             )
         self.feeds = [self._draw(sizes) for sizes in analysis.shapes.inputs]
