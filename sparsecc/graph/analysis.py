@@ -44,6 +44,8 @@ def analyse(
     """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works."""
     shapes = infer(model, dims, runs)
     analysis = Analysis(model, shapes, Space(), Record())
+    if not shapes.works:  # such a model is refused: its shapes are a guess
+        return analysis
     _inputs(analysis, pin=not prune_io)
     for node in model.graph:
         _follow(analysis, node)
