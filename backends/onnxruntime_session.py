@@ -107,6 +107,8 @@ def open_session(source: Path | bytes, options: ort.SessionOptions) -> ort.Infer
 def _next_step(error: Exception) -> str:
     if isinstance(error, _state.NotImplemented) or "is not a registered function/op" in str(error):
         return "export it with operators this runtime has, or use another target"
+    if "model IR version" in str(error) or "official released" in str(error):
+        return "it is newer than this onnxruntime: install a newer one, or export with an older opset"
     if isinstance(error, _state.InvalidProtobuf):
         return "the file is damaged or no ONNX model; export it again"
     return "check the model with onnx.checker and export it again"
@@ -132,20 +134,20 @@ class OrtRunner:
         """A call that runs these feeds again and again with the least overhead, for timing."""
         ready = dict(feeds)
         self.run(ready)
-        if self._has_bfloat16(ready):
+        if self._has_foreign(ready):
             values = self._values(ready)
             return lambda: self.session.run_with_ort_values(None, values)
         return lambda: self.session.run(None, ready)
 
     def _results(self, feeds: Feeds, options: ort.RunOptions | None = None) -> list[Any]:
-        outputs_bfloat16 = any(value.type == "tensor(bfloat16)" for value in self.session.get_outputs())
-        if not (outputs_bfloat16 or self._has_bfloat16(feeds)):
+        foreign = any(value.type[7:-1] in _FOREIGN for value in self.session.get_outputs())
+        if not (foreign or self._has_foreign(feeds)):
             return list(self.session.run(None, dict(feeds), options))
         values = self.session.run_with_ort_values(None, self._values(feeds), options)
         return [_to_numpy(value) for value in values]
 
-    def _has_bfloat16(self, feeds: Feeds) -> bool:
-        return any(self._types.get(name) == "tensor(bfloat16)" for name in feeds)
+    def _has_foreign(self, feeds: Feeds) -> bool:
+        return any(self._types.get(name, "")[7:-1] in _FOREIGN for name in feeds)
 
     def _values(self, feeds: Feeds) -> dict[str, ort.OrtValue]:
         return {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
@@ -176,22 +178,46 @@ def _ended_after(seconds: float | None, options: ort.RunOptions | None) -> Itera
 
 
 def _to_value(array: np.ndarray) -> ort.OrtValue:
-    """An OrtValue; numpy knows no bfloat16, so its bits are handed over as uint16 and named."""
-    if array.dtype.name != "bfloat16":
+    """An OrtValue; types that numpy does not know are handed over as their bits, and named."""
+    if _is_plain(array.dtype):
         return ort.OrtValue.ortvalue_from_numpy(array)
-    import onnx
+    import onnx_ir as ir
 
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+    kind = ir.DataType.from_numpy(array.dtype)
+    if kind.bitwidth >= 8:
+        bits = array.view(np.uint16 if kind.bitwidth == 16 else np.uint8)
+    else:  # packed into the first bytes of an array of the same shape
+        packed = np.frombuffer(ir.Tensor(array).tobytes(), np.uint8)
+        bits = np.zeros(array.shape, np.uint8)
+        bits.reshape(-1)[: packed.size] = packed
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind.value)
 
 
 def _to_numpy(value: ort.OrtValue) -> np.ndarray:
-    if value.data_type() != "tensor(bfloat16)":
+    """The array of an OrtValue."""
+    name = value.data_type().removeprefix("tensor(").removesuffix(")")
+    if name not in _FOREIGN:
         return np.asarray(value.numpy())
     import ctypes
 
-    import ml_dtypes
+    import onnx_ir as ir
 
-    size = int(np.prod(value.shape(), dtype=np.int64)) * 2
-    bits = ctypes.string_at(value.data_ptr(), size)
-    array: np.ndarray = np.frombuffer(bits, dtype=ml_dtypes.bfloat16).reshape(value.shape())
+    kind, shape = ir.DataType[name.upper()], value.shape()
+    count = int(np.prod(shape, dtype=np.int64))
+    data = np.frombuffer(ctypes.string_at(value.data_ptr(), -(-count * kind.bitwidth // 8)), np.uint8)
+    if kind.bitwidth < 8:
+        return np.asarray(ir.PackedTensor(data, kind, shape=ir.Shape(shape)).numpy())
+    array: np.ndarray = data.view(kind.numpy()).reshape(shape)
     return array
+
+
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether the type is numpy's own."""
+    return dtype.isbuiltin == 1 or dtype.kind in "OSU"
+
+
+_FOREIGN = frozenset(
+    {"bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0"}
+    | {"int4", "uint4", "int2", "uint2", "float4e2m1"}
+)
+"""Names of ONNX Runtime's element types that numpy does not know."""
