@@ -206,15 +206,14 @@ class Space:
 
     def pieces(self, axis: Axis, sizes: Sequence[Size]) -> list[Axis] | None:
         """Split an axis into consecutive pieces of these sizes, which must sum to its own."""
+        rest = parts_of(axis)[::-1]
         pieces: list[Axis] = []
-        rest = axis
-        for size in sizes[:-1]:
-            halves = self.cut(rest, size)
-            if halves is None:
+        for size in sizes:
+            taken = self._take(rest, size)
+            if taken is None:
                 return None
-            pieces.append(halves[0])
-            rest = halves[1]
-        return [*pieces, rest] if rest.size == sizes[-1] else None
+            pieces.append(cat(taken))
+        return None if rest else pieces
 
     def factored(self, axis: Axis, sizes: Sequence[Size]) -> list[Axis] | None:
         """An axis as a product of factors of these sizes (size-1 factors get fresh atoms)."""
@@ -282,23 +281,24 @@ class Space:
         return not left and not right
 
     def _cut_cat(self, axis: Cat, after: Size) -> tuple[Axis, Axis] | None:
-        left: list[Axis] = []
-        right = parts_of(axis)[::-1]
-        missing = after
-        while missing != 0:
-            part = right.pop()
+        rest = parts_of(axis)[::-1]
+        taken = self._take(rest, after)
+        return (cat(taken), cat(reversed(rest))) if taken is not None else None
+
+    def _take(self, rest: list[Axis], missing: Size) -> list[Axis] | None:
+        """Parts of `missing` slots off the end of `rest` (parts in reverse), cutting the last one."""
+        taken: list[Axis] = []
+        while smaller(0, missing) and rest:
+            part = rest.pop()
             if smaller(missing, part.size):
                 halves = self.cut(part, missing)
                 if halves is None:
                     return None
-                left.append(halves[0])
-                right.append(halves[1])
-                break
-            left.append(part)
+                rest.extend(reversed(parts_of(halves[1])))
+                return [*taken, halves[0]]
+            taken.append(part)
             missing = minus(missing, part.size)
-            if missing != 0 and not smaller(0, missing):
-                return None
-        return cat(left), cat(reversed(right))
+        return taken if taken and missing == 0 else None
 
     def _cut_mul(self, axis: Mul, after: Size) -> tuple[Axis, Axis] | None:
         outer, inner = axis.factors[0], mul(axis.factors[1:])

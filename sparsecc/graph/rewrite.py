@@ -77,7 +77,14 @@ def _slice_constants(analysis: Analysis, keep: Keep) -> None:
             for node, operand in same:
                 node.replace_input_with(operand, copy)
         if shared and not value.uses() and not value.is_graph_output() and value.name is not None:
-            analysis.model.graph.initializers.pop(value.name)
+            _drop(analysis.model.graph, value)
+
+
+def _drop(graph: ir.Graph, value: ir.Value) -> None:
+    """Take out an initializer that nobody reads any more, also where the file lists it as an input."""
+    graph.initializers.pop(value.name or "")
+    if value.is_graph_input():
+        graph.inputs.remove(value)
 
 
 def _uses_of_initializers(analysis: Analysis) -> dict[ir.Value, list[Use]]:
