@@ -187,7 +187,7 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         return checks
     emit({"stage": "compare", "share": 0.5})
     mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
-    if mixed or plan["quantization"] or plan["patterns"]:
+    if mixed or plan["quantization"] or plan["patterns"] or plan.get("repaired"):
         what = (
             f"{len(mixed)} removed groups are mixed by an operator"
             if mixed

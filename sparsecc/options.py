@@ -13,6 +13,10 @@ from sparsecc.targets import target_named
 
 Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
+RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct")
+KEYED = ("build", "quantize_options", "sparsity_options")
+"""Options that hold KEY=VALUE pairs."""
+
 METRICS = ("macs", "params", "channels", "latency")
 
 
@@ -20,8 +24,9 @@ METRICS = ("macs", "params", "channels", "latency")
 class CompileOptions:
     """Options of `compile`.
 
-    `inputs` maps input names to shapes, or to (least, usual, largest) shapes for targets with profiles; `keep`
-    and `only` are name patterns; `build` holds options of the target's own builder.
+    `inputs` maps input names to shapes, or to (least, usual, largest) shapes for targets with profiles;
+    `keep` and `only` are name patterns; `build` holds options of the target's own builder, `quantize_options`
+    and `sparsity_options` those of the passes behind `quantize` and `sparsity`.
     """
 
     target: str = "onnxruntime"
@@ -44,13 +49,15 @@ class CompileOptions:
     prune_io: bool = False
     sparsity: str | None = None
     quantize: str | None = None
-    recover: str = "none"
+    recover: str = "auto"
     device: str = "local"
     seed: int = 0
     threads: int = 1
     measure: bool = True
     emit: str | None = None
     build: tuple[tuple[str, str], ...] = ()
+    quantize_options: tuple[tuple[str, str], ...] = ()
+    sparsity_options: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         target_named(self.target)
@@ -58,6 +65,8 @@ class CompileOptions:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
         if self.metric not in METRICS:
             raise InputError(f"unknown metric '{self.metric}'{_closest(self.metric, METRICS)}")
+        if self.recover not in RECOVERIES:
+            raise InputError(f"unknown recovery '{self.recover}'{_closest(self.recover, RECOVERIES)}")
         for kind in self.prune:
             if kind not in KINDS:
                 raise InputError(f"unknown kind '{kind}' in --prune{_closest(kind, tuple(KINDS))}")
@@ -75,15 +84,16 @@ class CompileOptions:
                 values[name] = tuple(values[name])
         if "inputs" in values:
             values["inputs"] = _shapes(values["inputs"])
-        if "build" in values:
-            values["build"] = tuple(sorted((str(k), str(v)) for k, v in dict(values["build"]).items()))
+        for name in KEYED:
+            if name in values:
+                values[name] = tuple(sorted((str(k), str(v)) for k, v in dict(values[name]).items()))
         return CompileOptions(**values)
 
     def to_recipe(self) -> dict[str, Any]:
         """Plain data that `of` reads back."""
         recipe = {k: v for k, v in asdict(self).items() if v is not None}
         recipe["inputs"] = {name: _listed(shape) for name, shape in self.inputs}
-        recipe["build"] = dict(self.build)
+        recipe |= {name: dict(getattr(self, name)) for name in KEYED}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
 
     @property

@@ -15,6 +15,7 @@ import yaml
 
 from sparsecc.backends import backend_named
 from sparsecc.bundle import BundleWriter, file_sha256, versions
+from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.choose import Choice, choose
 from sparsecc.feeds import feeds_from
 from sparsecc.graph.analysis import Analysis, analyse
@@ -25,6 +26,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
+from sparsecc.reconstruct.stage import facts_of, kept_values, method_for, run_repair
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
@@ -47,6 +49,15 @@ class Job:
     seconds: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     skipped: list[tuple[str, Skip]] = field(default_factory=list)
+    samples: Samples | None = None
+
+    def samples_for(self, analysis: Analysis) -> Samples:
+        """The calibration samples, read once; random inputs without `--calib`."""
+        if self.samples is None:
+            sizes = analysis.shapes.inputs[0]
+            spec, seed = self.options.calibration, self.options.seed
+            self.samples = samples_of(spec, analysis.model, sizes=sizes, seed=seed)
+        return self.samples
 
     @contextmanager
     def stage(self, name: str, share: float) -> Iterator[None]:
@@ -71,6 +82,7 @@ class Decision:
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
     options = CompileOptions.of(request["options"])
+    passes_for(options)  # what no pass takes is refused before anything is loaded
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         job = Job(Path(request["model"]), options, Path(scratch), emit, request.get("goal"))
         if request.get("dry_run"):
@@ -94,6 +106,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
         remove(analysis, keep)
     with job.stage("prove", 0.3):
         verification = prove(job, analysis.model, probes, proof)
+    with job.stage("repair", 0.35):
+        repair_pruned(job, analysis, decision)
     with job.stage("passes", 0.4):
         run_passes(job, analysis.model, plan, probes)
     with job.stage("build", 0.5):
@@ -149,6 +163,22 @@ def decide(job: Job, analysis: Analysis) -> Decision:
     return Decision(groups, choice, plan, costs, assemble.layers(analysis, choice.keep))
 
 
+def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
+    """New weights for what is left, so that its layers give what the dense ones gave on the samples."""
+    method, plan = method_for(job.options), decision.plan
+    if method == "none" or not plan.removes_anything:
+        return
+    samples = job.samples_for(analysis)
+    if not samples.real:
+        job.warnings.append(f"--recover {method} without --calib works on random inputs: check the accuracy")
+    dense, kept = job.scratch / "dense" / "model.onnx", kept_values(analysis, decision.choice.keep)
+    progress = _progress(job.emit, 0.35, 0.05)
+    found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress)
+    plan.repaired = sorted(set(found.changed))
+    job.skipped.extend(("repair", skip) for skip in found.skipped)
+    job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples)})
+
+
 def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
     """Patterns and quantization over what is left."""
     target = target_named(job.options.target)
@@ -161,6 +191,7 @@ def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
         begun = time.perf_counter()
         result = one.run(model, plan, context)
         job.skipped.extend((one.name, skip) for skip in result.skipped)
+        job.warnings.extend(result.facts.get("warnings", ()))
         spent = round(time.perf_counter() - begun, 3)
         job.seconds.append({"name": str(one), "seconds": spent, "facts": result.facts})
 

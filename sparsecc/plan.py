@@ -28,6 +28,7 @@ class Plan:
     dropped_nodes: list[str] = field(default_factory=list)
     patterns: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
+    repaired: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -38,6 +39,7 @@ class Plan:
             "dropped_nodes": self.dropped_nodes,
             "patterns": self.patterns,
             "quantization": self.quantization,
+            "repaired": self.repaired,
         }
 
     @property

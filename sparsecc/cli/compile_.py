@@ -11,7 +11,7 @@ import click
 from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
-from sparsecc.cli.recipe import names_code, read_recipe
+from sparsecc.cli.recipe import KEYED, names_code, read_recipe
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
 from sparsecc.errors import InputError
@@ -19,11 +19,19 @@ from sparsecc.errors import InputError
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8")
-RECOVERIES = ("none", "bias", "reconstruct", "distill")
+RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct")
+FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
 CODE_KEY = "sparsecc.cli.code"
-SPELLED = {"calib": "calibration", "eval": "evaluate", "input": "inputs", "memory_limit": "memory"}
+SPELLED = {
+    "calib": "calibration",
+    "eval": "evaluate",
+    "input": "inputs",
+    "memory_limit": "memory",
+    "quantize_option": "quantize_options",
+    "sparsity_option": "sparsity_options",
+}
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -36,6 +44,8 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     if "max_drop" in given and "evaluate" not in given:
         raise click.UsageError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
     options.shape_inputs(given)
+    for name in KEYED & set(given):
+        given[name] = values.keyed(given[name])
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
@@ -99,6 +109,11 @@ def _option(*names: str, type: click.ParamType[Any] | None = None, **settings: A
     return click.Option(list(names), type=type, **settings)
 
 
+def _keyed(*names: str, help: str) -> click.Option:
+    """An option of KEY=VALUE pairs."""
+    return _option(*names, multiple=True, type=Value("KEY=VALUE", values.key_value), help=help)
+
+
 BUDGET = (
     _option(
         "--ratio", type=Value("SHARE", values.ratio), help="Remove this share of --metric: 0.5 removes half."
@@ -134,8 +149,19 @@ REMOVAL = (
 )
 NUMBERS = (
     _option("--sparsity", metavar="PATTERN", help="Pattern over what is left, e.g. 2:4."),
+    _keyed(
+        "sparsity_options",
+        "--sparsity-option",
+        help="How, e.g. method=sparsegpt, permute=true (docs/quantization.md). May be repeated.",
+    ),
     _option("--quantize", type=Name("type", TYPES), help="Type of the weights and activations."),
-    _option("--recover", type=Name("recovery", RECOVERIES), help="Repair after removal.  [default: none]"),
+    _keyed(
+        "quantize_options",
+        "--quantize-option",
+        help="How, e.g. method=mse, algorithm=gptq, block=64, max_drop=0.01 (docs/quantization.md). May be "
+        "repeated.",
+    ),
+    _option("--recover", type=Name("recovery", RECOVERIES), help="Repair after removal.  [default: auto]"),
 )
 DATA = (
     _option(
@@ -168,7 +194,18 @@ MEASURING = (
 WRITING = (
     _option("-o", "--output", type=click.Path(), metavar="DIR", help="The bundle's folder."),
     _option("--force", is_flag=True, help="Replace the output folder if it exists."),
-    _option("--emit", metavar="onnx", help="Write this form instead of the target's own artefact."),
+    _option(
+        "--emit",
+        type=Name("form", FORMS),
+        help="Write this form: ort for ONNX Runtime; onnx with build scripts for TensorRT, to be finished by "
+        "`sparsecc build`.",
+    ),
+    _keyed(
+        "build",
+        "--build",
+        help="Option of the target's builder, e.g. workspace=4GiB, optimization_level=5, "
+        "compute_capabilities=8.6,12.0 (docs/tensorrt.md). May be repeated.",
+    ),
     _option("--dry-run", is_flag=True, help="Decide and report, write nothing."),
     _option(
         "--recipe",

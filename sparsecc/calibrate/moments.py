@@ -1,0 +1,71 @@
+"""Sums over rows from which every layer-wise method starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Moments:
+    """Moments of a layer's rows x and, where given, of the outputs y that they should produce.
+
+    `xx` (groups, columns, columns), `x` (groups, columns), `yx` (groups, outputs, columns), `y` and `yy`
+    (groups, outputs): sums over `rows`.
+    """
+
+    xx: np.ndarray
+    x: np.ndarray
+    yx: np.ndarray
+    y: np.ndarray
+    yy: np.ndarray
+    rows: int = 0
+
+    @staticmethod
+    def empty(groups: int, columns: int, outputs: int = 0) -> Moments:
+        return Moments(
+            np.zeros((groups, columns, columns)),
+            np.zeros((groups, columns)),
+            np.zeros((groups, outputs, columns)),
+            np.zeros((groups, outputs)),
+            np.zeros((groups, outputs)),
+        )
+
+    def add(self, rows: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Rows (groups, rows, columns) and targets (groups, rows, outputs)."""
+        self.xx += np.matmul(rows.transpose(0, 2, 1), rows)
+        self.x += rows.sum(axis=1, dtype=np.float64)
+        self.rows += rows.shape[1]
+        if targets is not None:
+            self.yx += np.matmul(targets.transpose(0, 2, 1), rows)
+            self.y += targets.sum(axis=1, dtype=np.float64)
+            self.yy += np.square(targets, dtype=np.float64).sum(axis=1)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(groups, columns)."""
+        return np.asarray(self.x / max(self.rows, 1))
+
+    @property
+    def target_mean(self) -> np.ndarray:
+        """(groups, outputs)."""
+        return np.asarray(self.y / max(self.rows, 1))
+
+    @property
+    def second(self) -> np.ndarray:
+        """E[x x^T], (groups, columns, columns)."""
+        return np.asarray(self.xx / max(self.rows, 1))
+
+    def covariance(self) -> np.ndarray:
+        """(groups, columns, columns)."""
+        return np.asarray(self.second - self.mean[:, :, None] * self.mean[:, None, :])
+
+    def cross_covariance(self) -> np.ndarray:
+        """Of targets with rows: (groups, outputs, columns)."""
+        cross = self.yx / max(self.rows, 1)
+        return np.asarray(cross - self.target_mean[:, :, None] * self.mean[:, None, :])
+
+    def target_variance(self) -> np.ndarray:
+        """(groups, outputs)."""
+        return np.asarray(np.maximum(self.yy / max(self.rows, 1) - np.square(self.target_mean), 0.0))

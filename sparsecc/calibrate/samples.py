@@ -1,0 +1,92 @@
+"""Calibration samples in memory, in batches as large as the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.feed_files import is_fixed
+from sparsecc.feeds import feeds_from, input_values, random_feeds
+
+Feeds = dict[str, np.ndarray]
+LIMIT = 512
+"""Samples that are read at most: beyond a few hundred, moments hardly change."""
+BATCH = 64
+DRAWN = 64
+"""Random samples where there are none."""
+SYNTHETIC = "synthetic"
+"""What `--calib` says to ask for random inputs."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches of inputs. `real` is False where they are random numbers."""
+
+    batches: tuple[Feeds, ...]
+    real: bool
+
+    @property
+    def number(self) -> int:
+        """Samples in all, counted along the first axis of the first input."""
+        return sum(_length(batch) for batch in self.batches)
+
+    def first(self, number: int) -> Samples:
+        """The leading batches, at least one, that hold about `number` samples; a longer batch is cut."""
+        chosen: list[Feeds] = []
+        for batch in self.batches:
+            missing = number - sum(_length(b) for b in chosen)
+            if missing <= 0:
+                break
+            chosen.append(batch)
+        return Samples(tuple(chosen), self.real)
+
+
+def samples_of(spec: str | None, model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int) -> Samples:
+    """The samples of `--calib`, or N(0, 1) inputs of the given sizes without it. InputError on bad data."""
+    if spec is not None and spec != SYNTHETIC:
+        return Samples(tuple(merged(feeds_from(spec, model), model)), real=True)
+    drawn: list[Feeds] = []
+    for number in range(DRAWN):
+        if sum(_length(d) for d in drawn) >= DRAWN:
+            break
+        drawn.append(random_feeds(model, seed=seed + number, sizes=sizes))
+    return Samples(tuple(merged(drawn, model)), real=False)
+
+
+def merged(feeds: Iterable[Feeds], model: ir.Model) -> list[Feeds]:
+    """Up to LIMIT samples, small batches joined into larger ones where every input's first axis is free."""
+    free = all(v.shape is not None and len(v.shape) and not is_fixed(v.shape[0]) for v in input_values(model))
+    whole: list[Feeds] = []
+    waiting: list[Feeds] = []
+    seen = 0
+    for one in feeds:
+        if seen >= LIMIT:
+            break
+        seen += _length(one)
+        if waiting and (not free or _length_of(waiting) >= BATCH or not _fits(waiting[0], one)):
+            whole.append(_joined(waiting))
+            waiting = []
+        waiting.append(dict(one))
+    return [*whole, _joined(waiting)] if waiting else whole
+
+
+def _joined(parts: Sequence[Feeds]) -> Feeds:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _fits(a: Feeds, b: Feeds) -> bool:
+    return all(a[n].ndim > 0 and a[n].shape[1:] == b[n].shape[1:] for n in a)
+
+
+def _length(feeds: Feeds) -> int:
+    array = next(iter(feeds.values()), np.zeros(1))
+    return int(array.shape[0]) if array.ndim else 1
+
+
+def _length_of(parts: Sequence[Feeds]) -> int:
+    return sum(_length(p) for p in parts)

@@ -1,0 +1,62 @@
+"""The algebra of repair: weights, moments -> weights. Matrices are (groups, outputs, columns), float64.
+
+The refit is the least-squares optimum of "Optimal Brain Surgeon" (Hassibi & Stork, 1993) for a fixed set of
+kept inputs, as OBSPA ("Structurally Prune Anything", Wang et al., 2024) uses it, with two changes: the inputs
+are those of the pruned and already repaired model, and the penalty draws towards the present weights instead
+of zero, so that a layer with nothing to mend stays as it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsecc.calibrate.moments import Moments
+
+DAMPING = 0.01
+"""Penalty on changes, as a share of the mean variance of the inputs."""
+_LARGEST_SCALE = 4.0
+
+
+def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: float = DAMPING) -> np.ndarray:
+    """The weight that gives the targets best from these inputs; `intercept` leaves the means to a bias."""
+    if intercept:
+        inputs, wanted = moments.covariance(), moments.cross_covariance()
+    else:
+        inputs, wanted = moments.second, moments.yx / max(moments.rows, 1)
+    diagonal = np.einsum("gkk->gk", inputs)
+    mean = diagonal.mean(axis=1)
+    penalty = damping * np.where(mean > 0, mean, 1.0)
+    missing = wanted - weight @ inputs
+    damped = inputs + penalty[:, None, None] * np.eye(inputs.shape[1])
+    change = np.linalg.solve(damped, missing.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return np.asarray(weight + change)
+
+
+def bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
+    """The bias with which the outputs have the targets' means: (groups, outputs)."""
+    return np.asarray(moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
+
+
+def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
+    """The weight with each output's variance that of its target: what re-estimating a batch norm would do."""
+    variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)
+    wanted = moments.target_variance()
+    usable = (variance > 0) & (wanted > 0)
+    scale = np.sqrt(np.where(usable, wanted, 1.0) / np.where(usable, variance, 1.0))
+    return np.asarray(weight * np.clip(scale, 1 / _LARGEST_SCALE, _LARGEST_SCALE)[:, :, None])
+
+
+def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments) -> float:
+    """E|W x + b - y|² / E|y - mean y|², over all outputs; infinite where y never varies but is missed."""
+    second, mean = moments.second, moments.mean
+    offset = np.zeros(moments.y.shape) if bias is None else bias
+    cross = moments.yx / max(moments.rows, 1)
+    made = np.einsum("gok,gkl,gol->go", weight, second, weight, optimize=True)
+    made += 2 * offset * np.einsum("gok,gk->go", weight, mean) + np.square(offset)
+    both = np.einsum("gok,gok->go", weight, cross) + offset * moments.target_mean
+    power = moments.yy / max(moments.rows, 1)
+    noise = float(np.maximum(made - 2 * both + power, 0).sum())
+    signal = float(moments.target_variance().sum())
+    if signal > 0:
+        return noise / signal
+    return 0.0 if noise <= 1e-12 else float("inf")

@@ -1,0 +1,208 @@
+"""Repair, layer after layer in graph order, each from the inputs that the already repaired layers give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.calibrate.consumers import Consumer, consumer_of
+from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.samples import Samples
+from sparsecc.calibrate.walk import MEMORY, Walk
+from sparsecc.passes.base import Skip
+from sparsecc.reconstruct import solve
+from sparsecc.reconstruct.norms import shift_statistics
+from sparsecc.reconstruct.places import Outlet, outlet_of
+
+Kept = Callable[[str, int], np.ndarray | None]
+"""(value of the dense model, axis) -> boolean mask of its slots that are left, None where all are."""
+
+UNCHANGED = 1e-5
+"""Relative error below which a layer is left as it is."""
+
+
+@dataclass
+class Repair:
+    """What repair did: initializers changed, one row per layer, and what was left alone."""
+
+    changed: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to repair: a method of `METHODS` but `none`; `residual` mends sums instead of their summands."""
+
+    method: str
+    damping: float = solve.DAMPING
+    residual: bool = True
+    seed: int = 0
+    threads: int = 1
+    memory: int = MEMORY
+    progress: Callable[[str, float], None] = lambda what, share: None
+
+
+def repair(
+    dense: ir.Model, pruned: ir.Model, kept: Kept, samples: Samples, scratch: Path, settings: Settings
+) -> Repair:
+    """Edit the weights of `pruned` in place so that its layers give what those of `dense` do."""
+    return _Sweep(dense, pruned, kept, samples, scratch, settings).run()
+
+
+class _Sweep:
+    """Both models walked side by side."""
+
+    def __init__(
+        self,
+        dense: ir.Model,
+        pruned: ir.Model,
+        kept: Kept,
+        samples: Samples,
+        scratch: Path,
+        settings: Settings,
+    ) -> None:
+        self.kept = kept
+        self.settings = settings
+        self.found = Repair()
+        self.outlets = self._outlets(pruned)
+        known = {v.name for node in dense.graph for v in node.outputs}
+        wanted = {t.name or "" for o in self.outlets.values() for t in (o.own, o.total) if t is not None}
+        norms = [n for n in pruned.graph if n.op_type == "BatchNormalization"]
+        wanted |= {n.inputs[0].name or "" for n in norms if n.inputs[0] is not None}
+        half, threads = settings.memory // 2, settings.threads
+        self.dense = Walk(
+            dense,
+            samples.batches,
+            scratch / "dense_walk",
+            wanted=wanted & known,
+            threads=threads,
+            memory=half,
+        )
+        self.pruned = Walk(pruned, samples.batches, scratch / "pruned_walk", threads=threads, memory=half)
+
+    def _outlets(self, pruned: ir.Model) -> dict[ir.Node, Outlet]:
+        outlets = {}
+        for node in pruned.graph:
+            consumer = consumer_of(node)
+            outlet = outlet_of(consumer) if isinstance(consumer, Consumer) else consumer
+            if isinstance(outlet, Outlet):
+                outlets[node] = outlet
+            elif outlet is not None:
+                self.found.skipped.append(Skip(node.name or "", outlet))
+        return outlets
+
+    def run(self) -> Repair:
+        for number, node in enumerate(self.pruned.nodes):
+            if node in self.outlets:
+                self.pruned.advance(number)
+                self._mend(self.outlets[node])
+                self.settings.progress("repair", number / len(self.pruned.nodes))
+            elif node.op_type == "BatchNormalization":
+                self.pruned.advance(number)
+                self._restate(node)
+        return self.found
+
+    def _mend(self, outlet: Outlet) -> None:
+        consumer = outlet.consumer
+        target, other = self._target(outlet)
+        if target not in self.dense.made_at:
+            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            return
+        self.dense.reach(target)
+        moments = self._moments(consumer, target, other)
+        for value in (outlet.own, outlet.total):
+            if value is not None:
+                self.dense.release(value.name or "")
+        if moments is None:
+            self.found.skipped.append(
+                Skip(consumer.name, "its result has another shape than in the dense model")
+            )
+            return
+        self._settle(outlet, moments, matched=not other)
+
+    def _target(self, outlet: Outlet) -> tuple[str, str]:
+        """The dense value to match, and the pruned model's other summand of a sum that is at hand."""
+        total, other = outlet.total, outlet.other
+        if not self.settings.residual or self.settings.method != "reconstruct":
+            return outlet.own.name or "", ""
+        if total is None or other is None or not self.pruned.has(other.name or ""):
+            return outlet.own.name or "", ""
+        return total.name or "", other.name or ""
+
+    def _moments(self, consumer: Consumer, target: str, other: str) -> Moments | None:
+        weight = consumer.matrix()
+        groups, outputs, columns = weight.shape
+        moments = Moments.empty(groups, columns, outputs)
+        axis = 1 if consumer.is_conv else -1
+        for batch in range(self.pruned.batches):
+            data = self.pruned.value(consumer.data, batch)
+            wanted = self._left(self.dense.value(target, batch), target, axis)
+            if other:
+                partner = self.pruned.value(other, batch)
+                if partner.shape != wanted.shape:
+                    return None
+                wanted = wanted - partner
+            if wanted.shape[axis] != groups * outputs:
+                return None
+            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            rows = consumer.outputs(wanted, picks).reshape(len(picks), groups, outputs)
+            moments.add(consumer.rows(data, picks), rows.transpose(1, 0, 2))
+        return moments
+
+    def _left(self, array: np.ndarray, name: str, axis: int) -> np.ndarray:
+        mask = self.kept(name, axis)
+        return array if mask is None else np.compress(mask, array, axis=axis)
+
+    def _settle(self, outlet: Outlet, moments: Moments, matched: bool) -> None:
+        """Decide the new weights and write them down where they are better than the old ones."""
+        consumer, weight = outlet.consumer, outlet.consumer.matrix()
+        bias = outlet.bias(weight.shape[0] * weight.shape[1])
+        shaped = None if bias is None else bias.reshape(weight.shape[:2])
+        before = solve.relative_error(weight, shaped, moments)
+        if before < UNCHANGED:
+            return
+        new = self._new_weight(weight, moments, has_bias=bias is not None, matched=matched)
+        offset = solve.bias_for(new, moments) if bias is not None else None
+        finite = np.isfinite(new).all() and (offset is None or np.isfinite(offset).all())
+        if not finite:
+            self.found.skipped.append(Skip(consumer.name, "its calibration inputs hold NaN or infinity"))
+            return
+        after = solve.relative_error(new, offset, moments)
+        if new is not weight:
+            consumer.store(new)
+            self.found.changed.append(consumer.weight.name or "")
+        if offset is not None:
+            self.found.changed.append(outlet.store_bias(offset.ravel()))
+        self.found.layers.append({"layer": consumer.name, "error_before": before, "error_after": after})
+
+    def _new_weight(
+        self, weight: np.ndarray, moments: Moments, *, has_bias: bool, matched: bool
+    ) -> np.ndarray:
+        method = self.settings.method
+        if method == "reconstruct":
+            weight = solve.refit(weight, moments, intercept=has_bias, damping=self.settings.damping)
+        if has_bias and (method == "bn" or (method == "reconstruct" and matched and RESCALE)):
+            weight = solve.rescaled(weight, moments)
+        return weight
+
+    def _restate(self, node: ir.Node) -> None:
+        data = node.inputs[0]
+        name = (data.name or "") if data is not None else ""
+        if name not in self.dense.made_at or self.settings.method == "bias":
+            return
+        self.dense.reach(name)
+        pairs = (
+            (self._left(self.dense.value(name, b), name, 1), self.pruned.value(name, b))
+            for b in range(self.pruned.batches)
+        )
+        self.found.changed += shift_statistics(node, pairs)
+        self.dense.release(name)
+
+
+RESCALE = True
