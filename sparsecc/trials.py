@@ -14,6 +14,7 @@ from sparsecc import pipeline
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.budget import REFUSED, TRIALS, Goal, Settled, Trial, settle
+from sparsecc.depth import shorten
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.rewrite import remove
@@ -120,9 +121,11 @@ class Workshop:
         job = Job(self.job.model, options, self.job.scratch, lambda event: None)
         model = normalise(load_ir(job.model))
         analysis = analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at)
-        decision = pipeline.decide(job, analysis)
+        analysis, depth = shorten(job, analysis, self.probes)
+        decision = pipeline.decide(job, analysis, depth)
         remove(analysis, decision.choice.keep)
-        pipeline.run_passes(job, analysis.model, decision.plan)
+        pipeline.repair_pruned(job, analysis, decision)
+        pipeline.run_passes(job, analysis.model, decision.plan, self.probes)
         backend_named(target_named(options.target).backend).build(
             analysis.model, folder, build_options(options), lambda what, share: None
         )
