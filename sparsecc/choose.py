@@ -40,7 +40,7 @@ class Choice:
 def choose(analysis: Analysis, groups: Sequence[Group], options: CompileOptions, ratio: float) -> Choice:
     """Which slots of the free groups stay so that `ratio` of the metric goes."""
     free = [g for g in groups if g.is_free]
-    cost = cost_model(analysis, free, options.metric)
+    cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
     if not free or ratio == 0:
         return Choice({}, ratio, before, before, ratio == 0)
@@ -50,12 +50,16 @@ def choose(analysis: Analysis, groups: Sequence[Group], options: CompileOptions,
     return Choice(keep, ratio, before, selection.cost, selection.reached)
 
 
-def cost_model(analysis: Analysis, free: Sequence[Group], metric: str) -> CostModel:
-    """The cost model of a metric; latency is bounded through multiply-accumulates."""
+def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
+    """The cost model of a metric; that of latency is measured on this machine, where it is not known yet."""
     if metric == "params":
         return params_model(analysis)
     if metric == "channels":
         return slots_model(analysis, [g.atom for g in free])
+    if metric == "latency":
+        from sparsecc.latency import LatencyTable, latency_model
+
+        return latency_model(analysis, LatencyTable(threads))
     return macs_model(analysis)
 
 
