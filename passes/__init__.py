@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparsecc.passes.base import Pass
 
 PASSES = {
+    "drop_blocks": "sparsecc.passes.drop_blocks:DropBlocks",
     "fold_batchnorm": "sparsecc.passes.fold_batchnorm:FoldBatchNorm",
     "sparsify": "sparsecc.passes.sparsity:Sparsify",
     "quantize": "sparsecc.passes.quantize:Quantize",

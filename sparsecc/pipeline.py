@@ -17,6 +17,7 @@ from sparsecc.backends import backend_named
 from sparsecc.bundle import BundleWriter, file_sha256, versions
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.choose import Choice, choose
+from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
@@ -99,7 +100,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("load", 0.0):
         analysis, probes = open_for_compile(job)
     with job.stage("choose", 0.1):
-        decision = decide(job, analysis)
+        analysis, depth = shorten(job, analysis, probes)
+        decision = decide(job, analysis, depth)
         plan, keep = decision.plan, decision.choice.keep
     with job.stage("prune", 0.2):
         proof = probes.of_removal(analysis, keep) if keep else []
@@ -111,7 +113,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("passes", 0.4):
         run_passes(job, analysis.model, plan, probes)
     with job.stage("build", 0.5):
-        artefact = backend.build(analysis.model, bundle.folder, build_options(options), _progress(job.emit, 0.5, 0.1))
+        progress = _progress(job.emit, 0.5, 0.1)
+        artefact = backend.build(analysis.model, bundle.folder, build_options(options), progress)
     compiled = bundle.folder / artefact.main
     with job.stage("verify", 0.6):
         verification |= probes.of_artefact(backend, compiled, analysis.model, plan)
@@ -127,8 +130,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
 
 def _dry_run(job: Job) -> dict[str, Any]:
     """What would be decided, without writing anything."""
-    analysis, _ = open_for_compile(job)
-    decision = decide(job, analysis)
+    analysis, depth = shorten(job, *open_for_compile(job))
+    decision = decide(job, analysis, depth)
     report = assemble.report(job, decision, {}, {}, None)
     return {"bundle": None, "report": report, "plan": decision.plan.to_json()}
 
@@ -142,25 +145,31 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     return analysis, probes
 
 
-def decide(job: Job, analysis: Analysis) -> Decision:
-    """What is kept, per tensor and axis, and what that costs."""
+def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
+    """What is kept of the layers that are left, per tensor and axis, and what that costs."""
     options = job.options
-    groups = find_groups(analysis, keep=options.keep, only=options.only, prune=options.prune)
-    choice = choose(analysis, groups, options, options.ratio or 0.0)
-    if not any(g.is_free for g in groups) and options.ratio:
+    groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
+    left = depth.ratio_left(options.ratio or 0.0)
+    choice = depth.joined(choose(analysis, groups, options, left), options.ratio)
+    is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
+    if not is_free and options.ratio:
         job.warnings.append("nothing in this model can be removed: see what is pinned and why")
     elif not choice.reached:
         most = f"{choice.removed:.3f} of the {options.metric} is the most that can go"
         job.warnings.append(f"ratio {options.ratio:g} was not reached: {most}")
     costs = assemble.costs(analysis, choice.keep)
+    costs["before"].update(depth.before)
     facts = {
         "sha256": file_sha256(job.model),
-        "nodes": len(analysis.model.graph),
+        "nodes": len(analysis.model.graph) + len(depth.nodes),
         "params": costs["before"]["params"],
         "macs": costs["before"]["macs"],
     }
     plan = make_plan(analysis, groups, choice.keep, facts)
-    return Decision(groups, choice, plan, costs, assemble.layers(analysis, choice.keep))
+    plan.groups += depth.rows(len(groups))
+    plan.dropped_nodes = list(depth.nodes)
+    layers = [*assemble.layers(analysis, choice.keep), *depth.layers]
+    return Decision(groups, choice, plan, costs, layers)
 
 
 def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:

@@ -64,7 +64,7 @@ def _inputs(analysis: Analysis, pin: bool) -> None:
         shape = analysis.shapes.of(value)
         if shape is not None:
             record.axes[value] = [Atom(size) for size in shape]
-            for axis in record.axes[value] if pin else record.axes[value][:1]:
+            for axis in _fixed(record.axes[value], pin):
                 analysis.space.pin(axis, f"graph input '{value.name}'")
 
 
@@ -72,8 +72,13 @@ def _outputs(analysis: Analysis, pin: bool) -> None:
     for value in analysis.model.graph.outputs:
         analysis.space.cause = value
         axes = analysis.record.axes.get(value, [])
-        for axis in axes if pin else axes[:1]:
+        for axis in _fixed(axes, pin):
             analysis.space.pin(axis, f"graph output '{value.name}'")
+
+
+def _fixed(axes: list[Axis], pin: bool) -> list[Axis]:
+    """With `--prune-io` the batch stays, and so does what has another size at every run."""
+    return [a for i, a in enumerate(axes) if pin or i == 0 or not is_static(a.size)]
 
 
 def _follow(analysis: Analysis, node: ir.Node) -> None:

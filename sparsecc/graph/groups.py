@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, atoms_of
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
 
@@ -21,8 +23,8 @@ class Group:
     """Slots that can only go together in every member.
 
     `atom` is the free atom they are; `members` are (initializer, axis); `nodes` name who reads them. `pinned`
-    says why nothing may go, None where it may. `mixes` is True where some operator's result depends on how many
-    slots there are (norms, means). `feeds_conv` is True where a convolution works on them.
+    says why nothing may go, None where it may. `mixes` is True where some operator's result depends on how
+    many slots there are (norms, means). `feeds_conv` is True where a convolution works on them.
     """
 
     id: int
@@ -50,24 +52,25 @@ def find_groups(
 ) -> list[Group]:
     """All groups that own slots of initializers, largest first among the free ones.
 
-    `keep` and `only` are shell patterns matched against member tensors and node names: what matches `keep`
-    stays whole; with `only`, what matches none of it stays whole. `prune` names the kinds that may go.
+    `keep` and `only` are shell patterns matched against member tensors and the nodes that read them, and
+    against `group:ID` and `TENSOR:AXIS`: what matches `keep` stays whole; with `only`, what matches none of it
+    stays whole. `prune` names the kinds that may go.
     """
     mixing = _mixing_atoms(analysis)
     users = _users(analysis)
     allowed = {KINDS[name] for name in prune if name in KINDS}
     groups = []
-    for atom, members in prunable_atoms(analysis).items():
+    for number, (atom, members) in enumerate(prunable_atoms(analysis).items()):
         assert isinstance(atom.size, int)
         nodes = users.get(atom, {})
         kind = _kind(atom)
-        names = [*(m[0] for m in members), *(n.name or "" for n in nodes)]
-        pinned = atom.pin or _held(names, keep, only)
+        names = [f"group:{number}", *handles(kind, members), *(n.name or "" for n in nodes)]
+        pinned = atom.pin or held(names, keep, only)
         if pinned is None and kind not in allowed:
             pinned = f"{kind} groups were not asked to be pruned"
         groups.append(
             Group(
-                id=0,
+                id=number,
                 kind=kind,
                 size=atom.size,
                 atom=atom,
@@ -79,14 +82,38 @@ def find_groups(
                 params=_params(analysis, members),
             )
         )
-    return [_numbered(g, i) for i, g in enumerate(groups)]
+    return groups
 
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "QLinearConv", "NhwcConv", "ConvInteger"})
 
 
-def _numbered(group: Group, number: int) -> Group:
-    return Group(**{**group.__dict__, "id": number})
+def handles(kind: str, members: Sequence[Member]) -> list[str]:
+    """The names that a group goes by through its members. The last of each survives when ids change."""
+    return [
+        name for tensor, axis in members for name in (tensor, f"{tensor}:{axis}", f"{kind}@{tensor}:{axis}")
+    ]
+
+
+def by_handle(patterns: Sequence[str], groups: Sequence[Group]) -> tuple[str, ...]:
+    """The same patterns with every `group:ID` spelt so that it holds after the model was edited."""
+    found: list[str] = []
+    numbered = {f"group:{g.id}": g for g in groups}
+    for pattern in patterns:
+        group = numbered.get(pattern)
+        if group is None:
+            found.append(pattern)
+            continue
+        found += [glob.escape(f"{group.kind}@{tensor}:{axis}") for tensor, axis in group.members]
+    return tuple(found)
+
+
+def check_ids(patterns: Sequence[str], known: int) -> None:
+    """InputError for a `group:ID` that no group has."""
+    for pattern in patterns:
+        word, _, number = pattern.partition(":")
+        if word == "group" and number.isdigit() and int(number) >= known:
+            raise InputError(f"there is no {pattern}: groups are 0 to {known - 1}, see 'sparsecc inspect'")
 
 
 def _kind(atom: Atom) -> str:
@@ -96,7 +123,8 @@ def _kind(atom: Atom) -> str:
     return "channel"
 
 
-def _held(names: Sequence[str], keep: Sequence[str], only: Sequence[str]) -> str | None:
+def held(names: Sequence[str], keep: Sequence[str], only: Sequence[str]) -> str | None:
+    """Why what goes by these names stays, by the user's patterns; None where it may go."""
     for pattern in keep:
         if any(fnmatch.fnmatchcase(n, pattern) for n in names):
             return f"kept by --keep '{pattern}'"

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.verify.dropped import dropped_branches, silenced
+
 
 def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
-    """Zero, in the (normalised) input model, the removed slices of every axis that an operator sums over."""
+    """The (normalised) input model with zeros for what was removed, as far as an operator sums over it.
+
+    These are the removed slices of every axis that is summed over, and what dropped branches add.
+    """
+    branches = dropped_branches(plan)
+    if branches:
+        model = silenced(model, branches)
     for name, entry in plan["tensors"].items():
         value = model.graph.initializers[name]
         if "uses" in entry:

@@ -18,6 +18,7 @@ from sparsecc.feeds import feeds_from, random_feeds
 from sparsecc.graph.analysis import Analysis
 from sparsecc.options import CompileOptions
 from sparsecc.text import one_line
+from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import Outputs, fidelity, tolerance_of, worst_error
 from sparsecc.verify.oracle import masked
 
@@ -55,12 +56,16 @@ class Probes:
         self._runner = _RUNTIME.load(self.dense, threads=options.threads, level="none")
         self.feeds: list[dict[str, np.ndarray]] = []
         self.expected: list[dict[str, np.ndarray]] = []
+        self.narrowed = Narrowed()
+        self._reference = self._runner
         self.failure = ""
+        self._ran: dict[object, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
 
     def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the dense model runs at these input sizes."""
+        feeds = random_feeds(self.model, seed=self.options.seed, sizes=sizes)
         try:
-            self._runner.run(self._draw(sizes), seconds=PROBE_SECONDS)
+            self._ran[_key(sizes)] = feeds, self._runner.run(feeds, seconds=PROBE_SECONDS)
         except InputError as e:
             self.failure = str(e)
             return False
@@ -76,18 +81,23 @@ class Probes:
                 f"the model does not run on random inputs ({self.failure or _TOO_LARGE}): "
                 "give sizes with --input name:1x3x224x224 or samples with --calib"
             )
-        self.feeds = [self._draw(sizes) for sizes in analysis.shapes.inputs]
-        self.expected = [self._runner.run(feeds) for feeds in self.feeds]
-
-    def _draw(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        return random_feeds(self.model, seed=self.options.seed, sizes=sizes)
+        ran = [self._ran[_key(sizes)] for sizes in analysis.shapes.inputs]
+        self._ran = {}
+        self.feeds = [feeds for feeds, _ in ran]
+        self.expected = [outputs for _, outputs in ran]
 
     def of_removal(self, analysis: Analysis, keep: Keep) -> list[Path]:
         """The masked dense model per probe: what the pruned one must compute."""
+        self.narrowed = Narrowed.of(analysis, keep)
         return [
             write(masked(analysis, keep, probe), self.scratch / f"masked{probe}" / "model.onnx")
             for probe in range(len(self.feeds))
         ]
+
+    def rest_on(self, runner: OrtRunner) -> None:
+        """From here on this model, of which layers are silenced, stands for the dense one in proofs."""
+        self._reference = runner
+        self.expected = [runner.run(feeds) for feeds in self.feeds]
 
     def reference(self, proof: Sequence[Path]) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
         """Per probe: the inputs, the wanted outputs, and how far rounding of the inputs moves them.
@@ -95,7 +105,7 @@ class Probes:
         The masked models of `proof` are read once and removed; without any, the dense model is the reference.
         """
         for probe, feeds in enumerate(self.feeds):
-            runner = self._runner
+            runner = self._reference
             if proof:
                 runner = _RUNTIME.load(proof[probe], threads=self.options.threads, level="none")
                 proof[probe].unlink()
@@ -108,6 +118,7 @@ class Probes:
         plain = _RUNTIME.load(write(model, self.scratch / "final" / "model.onnx"), level="none")
         worst = 0.0
         for feeds in self.feeds:
+            feeds = self.narrowed.feeds(feeds)
             wanted, found = plain.run(feeds), runner.run(feeds)
             error = worst_error(wanted, found)
             worst = max(worst, error)
@@ -137,9 +148,15 @@ class Probes:
             data = "calibration samples"
         facts: dict[str, list[float]] = {}
         for one in feeds:
-            for name, value in fidelity(self._runner.run(one), runner.run(one)).items():
+            for name, value in fidelity(
+                self.narrowed.wanted(self._runner.run(one)), runner.run(self.narrowed.feeds(one))
+            ).items():
                 facts.setdefault(name, []).append(value)
         return {**{name: float(np.mean(values)) for name, values in facts.items()}, "data": data}
+
+
+def _key(sizes: Mapping[str, tuple[int, ...]]) -> object:
+    return tuple(sorted(sizes.items()))
 
 
 def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Path]) -> dict[str, Any]:
@@ -149,7 +166,8 @@ def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Path]) -> 
     runner = _RUNTIME.load(path, threads=job.options.threads, level="none")
     worst, floor = 0.0, None
     for feeds, wanted, moved in probes.reference(proof):
-        error = worst_error(wanted, runner.run(feeds))
+        found = runner.run(probes.narrowed.feeds(feeds))
+        error = worst_error(probes.narrowed.wanted(wanted), found)
         worst = max(worst, error)
         if error > tolerance_of(wanted):
             floor = max(floor or 0.0, moved())

@@ -1,0 +1,267 @@
+"""Which layers go: those whose absence changes the outputs least for the work they save.
+
+Greedy: after every layer left out, what each of the others would cost now is measured again, as the layers
+that are left depend on each other. A layer's cost is the relative change of the model's outputs, against those
+of the dense model, on the calibration samples or on random inputs. No labels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.choose import Choice
+from sparsecc.cost import macs_model, params_model
+from sparsecc.errors import InternalError
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.blocks import Block, find_blocks
+from sparsecc.graph.groups import by_handle, check_ids, find_groups
+from sparsecc.options import CompileOptions
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.drop_blocks import DropBlocks
+from sparsecc.plan import Plan
+from sparsecc.report import assemble
+from sparsecc.targets import target_named
+from sparsecc.verify.dropped import Switchboard, plugged, silenced
+from sparsecc.verify.numerics import tolerance_of, worst_error
+from sparsecc.verify.prove import moved_by_rounding, write
+
+if TYPE_CHECKING:
+    from sparsecc.pipeline import Job
+    from sparsecc.verify.prove import Probes
+
+Feeds = Mapping[str, np.ndarray]
+
+_RUNTIME = OnnxRuntimeCpu()
+
+SHARE = 0.5
+"""The share of the budget that layers may take where channels, heads or experts may go as well."""
+
+EARLINESS = 0.1
+"""How much more the first layer's absence counts than the last one's: what follows builds on early layers."""
+
+BATCHES = 8
+"""Batches of samples on which layers are tried."""
+
+AGAIN = 0.5
+"""The share of the layers, best first by their last measurement, that is measured again in each round."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What was left out, and what the model cost before that.
+
+    `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of the
+    outputs; `before` holds the dense model's macs and params; `layers` are the report's rows of what went.
+    `keep` and `only` are the user's patterns, spelt so that they hold after the edit.
+    """
+
+    blocks: Sequence[Block] = ()
+    dropped: frozenset[str] = frozenset()
+    nodes: Sequence[str] = ()
+    removed: float = 0.0
+    change: float = 0.0
+    before: Mapping[str, int] = field(default_factory=dict)
+    layers: Sequence[dict[str, Any]] = ()
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def ratio_left(self, ratio: float) -> float:
+        """The ratio to take from what is left, so that `ratio` of the dense model goes."""
+        return max(0.0, 1 - (1 - ratio) / (1 - self.removed))
+
+    def joined(self, choice: Choice, ratio: float | None) -> Choice:
+        """A choice among what is left, as a choice among what the dense model had."""
+        before = choice.before / (1 - self.removed)
+        reached = choice.reached or choice.after <= (1 - (ratio or 0.0)) * before
+        return replace(choice, asked=ratio or 0.0, before=before, reached=reached)
+
+    def rows(self, first_id: int) -> list[dict[str, Any]]:
+        """The blocks as groups of the plan."""
+        numbered = [replace(b, id=first_id + i) for i, b in enumerate(self.blocks)]
+        return [row(b, self.dropped.issuperset(_branches([b]))) for b in numbered]
+
+
+def row(block: Block, dropped: bool) -> dict[str, Any]:
+    """A block as a group of one slot."""
+    return {
+        "id": block.id,
+        "kind": block.kind,
+        "size": 1,
+        "kept": 0 if dropped else 1,
+        "members": [[name, 0] for name in block.members],
+        "mixes": False,
+        "pinned": block.pinned,
+        "branches": [branch.title for branch in block.branches],
+    }
+
+
+def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Depth]:
+    """Leave layers out where `--prune layers` asks for it; analyse what is left anew.
+
+    InternalError where the shorter model is not the dense one with these layers adding zeros.
+    """
+    options = job.options
+    groups = find_groups(analysis)
+    asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
+    if "layers" not in options.prune:
+        check_ids((*options.keep, *options.only), len(groups))
+        return analysis, asked
+    blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
+    check_ids((*options.keep, *options.only), len(groups) + len(blocks))
+    before = assemble.costs(analysis, {})["before"]
+    chosen, change = _chosen(job, analysis, blocks, probes) if options.ratio else ([], 0.0)
+    if not chosen:
+        return analysis, replace(asked, blocks=blocks, before=before)
+    layers = assemble.layers(analysis, {})
+    plan = _drop(job, analysis.model, chosen, probes)
+    left = analyse(analysis.model, options.dims, prune_io=options.prune_io, runs=probes.runs)
+    metric = "params" if options.metric == "params" else "macs"
+    after = assemble.costs(left, {})["before"]
+    gone = set(plan.dropped_nodes)
+    rows = [{**y, "after": 0, "macs_after": 0} for y in layers if y["name"] in gone]
+    removed = 1 - after[metric] / (before[metric] or 1)
+    return left, replace(
+        asked,
+        blocks=blocks,
+        dropped=frozenset(_branches(chosen)),
+        nodes=plan.dropped_nodes,
+        removed=removed,
+        change=change,
+        before=before,
+        layers=rows,
+    )
+
+
+def _drop(job: Job, model: ir.Model, chosen: Sequence[Block], probes: Probes) -> Plan:
+    """Run the pass, and hold its result against the dense model in which these branches add zeros."""
+    branches = _branches(chosen)
+    folder = job.scratch / "dropped"
+    reference = _RUNTIME.load(write(silenced(model, branches), folder / "silenced.onnx"), level="none")
+    plan = Plan({})
+    context = PassContext(target_named(job.options.target), job.scratch, seed=job.options.seed)
+    DropBlocks(branches).run(model, plan, context)
+    shorter = _RUNTIME.load(write(model, folder / "shorter.onnx"), level="none")
+    probes.rest_on(reference)
+    for feeds, wanted in zip(probes.feeds, probes.expected, strict=True):
+        error = worst_error(wanted, shorter.run(feeds))
+        if error > tolerance_of(wanted) and error > 16 * moved_by_rounding(reference, feeds, wanted):
+            raise InternalError(f"the model without {len(chosen)} layers differs by {error:.2g}")
+    return plan
+
+
+def _branches(blocks: Iterable[Block]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(branch.title for block in blocks for branch in block.branches))
+
+
+def _chosen(
+    job: Job, analysis: Analysis, blocks: Sequence[Block], probes: Probes
+) -> tuple[list[Block], float]:
+    """The blocks to leave out, and by how much the outputs change without them."""
+    options = job.options
+    free = [b for b in blocks if b.is_free]
+    if not free:
+        return [], 0.0
+    shared = any(kind != "layers" for kind in options.prune)
+    is_params = options.metric == "params"
+    model = params_model(analysis) if is_params else macs_model(analysis)
+    budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
+    board = plugged(analysis.model, _branches(free), job.scratch / "gated" / "model.onnx", options.threads)
+    samples = _samples(options, analysis.model, probes)
+    return Greedy(free, board, samples, budget, is_params, overshoot=not shared).choose()
+
+
+def _samples(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
+    from sparsecc.feeds import feeds_from
+    from sparsecc.verify.prove import SYNTHETIC
+
+    if options.calibration in (None, SYNTHETIC):
+        return list(probes.feeds)
+    return [
+        feeds for feeds, _ in zip(feeds_from(options.calibration or "", model), range(BATCHES), strict=False)
+    ]
+
+
+@dataclass
+class Greedy:
+    """Leaves out one block after another until the budget (in MACs or parameters) is used up.
+
+    With `overshoot` the last block may take more than is left of the budget; without it none may.
+    """
+
+    free: Sequence[Block]
+    board: Switchboard
+    samples: Sequence[Feeds]
+    budget: float
+    is_params: bool = False
+    overshoot: bool = True
+
+    def __post_init__(self) -> None:
+        self.dense = [self.board.run(feeds, frozenset()) for feeds in self.samples]
+        self.nodes = {b.id: set(b.nodes) for b in self.free}
+
+    def choose(self) -> tuple[list[Block], float]:
+        """The blocks in the order in which they went, and the relative change of the outputs without them."""
+        taken: list[Block] = []
+        change, used = 0.0, 0.0
+        last = {block.id: 0.0 for block in self.free}
+        while used < self.budget:
+            candidates = self._candidates(taken, self.budget - used)
+            if not candidates:
+                break
+            candidates.sort(key=lambda b: last[b.id])
+            some = candidates if not taken else candidates[: max(2, round(AGAIN * len(candidates)))]
+            found = {b.id: self.change(_branches([*taken, b])) for b in some}
+            last |= {b.id: self._price(b, taken, found[b.id]) for b in some}
+            best = min(some, key=lambda b: (last[b.id], -b.position, b.id))
+            taken.append(best)
+            change, used = found[best.id], self._cost(taken)
+        return taken, change
+
+    def _candidates(self, taken: Sequence[Block], left: float) -> list[Block]:
+        """Blocks of which something is still there, and which fit."""
+        gone = {node for block in taken for node in self.nodes[block.id]}
+        here = [b for b in self.free if self.nodes[b.id] - gone]
+        if self.overshoot:
+            return here
+        return [b for b in here if self._cost([*taken, b]) - self._cost(taken) <= left]
+
+    def _cost(self, blocks: Sequence[Block]) -> float:
+        """What these blocks cost together; a block inside another one counts once."""
+        outermost = [
+            b for b in blocks
+            if not any(o is not b and self.nodes[b.id] < self.nodes[o.id] for o in blocks)
+        ]  # fmt: skip
+        return float(sum(b.params if self.is_params else b.macs for b in outermost))
+
+    def _price(self, block: Block, taken: Sequence[Block], change: float) -> float:
+        """The change per unit of work saved so far, a little more for early layers."""
+        earliness = 1 + EARLINESS * (1 - block.position)
+        return change * earliness / max(self._cost([*taken, block]), 1.0)
+
+    def change(self, branches: Iterable[str]) -> float:
+        """The mean relative change (L2) of the float outputs without these branches."""
+        off = frozenset(branches)
+        changes = [
+            _relative(dense, self.board.run(feeds, off))
+            for feeds, dense in zip(self.samples, self.dense, strict=True)
+        ]
+        return float(np.mean(changes))
+
+
+def _relative(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Infinite where the outputs are no longer finite."""
+    changes = []
+    for name, wanted in reference.items():
+        if wanted.dtype.kind != "f" and wanted.dtype.name != "bfloat16":
+            continue
+        a, b = wanted.astype(np.float64), found[name].astype(np.float64)
+        size = float(np.linalg.norm(a)) or 1.0
+        changes.append(float(np.linalg.norm(a - b)) / size if a.shape == b.shape else np.inf)
+    change = float(np.mean(changes)) if changes else 0.0
+    return change if np.isfinite(change) else np.inf
