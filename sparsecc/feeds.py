@@ -199,7 +199,8 @@ def _draw(
     if _MASK.search(name) or use.is_mask:
         return _typed(_mask(shape), dtype)
     if dtype.is_floating_point() or dtype in {ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}:
-        return _typed(generator.standard_normal(shape), dtype)
+        narrow = dtype.is_floating_point() and dtype != ir.DataType.DOUBLE
+        return _typed(generator.standard_normal(shape, np.float32 if narrow else np.float64), dtype)
     if use.is_size or not shape:
         return _typed(np.ones(shape), dtype)
     if _LENGTH.search(name):

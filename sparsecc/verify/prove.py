@@ -65,10 +65,11 @@ class Probes:
         """Whether the dense model runs at these input sizes."""
         feeds = random_feeds(self.model, seed=self.options.seed, sizes=sizes)
         try:
-            self._ran[_key(sizes)] = feeds, self._runner.run(feeds, seconds=PROBE_SECONDS)
+            outputs = self._runner.run(feeds, seconds=PROBE_SECONDS)
         except InputError as e:
             self.failure = str(e)
             return False
+        self._ran = {**dict(list(self._ran.items())[-1:]), _key(sizes): (feeds, outputs)}
         return True
 
     def settle(self, analysis: Analysis) -> None:
@@ -81,6 +82,9 @@ class Probes:
                 f"the model does not run on random inputs ({self.failure or _TOO_LARGE}): "
                 "give sizes with --input name:1x3x224x224 or samples with --calib"
             )
+        for sizes in analysis.shapes.inputs:
+            if _key(sizes) not in self._ran:
+                self.runs(sizes)
         ran = [self._ran[_key(sizes)] for sizes in analysis.shapes.inputs]
         self._ran = {}
         self.feeds = [feeds for feeds, _ in ran]
