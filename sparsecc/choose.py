@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparsecc.allocators import Candidate, Selection, allocator_named
+from sparsecc.allocators.additive import distortion, losses_of
+from sparsecc.allocators.curves import measure
 from sparsecc.axes import Atom
+from sparsecc.calibrate.samples import SYNTHETIC, Samples
+from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
-from sparsecc.criteria import criterion_named
+from sparsecc.criteria import WITH_DATA, WITHOUT_DATA, criterion_named
+from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.options import CompileOptions
@@ -21,15 +29,34 @@ FLOOR = 0.1
 """The share of a group that always stays: an emptied layer cuts the network."""
 
 
+POOR = 0.5
+"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from when a method needs them, and a folder to work in."""
+
+    samples: Callable[[], Samples]
+    scratch: Path
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The masks, what they cost by the asked metric, and whether the budget was reached."""
+    """The masks, what they cost by the asked metric, and whether the budget was reached.
+
+    `method` says how it was chosen; `predicted` is the relative output error that measured curves add up to,
+    None without them; `advised` is the largest ratio found at which it stays below POOR, where it does not.
+    """
 
     keep: dict[Atom, np.ndarray]
     asked: float
     before: float
     after: float
     reached: bool
+    method: dict[str, Any] = field(default_factory=dict)
+    predicted: float | None = None
+    advised: float | None = None
 
     @property
     def removed(self) -> float:
@@ -37,17 +64,88 @@ class Choice:
         return 1 - self.after / self.before if self.before else 0.0
 
 
-def choose(analysis: Analysis, groups: Sequence[Group], options: CompileOptions, ratio: float) -> Choice:
+def choose(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    options: CompileOptions,
+    ratio: float,
+    source: Source | None = None,
+) -> Choice:
     """Which slots of the free groups stay so that `ratio` of the metric goes."""
     free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
     if not free or ratio == 0:
         return Choice({}, ratio, before, before, ratio == 0)
-    candidates = scored(analysis, free, options)
-    selection: Selection = allocator_named(options.allocator)(candidates, cost, (1 - ratio) * before)
-    keep = {c.atom: c.best(selection.counts[c.atom]) for c in candidates if selection.counts[c.atom] < c.size}
-    return Choice(keep, ratio, before, selection.cost, selection.reached)
+    evidence = evidence_for(analysis, options, source)
+    candidates = scored(analysis, free, options, evidence)
+    if source is not None and evidence.stats is not None and options.allocator in ("auto", "distortion"):
+        candidates = with_curves(analysis, candidates, evidence.stats, source, options.threads)
+    measured = all(c.curve is not None for c in candidates)
+    allocator = allocator_named(options.allocator, has_curves=measured)
+    selection: Selection = allocator(candidates, cost, (1 - ratio) * before)
+    counts = selection.counts
+    keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
+    method = {"criterion": criterion_for(options), "allocator": allocator.__name__, "curves": measured}
+    choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
+    return foreseen(choice, candidates, counts, cost) if measured else choice
+
+
+def has_samples(options: CompileOptions) -> bool:
+    """Whether real samples were given."""
+    return options.calibration not in (None, SYNTHETIC)
+
+
+def criterion_for(options: CompileOptions) -> str:
+    """The name of the criterion that a compile uses."""
+    if options.criterion != "auto":
+        return options.criterion
+    return WITH_DATA if has_samples(options) else WITHOUT_DATA
+
+
+def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | None) -> Evidence:
+    """Weights, and statistics where the criterion or the allocator wants them. InputError without samples."""
+    weights = SlotWeights(analysis, options.seed)
+    needs = criterion_named(criterion_for(options)).needs_data
+    wants = has_samples(options) and options.allocator in ("auto", "distortion")
+    if needs and (source is None or options.calibration is None):
+        name = options.criterion
+        raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
+    if source is None or not (needs or wants):
+        return Evidence(weights)
+    samples = source.samples()
+    return Evidence(
+        weights, collect(analysis, samples, source.scratch, seed=options.seed, threads=options.threads)
+    )
+
+
+def with_curves(
+    analysis: Analysis, candidates: list[Candidate], stats: Stats, source: Source, threads: int
+) -> list[Candidate]:
+    """The candidates with measured loss curves, where measuring them does not take too long."""
+    curves = measure(analysis, candidates, stats, source.samples(), source.scratch, threads)
+    if curves is None:
+        return candidates
+    return [replace(c, curve=curves[c.atom]) for c in candidates]
+
+
+def foreseen(
+    choice: Choice, candidates: Sequence[Candidate], counts: Mapping[Atom, int], cost: CostModel
+) -> Choice:
+    """With the error that the curves predict; where it is poor, with the largest ratio that keeps it."""
+    predicted = _predicted(candidates, counts)
+    if predicted <= POOR:
+        return replace(choice, predicted=predicted)
+    for twentieth in range(int(choice.asked * 20), 0, -1):
+        ratio = twentieth / 20
+        tried = distortion(candidates, cost, (1 - ratio) * choice.before)
+        if ratio < choice.asked and _predicted(candidates, tried.counts) <= POOR:
+            return replace(choice, predicted=predicted, advised=ratio)
+    return replace(choice, predicted=predicted, advised=0.0)
+
+
+def _predicted(candidates: Sequence[Candidate], counts: Mapping[Atom, int]) -> float:
+    return float(sum(losses_of(c)[counts[c.atom]] for c in candidates))
 
 
 def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
@@ -63,14 +161,17 @@ def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, thread
     return macs_model(analysis)
 
 
-def scored(analysis: Analysis, free: Sequence[Group], options: CompileOptions) -> list[Candidate]:
+def scored(
+    analysis: Analysis, free: Sequence[Group], options: CompileOptions, evidence: Evidence | None = None
+) -> list[Candidate]:
     """The free groups with their scores, steps and floors."""
-    criterion = criterion_named(options.criterion)
-    weights = SlotWeights(analysis, options.seed)
+    evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
+    has_data = evidence.stats is not None and has_samples(options)
+    criterion = criterion_named(options.criterion, has_data=has_data)
     target = target_named(options.target)
     candidates = []
     for group in free:
-        scores = np.asarray(criterion(group, weights), dtype=np.float64)
+        scores = np.asarray(criterion.score(group, evidence), dtype=np.float64)
         step = step_of(group, target, options.align)
         floor = max(1, int(np.ceil(FLOOR * group.size)))
         candidates.append(Candidate(group.atom, group.size, np.nan_to_num(scores, nan=np.inf), step, floor))

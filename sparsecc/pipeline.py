@@ -16,7 +16,7 @@ import yaml
 from sparsecc.backends import backend_named
 from sparsecc.bundle import BundleWriter, file_sha256, versions
 from sparsecc.calibrate.samples import Samples, samples_of
-from sparsecc.choose import Choice, choose
+from sparsecc.choose import POOR, Choice, Source, choose
 from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
 from sparsecc.graph.analysis import Analysis, analyse
@@ -150,7 +150,9 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     options = job.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
-    choice = depth.joined(choose(analysis, groups, options, left), options.ratio)
+    source = Source(lambda: job.samples_for(analysis), job.scratch)
+    choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
+    note_choice(job, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
     if not is_free and options.ratio:
         job.warnings.append("nothing in this model can be removed: see what is pinned and why")
@@ -170,6 +172,16 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     plan.dropped_nodes = list(depth.nodes)
     layers = [*assemble.layers(analysis, choice.keep), *depth.layers]
     return Decision(groups, choice, plan, costs, layers)
+
+
+def note_choice(job: Job, choice: Choice) -> None:
+    """How slots were chosen, for the report; a warning where the curves foresee a poor result."""
+    if choice.method:
+        facts = {**choice.method, "predicted_error": choice.predicted}
+        job.seconds.append({"name": "choose", "facts": facts})
+    if choice.advised is not None:
+        kept = f"at ratio {choice.advised:g} it is below {POOR:g}" if choice.advised else "less is advised"
+        job.warnings.append(f"ratio {choice.asked:g} is predicted to change outputs a lot: {kept}")
 
 
 def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:

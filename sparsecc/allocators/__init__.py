@@ -5,19 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from sparsecc.allocators.additive import distortion
 from sparsecc.allocators.base import Allocator, Candidate, Selection
 from sparsecc.allocators.threshold import global_threshold
 from sparsecc.allocators.uniform import uniform
 from sparsecc.errors import InputError
 
-ALLOCATORS: Mapping[str, Allocator] = {"uniform": uniform, "global": global_threshold}
-DEFAULT = "global"
+ALLOCATORS: Mapping[str, Allocator] = {
+    "uniform": uniform,
+    "global": global_threshold,
+    "distortion": distortion,
+}
+WITH_CURVES, WITHOUT_CURVES = "distortion", "global"
+"""What `auto` means where loss curves were measured, and where not."""
 
 
-def allocator_named(name: str) -> Allocator:
-    """The allocator of that name; `auto` is the default. InputError names the closest one."""
+def allocator_named(name: str, *, has_curves: bool = False) -> Allocator:
+    """The allocator of that name; `auto` is the best for what is known. InputError names the closest one."""
     if name == "auto":
-        name = DEFAULT
+        name = WITH_CURVES if has_curves else WITHOUT_CURVES
     if name not in ALLOCATORS:
         close = difflib.get_close_matches(name, ALLOCATORS, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,17 @@ from sparsecc.cost import CostModel
 
 @dataclass(frozen=True)
 class Candidate:
-    """A free group as the allocator sees it: scores per slot, the step its count moves in, the least it keeps."""
+    """A free group to the allocator: scores per slot, the step its count moves in, the least it keeps.
+
+    `curve`, where it was measured, is the loss at some counts, zero at `size`.
+    """
 
     atom: Atom
     size: int
     scores: np.ndarray
     step: int
     floor: int
+    curve: Mapping[int, float] | None = None
 
     def counts(self) -> list[int]:
         """The counts it may keep, ascending: multiples of the step from the floor, and all."""
@@ -44,7 +48,7 @@ class Selection:
 
 
 Allocator = Callable[[Sequence[Candidate], CostModel, float], Selection]
-"""(candidates, cost model, budget in the model's unit) -> selection whose cost is at most the budget if reachable."""
+"""(candidates, cost model, budget in its unit) -> a selection that costs at most the budget if reachable."""
 
 
 Worth = Callable[[Candidate, int], float]

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.criteria import magnitude
-from sparsecc.criteria.weights import SlotWeights
+from sparsecc.criteria import activation, magnitude, obs
+from sparsecc.criteria.evidence import Evidence
 from sparsecc.errors import InputError
 from sparsecc.graph.groups import Group
 
-Criterion = Callable[[Group, SlotWeights], np.ndarray]
-"""(group, weights) -> one score per slot, larger = keep. Shape (group.size,), float64."""
+Score = Callable[[Group, Evidence], np.ndarray]
+"""(group, evidence) -> one score per slot, larger = keep. Shape (group.size,), float64."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score and whether it needs calibration statistics."""
+
+    score: Score
+    needs_data: bool = False
+
 
 CRITERIA: Mapping[str, Criterion] = {
-    "l1": magnitude.l1,
-    "l2": magnitude.l2,
-    "random": magnitude.random,
-    "first": magnitude.first,
+    "l1": Criterion(magnitude.l1),
+    "l2": Criterion(magnitude.l2),
+    "lamp": Criterion(magnitude.lamp),
+    "bn_scale": Criterion(magnitude.bn_scale),
+    "fpgm": Criterion(magnitude.fpgm),
+    "random": Criterion(magnitude.random),
+    "first": Criterion(magnitude.first),
+    "act_norm": Criterion(activation.act_norm, needs_data=True),
+    "wanda": Criterion(activation.wanda, needs_data=True),
+    "fluctuation": Criterion(activation.fluctuation, needs_data=True),
+    "obs": Criterion(obs.obs, needs_data=True),
 }
-DEFAULT = "l2"
+WITH_DATA, WITHOUT_DATA = "obs", "l2"
+"""What `auto` means with and without calibration samples."""
 
 
-def criterion_named(name: str) -> Criterion:
-    """The criterion of that name; `auto` is the default. InputError names the closest one."""
+def criterion_named(name: str, *, has_data: bool = False) -> Criterion:
+    """The criterion of that name; `auto` is the best there is data for. InputError names the closest one."""
     if name == "auto":
-        name = DEFAULT
+        name = WITH_DATA if has_data else WITHOUT_DATA
     if name not in CRITERIA:
         close = difflib.get_close_matches(name, CRITERIA, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""

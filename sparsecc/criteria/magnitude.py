@@ -9,33 +9,70 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsecc.criteria.weights import SlotWeights
+from sparsecc.axes import owners_of, slot_sums
+from sparsecc.criteria.evidence import Evidence
 from sparsecc.graph.groups import Group
 
 
-def l1(group: Group, weights: SlotWeights) -> np.ndarray:
+def l1(group: Group, evidence: Evidence) -> np.ndarray:
     """Sum of |w| per slot, members normalised to mean 1."""
-    return _normalised(group, weights, 1)
+    return _normalised(group, evidence, 1)
 
 
-def l2(group: Group, weights: SlotWeights) -> np.ndarray:
+def l2(group: Group, evidence: Evidence) -> np.ndarray:
     """Sum of w² per slot, members normalised to mean 1."""
-    return _normalised(group, weights, 2)
+    return _normalised(group, evidence, 2)
 
 
-def random(group: Group, weights: SlotWeights) -> np.ndarray:
+def random(group: Group, evidence: Evidence) -> np.ndarray:
     """Uniform noise: the baseline every criterion must beat."""
-    return np.random.default_rng((weights.seed, group.id)).random(group.size)
+    return np.random.default_rng((evidence.weights.seed, group.id)).random(group.size)
 
 
-def first(group: Group, weights: SlotWeights) -> np.ndarray:
+def first(group: Group, evidence: Evidence) -> np.ndarray:
     """Keep the first slots: for latency experiments, where which slots go does not matter."""
     return np.arange(group.size, 0, -1, dtype=np.float64)
 
 
-def _normalised(group: Group, weights: SlotWeights, power: int) -> np.ndarray:
+def lamp(group: Group, evidence: Evidence) -> np.ndarray:
+    """Each slot's share of the squared magnitude of those not smaller (LAMP, Lee et al., 2021): (0, 1]."""
+    values = l2(group, evidence)
+    order = np.argsort(values, kind="stable")
+    tail = np.cumsum(values[order][::-1])[::-1]
+    scores = np.empty(group.size)
+    scores[order] = values[order] / np.where(tail > 0, tail, 1.0)
+    return scores
+
+
+def bn_scale(group: Group, evidence: Evidence) -> np.ndarray:
+    """|scale| of the batch norms on the group ("Network Slimming", Liu et al., 2017); l2 without one."""
     total = np.zeros(group.size)
-    for sums in weights.members(group, power):
+    for value, position, axis in evidence.weights.values(group):
+        if position == 0 and any(u.node.op_type == "BatchNormalization" and u.idx == 1 for u in value.uses()):
+            assert value.const_value is not None
+            total += slot_sums(axis, group.atom, np.abs(value.const_value.numpy().astype(np.float64)))
+    return total if total.any() else l2(group, evidence)
+
+
+def fpgm(group: Group, evidence: Evidence) -> np.ndarray:
+    """Distance of a slot's weights to those of all others (FPGM, He et al., 2019), members normalised."""
+    total = np.zeros(group.size)
+    for value, position, axis in evidence.weights.values(group):
+        assert value.const_value is not None
+        array = np.moveaxis(value.const_value.numpy().astype(np.float64), position, 0)
+        owners = owners_of(axis, group.atom)
+        rows = array.reshape(len(owners), -1)[owners >= 0]
+        squares = np.square(rows).sum(axis=1)
+        gaps = np.maximum(squares[:, None] + squares[None, :] - 2 * rows @ rows.T, 0)
+        sums = np.bincount(owners[owners >= 0], weights=np.sqrt(gaps).sum(axis=1), minlength=group.size)
+        if np.isfinite(sums).all() and sums.mean() > 0:
+            total += sums / sums.mean()
+    return total
+
+
+def _normalised(group: Group, evidence: Evidence, power: int) -> np.ndarray:
+    total = np.zeros(group.size)
+    for sums in evidence.weights.members(group, power):
         finite = sums[np.isfinite(sums)]
         mean = finite.mean() if finite.size else 0.0
         if mean > 0:

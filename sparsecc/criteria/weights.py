@@ -51,5 +51,3 @@ class SlotWeights:
             others = tuple(i for i in range(array.ndim) if i != position)
             self._cache[key] = array.sum(axis=others, dtype=np.float64)
         return self._cache[key]
-
-

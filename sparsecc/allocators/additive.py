@@ -1,0 +1,131 @@
+"""Counts that lose least in all, when losses add up and so, nearly, do costs.
+
+The allocation of "Efficient Joint Optimization of Layer-Adaptive Weight Pruning" (Xu et al., 2023): one loss
+curve per group, one dynamic program over a budget in whole units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sparsecc.allocators.base import Candidate, Selection, bisect, fill
+from sparsecc.axes import Atom
+from sparsecc.cost import CostModel
+
+UNITS = 2000
+"""Into how many units a budget is cut: an error of 0.05 % of it at most per item."""
+_PASSES = 4
+_SHRINKS = 24
+
+
+def additive_allocate(
+    losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float
+) -> list[int] | None:
+    """One option per item: least sum of losses whose costs sum to at most the budget; None where none fits.
+
+    Costs are non-negative and rounded up to budget / UNITS, so that the budget always holds.
+    """
+    if budget < 0:
+        return None
+    unit = budget / UNITS if budget > 0 else 1.0
+    whole = [[int(np.ceil(c / unit - 1e-9)) if budget > 0 else int(c > 0) for c in item] for item in costs]
+    limit = UNITS if budget > 0 else 0
+    best = np.zeros(limit + 1)
+    chosen = np.zeros((len(losses), limit + 1), dtype=np.int32)
+    for i, (item, prices) in enumerate(zip(losses, whole, strict=True)):
+        following = np.full(limit + 1, np.inf)
+        for option, (loss, price) in enumerate(zip(item, prices, strict=True)):
+            if price > limit:
+                continue
+            reached = np.full(limit + 1, np.inf)
+            reached[price:] = best[: limit + 1 - price] + loss
+            better = reached < following
+            chosen[i, better] = option
+            following = np.where(better, reached, following)
+        best = following
+    if not np.isfinite(best[limit]):
+        return None
+    picks, left = [], limit
+    for i in reversed(range(len(losses))):
+        picks.append(int(chosen[i, left]))
+        left -= whole[i][picks[-1]]
+    return picks[::-1]
+
+
+def distortion(candidates: Sequence[Candidate], cost: CostModel, budget: float) -> Selection:
+    """Least summed loss within the budget.
+
+    Costs of coupled groups multiply: they are taken as additive around the present counts, and again around
+    the counts that this gives, until nothing improves. What rounding leaves of the budget is filled up.
+    """
+    curves = {c.atom: losses_of(c) for c in candidates}
+    start = bisect(
+        candidates, cost, budget, lambda share: _even(candidates, share), lambda c, kept: -kept / c.size
+    )
+    best, best_loss = start, _loss(curves, start.counts)
+    if not start.reached:
+        return start
+    counts = start.counts
+    for _ in range(_PASSES):
+        found = _around(candidates, curves, cost, budget, counts)
+        if found is None or _loss(curves, found.counts) >= best_loss:
+            break
+        best, best_loss, counts = found, _loss(curves, found.counts), found.counts
+    return best
+
+
+def losses_of(candidate: Candidate) -> dict[int, float]:
+    """The loss at every count it may keep: measured where there is a curve, else the scores given up."""
+    allowed = candidate.counts()
+    if candidate.curve is not None:
+        known = sorted(candidate.curve)
+        values = [candidate.curve[n] for n in known]
+        return {n: float(np.interp(n, known, values)) for n in allowed}
+    scores = np.sort(np.nan_to_num(candidate.scores, posinf=np.nanmax(candidate.scores, initial=0.0)))
+    given_up = np.concatenate([[0.0], np.cumsum(scores)]) / (scores.sum() or 1.0)
+    return {n: float(given_up[candidate.size - n]) for n in allowed}
+
+
+def _around(
+    candidates: Sequence[Candidate],
+    curves: Mapping[Atom, Mapping[int, float]],
+    cost: CostModel,
+    budget: float,
+    counts: dict[Atom, int],
+) -> Selection | None:
+    """The dynamic program with costs linearised at `counts`, its budget tightened until it holds."""
+    total = cost.total(counts)
+    options = [sorted(curves[c.atom]) for c in candidates]
+    changes = [[cost.change(counts, c.atom, n) for n in o] for c, o in zip(candidates, options, strict=True)]
+    lowest = [min(item) for item in changes]
+    prices = [[change - low for change in item] for item, low in zip(changes, lowest, strict=True)]
+    losses = [[curves[c.atom][n] for n in o] for c, o in zip(candidates, options, strict=True)]
+    room = budget - total - sum(lowest)
+    for step in range(_SHRINKS):
+        picks = additive_allocate(losses, prices, room * 0.96**step)
+        if picks is None:
+            return None
+        chosen = {c.atom: o[p] for c, o, p in zip(candidates, options, picks, strict=True)}
+        spent = cost.total(chosen)
+        if spent <= budget:
+            filled, spent = fill(
+                candidates, cost, budget, chosen, spent, lambda c, kept: _gain(curves[c.atom], kept)
+            )
+            return Selection(filled, spent, True)
+    return None
+
+
+def _gain(curve: Mapping[int, float], kept: int) -> float:
+    """How much less is lost with the next larger count."""
+    larger = min((n for n in curve if n > kept), default=kept)
+    return curve[kept] - curve[larger] if kept in curve else 0.0
+
+
+def _even(candidates: Sequence[Candidate], share: float) -> dict[Atom, int]:
+    return {c.atom: min(c.counts(), key=lambda n: (abs(n - share * c.size), n)) for c in candidates}
+
+
+def _loss(curves: Mapping[Atom, Mapping[int, float]], counts: Mapping[Atom, int]) -> float:
+    return float(sum(curves[atom].get(n, 0.0) for atom, n in counts.items()))
