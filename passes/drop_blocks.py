@@ -44,16 +44,16 @@ def drop(model: ir.Model, branches: Sequence[str]) -> list[str]:
         if name not in named or operand not in ("0", "1") or len(named[name].inputs) != 2:
             raise InputError(f"there is no branch '{branch}': write NODE:OPERAND of an Add of two")
         ends.append((named[name], int(operand)))
-    for add, operand in ends:
+    for add, place in ends:
         if add.graph is graph:  # it may have gone with a branch around it
-            _bypass(graph, add, operand)
+            _bypass(graph, add, place)
     left = set(graph)
     _forget_unread(graph)
     return [name for node, name in before.items() if node not in left]
 
 
 def _bypass(graph: ir.Graph, add: ir.Node, operand: int) -> None:
-    going = goes_with(add, operand)
+    going = goes_with((add, operand))
     entry, old = add.inputs[1 - operand], add.outputs[0]
     assert entry is not None
     if old.is_graph_output():  # an output keeps its name

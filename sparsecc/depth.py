@@ -1,8 +1,8 @@
 """Which layers go: those whose absence changes the outputs least for the work they save.
 
 Greedy: after every layer left out, what each of the others would cost now is measured again, as the layers
-that are left depend on each other. A layer's cost is the relative change of the model's outputs, against those
-of the dense model, on the calibration samples or on random inputs. No labels are needed.
+that are left depend on each other. A layer's cost is the relative change of the model's outputs, against
+those of the dense model, on the calibration samples or on random inputs. No labels are needed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ AGAIN = 0.5
 class Depth:
     """What was left out, and what the model cost before that.
 
-    `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of the
-    outputs; `before` holds the dense model's macs and params; `layers` are the report's rows of what went.
+    `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of
+    the outputs; `before` holds the dense macs and params; `layers` are the report's rows of what went.
     `keep` and `only` are the user's patterns, spelt so that they hold after the edit.
     """
 

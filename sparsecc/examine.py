@@ -22,13 +22,16 @@ from sparsecc.graph.groups import Group, find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.measure.footprint import footprint
-from sparsecc.measure.interleave import Budget, time_alone
+from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
+from sparsecc.measure.pair import time_on
+from sparsecc.measure.roofline import layer_work, measured_machine, placed_under
 from sparsecc.measure.statistics import Percentiles
 from sparsecc.options import CompileOptions
 from sparsecc.report.assemble import device, pinned_reasons
 from sparsecc.report.topology import topology
 from sparsecc.targets import target_named
+from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import fidelity, tolerance_of, worst_error
 from sparsecc.verify.planned import zeroed
 from sparsecc.verify.prove import Probes, write
@@ -114,24 +117,40 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             f"target {request['target']} has no runtime here to profile on: run sparsecc doctor"
         )
     emit({"stage": "load", "share": 0.0})
-    runner = backend.load(path, threads=threads)
-    feeds = _feeds(path, request)
+    feeds, where = _feeds(path, request), str(request.get("device") or "local")
     emit({"stage": "measure", "share": 0.2})
-    cpu, wall = time_alone(runner.prepared(feeds), budget=Budget(pairs=100, seconds=8))
-    emit({"stage": "layers", "share": 0.7})
-    layers = backend.profile(path, feeds, threads=threads) if request.get("layers") else []
-    return {
+    cpu, wall, facts = time_on(where, path, feeds, threads=threads)
+    found: dict[str, Any] = {
         "schema": "sparsecc.profile/1",
         "model": path.name,
         "target": {"name": request.get("target") or "onnxruntime", "threads": threads},
-        "device": device(),
+        "device": device() if where == "local" else facts,
         "inputs": {name: list(a.shape) for name, a in feeds.items()},
         "cpu_ms": Percentiles.of(cpu).to_json(),
         "wall_ms": Percentiles.of(wall).to_json(),
-        "footprint": footprint(path, feeds, threads=threads).to_json(),
-        "census": backend.census(path),
-        "layers": [layer.__dict__ for layer in layers],
+        "samples_ms": {"cpu": [float(t) for t in cpu], "wall": [float(t) for t in wall]},
+        "layers": [],
     }
+    if where == "local":
+        found |= {
+            "footprint": footprint(path, feeds, threads=threads).to_json(),
+            "census": backend.census(path),
+        }
+    if request.get("layers"):
+        emit({"stage": "layers", "share": 0.7})
+        found |= _layers(backend, path, feeds, threads, where)
+    return found
+
+
+def _layers(
+    backend: OnnxRuntimeCpu, path: Path, feeds: dict[str, np.ndarray], threads: int, where: str
+) -> dict[str, Any]:
+    """Per-layer times beside the roofline of this machine. InputError for a device: they are local."""
+    if where != "local":
+        raise InputError(f"--layers is measured on this machine only: leave it out for {where}")
+    machine = measured_machine(threads)
+    layers = placed_under(backend.profile(path, feeds, threads=threads), layer_work(path, feeds), machine)
+    return {"roofline": machine.to_json(), "layers": layers}
 
 
 def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -202,8 +221,9 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         sizes = bundle.report["verification"]["inputs"][0]
         path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
         feeds = random_feeds(model, seed=1, sizes=sizes)
-        wanted = OnnxRuntimeCpu().load(path, level="none").run(feeds)
-        error = worst_error(wanted, runner.run(feeds))
+        narrowed = Narrowed.from_json(plan.get("io", {}))
+        wanted = narrowed.wanted(OnnxRuntimeCpu().load(path, level="none").run(feeds))
+        error = worst_error(wanted, runner.run(narrowed.feeds(feeds)))
     ok = error <= 16 * tolerance_of(wanted)
     return [*checks, {"check": "numerics", "ok": ok, "detail": f"largest relative error {error:.2g}"}]
 

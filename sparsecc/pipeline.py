@@ -32,6 +32,7 @@ from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import evaluate
+from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.prove import SYNTHETIC, Probes, prove
 
 Emit = Callable[[dict[str, Any]], None]
@@ -121,7 +122,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("measure", 0.7):
         measured = assemble.measure(job, backend, compiled, probes)
     with job.stage("evaluate", 0.9):
-        accuracy = evaluate(job, backend, compiled)
+        accuracy = evaluate(job, backend, compiled, probes.narrowed)
     sizes = {"before": size_of(job.scratch / "dense"), "after": size_of(bundle.folder)}
     report = assemble.report(job, decision, verification, {**measured, "bytes": sizes}, accuracy)
     write_bundle(job, bundle, plan, report)
@@ -170,6 +171,7 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     plan = make_plan(analysis, groups, choice.keep, facts)
     plan.groups += depth.rows(len(groups))
     plan.dropped_nodes = list(depth.nodes)
+    plan.io = Narrowed.of(analysis, choice.keep).to_json()
     layers = [*assemble.layers(analysis, choice.keep), *depth.layers]
     return Decision(groups, choice, plan, costs, layers)
 
@@ -220,12 +222,12 @@ def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
 def calibration_feeds(job: Job, model: ir.Model, probes: Probes) -> Iterator[dict[str, Any]]:
     """The samples of `--calib`, at most `Probes.SAMPLES` batches; none without it."""
     if job.options.calibration == SYNTHETIC:
-        yield from (dict(feeds) for feeds in probes.synthetic(8))
+        yield from (probes.narrowed.feeds(feeds) for feeds in probes.synthetic(8))
     elif job.options.calibration:
         for number, feeds in enumerate(feeds_from(job.options.calibration, model)):
             if number >= Probes.SAMPLES:
                 return
-            yield dict(feeds)
+            yield probes.narrowed.feeds(feeds)
 
 
 def write_bundle(job: Job, bundle: BundleWriter, plan: Plan, report: dict[str, Any]) -> None:

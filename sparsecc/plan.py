@@ -20,7 +20,10 @@ SCHEMA = "sparsecc.plan/1"
 
 @dataclass
 class Plan:
-    """What was decided, per tensor and axis. `to_json` gives the schema that others build on."""
+    """What was decided, per tensor and axis. `to_json` gives the schema that others build on.
+
+    `io` lists the slots left of graph inputs and outputs that lost some (`--prune-io`).
+    """
 
     model: dict[str, Any]
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -29,6 +32,7 @@ class Plan:
     patterns: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
+    io: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +44,7 @@ class Plan:
             "patterns": self.patterns,
             "quantization": self.quantization,
             "repaired": self.repaired,
+            **({"io": self.io} if self.io else {}),
         }
 
     @property

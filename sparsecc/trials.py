@@ -27,6 +27,7 @@ from sparsecc.pipeline import Decision, Emit, Job
 from sparsecc.stages import build_options
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import function_of, score
+from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.prove import Probes
 
 _COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
@@ -123,6 +124,7 @@ class Workshop:
         analysis = analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at)
         analysis, depth = shorten(job, analysis, self.probes)
         decision = pipeline.decide(job, analysis, depth)
+        self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
         remove(analysis, decision.choice.keep)
         pipeline.repair_pruned(job, analysis, decision)
         pipeline.run_passes(job, analysis.model, decision.plan, self.probes)
@@ -162,6 +164,7 @@ class Workshop:
             seed=options.seed,
             rounds=rounds,
             budget=budget,
+            after_feeds=self.probes.small_feeds,
         )
         ratio = told.ratio()
         interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
@@ -172,7 +175,9 @@ class Workshop:
         """The user's metric of a model."""
         assert self.job.options.evaluate is not None
         runner = OnnxRuntimeCpu().load(model, threads=self.job.options.threads)
-        return score(function_of(self.job.options.evaluate), runner.run)
+        narrowed = Narrowed() if model == self.probes.dense else self.probes.narrowed
+        function = function_of(self.job.options.evaluate)
+        return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
 
 
 def held_back(decision: Decision) -> str:

@@ -61,13 +61,15 @@ class Branch:
 class Block:
     """Branches that are left out together: one, or the branches of a whole repeat.
 
-    `params` counts the elements of weights that nothing else reads, `members` are their names, `macs` is at
-    the first probe's sizes. `position` is 0 for the first block of the model and 1 for the last. `pinned` says
-    why it stays, None where it may go.
+    `nodes` are all that go, the Adds and what only these branches share with them. `params` counts the elements
+    of weights that nothing else reads, `members` are their names, `macs` is at the first probe's sizes.
+    `position` is 0 for the first block of the model and 1 for the last. `pinned` says why it stays, None where
+    it may go.
     """
 
     id: int
     branches: tuple[Branch, ...]
+    nodes: tuple[ir.Node, ...]
     members: tuple[str, ...]
     params: int
     macs: int
@@ -81,12 +83,6 @@ class Block:
     @property
     def is_free(self) -> bool:
         return self.pinned is None
-
-    @property
-    def nodes(self) -> tuple[ir.Node, ...]:
-        """All nodes that go, the Adds with them."""
-        found = dict.fromkeys(node for branch in self.branches for node in (*branch.nodes, branch.add))
-        return tuple(found)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,16 +130,16 @@ def find_blocks(
     ]
 
 
-def goes_with(add: ir.Node, operand: int) -> set[ir.Node]:
-    """The nodes that nobody reads once a node does not read one of its operands."""
+def goes_with(*ends: tuple[ir.Node, int]) -> set[ir.Node]:
+    """The nodes that nobody reads once these nodes do not read these operands of theirs."""
     going: set[ir.Node] = set()
     read: Counter[ir.Node] = Counter()
-    pending = [(add, operand)]
+    pending = list(ends)
     while pending:
         user, place = pending.pop()
         value = user.inputs[place]
         node = value.producer() if value is not None else None
-        if node is None or node.graph is not add.graph:
+        if node is None or node.graph is not user.graph:
             continue
         read[node] += 1
         uses = sum(len(v.uses()) for v in node.outputs)
@@ -170,7 +166,7 @@ class _Finder:
             value, entry = node.inputs[operand], node.inputs[1 - operand]
             if value is None or entry is None or not self._is_alike(value, entry, node.outputs[0]):
                 continue
-            going = goes_with(node, operand)
+            going = goes_with((node, operand))
             if going and not any(map(_has_body, going)) and self._starts_at(entry, going):
                 branch = Branch(node, operand, tuple(sorted(going, key=self.place.__getitem__)))
                 self.found[branch.exit] = branch
@@ -224,9 +220,10 @@ class _Finder:
 
     def block(self, branches: tuple[Branch, ...]) -> Block:
         """With the weights that only these branches read, and their cost."""
-        going = {node for b in branches for node in (*b.nodes, b.add)}
+        going = goes_with(*((b.add, b.operand) for b in branches)) | {b.add for b in branches}
+        nodes = tuple(sorted(going, key=self.place.__getitem__))
         members: dict[str, int] = {}
-        for node in sorted(going, key=self.place.__getitem__):
+        for node in nodes:
             for value in node.inputs:
                 if value is None or not value.is_initializer() or value.is_graph_output():
                     continue
@@ -239,10 +236,10 @@ class _Finder:
                     members[value.name or ""] = int(tensor.size)
         macs = sum(
             math.prod(at(count(axis, {}), 0) for axis in axes)
-            for node in going
+            for node in nodes
             for axes in self.analysis.record.macs.get(node, ())
         )
-        return Block(0, branches, tuple(members), sum(members.values()), int(macs))
+        return Block(0, branches, nodes, tuple(members), sum(members.values()), int(macs))
 
 
 def _has_body(node: ir.Node) -> bool:

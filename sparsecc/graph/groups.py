@@ -53,8 +53,8 @@ def find_groups(
     """All groups that own slots of initializers, largest first among the free ones.
 
     `keep` and `only` are shell patterns matched against member tensors and the nodes that read them, and
-    against `group:ID` and `TENSOR:AXIS`: what matches `keep` stays whole; with `only`, what matches none of it
-    stays whole. `prune` names the kinds that may go.
+    against `group:ID` and `TENSOR:AXIS`: what matches `keep` stays whole; with `only`, what matches none of
+    it stays whole. `prune` names the kinds that may go.
     """
     mixing = _mixing_atoms(analysis)
     users = _users(analysis)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparsecc.devices import Device, open_device
 from sparsecc.devices.measure import Samples, sample_on
-from sparsecc.measure.interleave import Budget, Comparison
+from sparsecc.errors import UnavailableError
+from sparsecc.measure.interleave import Budget, Comparison, time_alone
 from sparsecc.measure.rounds import Start, clock_for, compare_fresh
+from sparsecc.measure.statistics import Samples as FloatSamples
 
 DEVICE_ROUNDS = 4
 """Rounds on a device: each starts the runner anew, and copies both models over."""
@@ -29,20 +32,40 @@ def measure_pair(
     seed: int = 0,
     rounds: int = 6,
     budget: Budget | None = None,
+    after_feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Comparison:
     """Interleaved pairs over rounds of fresh sessions, on `device`.
 
-    Raises what the device raises: UnavailableError where it does not answer, InputError where a model does
-    not run there.
+    `after_feeds` are the inputs of `after` where these are smaller than those of `before`; on a device both
+    take the same. Raises what the device raises: UnavailableError where it does not answer, InputError where a
+    model does not run there.
     """
     budget = budget or Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
     if device == "local":
-        starts = (session_start(path, feeds, threads) for path in (before, after))
+        starts = session_start(before, feeds, threads), session_start(after, after_feeds or feeds, threads)
         return compare_fresh(*starts, rounds=rounds, budget=budget, threads=threads, seed=seed)
+    if after_feeds is not None:
+        raise UnavailableError("models with smaller inputs are not timed on a device: use --no-measure")
     with open_device(device) as there:
         return compare_on(
             there, before, after, feeds, rounds=DEVICE_ROUNDS, pairs=budget.pairs, threads=threads, seed=seed
         )
+
+
+def time_on(
+    device: str, model: Path, feeds: Mapping[str, np.ndarray], *, threads: int = 1
+) -> tuple[FloatSamples, FloatSamples, dict[str, Any]]:
+    """(CPU, wall) milliseconds per run of one model on a device, and what the device says of itself."""
+    if device == "local":
+        run = session_start(model, feeds, threads)()
+        return (*time_alone(run, budget=Budget(pairs=100, seconds=8)), {})
+    with open_device(device) as there:
+        found = sample_on(there, model, model, feeds, pairs=50, threads=threads)
+        cpu, wall = (
+            np.concatenate(sides) / _NANOSECONDS
+            for sides in ((found.cpu_a, found.cpu_b), (found.wall_a, found.wall_b))
+        )
+        return cpu, wall, {"name": there.spec, **found.facts}
 
 
 def session_start(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:

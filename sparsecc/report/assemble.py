@@ -88,6 +88,7 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
             device=asked.device,
             threads=asked.threads,
             seed=asked.seed,
+            after_feeds=probes.small_feeds,
         )
         facts["latency"] = told.to_json()
     return facts

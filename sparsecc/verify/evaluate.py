@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
+from sparsecc.verify.narrowed import Narrowed
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def evaluate(job: Job, backend: Backend, compiled: Path) -> dict[str, Any] | None:
+def evaluate(job: Job, backend: Backend, compiled: Path, narrowed: Narrowed) -> dict[str, Any] | None:
     """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better)."""
     if job.options.evaluate is None:
         return None
@@ -29,7 +30,8 @@ def evaluate(job: Job, backend: Backend, compiled: Path) -> dict[str, Any] | Non
     threads = job.options.threads
     dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=threads)
     small = backend.load(backend.numerics_file(compiled), threads=threads)
-    scores = [score(function, runner.run) for runner in (dense, small)]
+    runs: tuple[Run, Run] = dense.run, lambda feeds: small.run(narrowed.feeds(feeds))
+    scores = [score(function, run) for run in runs]
     return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
 
 

@@ -98,6 +98,11 @@ class Probes:
             for probe in range(len(self.feeds))
         ]
 
+    @property
+    def small_feeds(self) -> Feeds | None:
+        """The first inputs for the pruned model, None where they are those of the dense one."""
+        return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
+
     def rest_on(self, runner: OrtRunner) -> None:
         """From here on this model, of which layers are silenced, stands for the dense one in proofs."""
         self._reference = runner
