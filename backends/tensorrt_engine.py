@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,9 +61,10 @@ class TensorrtEngine:
             return Artefact(ONNX, (*files, *scripts), facts | {"emitted": True})
         return self._built(folder, files, chosen, progress, facts)
 
-    def finish(self, folder: Path, progress: Progress) -> Artefact:
-        """Build what `emit: onnx` left in `folder`, on this machine."""
+    def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
+        """Build what `emit: onnx` left in `folder`, on this machine or on a device."""
         chosen = read_settings(folder)
+        chosen = chosen if device is None else replace(chosen, device=device)
         self._require(chosen)
         files = tuple(name for name in (ONNX, f"{ONNX}.data") if (folder / name).is_file())
         return self._built(folder, files, chosen, progress, {})

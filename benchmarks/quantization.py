@@ -1,10 +1,12 @@
 """Quantize real models with real data: accuracy, size, latency and kernels, beside onnxruntime's defaults.
 
-    python benchmarks/quantization.py [--json FILE] [--pairs 30] [MODEL ...]
+    python benchmarks/quantization.py [--json FILE] [--pairs 30] [--all] [MODEL ...]
     python benchmarks/quantization.py --large resnet50.onnx bert.onnx     any models, random inputs
 
-Looks for the materials in SPARSECC_SHARED or ../shared. Latency is the ratio of CPU time to the float
-model, one thread, interleaved, with a 95 % interval.
+MODEL is one of CASES: trained ones on the materials in SPARSECC_SHARED or ../shared, resnet50 and bert_base
+of the zoo, without trained weights. Latency is the ratio of CPU time to the float model, one thread,
+interleaved, with a 95 % interval. `--all` adds the calibration methods, int4 and the patterns. Pruned models
+are as they come out: nothing was trained after the removal.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sparsecc import api
 from sparsecc.backends.kernel_census import census
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import Pass, PassContext
@@ -44,6 +49,13 @@ OURS: dict[str, list[Pass]] = {
     "int4": [Quantize(type="int4", algorithm="gptq")],
     "fp16": [Quantize(type="fp16")],
 }
+CORE = ("int8", "int8-dynamic", "fp16")
+"""What is compared by default, beside pruning and ONNX Runtime's own tools."""
+COMPILED: dict[str, dict[str, Any]] = {
+    "pruned": {"ratio": 0.5},
+    "pruned + int8": {"ratio": 0.5, "quantize": "int8"},
+}
+"""Options of `sparsecc.compile`."""
 PATTERNS: dict[str, list[Pass]] = {
     "2:4 magnitude": [Sparsify(method="magnitude")],
     "2:4 wanda": [Sparsify(method="wanda")],
@@ -121,21 +133,33 @@ def imagenet(file: str, *, signed: bool, offset: int) -> Case:
     )
 
 
+def zoo(name: str) -> Case:
+    """A full-size architecture of the zoo. Needs torch for the first export."""
+    from tests.zoo.large import large_path
+
+    return large(large_path(name, "torchscript"))
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "resnet20": lambda: cifar("resnet20"),
     "resnet56": lambda: cifar("resnet56"),
     "mobilenetv2": lambda: imagenet("mobilenetv2_1.0_dy18.onnx", signed=True, offset=1),
     "squeezenet": lambda: imagenet("squeezenet1.1_ts13.onnx", signed=False, offset=0),
+    "resnet50": lambda: zoo("resnet50"),
+    "bert_base": lambda: zoo("bert_base"),
 }
 
 
 def large(path: Path) -> Case:
-    """A model without data: random inputs of its shapes."""
+    """A model without data: random inputs of its shapes, 128 for a sequence."""
     rng = np.random.default_rng(0)
     feeds = {}
     for value in ir.load(path).graph.inputs:
         assert value.shape is not None
-        size = [side if isinstance(side, int) else 1 for side in value.shape]
+        size = [
+            side if isinstance(side, int) else 1 if axis == 0 else 128
+            for axis, side in enumerate(value.shape)
+        ]
         is_float = value.dtype == ir.DataType.FLOAT
         array = rng.standard_normal(size).astype(np.float32) if is_float else rng.integers(0, 1000, size)
         feeds[value.name or ""] = array
@@ -177,14 +201,10 @@ def by_onnxruntime(kind: str, case: Case, out: Path) -> None:
         quantization.quantize_dynamic(case.path, out)
 
 
-def variants(case: Case, folder: Path, *, all_kinds: bool) -> Iterator[tuple[str, Path | str]]:
+def variants(case: Case, folder: Path, *, everything: bool) -> Iterator[tuple[str, Path | str]]:
     """(name, model or the reason why there is none) of everything compared."""
-    ours = (
-        dict(OURS) if all_kinds else {name: OURS[name] for name in ("int8", "int8-dynamic", "int4", "fp16")}
-    )
-    if not all_kinds:
-        ours["int4"] = [Quantize(type="int4")]
-    for name, steps in {**ours, **(PATTERNS if all_kinds else {})}.items():
+    passes = {**OURS, **PATTERNS} if everything else {name: OURS[name] for name in CORE}
+    for name, steps in passes.items():
         target = TARGETS["tensorrt" if name.startswith("2:4") else "onnxruntime"]
         model = ir.load(case.path)
         for step in steps:
@@ -192,6 +212,14 @@ def variants(case: Case, folder: Path, *, all_kinds: bool) -> Iterator[tuple[str
         path = folder / f"{name.replace(' ', '-').replace(':', '')}.onnx"
         ir.save(model, path)
         yield name, path
+    samples = folder / "calibration.npz"
+    np.savez(samples, **{key: np.concatenate([f[key] for f in case.calibration]) for key in case.test[0]})
+    for name, options in COMPILED.items():
+        out = folder / name.replace(" ", "")
+        given = {**options, "recover": "auto" if case.labels is not None else "none", "measure": False}
+        made = api.compile(case.path, output=out, calibration=str(samples), **given)
+        assert made.bundle is not None
+        yield name, made.bundle / "model.onnx"
     for kind in ("int8", "int8-dynamic"):
         path = folder / f"onnxruntime-{kind}.onnx"
         try:
@@ -235,7 +263,7 @@ def show(row: dict[str, Any], float_bytes: int) -> None:
     )
 
 
-def run_case(name: str, case: Case, pairs: int, *, all_kinds: bool) -> list[dict[str, Any]]:
+def run_case(name: str, case: Case, pairs: int, *, everything: bool) -> list[dict[str, Any]]:
     """All rows of one model."""
     size = case.path.stat().st_size
     reference = outputs(case.path, case)
@@ -247,7 +275,7 @@ def run_case(name: str, case: Case, pairs: int, *, all_kinds: bool) -> list[dict
     print(f"\n{name}: float{top1}, {size / 1e6:.1f} MB", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for variant, path in variants(case, Path(folder), all_kinds=all_kinds):
+        for variant, path in variants(case, Path(folder), everything=everything):
             if isinstance(path, str):
                 row: dict[str, Any] = {"variant": variant, "error": path}
             else:
@@ -264,16 +292,17 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--large", type=Path, nargs="*", default=[])
     parser.add_argument("names", nargs="*", choices=[[], *CASES])
     given = parser.parse_args()
-    if not given.large and not shared().is_dir():
+    if set(given.names or CASES) - {"resnet50", "bert_base"} and not given.large and not shared().is_dir():
         sys.exit(f"no materials under {shared()}: set SPARSECC_SHARED")
     rows = []
     for path in given.large:
-        rows += run_case(path.stem, large(path), given.pairs, all_kinds=False)
+        rows += run_case(path.stem, large(path), given.pairs, everything=given.all)
     for name in given.names or ([] if given.large else CASES):
-        rows += run_case(name, CASES[name](), given.pairs, all_kinds=True)
+        rows += run_case(name, CASES[name](), given.pairs, everything=given.all)
     if given.json:
         facts = {
             "processor": platform.processor(),

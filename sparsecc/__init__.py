@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import CompileResult, compare, compile, doctor, inspect, profile, verify
+    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
 
 __version__ = "0.1.0"
-__all__ = ["CompileResult", "__version__", "compare", "compile", "doctor", "inspect", "profile", "verify"]
+__all__ = [
+    "CompileResult",
+    "__version__",
+    "build",
+    "compare",
+    "compile",
+    "doctor",
+    "inspect",
+    "profile",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

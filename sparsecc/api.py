@@ -105,8 +105,7 @@ def profile(
 ) -> dict[str, Any]:
     """Latency of a model or bundle, per layer where asked."""
     request = {"target": target, "layers": layers, "threads": threads, "inputs": _pairs(inputs), "data": data}
-    if device != "local":
-        raise InputError(f"device '{device}' cannot be profiled yet: use 'local'")
+    request["device"] = device
     with _file(model) as path:
         request["model"] = str(path)
         found: dict[str, Any] = _run("sparsecc.examine:profile", request, None, None, on_event)
@@ -151,6 +150,29 @@ def verify(
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
     return found
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    deadline: float | None = None,
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """Build the engine of a bundle that was compiled with `emit="onnx"`, here or on a device.
+
+    The bundle is replaced as a whole, its manifest with it; when this raises, it is as it was.
+    """
+    from sparsecc.bundle import sweep
+
+    folder = Path(os.path.abspath(bundle))
+    request = {"bundle": str(folder), "device": device}
+    try:
+        made: dict[str, Any] = _run("sparsecc.finish:build", request, deadline, None, on_event)
+    except WorkerError:
+        sweep(folder)
+        raise
+    return made
 
 
 def doctor() -> dict[str, Any]:
@@ -204,9 +226,9 @@ def _save(model: Any, path: Path) -> None:
     elif isinstance(model, onnx.ModelProto):
         onnx.save(model, path)
     elif hasattr(model, "nodes") and hasattr(model, "tensors"):
-        import onnx_graphsurgeon
+        from sparsecc.backends.tensorrt_graphsurgeon import from_graphsurgeon
 
-        onnx.save(onnx_graphsurgeon.export_onnx(model), path)
+        ir.save(from_graphsurgeon(model), path, external_data="model.onnx.data")
     else:
         kind = type(model).__name__
         raise InputError(f"a {kind} is no model: give a path, bytes, ModelProto, onnx_ir.Model or gs.Graph")

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import GoalError, InputError, SystemFailureError
 from sparsecc.litter import locked_folder, sweep_folders
 from sparsecc.text import one_line, quoted
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 MANIFEST = "manifest.json"
 SCHEMA = "sparsecc.manifest/1"
@@ -231,6 +234,16 @@ class Bundle:
             elif not isinstance(listed[name], dict) or listed[name].get("sha256") != file_sha256(path):
                 problems.append(f"{quoted(name)} has changed since it was written")
         return problems
+
+    def to_graphsurgeon(self) -> gs.Graph:
+        """The compiled model as an onnx-graphsurgeon graph, for edits of the user's own.
+
+        `sparsecc.compile(graph, ...)` takes it back. GoalError when the bundle has changed since.
+        """
+        from sparsecc.backends.tensorrt_graphsurgeon import to_graphsurgeon
+
+        self.require_intact()
+        return to_graphsurgeon(self.folder / "model.onnx")
 
     def require_intact(self) -> None:
         """GoalError naming the first problem of the manifest, when there is one."""

@@ -1,7 +1,12 @@
-"""Which passes a compile runs after pruning, in order."""
+"""Which passes a compile runs after pruning, in order, and what the target's builder is told."""
 
 from __future__ import annotations
 
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import InputError
@@ -11,17 +16,31 @@ from sparsecc.targets import target_named
 if TYPE_CHECKING:
     from sparsecc.passes.base import Pass
 
+_SWITCHES = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
 
 def build_options(options: CompileOptions) -> dict[str, Any]:
     """What the target's backend is told about the build."""
-    chosen: dict[str, Any] = dict(options.build)
+    chosen: dict[str, Any] = {
+        key: _SWITCHES.get(text, text) if text.isalpha() else text for key, text in options.build
+    }
     backend = target_named(options.target).backend
     if backend.startswith("onnxruntime") or backend == "onnx":
         if options.emit not in (None, "onnx", "ort"):
             raise InputError(f"--emit {options.emit}: target {options.target} emits onnx or ort")
         return chosen | ({"ort_format": True} if options.emit == "ort" else {})
-    if options.profiles:
-        chosen["profiles"] = {name: _profile(shapes) for name, shapes in options.profiles.items()}
+    shapes = {**{name: (shape,) for name, shape in options.dims.items()}, **options.profiles}
+    if shapes:
+        chosen["profiles"] = {name: _profile(ranged) for name, ranged in shapes.items()}
     if options.emit is not None:
         chosen["emit"] = options.emit
     if options.device != "local":
@@ -30,7 +49,7 @@ def build_options(options: CompileOptions) -> dict[str, Any]:
 
 
 def _profile(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """(least, usual, largest) as builders spell it: `1x3|2x3|4x3`."""
+    """(least, usual, largest), or one shape for all three, as builders spell it: `1x3|2x3|4x3`."""
     return "|".join("x".join(str(d) for d in shape) for shape in shapes)
 
 
@@ -38,15 +57,57 @@ def passes_for(options: CompileOptions) -> list[Pass]:
     """Patterns first, then types: zeros stay exact zeros through quantization."""
     target = target_named(options.target)
     passes: list[Pass] = []
+    for given, option in ((options.sparsity_options, "sparsity"), (options.quantize_options, "quantize")):
+        if given and not getattr(options, option):
+            raise InputError(f"--{option}-option {given[0][0]} does nothing without --{option}: give it too")
     if options.sparsity:
         from sparsecc.passes.sparsity import Sparsify
 
-        passes.append(Sparsify(pattern=options.sparsity))
+        settings = pass_options(Sparsify, "--sparsity-option", options.sparsity_options, "pattern")
+        passes.append(Sparsify(pattern=options.sparsity, **settings))
     if options.quantize:
         if options.quantize not in target.types:
             known = ", ".join(sorted(target.types))
             raise InputError(f"target {target.name} does not run {options.quantize}: it has {known}")
         from sparsecc.passes.quantize import Quantize
 
-        passes.append(Quantize(type=options.quantize))
+        settings = pass_options(Quantize, "--quantize-option", options.quantize_options, "type")
+        passes.append(Quantize(type=options.quantize, **settings))
     return passes
+
+
+def pass_options(
+    kind: type[Pass], option: str, given: Sequence[tuple[str, str]], taken: str
+) -> dict[str, Any]:
+    """Fields of a pass from KEY=VALUE texts. `taken` is the field that has an option of its own.
+
+    InputError names the key with the closest one there is, or the value with what is wanted.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in fields(kind) if f.name != taken]
+    read = {}
+    for key, text in given:
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"keys are {', '.join(known)}"
+            raise InputError(f"{option} has no key '{key}': {hint}")
+        read[name] = _typed(f"{option} {key}", text, hints[name])
+    return read
+
+
+def _typed(what: str, text: str, hint: Any) -> Any:
+    """A text as the type of a field: switches, numbers, names joined by commas, text."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(k for k in kinds if k is not type(None))
+    if kind is bool:
+        if text.lower() not in _SWITCHES:
+            raise InputError(f"{what}={text}: write true or false")
+        return _SWITCHES[text.lower()]
+    if typing.get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return kind(text)
+    except ValueError as e:
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{what}={text}: write {wanted}") from e

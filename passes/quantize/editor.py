@@ -114,8 +114,12 @@ class GraphEditor:
 
 
 def prepare(model: ir.Model) -> None:
-    """Constants become initializers that callers cannot override, and every node gets a name."""
+    """Constants become initializers that callers cannot override, and every node gets a name.
+
+    Identity nodes go: exporters write one for every bias that equals another, and no kernel takes those.
+    """
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
     taken = {node.name for node in model.graph if node.name}
     for index, node in enumerate(model.graph):

@@ -290,6 +290,9 @@ def _output_types(
             yield output.dtype
         elif node.op_type == "Cast":
             yield ir.DataType(node.attributes["to"].as_int())
+        elif node.op_type == "ConstantOfShape":
+            fill = node.attributes.get("value")
+            yield ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
         elif schema is None:
             yield None
         else:
@@ -306,4 +309,4 @@ def _from_schema(
     for position, value in enumerate(node.inputs):
         if value in types and value is not None and _type_string(schema.inputs, position) == formal:
             return types[value]
-    return ir.DataType.FLOAT if node.op_type in ("ConstantOfShape", "RandomNormal", "RandomUniform") else None
+    return ir.DataType.FLOAT if node.op_type in ("RandomNormal", "RandomUniform") else None

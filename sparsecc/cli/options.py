@@ -37,7 +37,7 @@ def target() -> click.Option:
     )
 
 
-def _known_device(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+def known_device(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """The address of the device that was named."""
     from sparsecc.cli.device_book import address_of
 
@@ -48,7 +48,7 @@ def device() -> click.Option:
     """`--device`."""
     return click.Option(
         ["--device"],
-        callback=_known_device,
+        callback=known_device,
         metavar="local|NAME|ssh://USER@HOST|adb:SERIAL",
         help="Where to measure; NAME is one of `sparsecc devices list`.  [default: local]",
     )

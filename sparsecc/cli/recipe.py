@@ -19,6 +19,8 @@ CODE = re.compile(r"^py:|\.py:")
 """How a value names a function to run."""
 
 SCHEMA = "sparsecc.recipe/1"
+KEYED = frozenset({"build", "quantize_options", "sparsity_options"})
+"""Options that are mappings; the command line writes them as KEY=VALUE."""
 ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
 """Keys that describe where a recipe came from; they are no options."""
 
@@ -105,6 +107,8 @@ def _checked(path: str, key: str, value: Any) -> Any:
     """A scalar, a list of scalars, or for inputs a mapping of names to shapes, spelled as the option is."""
     if key in {"inputs", "input"} and isinstance(value, dict):
         return [_input_text(path, name, shape) for name, shape in value.items()]
+    if key.replace("-", "_") in KEYED and isinstance(value, dict):
+        return [f"{name}={part}" for name, part in value.items()]
     for part in value if isinstance(value, list) else [value]:
         if not isinstance(part, str | int | float | bool):
             raise InputError(

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("profile_", "Measure the latency of a model, layer by layer."),
     "compare": ("compare_", "Compare two models: outputs and latency, interleaved."),
     "gate": ("gate_", "Fail a CI job when a model became slower than its baseline."),
+    "build": ("build_", "Finish a bundle that --emit onnx left: build its engine, here or on a device."),
     "verify": ("verify_", "Check a bundle: its files, its plan and its numerics."),
     "doctor": ("doctor", "Show which targets and devices work here, and what the others need."),
     "devices": ("devices", "Add, list and test the devices to measure on."),

@@ -177,6 +177,20 @@ def _dimensions(part: str, text: str, example: str) -> tuple[int, ...]:
     return tuple(int(one) for one in sizes)
 
 
+def key_value(text: str) -> str:
+    """The text of a KEY=VALUE, checked."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or not value.strip():
+        raise ValueError(f"'{text}' is not KEY=VALUE: write for example workspace=4GiB")
+    return text
+
+
+def keyed(texts: Collection[str]) -> dict[str, str]:
+    """KEY=VALUE texts as a mapping; the last of a key counts."""
+    pairs = (text.partition("=") for text in texts)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 def names_of(what: str, names: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     """A reader of a comma-separated list of names."""
 

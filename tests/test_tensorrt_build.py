@@ -1,0 +1,128 @@
+"""`sparsecc build`: bundles of --emit onnx are finished over real SSH, with a stand-in trtexec there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+from sparsecc import api
+from sparsecc.bundle import Bundle
+from sparsecc.errors import GoalError, InputError, UnavailableError
+from sparsecc.report.compile_page import CompilePage
+from tests.sshd import Server, running_sshd
+from tests.trtexec_stand_in import install
+
+BUILD = {"workspace": "1GiB", "optimization_level": "3", "tf32": "false"}
+
+
+@pytest.fixture(scope="module")
+def emitted(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
+    """A bundle that waits for its engine."""
+    out = tmp_path_factory.mktemp("emitted") / "out"
+    api.compile(
+        models_dir / "digits_resnet.onnx",
+        target="tensorrt",
+        ratio=0.3,
+        emit="onnx",
+        recover="none",
+        build=BUILD,
+        output=out,
+    )
+    return out
+
+
+@pytest.fixture
+def bundle(emitted: Path, tmp_path: Path) -> Path:
+    """A copy of it to work on."""
+    return Path(shutil.copytree(emitted, tmp_path / "out"))
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Server]:
+    pytest.importorskip("asyncssh")
+    for name in ("sshd", "tools"):
+        (tmp_path / name).mkdir()
+    tools = install(tmp_path / "tools")
+    with running_sshd(tmp_path / "sshd", {"PATH": f"{tools}:{os.environ['PATH']}"}) as server:
+        yield server
+
+
+def test_builder_options_reach_the_scripts(emitted: Path) -> None:
+    settings = json.loads((emitted / "build.json").read_text())["options"]
+    assert settings == {"workspace": 1 << 30, "optimization_level": 3, "tf32": False}
+    assert "--builderOptimizationLevel=3" in (emitted / "build.sh").read_text()
+
+
+def test_it_finishes_on_a_device(bundle: Path, board: Server, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".ssh" / "known_hosts").write_bytes(board.known_hosts.read_bytes())
+    (home / ".ssh" / "id_ed25519").write_bytes(board.key.read_bytes())
+    (home / ".ssh" / "id_ed25519").chmod(0o600)
+    environment = {k: v for k, v in os.environ.items() if k != "SSH_AUTH_SOCK"} | {"HOME": str(home)}
+    before = Bundle.open(bundle).manifest
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsecc", "build", str(bundle), "--device", board.spec, "--json"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    built = json.loads(done.stdout)
+    assert built["artefact"] == "model.engine"
+    finished = Bundle.open(bundle)
+    finished.require_intact()
+    after = finished.manifest
+    assert set(after["files"]) - set(before["files"]) == {"model.engine", "model.layers.json", "build.log"}
+    assert after["input"] == before["input"]
+    assert after["files"]["model.onnx"] == before["files"]["model.onnx"]
+    assert finished.report["build"]["version"] == built["facts"]["version"]
+    assert [p.name for p in bundle.parent.iterdir() if p.name.startswith(".out")] == []
+    CompilePage.of(finished.report, finished.plan, "", "")
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_without_a_gpu_the_bundle_stays_as_it_was(bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(UnavailableError, match="--device ssh://"):
+        api.build(bundle)
+    assert (bundle / "manifest.json").read_bytes() == before
+    Bundle.open(bundle).require_intact()
+    assert [p.name for p in bundle.parent.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_finished_says_so(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "build.json").write_text("{}")
+    with pytest.raises(GoalError, match=r"'build\.json' has changed"):
+        api.build(bundle)
+    with pytest.raises(InputError, match="is not a folder"):
+        api.build(tmp_path / "nothing")
+
+
+def test_a_bundle_of_another_target_has_nothing_to_build(tmp_path: Path, models_dir: Path) -> None:
+    model, out = models_dir / "digits_resnet.onnx", tmp_path / "out"
+    api.compile(model, ratio=0.0, measure=False, output=out)
+    with pytest.raises(InputError, match="nothing is left to build for target onnxruntime"):
+        api.build(out)
+
+
+def test_out_to_graphsurgeon_and_back(bundle: Path, tmp_path: Path) -> None:
+    graph = Bundle.open(bundle).to_graphsurgeon()
+    relus = [node for node in graph.nodes if node.op == "Relu"]
+    assert relus
+    for node in relus:
+        node.op = "Sigmoid"
+    made = api.compile(graph, ratio=0.0, measure=False, output=tmp_path / "edited")
+    assert made.bundle is not None
+    kinds = {node.op_type for node in onnx.load(made.bundle / "model.onnx").graph.node}
+    assert "Sigmoid" in kinds
+    assert "Relu" not in kinds
+    (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes() + b"\0")
+    with pytest.raises(GoalError, match="has changed"):
+        Bundle.open(bundle).to_graphsurgeon()
