@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from sparsecc.cost import macs_model, params_model
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.feeds import feeds_from, random_feeds
 from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.blocks import Block, find_blocks
 from sparsecc.graph.explain import explain
-from sparsecc.graph.groups import Group, find_groups
+from sparsecc.graph.groups import Group, check_ids, find_groups, nodes_holding
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.measure.footprint import footprint
@@ -47,6 +48,9 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     emit({"stage": "analyse", "share": 0.4})
     analysis = analyse(model, options.dims, prune_io=options.prune_io)
     groups = find_groups(analysis, keep=options.keep, only=options.only)
+    blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
+    check_ids((*options.keep, *options.only), len(groups) + len(blocks))
+    nodes = nodes_holding(analysis)
     macs, params = macs_model(analysis), params_model(analysis)
     half = {g.atom: 1 for g in groups if g.is_free}
     found: dict[str, Any] = {
@@ -56,7 +60,10 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             "macs_share": 1 - macs.total(half) / (macs.total({}) or 1),
             "params_share": _share_in_free_groups(analysis, groups),
         },
-        "groups": [_group_facts(g, macs.at_stake(g.atom)) for g in groups],
+        "groups": [
+            *(_group_facts(g, macs.at_stake(g.atom), nodes.get(g.atom, g.nodes)) for g in groups),
+            *map(_block_facts, blocks),
+        ],
         "pins": pinned_reasons(groups),
         "unknown_ops": _unfollowed(analysis),
         "graph": topology(model),
@@ -78,7 +85,7 @@ def _model_facts(path: Path, analysis: Analysis) -> dict[str, Any]:
     return {"path": path.name, "nodes": len(graph), "opset": analysis.version, **described}
 
 
-def _group_facts(group: Group, macs: float) -> dict[str, Any]:
+def _group_facts(group: Group, macs: float, nodes: Sequence[str]) -> dict[str, Any]:
     return {
         "id": group.id,
         "kind": group.kind,
@@ -86,10 +93,28 @@ def _group_facts(group: Group, macs: float) -> dict[str, Any]:
         "prunable": group.is_free,
         "pinned": group.pinned,
         "members": [list(m) for m in group.members],
-        "nodes": list(group.nodes),
+        "nodes": list(nodes),
         "macs": macs,
         "params": group.params,
         "mixes": group.mixes,
+    }
+
+
+def _block_facts(block: Block) -> dict[str, Any]:
+    """A layer as a group of one slot, from the value at its entry to that at its exit."""
+    return {
+        "id": block.id,
+        "kind": block.kind,
+        "size": 1,
+        "prunable": block.is_free,
+        "pinned": block.pinned,
+        "members": [[name, 0] for name in block.members],
+        "nodes": [node.name for node in block.nodes],
+        "macs": block.macs,
+        "params": block.params,
+        "mixes": False,
+        "entry": block.entry,
+        "exit": block.exit,
     }
 
 

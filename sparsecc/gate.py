@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from sparsecc.errors import InputError
 from sparsecc.measure.interleave import Budget, Comparison
-from sparsecc.measure.rounds import Start, compare_fresh
+from sparsecc.measure.pair import measure_pair
 from sparsecc.measure.statistics import LogRatio
 
 Verdict = Literal["OK", "REGRESSION", "INCONCLUSIVE"]
@@ -107,6 +106,7 @@ def gate(
     budget: Budget | None = None,
     checks: tuple[str, ...] = CHECKS,
     feeds: Mapping[str, np.ndarray] | None = None,
+    device: str = "local",
     seed: int = 0,
 ) -> GateResult:
     """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 is 5 %).
@@ -114,6 +114,7 @@ def gate(
     Both are .onnx or .ort files, or bundle folders. A failed clock-free check is a regression and nothing is
     timed. Otherwise the machine first has to show, on the baseline against itself, that it can resolve
     `max_regression`; then both are timed in pairs, `budget.pairs` of them and up to four times as many.
+    They run on `device`, with all pairs interleaved there.
     InputError for models that do not load, differ in their inputs, or a threshold under 3 %.
     """
     if not SMALLEST_THRESHOLD <= max_regression < 10:
@@ -129,14 +130,14 @@ def gate(
     if failed:
         return replace(result, verdict="REGRESSION", reason=f"{failed[0].detail} (not timed)")
     feeds = feeds or _working_feeds(before, seed)
-    return _timed(result, _loader(before, feeds, threads), _loader(now, feeds, threads), budget, seed)
+    result = replace(result, machine={**result.machine, "device": device})
+    return _timed(result, before, now, Bench(device, feeds, threads, budget), seed)
 
 
-def _timed(result: GateResult, before: Start, now: Start, budget: Budget, seed: int) -> GateResult:
-    """The verdict by the clock; `before` and `now` each make a fresh session."""
-    limit, threads = math.log1p(result.max_regression), int(result.machine["threads"])
-    measure = partial(_measure_until, budget=budget, threads=threads)
-    alone = measure(before, before, seed=seed + 1, enough=lambda ratio: _within(ratio, limit)).ratio(
+def _timed(result: GateResult, before: Path, now: Path, bench: Bench, seed: int) -> GateResult:
+    """The verdict by the clock."""
+    limit = math.log1p(result.max_regression)
+    alone = bench.measure(before, before, seed + 1, lambda ratio: _within(ratio, limit)).ratio(
         confidence=CONFIDENCE
     )
     result = replace(result, self_check=alone)
@@ -146,9 +147,7 @@ def _timed(result: GateResult, before: Start, now: Start, budget: Budget, seed: 
             f"this machine cannot resolve {result.max_regression:.1%} now: an A/A run spreads {spread:.1%}"
         )
         return replace(result, verdict="INCONCLUSIVE", reason=reason)
-    told = measure(
-        before, now, seed=seed, enough=lambda r: decide(r, result.max_regression) != "INCONCLUSIVE"
-    )
+    told = bench.measure(before, now, seed, lambda r: decide(r, result.max_regression) != "INCONCLUSIVE")
     verdict = decide(told.ratio(confidence=CONFIDENCE), result.max_regression)
     done = replace(result, verdict=verdict, comparison=told)
     return replace(done, reason=_reason(done))
@@ -158,27 +157,36 @@ def _within(ratio: LogRatio, limit: float) -> bool:
     return max(abs(ratio.low), abs(ratio.high)) < limit
 
 
-def _measure_until(
-    first: Start,
-    second: Start,
-    *,
-    budget: Budget,
-    threads: int,
-    seed: int,
-    enough: Callable[[LogRatio], bool],
-) -> Comparison:
-    """Pairs in rounds of fresh sessions, doubled until `enough` holds, at most twice."""
-    total: Comparison | None = None
-    for look in range(LOOKS):
-        factor = 2 ** max(0, look - 1)
-        part = replace(budget, pairs=budget.pairs * factor, seconds=budget.seconds * factor)
-        salt = seed * LOOKS + look
-        one = compare_fresh(first, second, rounds=ROUNDS * factor, budget=part, threads=threads, seed=salt)
-        total = one if total is None else total.joined(one)
-        if enough(total.ratio(confidence=CONFIDENCE)):
-            break
-    assert total is not None
-    return total
+@dataclass(frozen=True)
+class Bench:
+    """Where, on what and for how long a gate measures."""
+
+    device: str
+    feeds: Mapping[str, np.ndarray]
+    threads: int
+    budget: Budget
+
+    def measure(self, first: Path, second: Path, seed: int, enough: Callable[[LogRatio], bool]) -> Comparison:
+        """Pairs in rounds of fresh sessions, doubled until `enough` holds, at most twice."""
+        total: Comparison | None = None
+        for look in range(LOOKS):
+            factor = 2 ** max(0, look - 1)
+            budget, rounds = self.budget, ROUNDS * factor
+            one = measure_pair(
+                first,
+                second,
+                self.feeds,
+                device=self.device,
+                threads=self.threads,
+                seed=seed * LOOKS + look,
+                rounds=rounds,
+                budget=replace(budget, pairs=budget.pairs * factor, seconds=budget.seconds * factor),
+            )
+            total = one if total is None else total.joined(one)
+            if enough(total.ratio(confidence=CONFIDENCE)):
+                break
+        assert total is not None
+        return total
 
 
 def _reason(result: GateResult) -> str:
@@ -257,12 +265,6 @@ def _bytes(model: Path) -> int:
     """The size of a model file and of the weights beside it."""
     data = model.with_name(f"{model.name}.data")
     return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
-
-
-def _loader(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:
-    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-
-    return lambda: OnnxRuntimeCpu().load(model, threads=threads).prepared(feeds)
 
 
 def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsecc.backends.base import LayerTime
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget, compare, time_alone
-from sparsecc.measure.layers import mean_times
-from sparsecc.measure.statistics import Percentiles, bootstrap_median, log_ratio
+from sparsecc.measure.layers import typical_times
+from sparsecc.measure.roofline import Machine, Work, layer_work, placed_under
+from sparsecc.measure.rounds import clock_for, compare_fresh
+from sparsecc.measure.statistics import Percentiles, bootstrap_median, log_ratio, ratio_of_rounds
 
 CHAIN = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -55,6 +59,71 @@ def test_the_interval_covers_the_true_median_about_95_times_in_100() -> None:
         low, high = bootstrap_median(generator.normal(0.05, 0.1, 60), seed=seed, resamples=500)
         covered += low <= 0.05 <= high
     assert 178 <= covered <= 199
+
+
+def rounds_of(generator: np.random.Generator, rounds: int, session: float) -> list[np.ndarray]:
+    """Pairs that share their round's session effect; the true ratio is 0."""
+    return [generator.normal(generator.normal(0, session), 0.05, 20) for _ in range(rounds)]
+
+
+def test_the_interval_over_rounds_covers_where_sessions_differ_and_that_over_pairs_does_not() -> None:
+    generator = np.random.default_rng(2)
+    over_rounds = over_pairs = 0
+    for seed in range(200):
+        drawn = rounds_of(generator, 8, 0.03)
+        told = ratio_of_rounds(drawn)
+        over_rounds += told.low <= 0 <= told.high
+        low, high = bootstrap_median(np.concatenate(drawn), seed=seed, resamples=300)
+        over_pairs += low <= 0 <= high
+    assert 180 <= over_rounds <= 199
+    assert over_pairs < 150
+
+
+def test_more_confidence_is_a_wider_interval() -> None:
+    drawn = rounds_of(np.random.default_rng(3), 6, 0.02)
+    narrow, wide = ratio_of_rounds(drawn), ratio_of_rounds(drawn, confidence=0.99)
+    assert narrow.median == wide.median
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_every_round_has_sessions_of_its_own_made_in_turn() -> None:
+    made: list[str] = []
+
+    def start(name: str) -> Callable[[], object]:
+        made.append(name)
+        return lambda: time.sleep(0.0002)
+
+    budget = Budget(pairs=20, seconds=5, warmup_seconds=0)
+    told = compare_fresh(lambda: start("a"), lambda: start("b"), rounds=4, budget=budget)
+    assert "".join(made) == "abbaabba"
+    assert told.rounds == (5, 5, 5, 5)
+    assert told.to_json()["rounds"] == 4
+
+
+def test_more_threads_are_timed_by_the_wall_clock() -> None:
+    assert (clock_for(1), clock_for(2)) == ("cpu", "wall")
+
+
+def test_a_large_product_reaches_more_of_the_roofline_than_a_copy_needs() -> None:
+    machine = Machine(gflops=100.0, gbytes=10.0)
+    assert machine.least_ms(2e9, 1e6) == pytest.approx(20.0)
+    layers = [
+        LayerTime("p", "MatMul", 40_000.0),
+        LayerTime("c", "Relu", 1_000.0),
+        LayerTime("?", "Relu", 1.0),
+    ]
+    work = {"p": Work(2e9, 1e6), "c": Work(1e6, 8e6)}
+    rows = placed_under(layers, work, machine)
+    assert [row.get("bound") for row in rows] == ["compute", "memory", None]
+    assert [row.get("of_roofline") for row in rows] == [0.5, 0.8, None]
+
+
+def test_the_work_of_layers_is_read_from_the_trace(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    ir.save(ir.from_onnx_text(CHAIN), path)
+    work = layer_work(path, {"x": np.ones((64, 64), np.float32)})
+    assert sorted(w.operations for w in work.values())[-1] == 2 * 64**3
+    assert all(w.moved >= 2 * 64 * 64 * 4 for w in work.values())
 
 
 def test_the_interval_depends_on_the_seed_alone() -> None:
@@ -139,7 +208,7 @@ def test_warm_up_runs_of_a_trace_are_not_counted() -> None:
         return {"cat": "Node", "name": "c_kernel_time", "ts": ts, "dur": dur, "args": args}
 
     runs = [{"cat": "Session", "name": "model_run", "ts": ts, "dur": 50} for ts in (0, 100, 200)]
-    layers = mean_times([*runs, node(10, 9000), node(110, 20), node(210, 30), node(220, 10)], warm_up=1)
+    layers = typical_times([*runs, node(10, 9000), node(110, 20), node(210, 30), node(220, 10)], warm_up=1)
     assert [(layer.name, layer.op_type, layer.provider) for layer in layers] == [("c", "Conv", "CPU")]
     assert layers[0].microseconds == 30
 

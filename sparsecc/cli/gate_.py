@@ -145,7 +145,7 @@ command = Command(
             ),
             click.Option(["--name"], metavar="TEXT", help="What to call the model in the output."),
         ),
-        "Measurement": (options.threads(), options.data()),
+        "Measurement": (options.device(), options.threads(), options.data()),
         "Output": (
             click.Option(
                 ["--junit"], type=click.Path(), metavar="FILE", help="Also write JUnit XML for the CI."

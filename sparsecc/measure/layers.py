@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sparsecc.backends.base import Feeds, LayerTime
@@ -17,19 +18,19 @@ _SUFFIX = "_kernel_time"
 
 
 def layer_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> list[LayerTime]:
-    """Mean microseconds per run of every node, slowest first, after 3 warm-up runs that are not counted.
+    """Typical microseconds per run of every node, slowest first, after 3 warm-up runs that are not counted.
 
     Nodes that run several times within one run (loop bodies) are summed. InputError when the model does not
     load or run.
     """
-    events = _trace(path, feeds, threads, runs)
-    return sorted(mean_times(events, warm_up=_WARM_UP), key=lambda layer: -layer.microseconds)
+    events = traced_events(path, feeds, threads=threads, runs=runs)
+    return sorted(typical_times(events, warm_up=_WARM_UP), key=lambda layer: -layer.microseconds)
 
 
 def shortest_kernels(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10) -> list[LayerTime]:
     """The fastest time of every node over the runs: what it takes when nothing else disturbs it."""
     layers: dict[str, LayerTime] = {}
-    for event in _trace(path, feeds, threads, runs):
+    for event in traced_events(path, feeds, threads=threads, runs=runs):
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(_SUFFIX):
             facts = event.get("args", {})
@@ -46,7 +47,7 @@ def shortest_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10
     return {kernel.name.removesuffix("_nchwc"): kernel.microseconds / 1e3 for kernel in kernels}
 
 
-def _trace(path: Path, feeds: Feeds, threads: int, runs: int) -> list[dict[str, Any]]:
+def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's trace, warm-up runs first."""
     from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 
@@ -63,8 +64,11 @@ def _trace(path: Path, feeds: Feeds, threads: int, runs: int) -> list[dict[str, 
     return events
 
 
-def mean_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[LayerTime]:
-    """Mean per run of the nodes in a trace, its first `warm_up` runs left out."""
+def typical_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[LayerTime]:
+    """The median time of the nodes in a trace times how often they run within a run; `warm_up` runs left out.
+
+    The median, because a run in which the system took the processor away for 20 ms says nothing of a layer.
+    """
     events = list(events)
     runs = sorted(e["ts"] for e in events if e.get("cat") == "Session" and e.get("name") == "model_run")
     if len(runs) <= warm_up:
@@ -73,15 +77,19 @@ def mean_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[Lay
         )
     start, counted = runs[warm_up], len(runs) - warm_up
     layers: dict[str, LayerTime] = {}
+    times: dict[str, list[float]] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") != "Node" or not name.endswith(_SUFFIX) or event["ts"] < start:
             continue
         facts = event.get("args", {})
         key = f"{facts.get('node_index', '')}:{name}"
-        known = layers.get(key) or _layer(name.removesuffix(_SUFFIX), facts)
-        layers[key] = replace(known, microseconds=known.microseconds + event["dur"] / counted)
-    return list(layers.values())
+        layers.setdefault(key, _layer(name.removesuffix(_SUFFIX), facts))
+        times.setdefault(key, []).append(float(event["dur"]))
+    return [
+        replace(layer, microseconds=median(times[key]) * len(times[key]) / counted)
+        for key, layer in layers.items()
+    ]
 
 
 def _layer(name: str, facts: Mapping[str, Any]) -> LayerTime:

@@ -1,0 +1,189 @@
+"""Goals: the search on known curves, staircases and walls; a real compile to a speed-up and to a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import sparsecc
+from sparsecc.budget import NEAR, TRIALS, Goal, Trial, judge, settle
+from sparsecc.errors import GoalError, InputError
+from sparsecc.options import CompileOptions
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+def attempt_at(
+    speed: Callable[[float], float], most: float = 0.99, score: Callable[[float], float] | None = None
+) -> Callable[[float], Trial]:
+    """A model whose dense run takes 10 ms and that is `speed(ratio)` times as fast."""
+
+    def attempt(ratio: float) -> Trial:
+        removed = min(ratio, most)
+        times = speed(removed)
+        return Trial(
+            ratio,
+            removed,
+            int(1000 * (1 - removed)),
+            1000,
+            exhausted=ratio > most,
+            held="a wall",
+            speedup=times,
+            ms=10 / times,
+            dense_ms=10.0,
+            score=None if score is None else score(removed),
+            dense_score=None if score is None else score(0.0),
+        )
+
+    return attempt
+
+
+def ideal(ratio: float) -> float:
+    return 1 / (1 - ratio)
+
+
+def half_fixed(ratio: float) -> float:
+    """Half of the time does not shrink."""
+    return 1 / (0.5 + 0.5 * (1 - ratio))
+
+
+def staircase(ratio: float) -> float:
+    return 1 / (1 - math.floor(ratio * 40) / 40 * 0.9)
+
+
+@pytest.mark.parametrize("curve", [ideal, half_fixed, staircase, lambda r: (1 / (1 - r)) ** 0.6])
+@pytest.mark.parametrize("wanted", [1.2, 1.5, 1.9])
+def test_a_speed_up_is_met_within_five_per_cent(curve: Callable[[float], float], wanted: float) -> None:
+    found = settle(Goal(speedup=wanted), attempt_at(curve))
+    assert abs(math.log(curve(found.ratio) / wanted)) <= NEAR
+    assert not found.notes
+    assert len(found.trials) <= TRIALS
+
+
+def test_noise_of_two_per_cent_does_not_mislead() -> None:
+    generator = np.random.default_rng(0)
+    for wanted in (1.3, 2.0, 3.0):
+        noisy = attempt_at(lambda r: ideal(r) * math.exp(generator.normal(0, 0.02)))
+        found = settle(Goal(speedup=wanted), noisy)
+        assert abs(math.log(ideal(found.ratio) / wanted)) < 0.1
+
+
+def test_milliseconds_and_rates_are_reached() -> None:
+    for goal in (Goal(latency=5.0), Goal(fps=200)):
+        found = settle(goal, attempt_at(half_fixed, most=1.0 - 1e-9))
+        assert found.excess > NEAR or 10 / half_fixed(found.ratio) <= 5.25
+    found = settle(Goal(latency=6.0), attempt_at(half_fixed))
+    assert 5.7 <= 10 / half_fixed(found.ratio) <= 6.3
+
+
+def test_a_model_that_is_fast_enough_loses_nothing() -> None:
+    assert settle(Goal(latency=20.0), attempt_at(ideal)).ratio == 0
+
+
+def test_what_is_out_of_reach_says_the_best_and_why() -> None:
+    found = settle(Goal(speedup=3), attempt_at(half_fixed, most=0.8))
+    assert found.excess == pytest.approx(math.log(3 / half_fixed(0.8)))
+    assert "the best is 1.67x with 80.0% removed: a wall" in found.notes[-1]
+
+
+def test_the_size_is_met_without_a_clock() -> None:
+    found = settle(Goal(size=400), attempt_at(ideal))
+    assert 380 <= 1000 * (1 - found.ratio) <= 420
+
+
+def test_the_loss_alone_gives_the_largest_ratio() -> None:
+    found = settle(Goal(max_drop=0.1), attempt_at(ideal, score=lambda r: 1 - r**2))
+    assert 0.28 <= found.ratio <= math.sqrt(0.1)
+    assert "--max-drop 0.1 is kept up to" in found.notes[0]
+
+
+def test_the_loss_holds_a_speed_up_back_and_both_are_told() -> None:
+    found = settle(Goal(speedup=2, max_drop=0.1), attempt_at(ideal, score=lambda r: 1 - r**2))
+    assert 0.25 <= found.ratio <= math.sqrt(0.1)
+    assert found.excess == pytest.approx(math.log(2 / ideal(found.ratio)))
+    assert any("out of reach" in note for note in found.notes)
+
+
+def test_a_loss_within_bounds_changes_nothing() -> None:
+    free = settle(Goal(speedup=2), attempt_at(ideal))
+    held = settle(Goal(speedup=2, max_drop=0.9), attempt_at(ideal, score=lambda r: 1 - r**2))
+    assert held.ratio == free.ratio
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"speedup": 2.0, "ratio": 0.5}, "different budgets"),
+        ({"speedup": 2.0, "fps": 3.0}, "different budgets"),
+        ({"speedup": 2.0, "measure": False}, "no-measure"),
+        ({"max_drop": 0.1}, "--eval"),
+        ({"speedup": 0.5}, "--speedup 0.5 is no goal"),
+        ({"latency": math.nan}, "--latency nan is no goal"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused(given: dict[str, float], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Goal.of(CompileOptions.of(given))
+
+
+def test_the_final_measurement_judges() -> None:
+    goal = {"asked": {"speedup": 2.0}}
+    latency = {"speedup": {"estimate": 1.97}, "before_ms": {"p50": 4.0}}
+    sizes = {"before": 10, "after": 5}
+    assert judge(goal, {"latency": latency, "bytes": sizes})["met"]
+    latency["speedup"] = {"estimate": 1.8}
+    assert not judge(goal, {"latency": latency, "bytes": sizes})["met"]
+
+
+def perceptron(path: Path, width: int = 512, layers: int = 4) -> Path:
+    """Wide enough that its time is that of its products."""
+    generator = np.random.default_rng(0)
+    sizes = [64, *[width] * layers, 16]
+    nodes, weights = [], []
+    for n, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        values = (generator.standard_normal((a, b)) / math.sqrt(a)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{n}"))
+        nodes.append(helper.make_node("MatMul", [f"h{n}", f"w{n}"], [f"m{n}"], name=f"m{n}"))
+        nodes.append(helper.make_node("Relu", [f"m{n}"], [f"h{n + 1}"], name=f"r{n}"))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("h0", TensorProto.FLOAT, [32, 64])],
+        [helper.make_tensor_value_info(f"h{len(sizes) - 1}", TensorProto.FLOAT, [32, 16])],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_compile_reaches_a_speed_up_and_reports_every_trial(tmp_path: Path) -> None:
+    made = sparsecc.compile(perceptron(tmp_path / "m.onnx"), speedup=2.0, output=tmp_path / "out")
+    goal, trials = made.report["goal"], made.report["trials"]
+    assert goal["asked"] == {"speedup": 2.0}
+    assert 1 <= len(trials) <= TRIALS
+    assert abs(math.log(trials[-1]["speedup"] / 2)) < 0.25
+    assert 1.6 < made.report["latency"]["speedup"]["estimate"] < 2.5
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "speedup" not in recipe
+    assert "ratio: 0." in recipe
+
+
+def test_a_compile_meets_a_size(tmp_path: Path) -> None:
+    source = perceptron(tmp_path / "m.onnx", width=128)
+    wanted = source.stat().st_size // 2
+    made = sparsecc.compile(source, size=wanted, measure=False, output=tmp_path / "out")
+    assert made.report["goal"]["met"]
+    assert made.report["after"]["bytes"] <= wanted * 1.05
+
+
+def test_what_cannot_be_reached_writes_nothing(tmp_path: Path) -> None:
+    source = perceptron(tmp_path / "m.onnx", width=64, layers=1)
+    with pytest.raises(GoalError, match=r"--size 100 is .* out of reach: the best is \d+ bytes"):
+        sparsecc.compile(source, size=100, measure=False, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
