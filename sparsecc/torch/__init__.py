@@ -1,0 +1,53 @@
+"""Torch in, training on: prune a module to a smaller one that trains, and give ONNX files gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.errors import UnavailableError
+
+try:
+    import torch  # noqa: F401
+except ImportError as e:
+    raise UnavailableError("sparsecc.torch needs torch: run pip install 'sparsecc[torch]'") from e
+
+if TYPE_CHECKING:
+    from sparsecc.torch.distill import distill
+    from sparsecc.torch.onnx_module import from_onnx, write_back
+    from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
+    from sparsecc.torch.prune import groups_of, plan_of, prune
+    from sparsecc.torch.pruner import Pruner
+
+_HOMES = {
+    "Pruner": "pruner",
+    "distill": "distill",
+    "from_onnx": "onnx_module",
+    "groups_of": "prune",
+    "plan_of": "prune",
+    "prune": "prune",
+    "prune_optimizer": "optimizers",
+    "prune_state_dict": "optimizers",
+    "write_back": "onnx_module",
+}
+__all__ = [
+    "Pruner",
+    "distill",
+    "from_onnx",
+    "groups_of",
+    "plan_of",
+    "prune",
+    "prune_optimizer",
+    "prune_state_dict",
+    "write_back",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs, imported when first used; a verb stays itself though its file has the same name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparsecc.torch' has no attribute '{name}'")
+    from importlib import import_module
+
+    found = getattr(import_module(f"sparsecc.torch.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found

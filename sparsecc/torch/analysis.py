@@ -1,0 +1,69 @@
+"""The axis analysis of an exported torch module; the groups come from the same code as for ONNX."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from sparsecc.axes import Atom, Axis, Space
+from sparsecc.graph import analysis as walk
+from sparsecc.graph.analysis import Analysis
+from sparsecc.rules.site import CannotFollowError, Record
+from sparsecc.torch.program import Program
+from sparsecc.torch.rules import reason_for_pin, rule_for
+from sparsecc.torch.site import AtenSite
+
+
+def analyse(program: Program) -> Analysis:
+    """Give every dimension of an exported module its axis."""
+    analysis = Analysis(program.model, program.shapes, Space(), Record())
+    walk._inputs(analysis, pin=True)
+    for node in program.model.graph:
+        _follow(program, analysis, node)
+    walk._outputs(analysis, pin=True)
+    _tie_parameters(analysis)
+    _pin_unread(analysis, program)
+    walk._pin_parts_of_dynamic_axes(analysis)
+    return analysis
+
+
+def _follow(program: Program, analysis: Analysis, node: ir.Node) -> None:
+    record, space = analysis.record, analysis.space
+    space.cause = node
+    site = AtenSite(program, node, space, record)
+    found = rule_for(node.op_type)
+    try:
+        if found is None:
+            raise CannotFollowError(reason_for_pin(node.op_type))
+        found.follow(site)
+    except CannotFollowError as stop:
+        walk._pin_all(analysis, site, f"{site.title}: {stop}")
+        record.unfollowed[node] = str(stop)
+    walk._pin_unclaimed(analysis, site)
+    if node.inputs and all(v is None or v in record.constant for v in node.inputs):
+        record.constant.update(node.outputs)
+
+
+def _tie_parameters(analysis: Analysis) -> None:
+    """One tensor that is read several times loses the same slots everywhere: in torch sharing is meant."""
+    first: dict[ir.Value, list[Axis]] = {}
+    for value, axes in analysis.weights():
+        if value not in first:
+            first[value] = axes
+            continue
+        analysis.space.cause = value
+        for a, b in zip(first[value], axes, strict=True):
+            if a.size != 1:
+                analysis.space.unify(a, b)
+
+
+def _pin_unread(analysis: Analysis, program: Program) -> None:
+    """A tensor that an unfollowed call reads has no axes of its own there: all its uses stay whole."""
+    touched = {
+        v for n in analysis.record.unfollowed for v in n.inputs if v is not None and v.is_initializer()
+    }
+    for value, axes in analysis.weights():
+        if value in touched:
+            for axis in axes:
+                if isinstance(axis, Atom) or axis.size != 1:
+                    analysis.space.pin(axis, f"'{value.name}' is read by a call that is not followed")
+    del program

@@ -1,0 +1,271 @@
+"""`prune`: a torch module in, a smaller one that trains on out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsecc.allocators import allocator_named
+from sparsecc.axes import Atom
+from sparsecc.errors import GoalError, InputError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import Group, find_groups
+from sparsecc.options import CompileOptions
+from sparsecc.torch.analysis import analyse
+from sparsecc.torch.gradients import GRADIENT_CRITERIA, gradient_scores
+from sparsecc.torch.graph_form import graph_form
+from sparsecc.torch.layers import Edit, apply_edits, attribute_edits
+from sparsecc.torch.masked import difference, masked_outputs
+from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
+from sparsecc.torch.program import Program, trace
+from sparsecc.torch.scores import WEIGHT_CRITERIA, candidates, cost_of
+
+TOLERANCE = 1e-4
+FORMS = ("auto", "module", "graph")
+RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What a user's forward raises when it holds sizes that no longer fit."""
+_PLAN = "sparsecc_plan"
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(module, batch) -> a scalar to differentiate."""
+
+
+@dataclass
+class Study:
+    """A module with its groups; several decisions can be taken on it."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    program: Program
+    analysis: Analysis
+    groups: list[Group]
+    options: CompileOptions
+
+    @property
+    def free(self) -> list[Group]:
+        return [g for g in self.groups if g.is_free]
+
+
+def study(
+    module: nn.Module,
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    kinds: Sequence[str] = ("channels", "heads", "head_dims"),
+    **options: Any,
+) -> Study:
+    """Export a module and find its groups of coupled slots."""
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    given = CompileOptions(keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
+    program = trace(module, args, kwargs, dynamic_shapes)
+    analysis = analyse(program)
+    groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
+    return Study(module, args, dict(kwargs or {}), program, analysis, groups, given)
+
+
+def prune(
+    module: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float = 0.5,
+    metric: str = "macs",
+    criterion: str = "auto",
+    allocator: str = "auto",
+    align: str | int = "auto",
+    target: str = "onnxruntime",
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    kinds: Sequence[str] = ("channels", "heads", "head_dims"),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    form: str = "auto",
+    inplace: bool = False,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A smaller module that trains on, with `ratio` of the metric removed.
+
+    `example_inputs` is a tensor or the tuple of positional arguments (a batch of two or more keeps the batch
+    free in the graph form). The user's own modules are kept where their forward allows it (`form="module"`),
+    otherwise the exported graph is returned (`form="graph"`); "auto" takes the first that computes what the
+    dense module does with the removed slots without effect, to 1e-4. With `inplace`, `module` itself is
+    changed. The criteria taylor, fisher and snip need `batches` and `loss(module, batch)`.
+
+    InputError: torch.export cannot follow the module, or an option is wrong. GoalError: the ratio is out of
+    reach, or the result differs from the masked dense module.
+    """
+    if form not in FORMS:
+        raise InputError(f"unknown form '{form}': choose from {', '.join(FORMS)}")
+    if inplace and form == "graph":
+        raise InputError("inplace needs the user's own modules: use form='module' or 'auto'")
+    gradients = criterion in GRADIENT_CRITERIA
+    if not gradients and criterion not in WEIGHT_CRITERIA:
+        known = ", ".join((*WEIGHT_CRITERIA, *GRADIENT_CRITERIA))
+        raise InputError(f"unknown criterion '{criterion}': choose from {known}")
+    found = study(
+        module,
+        example_inputs,
+        kwargs=kwargs,
+        dynamic_shapes=dynamic_shapes,
+        keep=keep,
+        only=only,
+        kinds=kinds,
+        target=target,
+        metric=metric,
+        criterion="auto" if gradients else criterion,
+        allocator=allocator,
+        align=align,
+        seed=seed,
+    )
+    scores = None
+    if gradients:
+        scores = gradient_scores(module, found.program, found.analysis, found.free, criterion, batches, loss)
+    masks, plan = decide(found, ratio, scores)
+    if not plan.reached:
+        raise GoalError(
+            f"{type(module).__name__}: only {plan.removed:.1%} of the {metric} can go, not {ratio:.1%}: "
+            "lower the ratio or free more groups"
+        )
+    if form != "graph":
+        small = _module_form(found, ratio, scores, inplace=inplace)
+        if small is not None:
+            return small
+    return realise(found, masks, plan, form=form, inplace=inplace)
+
+
+_FEWER: tuple[frozenset[str], ...] = (frozenset(), frozenset({"head_dim"}), frozenset({"head_dim", "head"}))
+"""Kinds of groups left whole, in turn: a user's own attention rarely allows heads of another width."""
+
+
+def _module_form(
+    found: Study, ratio: float, scores: Mapping[Atom, np.ndarray] | None, *, inplace: bool
+) -> nn.Module | None:
+    """The user's own modules, smaller, with as many kinds of groups pruned as their forward allows."""
+    present = {g.kind for g in found.free}
+    for spared in _FEWER:
+        if spared and not spared & present:
+            continue
+        fewer = replace(found, groups=[_spared(g, spared) for g in found.groups])
+        masks, plan = decide(fewer, ratio, scores)
+        if not plan.reached:
+            continue
+        try:
+            return realise(fewer, masks, plan, form="module", inplace=inplace)
+        except GoalError:
+            continue
+    return None
+
+
+def _spared(group: Group, kinds: frozenset[str]) -> Group:
+    if not group.is_free or group.kind not in kinds:
+        return group
+    return replace(group, pinned=f"a {group.kind} of another size does not fit the module's own forward")
+
+
+def decide(
+    found: Study, ratio: float, scores: Mapping[Atom, np.ndarray] | None = None
+) -> tuple[dict[Atom, np.ndarray], TorchPlan]:
+    """Keep-masks for a ratio, and the plan of what they mean for every tensor."""
+    free = found.free
+    cost = cost_of(found.analysis, free, found.options.metric)
+    before = cost.total({})
+    offered = candidates(found.analysis, free, found.options, scores)
+    if ratio == 0 or not offered:
+        plan = TorchPlan({}, described(found.groups, {}), found.options.metric, before, before, ratio == 0)
+        return {}, plan
+    selection = allocator_named(found.options.allocator)(offered, cost, (1 - ratio) * before)
+    masks = {c.atom: c.best(selection.counts[c.atom]) for c in offered if selection.counts[c.atom] < c.size}
+    tensors = kept_slots(found.program, found.analysis, masks)
+    plan = TorchPlan(
+        tensors,
+        described(found.groups, masks),
+        found.options.metric,
+        before,
+        selection.cost,
+        selection.reached,
+    )
+    return masks, plan
+
+
+def realise(
+    found: Study, masks: dict[Atom, np.ndarray], plan: TorchPlan, *, form: str = "auto", inplace: bool = False
+) -> nn.Module:
+    """Remove what the masks say, physically, and check the result against the masked dense module."""
+    changes = changes_of(found.program, found.analysis, masks)
+    wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
+    reason = ""
+    if form != "graph":
+        small = copy.deepcopy(found.module)
+        edits = attribute_edits(small, plan.tensors, changes)
+        replace_tensors(small, plan.tensors)
+        apply_edits(small, edits)
+        error, reason = _error(small, found, wanted)
+        if error <= TOLERANCE:
+            plan = replace(plan, error=error, attributes=edits)
+            return _in_place(found.module, plan, edits) if inplace else _labelled(small, plan)
+        if form == "module" or inplace:
+            raise GoalError(
+                f"{type(found.module).__name__}: its own forward does not allow these sizes ({reason}): "
+                "use form='graph', or keep what it names"
+            )
+    graph = graph_form(found.program, plan.tensors, changes)
+    graph.eval()
+    error, failure = _error(graph, found, wanted)
+    if error > TOLERANCE:
+        raise GoalError(
+            f"{type(found.module).__name__}: the pruned graph is wrong ({failure}): please report it"
+        )
+    graph.train(found.module.training)
+    return _labelled(graph, replace(plan, form="graph", error=error, reason=reason))
+
+
+def _in_place(module: nn.Module, plan: TorchPlan, edits: list[Edit]) -> nn.Module:
+    replace_tensors(module, plan.tensors)
+    apply_edits(module, edits)
+    return _labelled(module, plan)
+
+
+def _labelled(module: nn.Module, plan: TorchPlan) -> nn.Module:
+    module.__dict__[_PLAN] = plan
+    return module
+
+
+def plan_of(module: nn.Module) -> TorchPlan:
+    """The plan by which a module was pruned. InputError for a module that `prune` did not make."""
+    plan = module.__dict__.get(_PLAN)
+    if not isinstance(plan, TorchPlan):
+        raise InputError(f"{type(module).__name__} carries no plan: it was not made by sparsecc.torch.prune")
+    return plan
+
+
+def groups_of(module: nn.Module, example_inputs: Any, **options: Any) -> list[Group]:
+    """The groups of coupled slots of a module, pinned ones with their reason. Options as for `prune`."""
+    return study(module, example_inputs, **options).groups
+
+
+def _error(small: nn.Module, found: Study, wanted: Any) -> tuple[float, str]:
+    """(largest relative difference to the wanted outputs, why it is infinite or too large)."""
+    modes = {path: part.training for path, part in small.named_modules()}
+    small.eval()
+    try:
+        with torch.no_grad():
+            outputs = small(*found.args, **found.kwargs)
+    except RUN_FAILURES as e:
+        line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        return float("inf"), line[:160]
+    finally:
+        for path, part in small.named_modules():
+            part.training = modes[path]
+    error = difference(outputs, wanted)
+    return error, "" if error <= TOLERANCE else f"outputs differ by {error:.1e}"
