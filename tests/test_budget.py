@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,6 @@ import sparsecc
 from sparsecc.budget import NEAR, TRIALS, Goal, Trial, judge, settle
 from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileOptions
-
-MODELS = Path(__file__).resolve().parent.parent / "models"
 
 
 def attempt_at(
@@ -146,7 +145,7 @@ def perceptron(path: Path, width: int = 512, layers: int = 4) -> Path:
     generator = np.random.default_rng(0)
     sizes = [64, *[width] * layers, 16]
     nodes, weights = [], []
-    for n, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for n, (a, b) in enumerate(pairwise(sizes)):
         values = (generator.standard_normal((a, b)) / math.sqrt(a)).astype(np.float32)
         weights.append(numpy_helper.from_array(values, f"w{n}"))
         nodes.append(helper.make_node("MatMul", [f"h{n}", f"w{n}"], [f"m{n}"], name=f"m{n}"))

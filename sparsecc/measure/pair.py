@@ -37,8 +37,8 @@ def measure_pair(
     """Interleaved pairs over rounds of fresh sessions, on `device`.
 
     `after_feeds` are the inputs of `after` where these are smaller than those of `before`; on a device both
-    take the same. Raises what the device raises: UnavailableError where it does not answer, InputError where a
-    model does not run there.
+    take the same. Raises what the device raises: UnavailableError where it does not answer, InputError where
+    a model does not run there.
     """
     budget = budget or Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
     if device == "local":
