@@ -110,6 +110,8 @@ class Shapes:
         first = shapes[0]
         if first is None or any(s is None or len(s) != len(first) for s in shapes):
             return None
+        if all(s == first for s in shapes):
+            return tuple(first)
         return tuple(joined(tuple(column)) for column in zip(*(s or () for s in shapes), strict=True))
 
 
@@ -146,7 +148,8 @@ class _Walker:
         self.opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
         self.version = model.opset_imports.get("", 1)
         self.nodes = [(node, _proto(node)) for node in self.graph]
-        self.tensors: dict[int, onnx.TensorProto] = {}
+        self.tensors: dict[int, tuple[onnx.TensorProto, np.ndarray]] = {}
+        self.schemas: dict[tuple[str, str], onnx.defs.OpSchema] = {}
 
     def walk(self, inputs: Mapping[str, tuple[int, ...]]) -> _Probe:
         probe = _Probe()
@@ -189,7 +192,7 @@ class _Walker:
         if contributed is not None:
             return contributed
         stand_in = inference_stand_in(proto, self.version)
-        schema = onnx.defs.get_schema(stand_in.op_type, self._opset(stand_in.domain), stand_in.domain)
+        schema = self._schema(stand_in.op_type, stand_in.domain)
         data = {}
         for value in node.inputs:
             array = probe.data.get(value) if value is not None else None
@@ -200,6 +203,12 @@ class _Walker:
         )
         return inferred
 
+    def _schema(self, operator: str, domain: str) -> onnx.defs.OpSchema:
+        if (operator, domain) not in self.schemas:
+            found = onnx.defs.get_schema(operator, self._opset(domain), domain)
+            self.schemas[operator, domain] = found
+        return self.schemas[operator, domain]
+
     def _opset(self, domain: str) -> int:
         for opset in self.opsets:
             if (opset.domain or "") in (domain, "ai.onnx" if not domain else domain):
@@ -207,12 +216,11 @@ class _Walker:
         return 1
 
     def _tensor(self, array: np.ndarray) -> onnx.TensorProto:
-        made = self.tensors.get(id(array))
-        if made is None:
-            made = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
-            self.tensors[id(array)] = made
-            self._keep_alive = [*getattr(self, "_keep_alive", []), array]
-        return made
+        found = self.tensors.get(id(array))
+        if found is None:
+            found = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape)), array
+            self.tensors[id(array)] = found  # the array is kept so that its id stays its own
+        return found[0]
 
     def _completed(self, value: ir.Value, inferred: onnx.TypeProto | None, probe: _Probe) -> onnx.TypeProto:
         """The inferred type with what it lacks taken from the file or, last, made an opaque size."""
