@@ -138,13 +138,21 @@ def verify(
     bundle: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | None = None,
+    reproduce: bool = False,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
+    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared.
     GoalError names the first check that failed.
     """
-    request = {"bundle": str(bundle), "model": str(model) if model is not None else None}
+    if reproduce and model is None:
+        raise InputError("reproducing a bundle needs the model it was compiled from: give it with --model")
+    request = {
+        "bundle": str(bundle),
+        "model": str(model) if model is not None else None,
+        "reproduce": reproduce,
+    }
     found: dict[str, Any] = _run("sparsecc.examine:verify", request, None, None, on_event)
     failed = [c for c in found["checks"] if not c["ok"]]
     if failed:

@@ -36,6 +36,7 @@ from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import fidelity, tolerance_of, worst_error
 from sparsecc.verify.planned import zeroed
 from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.reproduce import reproduced
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -218,6 +219,8 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     checks.append({"check": "loads", "ok": True, "detail": f"{compiled.name} loads in ONNX Runtime"})
     if request.get("model"):
         checks += _against_original(bundle, Path(request["model"]), runner, emit)
+    if request.get("reproduce"):
+        checks.append(reproduced(bundle, Path(request["model"]), emit))
     return {"schema": "sparsecc.verify/1", "ok": all(c["ok"] for c in checks), "checks": checks}
 
 

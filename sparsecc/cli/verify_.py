@@ -47,7 +47,7 @@ command = Command(
     "verify",
     run,
     about="Check BUNDLE: every file against the manifest, the plan, and with --model the numerics.",
-    examples=("sparsecc verify out/", "sparsecc verify out/ --model model.onnx"),
+    examples=("sparsecc verify out/", "sparsecc verify out/ --model model.onnx --reproduce"),
     arguments=(options.model("bundle"),),
     sections={
         "Checks": (
@@ -56,6 +56,9 @@ command = Command(
                 type=click.Path(),
                 metavar="ORIGINAL",
                 help="Check the outputs against the original.",
+            ),
+            click.Option(
+                ["--reproduce"], is_flag=True, help="Compile the original again and compare the bytes."
             ),
         )
     },
