@@ -75,10 +75,10 @@ class _Reader:
     """One layer's weight and inverse covariance, both kept up to date as slots go."""
 
     def __init__(self, weight: np.ndarray, covariance: np.ndarray, owners: np.ndarray) -> None:
+        power = float(np.einsum("ok,kl,ol->", weight, covariance, weight, optimize=True))
         diagonal = np.einsum("kk->k", covariance)
         mean = float(diagonal.mean())
         diagonal += DAMPING * (mean if mean > 0 else 1.0)
-        power = float(np.einsum("ok,kl,ol->", weight, covariance, weight, optimize=True))
         self.owners = owners
         self.weight = weight / np.sqrt(power if power > 0 else 1.0)
         self.inverse = np.linalg.inv(covariance)

@@ -1,0 +1,146 @@
+"""Allocation: budgets hold, floors hold, the dynamic program is exact."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsecc.allocators import ALLOCATORS, Candidate, allocator_named
+from sparsecc.allocators.additive import additive_allocate, distortion, losses_of
+from sparsecc.allocators.curves import levels_of, monotone
+from sparsecc.allocators.uniform import uniform
+from sparsecc.axes import Atom
+from sparsecc.calibrate.samples import Samples
+from sparsecc.choose import POOR, Source, choose
+from sparsecc.cost import CostModel, Term
+from sparsecc.errors import InputError
+from sparsecc.graph.groups import find_groups
+from sparsecc.options import CompileOptions
+from tests.repair_models import analysed, normal
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_dynamic_program_equals_brute_force(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    losses = generator.random((4, 5)).tolist()
+    costs = generator.integers(0, 100, (4, 5)).astype(float).tolist()
+    budget = float(generator.integers(50, 300))
+    options = itertools.product(range(5), repeat=4)
+    fits = [o for o in options if sum(costs[i][n] for i, n in enumerate(o)) <= budget * (1 - 4 / 2000)]
+    found = additive_allocate(losses, costs, budget)
+    if not fits:
+        assert found is None or sum(costs[i][n] for i, n in enumerate(found)) <= budget
+        return
+    assert found is not None
+    assert sum(costs[i][n] for i, n in enumerate(found)) <= budget
+    best = min(sum(losses[i][n] for i, n in enumerate(o)) for o in fits)
+    assert sum(losses[i][n] for i, n in enumerate(found)) <= best + 1e-9
+
+
+def test_the_dynamic_program_says_when_nothing_fits() -> None:
+    assert additive_allocate([[1.0]], [[5.0]], 4.0) is None
+    assert additive_allocate([[1.0, 2.0]], [[5.0, 0.0]], 0.0) == [1]
+
+
+def problem(curves: bool) -> tuple[list[Candidate], CostModel]:
+    """A chain of three layers: each costs (slots before) x (slots after)."""
+    atoms = [Atom(n) for n in (32, 64, 48)]
+    generator = np.random.default_rng(0)
+    weights = (0.01, 1.0, 5.0)
+    candidates = [
+        Candidate(
+            a,
+            a.size,  # type: ignore[arg-type]
+            generator.random(a.size) * w,
+            4,
+            8,
+            {n: w * (1 - n / a.size) ** 2 for n in range(1, a.size + 1)} if curves else None,
+        )
+        for a, w in zip(atoms, weights, strict=True)
+    ]
+    ends = [(None, atoms[0]), (atoms[0], atoms[1]), (atoms[1], atoms[2]), (atoms[2], None)]
+    terms = []
+    for pair in ends:
+        owned = tuple(a for a in pair if a is not None)
+        terms.append(Term(lambda kept, o=owned: float(10 * np.prod([kept.get(a, a.size) for a in o])), owned))  # type: ignore[misc]
+    return candidates, CostModel("macs", terms)
+
+
+@pytest.mark.parametrize("curves", [False, True])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_budgets_steps_and_floors_hold(name: str, ratio: float, curves: bool) -> None:
+    candidates, cost = problem(curves)
+    budget = (1 - ratio) * cost.total({})
+    found = ALLOCATORS[name](candidates, cost, budget)
+    assert found.reached
+    assert found.cost == pytest.approx(cost.total(found.counts))
+    assert found.cost <= budget
+    assert found.cost >= 0.85 * budget, "most of the budget is used"
+    for c in candidates:
+        assert found.counts[c.atom] in c.counts()
+        assert found.counts[c.atom] >= c.floor
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_a_budget_out_of_reach_gives_the_floor(name: str) -> None:
+    candidates, cost = problem(curves=True)
+    found = ALLOCATORS[name](candidates, cost, 0.001 * cost.total({}))
+    assert not found.reached
+    assert all(found.counts[c.atom] == c.counts()[0] for c in candidates)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.7])
+def test_measured_curves_lose_less_than_an_even_cut(ratio: float) -> None:
+    candidates, cost = problem(curves=True)
+    budget = (1 - ratio) * cost.total({})
+    losses = [
+        sum(losses_of(c)[allocate(candidates, cost, budget).counts[c.atom]] for c in candidates)
+        for allocate in (distortion, uniform)
+    ]
+    assert losses[0] < 0.7 * losses[1]
+
+
+def test_scores_stand_in_for_a_curve_that_was_not_measured() -> None:
+    candidate = Candidate(Atom(4), 4, np.array([1.0, 2.0, 3.0, 4.0]), 1, 1)
+    assert losses_of(candidate) == pytest.approx({1: 0.6, 2: 0.3, 3: 0.1, 4: 0.0})
+
+
+def test_curves_never_fall_as_slots_go() -> None:
+    assert monotone({8: 0.0, 6: 0.3, 4: 0.2, 2: 0.5}) == {8: 0.0, 6: 0.3, 4: 0.3, 2: 0.5}
+
+
+def test_levels_are_counts_it_may_keep_down_to_the_floor() -> None:
+    candidate = Candidate(Atom(64), 64, np.ones(64), 8, 7)
+    assert levels_of(candidate) == [48, 32, 16, 8]
+
+
+def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path) -> None:
+    """Of two hidden layers in parallel, one adds almost nothing: it is cut, and the prediction says so."""
+    text = """g (float[n,6] x) => (float[n,3] y) {
+      a = Gemm(x, w1) b = Relu(a) c = Gemm(b, v1)
+      d = Gemm(x, w2) e = Relu(d) f = Gemm(e, v2) y = Add(c, f) }"""
+    weights = {"w1": normal(6, 32, seed=1), "w2": normal(6, 32, seed=2), "v1": normal(32, 3, seed=3)}
+    analysis = analysed(text, {**weights, "v2": 0.001 * normal(32, 3, seed=4)})
+    samples = Samples(({"x": normal(128, 6, seed=5)},), True)
+    options = CompileOptions(calibration="samples", align=1)
+    found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
+    assert found.method == {"criterion": "obs", "allocator": "distortion", "curves": True}
+    kept = sorted(int(slots.sum()) for slots in found.keep.values())
+    assert kept[0] <= 8
+    assert found.predicted is not None
+    assert found.predicted < 0.05
+    assert found.advised is None
+    harsh = choose(analysis, find_groups(analysis), options, 0.88, Source(lambda: samples, tmp_path))
+    assert harsh.predicted is not None
+    assert harsh.predicted > POOR
+    assert harsh.advised is not None
+    assert 0.4 <= harsh.advised < 0.88
+
+
+def test_an_unknown_allocator_names_the_closest() -> None:
+    with pytest.raises(InputError, match="did you mean 'uniform'"):
+        allocator_named("unifrom")

@@ -1,0 +1,160 @@
+"""Scores: identities of each method on small planted models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsecc.calibrate.samples import Samples
+from sparsecc.calibrate.stats import Stats, collect
+from sparsecc.choose import choose
+from sparsecc.criteria import CRITERIA, criterion_named
+from sparsecc.criteria.evidence import Evidence
+from sparsecc.criteria.obs import DAMPING, greedy
+from sparsecc.criteria.weights import SlotWeights
+from sparsecc.errors import InputError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import Group, find_groups
+from sparsecc.options import CompileOptions
+from tests.repair_models import analysed, mlp, normal
+
+ROWS = 500
+
+
+def stats_of(analysis: Analysis, folder: Path) -> Stats:
+    return collect(analysis, Samples(({"x": normal(ROWS, 6, seed=9)},), True), folder)
+
+
+def group_of(analysis: Analysis) -> Group:
+    return next(g for g in find_groups(analysis) if g.is_free)
+
+
+def scores(name: str, analysis: Analysis, folder: Path) -> np.ndarray:
+    evidence = Evidence(SlotWeights(analysis), stats_of(analysis, folder))
+    return CRITERIA[name].score(group_of(analysis), evidence)
+
+
+def set_weight(analysis: Analysis, name: str, array: np.ndarray) -> None:
+    analysis.model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_gives_one_finite_score_per_slot_and_the_same_again(
+    name: str, tmp_path: Path
+) -> None:
+    first = scores(name, mlp(), tmp_path / "a")
+    assert first.shape == (8,)
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, scores(name, mlp(), tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["act_norm", "wanda", "fluctuation", "obs"])
+def test_a_dead_slot_goes_first(name: str, tmp_path: Path) -> None:
+    analysis = mlp()
+    bias = normal(8, seed=2)
+    bias[5] = -100
+    set_weight(analysis, "b1", bias)
+    assert scores(name, analysis, tmp_path).argmin() == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("fluctuation", True), ("obs", True), ("act_norm", False), ("wanda", False)]
+)
+def test_a_constant_slot_is_free_where_a_bias_takes_it_up(name: str, first: bool, tmp_path: Path) -> None:
+    analysis = mlp()
+    weight, bias = normal(6, 8, seed=1), normal(8, seed=2)
+    weight[:, 4], bias[4] = 0, 50
+    set_weight(analysis, "w1", weight)
+    set_weight(analysis, "b1", bias)
+    found = scores(name, analysis, tmp_path)
+    assert (found.argmin() == 4) == first
+    assert (found.argmax() == 4) == (not first)
+
+
+def test_one_of_two_duplicates_is_free_and_the_other_then_is_not(tmp_path: Path) -> None:
+    analysis = mlp(duplicate=True)
+    found = greedy(group_of(analysis).atom, 8, stats_of(analysis, tmp_path))
+    assert found is not None
+    assert found.order[0] in (0, 1)
+    assert found.losses[1] < 2 * DAMPING
+    assert {0, 1} - {int(found.order[0])} != {int(found.order[1])}
+
+
+def test_the_greedy_costs_add_up_to_the_error_of_one_refit(tmp_path: Path) -> None:
+    analysis = mlp()
+    stats = stats_of(analysis, tmp_path)
+    found = greedy(group_of(analysis).atom, 8, stats)
+    assert found is not None
+    layer = next(stats.of(group_of(analysis).atom))
+    weight, covariance = layer.consumer.matrix()[0], layer.covariance()[0].astype(np.float64)
+    damped = covariance + DAMPING * np.trace(covariance) / 8 * np.eye(8)
+    gone, kept = found.order[:5], np.sort(found.order[5:])
+    schur = damped[np.ix_(gone, gone)] - damped[np.ix_(gone, kept)] @ np.linalg.solve(
+        damped[np.ix_(kept, kept)], damped[np.ix_(kept, gone)]
+    )
+    wanted = np.sum((weight[:, gone] @ schur) * weight[:, gone]) / np.sum((weight @ covariance) * weight)
+    assert found.losses[5] == pytest.approx(wanted, rel=1e-5)
+    assert (np.diff(found.losses) >= 0).all()
+
+
+def test_lamp_lies_in_0_1_keeps_the_order_of_magnitudes_and_ignores_scale(tmp_path: Path) -> None:
+    lamp, magnitude = scores("lamp", mlp(), tmp_path), scores("l2", mlp(), tmp_path / "b")
+    assert lamp.max() == pytest.approx(1.0)
+    assert lamp.min() > 0
+    np.testing.assert_array_equal(np.argsort(lamp), np.argsort(magnitude))
+
+
+def test_a_batch_norms_scale_decides() -> None:
+    text = """g (float[n,3,4,4] x) => (float[n,2,4,4] y) {
+      a = Conv(x, w1) c = BatchNormalization(a, s, b, m, v) h = Relu(c) y = Conv(h, w2) }"""
+    ones = np.ones(5, np.float32)
+    scale = np.array([3, -4, 0.1, 2, 1], np.float32)
+    weights = {
+        "w1": normal(5, 3, 1, 1),
+        "s": scale,
+        "b": ones,
+        "m": ones,
+        "v": ones,
+        "w2": normal(2, 5, 1, 1),
+    }
+    analysis = analysed(text, weights)
+    found = CRITERIA["bn_scale"].score(group_of(analysis), Evidence(SlotWeights(analysis)))
+    np.testing.assert_allclose(found, np.abs(scale))
+
+
+def test_the_slot_nearest_to_all_others_goes_first(tmp_path: Path) -> None:
+    analysis = mlp()
+    for name, shape, axis in (("w1", (6, 8), 1), ("b1", (8,), 0), ("w2", (8, 3), 0)):
+        array = np.moveaxis(normal(*shape, seed=len(name)), axis, 0)
+        array[6] = array.mean(axis=0)
+        set_weight(analysis, name, np.ascontiguousarray(np.moveaxis(array, 0, axis)))
+    assert scores("fpgm", analysis, tmp_path).argmin() == 6
+
+
+def test_nan_in_weights_gives_no_nan_score(tmp_path: Path) -> None:
+    analysis = mlp()
+    weight = normal(8, 3, seed=3)
+    weight[2, 1] = np.nan
+    set_weight(analysis, "w2", weight)
+    for name in ("l1", "l2", "fpgm"):
+        evidence = Evidence(SlotWeights(analysis))
+        assert not np.isnan(CRITERIA[name].score(group_of(analysis), evidence)).any()
+
+
+def test_auto_is_the_best_there_is_data_for() -> None:
+    assert criterion_named("auto", has_data=True) is CRITERIA["obs"]
+    assert criterion_named("auto") is CRITERIA["l2"]
+
+
+def test_a_criterion_without_its_samples_says_what_to_give() -> None:
+    analysis = mlp()
+    with pytest.raises(InputError, match="--calib"):
+        choose(analysis, find_groups(analysis), CompileOptions(criterion="obs"), 0.5)
+
+
+def test_an_unknown_criterion_names_the_closest() -> None:
+    with pytest.raises(InputError, match="did you mean 'wanda'"):
+        criterion_named("wonda")

@@ -1,0 +1,205 @@
+"""Repair: the algebra, and what it does to whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import sparsecc
+from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.samples import Samples
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import find_groups
+from sparsecc.graph.rewrite import remove
+from sparsecc.reconstruct import solve
+from sparsecc.reconstruct.stage import kept_values
+from sparsecc.reconstruct.sweep import Repair, Settings, repair
+from tests.repair_models import analysed, mlp, normal
+
+ROWS = 400
+
+
+def moments_of(rows: np.ndarray, targets: np.ndarray) -> Moments:
+    moments = Moments.empty(1, rows.shape[1], targets.shape[1])
+    for part in np.split(np.arange(len(rows)), 4):
+        moments.add(rows[part][None], targets[part][None])
+    return moments
+
+
+@pytest.fixture
+def problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlated inputs, the targets of a wider layer, and the weights of what is kept."""
+    wide = normal(ROWS, 12).astype(np.float64) @ normal(12, 12, seed=1).astype(np.float64) + 0.5
+    weight = normal(5, 12, seed=2).astype(np.float64)
+    return wide[:, :7], wide @ weight.T, weight[:, :7]
+
+
+def test_the_refit_is_the_least_squares_optimum(problem: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    rows, targets, weight = problem
+    moments = moments_of(rows, targets)
+    new = solve.refit(weight[None], moments, intercept=True, damping=1e-12)
+    bias = solve.bias_for(new, moments)
+    ones = np.hstack([rows, np.ones((ROWS, 1))])
+    best = np.sum((ones @ np.linalg.lstsq(ones, targets, rcond=None)[0] - targets) ** 2)
+    found = np.sum((rows @ new[0].T + bias[0] - targets) ** 2)
+    assert found == pytest.approx(best, rel=1e-6)
+    assert solve.relative_error(new, bias, moments) == pytest.approx(
+        found / np.sum((targets - targets.mean(0)) ** 2), rel=1e-6
+    )
+
+
+def test_without_intercept_the_refit_is_the_optimum_through_zero(
+    problem: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    rows, targets, weight = problem
+    new = solve.refit(weight[None], moments_of(rows, targets), intercept=False, damping=1e-12)
+    np.testing.assert_allclose(new[0].T, np.linalg.lstsq(rows, targets, rcond=None)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_to_mend_stays(problem: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    rows, _, weight = problem
+    moments = moments_of(rows, rows @ weight.T)
+    np.testing.assert_allclose(
+        solve.refit(weight[None], moments, intercept=True)[0], weight, rtol=1e-8, atol=1e-9
+    )
+
+
+def test_rescaling_gives_the_targets_variance(problem: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    rows, targets, weight = problem
+    new = solve.rescaled(weight[None], moments_of(rows, targets))[0]
+    scale = np.abs(new / weight).max(axis=1)
+    free = (scale < 4) & (scale > 0.25)
+    assert free.any()
+    np.testing.assert_allclose((rows @ new.T).var(axis=0)[free], targets.var(axis=0)[free], rtol=1e-6)
+
+
+def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = open_session(ir.to_proto(model).SerializeToString(), session_options(threads=1, level="none"))
+    return next(iter(OrtRunner(session, "model").run(feeds).values()))
+
+
+def mended(
+    analysis: Analysis, slots: list[int], method: str, feeds: dict[str, np.ndarray], folder: Path
+) -> Repair:
+    """Remove slots of the only free group and repair in place."""
+    group = next(g for g in find_groups(analysis) if g.is_free)
+    keep = {group.atom: ~np.isin(np.arange(group.size), slots)}
+    dense = analysis.model.clone()
+    remove(analysis, keep)
+    batches = (
+        {n: a[: len(a) // 2] for n, a in feeds.items()},
+        {n: a[len(a) // 2 :] for n, a in feeds.items()},
+    )
+    settings = Settings(method)
+    return repair(
+        dense, analysis.model, kept_values(analysis, keep), Samples(batches, True), folder, settings
+    )
+
+
+def test_a_duplicated_channel_goes_for_free(tmp_path: Path) -> None:
+    analysis, feeds = mlp(duplicate=True), {"x": normal(ROWS, 6, seed=9)}
+    before = outputs(analysis.model, feeds)
+    found = mended(analysis, [1], "reconstruct", feeds, tmp_path)
+    error = np.abs(outputs(analysis.model, feeds) - before).max() / np.abs(before).max()
+    assert analysis.model.graph.initializers["w2"].const_value.shape[0] == 7  # type: ignore[union-attr]
+    assert error < 0.02  # the damping alone
+    assert set(found.changed) == {"w2", "b2"}
+
+
+@pytest.mark.parametrize("method", ["bias", "bn", "reconstruct"])
+def test_a_constant_channel_goes_for_free(method: str, tmp_path: Path) -> None:
+    analysis, feeds = mlp(), {"x": normal(ROWS, 6, seed=9)}
+    weight = analysis.model.graph.initializers["w1"]
+    array = normal(6, 8, seed=1)
+    array[:, 3] = 0
+    weight.const_value = ir.Tensor(array, name="w1")
+    bias = np.abs(normal(8, seed=2))
+    analysis.model.graph.initializers["b1"].const_value = ir.Tensor(bias, name="b1")
+    before = outputs(analysis.model, feeds)
+    mended(analysis, [3], method, feeds, tmp_path)
+    np.testing.assert_allclose(outputs(analysis.model, feeds), before, rtol=1e-3, atol=1e-4)
+
+
+RESIDUAL = """g (float[n,4,6,6] x) => (float[n,4,6,6] y) {
+  a = Conv<pads=[1,1,1,1]>(x, w1) h = Relu(a) c = Conv<pads=[1,1,1,1]>(h, w2) y = Add(c, x) }"""
+
+
+def residual() -> Analysis:
+    return analysed(RESIDUAL, {"w1": normal(8, 4, 3, 3), "w2": normal(4, 8, 3, 3, seed=1)})
+
+
+def test_each_method_comes_closer_to_the_dense_model(tmp_path: Path) -> None:
+    feeds = {"x": normal(64, 4, 6, 6, seed=2)}
+    dense = outputs(residual().model, feeds)
+    errors = []
+    for method in ("bias", "reconstruct"):
+        analysis = residual()
+        mended(analysis, [0, 5], method, feeds, tmp_path / method)
+        errors.append(float(np.mean((outputs(analysis.model, feeds) - dense) ** 2)))
+    analysis = residual()
+    group = next(g for g in find_groups(analysis) if g.is_free)
+    remove(analysis, {group.atom: ~np.isin(np.arange(8), [0, 5])})
+    plain = float(np.mean((outputs(analysis.model, feeds) - dense) ** 2))
+    assert errors[1] < 0.9 * errors[0] < errors[0] < plain
+
+
+def test_repair_gives_the_same_bytes(tmp_path: Path) -> None:
+    feeds = {"x": normal(64, 4, 6, 6, seed=2)}
+    made = []
+    for run in ("a", "b"):
+        analysis = residual()
+        mended(analysis, [0, 5], "reconstruct", feeds, tmp_path / run)
+        made.append(ir.to_proto(analysis.model).SerializeToString())
+    assert made[0] == made[1]
+
+
+def test_a_product_with_a_bias_behind_it_is_repaired_with_it(tmp_path: Path) -> None:
+    text = (
+        "g (float[n,6] x) => (float[n,3] y) { a = MatMul(x, w1) h = Relu(a) c = MatMul(h, w2) y = Add(c, b) }"
+    )
+    analysis = analysed(
+        text, {"w1": normal(6, 8, seed=1), "w2": normal(8, 3, seed=3), "b": normal(3, seed=4)}
+    )
+    found = mended(analysis, [2], "reconstruct", {"x": normal(ROWS, 6, seed=9)}, tmp_path)
+    assert set(found.changed) == {"w2", "b"}
+
+
+def test_a_shared_weight_is_left_alone_and_says_so(tmp_path: Path) -> None:
+    text = """g (float[n,32] x) => (float[n,32] y) {
+      a = Gemm(x, w1) h = Relu(a) c = Gemm(h, w2) d = Gemm(c, w1) e = Relu(d) y = Gemm(e, w2) }"""
+    analysis = analysed(text, {"w1": normal(32, 40, seed=1), "w2": normal(40, 32, seed=3)})
+    found = mended(analysis, [2], "reconstruct", {"x": normal(ROWS, 32, seed=9)}, tmp_path)
+    assert not found.changed
+    assert [skip.reason for skip in found.skipped] == ["its weight is shared by 2 nodes"] * 4
+
+
+def test_a_batch_norm_moves_with_its_input(tmp_path: Path) -> None:
+    text = """g (float[n,4,5,5] x) => (float[n,4,5,5] y) {
+      a = Conv(x, w1) h = Relu(a) s = ReduceSum<keepdims=1>(h, axes) t = Mul(s, x)
+      y = BatchNormalization(t, g, b, m, v) }"""
+    weights = {
+        "w1": np.abs(normal(8, 4, 1, 1)), "axes": np.array([1]), "g": np.ones(4, np.float32),
+        "b": np.zeros(4, np.float32), "m": np.zeros(4, np.float32), "v": np.ones(4, np.float32),
+    }  # fmt: skip
+    analysis, feeds = analysed(text, weights), {"x": np.abs(normal(64, 4, 5, 5, seed=2))}
+    before = outputs(analysis.model, feeds)
+    found = mended(analysis, [0, 1, 2, 3], "bn", feeds, tmp_path)
+    assert {"m", "v"} <= set(found.changed)
+    after = outputs(analysis.model, feeds)
+    np.testing.assert_allclose(after.std(axis=(0, 2, 3)), before.std(axis=(0, 2, 3)), rtol=1e-2)
+
+
+def test_a_compile_with_samples_keeps_the_accuracy(models_dir: Path, tmp_path: Path) -> None:
+    data = models_dir / "digits.py"
+    made = sparsecc.compile(
+        models_dir / "digits_resnet.onnx", ratio=0.5, calibration=f"{data}:calibration",
+        evaluate=f"{data}:accuracy", allocator="uniform", criterion="l2", measure=False, output=tmp_path / "out",
+    )  # fmt: skip
+    assert made.report["accuracy"]["after"] > made.report["accuracy"]["before"] - 0.02
+    assert made.plan["repaired"]
+    checks = sparsecc.verify(tmp_path / "out", model=models_dir / "digits_resnet.onnx")
+    assert checks["ok"]
