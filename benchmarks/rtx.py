@@ -3,7 +3,7 @@
     python benchmarks/rtx.py [--json FILE] [--types fp32,fp16,int8] [--exporter torchscript] [NAME …]
 
 Every model goes through `sparsecc.compile` at ratio 0.5 in each type; its plan is compared with the dense
-one in fp32. Sizes are exact; times are wall clock of one build on a machine that may be busy: read them as orders.
+one in fp32. Sizes are exact; times are wall clock of one build on a machine that may be busy.
 Needs the extra: pip install 'sparsecc[tensorrt-rtx]'.
 """
 

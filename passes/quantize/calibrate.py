@@ -246,7 +246,9 @@ def warnings_of(stats: Mapping[str, ValueStats], inputs: Sequence[str]) -> list[
         if seen.sample.min() == seen.sample.max():
             found.append(f"calibration input '{name}' is constant: ranges mean nothing, give varied data")
             continue
-        edge = float(((seen.sample == seen.low) | (seen.sample == seen.high)).mean())
+        # Zeros at the low end are the background of an image, no clipping.
+        at_low = (seen.sample == seen.low) & (seen.low < 0)
+        edge = float((at_low | (seen.sample == seen.high)).mean())
         if edge > 0.2:
             found.append(
                 f"calibration input '{name}' saturates: {edge:.0%} of its values sit at its limits, "

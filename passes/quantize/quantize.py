@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.errors import InputError
+from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import Pass, PassContext, PassResult
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.calibrate import require_calibration
@@ -38,7 +39,8 @@ class Quantize(Pass):
     algorithm, block: int4 rounding (rtn, gptq, awq) and inputs per scale.
     smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: the bias
     takes back the mean error of rounded weights.
-    max_drop: relative output error that int8 and fp8 may make; the layers that cost most stay float for it.
+    max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
+    that cost most in float for it; with the other types the compile is refused when it is more.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
     """
 
@@ -69,6 +71,7 @@ class Quantize(Pass):
         before = float_outputs(model, context)
         result = self._convert(model, plan, context)
         lost = fidelity(model, before, context)
+        self._refuse_loss(lost.get("output_sqnr_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
         return replace(result, facts={**result.facts, **lost, "warnings": warnings})
 
@@ -90,6 +93,20 @@ class Quantize(Pass):
             )
         if self.scheme not in SCHEMES:
             raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")
+        if self.max_drop is not None:
+            require_calibration(context.calibration, "max_drop")
+
+    def _refuse_loss(self, kept: Mapping[str, float]) -> None:
+        """GoalError when an output lost more than `max_drop`; int8 and fp8 left layers in float for it."""
+        if self.max_drop is None or self.type in ("int8", "fp8"):
+            return
+        for output, ratio in kept.items():
+            lost = 10 ** (-ratio / 10)
+            if lost > self.max_drop:
+                raise GoalError(
+                    f"quantize: output '{output}' loses {lost:.2%} to {self.type}, over {self.max_drop:.2%}: "
+                    "allow more, or leave sensitive nodes out with exclude"
+                )
 
     def _static(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         require_calibration(context.calibration, self.type)

@@ -106,23 +106,28 @@ class StaticQuantizer:
     def scale(self, name: str) -> Scale:
         """The scale of one activation in the target's type."""
         low, high = self.ranges[name]
-        type_, symmetric = self.activation_form()
+        type_, symmetric = self.activation_form(name)
         return scale_of_range(low, high, type_, symmetric=symmetric)
 
-    def activation_form(self) -> tuple[str, bool]:
-        """(type, symmetric) of activations on this target."""
+    def activation_form(self, name: str) -> tuple[str, bool]:
+        """(type, symmetric) of an activation on this target.
+
+        int8 of ONNX Runtime (ARM64) is symmetric, save for values that are never negative: their zero point
+        of -128 uses all 8 bits, and lets the Relu before them vanish into the integer kernel.
+        """
         if self.options.type == "fp8":
             return "fp8", True
         if self.is_tensorrt:
             return "int8", True
-        return self.context.target.activation, False
+        type_ = self.context.target.activation
+        return type_, type_ == "int8" and self.ranges[name][0] < 0
 
     def spec(self, decision: Decision) -> QuantizationSpec:
         """The neutral spec of a decision, for the plan."""
-        type_, symmetric = self.activation_form()
         spec = QuantizationSpec(nodes=[site.name for site in decision.sites])
         for name in decision.values:
             low, high = self.ranges[name]
+            type_, symmetric = self.activation_form(name)
             spec.values[name] = ValueSpec(
                 type_, "activation", symmetric=symmetric, source=self.options.method, low=low, high=high
             )

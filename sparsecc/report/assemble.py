@@ -16,7 +16,9 @@ from sparsecc.budget import judge
 from sparsecc.bundle import versions
 from sparsecc.cost import macs_model, params_model
 from sparsecc.graph.analysis import Analysis
+from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
+from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.sizes import at
 
 if TYPE_CHECKING:
@@ -91,7 +93,22 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
             after_feeds=probes.small_feeds,
         )
         facts["latency"] = told.to_json()
+        facts |= _against_pruned(job, compiled, probes)
     return facts
+
+
+def _against_pruned(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """A compile that prunes and quantizes, timed against the pruned model alone: {"parts": {"pruned": …}}."""
+    asked, pruned = job.options, job.scratch / "pruned" / "model.onnx"
+    if not asked.ratio or not (asked.quantize or asked.sparsity) or not pruned.is_file():
+        return {}
+    feeds = probes.feeds[0] if probes.small_feeds is None else probes.small_feeds
+    budget = Budget(pairs=60, seconds=4.0, warmup_seconds=0.3)
+    told = measure_pair(
+        pruned, compiled, feeds,
+        device=asked.device, threads=asked.threads, seed=asked.seed, rounds=3, budget=budget,
+    )  # fmt: skip
+    return {"parts": {"pruned": told.ratio().to_json()}}
 
 
 def report(
@@ -119,16 +136,25 @@ def report(
         "layers": decision.layers,
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
-        "warnings": job.warnings,
+        "warnings": [*job.warnings, *_doubts(job, measured)],
     }
     for side in ("before", "after"):
         made[side] = {**decision.costs[side], **({"bytes": sizes[side]} if sizes else {})}
-    made |= {name: measured[name] for name in ("latency", "census") if name in measured}
+    made |= {name: measured[name] for name in ("latency", "parts", "census") if name in measured}
     if accuracy is not None:
         made["accuracy"] = dict(accuracy)
     if job.goal is not None:
         _settle_goal(made, job.goal, measured)
     return made
+
+
+def _doubts(job: Job, measured: Mapping[str, Any]) -> list[str]:
+    """What of the asked types and combinations did not come to pass."""
+    census = (measured.get("census") or {}).get("after")
+    doubts = type_warnings(job.options.quantize, job.seconds, census, job.skipped) if measured else []
+    for part, speedup in (measured.get("parts") or {}).items():
+        doubts += slower_than(f"the {part} model", speedup)
+    return doubts
 
 
 def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mapping[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""Whether the types that were asked for are the types that run, and whether a combination beats its parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sparsecc.passes.base import Skip
+
+_INTEGER = frozenset({"int8", "int8-dynamic", "int4"})
+
+
+def type_warnings(
+    asked: str | None,
+    passes: Iterable[Mapping[str, Any]],
+    census: Mapping[str, Any] | None,
+    skipped: Iterable[tuple[str, Skip]],
+) -> list[str]:
+    """Sentences for the first screen: the asked type is not used, or not everywhere, where and why.
+
+    `passes` are the rows of the report; `census` is that of the compiled model, None without its runtime.
+    """
+    if asked is None:
+        return []
+    facts = [one["facts"] for one in passes if (one.get("facts") or {}).get("type") == asked]
+    if facts and not any(one.get("nodes") for one in facts):
+        why = Counter(skip.reason for name, skip in skipped if name == "quantize").most_common(1)
+        because = f" ({why[0][0]})" if why else ""
+        return [f"--quantize {asked} changed no layer{because}: the model runs in the type it had"]
+    if asked not in _INTEGER or census is None:
+        return []
+    return _left_in_float(asked, census, [skip for name, skip in skipped if name == "quantize"])
+
+
+def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Skip]) -> list[str]:
+    """The reasons of the pass where it had any: they name nodes of the model, the census fused ones."""
+    integers, floats = sum(census["integer"].values()), sum(census["float"].values())
+    if not integers:
+        return [
+            f"--quantize {asked} was asked for and no kernel runs on integers: see the census in the report"
+        ]
+    if not census["in_float"]:
+        return []
+    left = skipped or [Skip(one["node"], one["reason"]) for one in census["in_float"]]
+    reason, number = Counter(skip.reason for skip in left).most_common(1)[0]
+    example = next(skip.where for skip in left if skip.reason == reason)
+    return [
+        f"{asked}: {floats} of {floats + integers} kernels that multiply stay in float, "
+        f"{number} because: {reason} (for example '{example}')"
+    ]
+
+
+def slower_than(part: str, speedup: Mapping[str, Any]) -> list[str]:
+    """A warning when a model is slower than one of its parts alone, from the ratio of part to model."""
+    low, high = speedup["ci95"]
+    if high >= 1:
+        return []
+    interval = f"95 % interval {1 / high:.2f} to {1 / low:.2f}"
+    return [f"{1 / speedup['estimate']:.2f}x slower than {part} alone ({interval}): leave the rest out"]

@@ -1,0 +1,201 @@
+"""Options of the passes as text, and what the first screen says when a type did not come to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsecc import api
+from sparsecc.backends.kernel_census import census
+from sparsecc.errors import GoalError, InputError
+from sparsecc.options import CompileOptions
+from sparsecc.passes.base import Skip
+from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.sparsity import Sparsify
+from sparsecc.report.types_used import slower_than, type_warnings
+from sparsecc.stages import build_options, passes_for
+from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.test_quantize import apply
+
+
+def options(**given: Any) -> CompileOptions:
+    return CompileOptions.of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({"quantize": "int8", "quantize_options": {"method": "mse", "smooth": "0.5", "max-drop": "1e-3"}},
+         [Quantize(type="int8", method="mse", smooth=0.5, max_drop=1e-3)]),
+        ({"quantize": "int4", "quantize_options": {"algorithm": "gptq", "block": "64"}},
+         [Quantize(type="int4", algorithm="gptq", block=64)]),
+        ({"quantize": "int8", "quantize_options": {"exclude": "a,b", "equalize": "true", "per_channel": "0"}},
+         [Quantize(type="int8", exclude=("a", "b"), equalize=True, per_channel=False)]),
+        ({"target": "tensorrt", "sparsity": "2:4", "sparsity_options": {"method": "wanda", "permute": "on"},
+          "quantize": "fp8"},
+         [Sparsify(pattern="2:4", method="wanda", permute=True), Quantize(type="fp8")]),
+    ],
+)  # fmt: skip
+def test_texts_become_fields(given: dict[str, Any], passes: list[Any]) -> None:
+    assert passes_for(options(**given)) == passes
+    recipe = options(**given).to_recipe()
+    assert passes_for(CompileOptions.of(recipe)) == passes
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"quantize": "int8", "quantize_options": {"metod": "mse"}}, "no key 'metod': did you mean 'method'"),
+        ({"quantize": "int8", "quantize_options": {"type": "int4"}}, "no key 'type'"),
+        ({"quantize": "int4", "quantize_options": {"block": "many"}}, "block=many: write a whole number"),
+        ({"quantize": "int8", "quantize_options": {"smooth": "x"}}, "smooth=x: write a number"),
+        ({"quantize": "int8", "quantize_options": {"equalize": "perhaps"}}, "write true or false"),
+        ({"quantize_options": {"method": "mse"}}, "does nothing without --quantize"),
+        ({"sparsity_options": {"method": "wanda"}}, "does nothing without --sparsity"),
+    ],
+)
+def test_what_no_pass_takes_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        passes_for(options(**given))
+    assert "\n" not in str(caught.value)
+
+
+def test_refused_before_the_model_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="no key 'metod'"):
+        api.compile(tmp_path / "model.onnx", quantize="int8", quantize_options={"metod": "mse"}, dry_run=True)
+
+
+def test_builder_options_have_their_types() -> None:
+    given = {"tf32": "false", "workspace": "2GiB", "optimization_level": "4"}
+    told = build_options(options(target="tensorrt", build=given, inputs={"x": [1, 3, 8, 8]}))
+    assert told == {
+        "tf32": False, "workspace": "2GiB", "optimization_level": "4", "profiles": {"x": "1x3x8x8"}
+    }  # fmt: skip
+
+
+def _census(model: ir.Model, folder: Path) -> Mapping[str, Any]:
+    ir.save(model, folder / "model.onnx")
+    return census(folder / "model.onnx")
+
+
+def _warnings(type_: str, model: ir.Model, folder: Path, *, target: str = "onnxruntime") -> list[str]:
+    result, _ = apply(Quantize(type=type_), model, target, [feeds_for(model)])
+    row = {"name": "quantize", "facts": result.facts}
+    skipped = [("quantize", skip) for skip in result.skipped]
+    return type_warnings(type_, [row], _census(model, folder), skipped)
+
+
+def test_a_model_wholly_in_int8_gives_no_warning(tmp_path: Path) -> None:
+    assert _warnings("int8", convolutions(), tmp_path) == []
+
+
+def test_kernels_left_in_float_are_named_with_the_reason(tmp_path: Path) -> None:
+    (warning,) = _warnings("int8", transformer(), tmp_path)
+    assert "2 of 8 kernels that multiply stay in float" in warning
+    assert "both operands are activations (for example '" in warning
+
+
+def test_a_type_that_is_not_used_at_all_says_so(tmp_path: Path) -> None:
+    model = convolutions()
+    found = _census(model, tmp_path)
+    plain = {**found, "in_float": [{"node": "conv1", "reason": "not quantized"}]}
+    (warning,) = type_warnings("int8", [], plain, [])
+    assert "no kernel runs on integers" in warning
+    row = {"name": "quantize", "facts": {"type": "int4", "nodes": []}}
+    (warning,) = type_warnings("int4", [row], found, [("quantize", Skip("conv1", "convolution"))])
+    assert warning == "--quantize int4 changed no layer (convolution): the model runs in the type it had"
+    assert type_warnings(None, [row], found, []) == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "warns"), [((0.80, 0.95), True), ((0.80, 1.01), False), ((1.2, 1.5), False)]
+)
+def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
+    interval: tuple[float, float], warns: bool
+) -> None:
+    found = slower_than("the pruned model", {"estimate": 0.875, "ci95": list(interval)})
+    assert bool(found) == warns
+    if warns:
+        assert found[0].startswith("1.14x slower than the pruned model alone (95 % interval 1.05 to 1.25)")
+
+
+def test_a_combination_is_timed_against_the_pruned_model(models_dir: Path, tmp_path: Path) -> None:
+    made = api.compile(
+        models_dir / "digits_resnet.onnx",
+        ratio=0.3,
+        quantize="fp16",
+        recover="none",
+        output=tmp_path / "out",
+    )
+    low, high = made.report["parts"]["pruned"]["ci95"]
+    assert 0 < low <= high
+    slower = [w for w in made.report["warnings"] if "slower than the pruned model alone" in w]
+    assert bool(slower) == (high < 1)
+
+
+@pytest.mark.parametrize("type_", ["int4", "int8-dynamic"])
+def test_too_much_loss_is_refused_only_when_a_limit_is_given(type_: str) -> None:
+    model = transformer()
+    feeds = [feeds_for(model)]
+    lost = apply(Quantize(type=type_), model, "onnxruntime", feeds)[0].facts["output_sqnr_db"]
+    share = max(10 ** (-ratio / 10) for ratio in lost.values())
+    apply(Quantize(type=type_, max_drop=share * 1.5), transformer(), "onnxruntime", feeds)
+    with pytest.raises(GoalError, match=f"to {type_}, over"):
+        apply(Quantize(type=type_, max_drop=share / 2), transformer(), "onnxruntime", feeds)
+    with pytest.raises(InputError, match="max_drop needs calibration data"):
+        apply(Quantize(type=type_, max_drop=0.5), transformer(), "onnxruntime", [])
+
+
+def test_arm64_is_symmetric_where_values_are_negative_too() -> None:
+    model = convolutions()
+    apply(Quantize(type="int8"), model, "onnxruntime-arm64", [feeds_for(model)])
+    points = {}
+    for node in model.graph:
+        zero = node.inputs[2] if node.op_type == "QuantizeLinear" else None
+        if zero is not None and zero.const_value is not None:
+            points[node.inputs[0].name if node.inputs[0] else ""] = int(zero.const_value.numpy())
+    assert set(points.values()) == {0, -128}
+    assert points[model.graph.inputs[0].name] == 0
+
+
+def test_biases_behind_identities_are_constants(tmp_path: Path) -> None:
+    """Exporters write an Identity for every bias that equals another; half of ResNet-50 hid behind them."""
+    model = convolutions()
+    weighted = [node for node in model.graph if node.op_type == "Conv"]
+    for node in weighted:
+        bias = node.inputs[2]
+        same = ir.node("Identity", [bias])
+        same.outputs[0].name = f"{bias.name}_same" if bias is not None else ""
+        model.graph.insert_before(node, same)
+        node.replace_input_with(2, same.outputs[0])
+    apply(Quantize(type="int8"), model, "onnxruntime", [feeds_for(model)])
+    found = _census(model, tmp_path)
+    assert sum(found["integer"].values()) == len(weighted) + 1
+    assert found["in_float"] == []
+
+
+def test_fills_that_are_integers_stay_integers_in_fp16() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int64[2] s, float[2,3] x) => (float[2,3] y, int64[N,M] z) {
+          z = ConstantOfShape<value: tensor = int64[1] {7}>(s)
+          w = ConstantOfShape(s)
+          a = Add(x, w)
+          y = Relu(a)
+        }"""
+    )
+    apply(Quantize(type="fp16"), model, "onnxruntime", [])
+    proto = ir.to_proto(model)
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    y, z = session.run(None, {"s": np.array([2, 3]), "x": np.ones((2, 3), np.float32)})
+    assert y.dtype == np.float32
+    assert z.dtype == np.int64
+    assert (z == 7).all()
