@@ -1,4 +1,4 @@
-"""Traps of real files: sharing, weights that are inputs, hidden scales, stale shapes, names that lack or repeat.
+"""Traps of real files: sharing, weights that are inputs, hidden scales, stale shapes, missing names.
 
 Every trap is pruned at random and compared with the masked dense model (`tests/rule_checks.py`).
 """

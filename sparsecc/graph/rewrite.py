@@ -1,4 +1,4 @@
-"""Physical removal: slice every constant by the masks of its axes, then let each rule mend its node's sizes."""
+"""Physical removal: slice constants by the masks of their axes, then let each rule mend its node's sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Use = tuple[ir.Node, int]
 
 
 def remove(analysis: Analysis, keep: Keep) -> None:
-    """Edit the analysed model in place so that only the kept slots are left. The analysis is spent after this.
+    """Edit the analysed model in place so that only the kept slots are left; the analysis is spent then.
 
     `keep` holds a boolean array per free atom. Shape arithmetic keeps computing the sizes of the dense model;
     every operand that really is a shape is corrected where it is read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
@@ -34,9 +36,30 @@ def normalise(model: ir.Model) -> ir.Model:
     return model
 
 
+_READ_BY_ALL = 10
+"""The IR version that every supported runtime reads."""
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from (*graph.inputs, *graph.initializers.values())
+        for node in graph:
+            yield from node.outputs
+
+
+def _is_recent(value: ir.Value) -> bool:
+    """Whether a value is of a type that came after that version."""
+    tensor = value.const_value
+    dtype = value.dtype or (tensor.dtype if tensor is not None else None)
+    return dtype is not None and dtype.value > ir.DataType.INT4.value
+
+
 def _mend_header(model: ir.Model) -> None:
     """What runtimes overlook and onnx's checker does not: a graph without a name, domains that are not
-    imported, and weights that are no graph inputs, which IR version 3 did not know."""
+    imported, and weights that are no graph inputs, which IR version 3 did not know. What onnx writes
+    today is newer than what runtimes read, though nothing in the graph needs it."""
+    if model.ir_version > _READ_BY_ALL and not any(_is_recent(v) for v in _values(model)):
+        model.ir_version = _READ_BY_ALL
     model.ir_version = max(model.ir_version, 4)
     model.graph.name = model.graph.name or "model"
     for node in model.graph.all_nodes():
