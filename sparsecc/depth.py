@@ -107,13 +107,15 @@ def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
     InternalError where the shorter model is not the dense one with these layers adding zeros.
     """
     options = job.options
+    patterns = (*options.keep, *options.only)
+    if "layers" not in options.prune and not any(p.startswith("group:") for p in patterns):
+        return analysis, Depth(keep=options.keep, only=options.only)
     groups = find_groups(analysis)
+    blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
+    check_ids(patterns, len(groups) + len(blocks))
     asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
     if "layers" not in options.prune:
-        check_ids((*options.keep, *options.only), len(groups))
         return analysis, asked
-    blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
-    check_ids((*options.keep, *options.only), len(groups) + len(blocks))
     before = assemble.costs(analysis, {})["before"]
     chosen, change = _chosen(job, analysis, blocks, probes) if options.ratio else ([], 0.0)
     if not chosen:

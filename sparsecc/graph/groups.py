@@ -156,6 +156,22 @@ def _users(analysis: Analysis) -> dict[Atom, dict[ir.Node, None]]:
     return found
 
 
+def nodes_holding(analysis: Analysis) -> dict[Atom, list[str]]:
+    """The names of all nodes that read or write slots of each atom, in the model's order."""
+    record = analysis.record
+    found: dict[Atom, dict[str, None]] = {}
+    for node in analysis.model.graph:
+        held_axes = [
+            axes
+            for operand, value in enumerate(node.inputs)
+            if value is not None and (axes := record.uses.get((node, operand)) or record.axes.get(value))
+        ]
+        held_axes += [record.axes[value] for value in node.outputs if value in record.axes]
+        for atom in {atom for axes in held_axes for axis in axes for atom in atoms_of(axis)}:
+            found.setdefault(atom, {})[node.name or ""] = None
+    return {atom: list(names) for atom, names in found.items()}
+
+
 def _params(analysis: Analysis, members: Sequence[Member]) -> int:
     initializers = analysis.model.graph.initializers
     total = 0

@@ -1,0 +1,186 @@
+"""What `sparsecc inspect` tells: groups, their nodes, layers, what is at stake, and why; and that it is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from sparsecc import api
+from sparsecc.cost import macs_model
+from sparsecc.errors import InputError
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.explain import explain
+from sparsecc.graph.groups import find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from tests.rule_checks import model_of
+
+NET = """(float[N,8] x, float[8,16] wa, float[16] wn, float[16] wo, float[16,16] wb, float[16,5] wc)
+=> (float[N,5] y)
+{ h = MatMul(x, wa) n = LayerNormalization(h, wn, wo) r = Relu(n) b = MatMul(r, wb) s = Add(h, b)
+  y = MatMul(s, wc) }"""
+PINS = {
+    "graph output": (NET, "wc:1", "graph output 'y'"),
+    "graph input": (NET, "wa:0", "graph input 'x'"),
+    "softmax": (
+        "(float[N,8] x, float[8,6] wa, float[6,3] wb) => (float[N,3] y)"
+        "{ h = MatMul(x, wa) {middle} y = MatMul(p, wb) }",
+        "wa:1",
+        "Softmax 'Softmax_1'",
+    ),
+}
+
+
+def analysed(text: str, *, prune_io: bool = False) -> Analysis:
+    return analyse(normalise(ir.from_proto(model_of(text))), prune_io=prune_io)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inspect") / "net.onnx"
+    onnx.save(model_of(NET), path)
+    return path
+
+
+def test_a_group_lists_every_node_that_its_slots_pass(net: Path) -> None:
+    groups = api.inspect(net)["groups"]
+    stream = next(g for g in groups if ["wa", 1] in g["members"])
+    names = [re.sub(r"_\d+$", "", name) for name in stream["nodes"]]
+    assert names == ["MatMul", "LayerNormalization", "Relu", "MatMul", "Add", "MatMul"]
+    output = next(g for g in groups if ["wc", 1] in g["members"])
+    assert [re.sub(r"_\d+$", "", name) for name in output["nodes"]] == ["MatMul"]
+
+
+def test_layers_are_groups_too(models_dir: Path) -> None:
+    groups = api.inspect(models_dir / "digits_vit.onnx")["groups"]
+    assert [g["id"] for g in groups] == list(range(len(groups)))
+    layers = [g for g in groups if g["kind"] == "layer"]
+    assert len(layers) == 9
+    middle = next(g for g in layers if g["prunable"] and len(g["nodes"]) > 30)
+    assert {m[0] for m in middle["members"]} >= {"layers.1.norm1.weight", "layers.1.mlp.0.bias"}
+    assert {m[0].split(".")[1] for m in middle["members"] if m[0].startswith("layers")} == {"1"}
+    assert (middle["entry"], middle["exit"]) == (layers[1]["exit"], layers[3]["exit"])
+
+
+def test_macs_at_stake_are_those_of_the_nodes_that_change(net: Path) -> None:
+    found = api.inspect(net)
+    stream = next(g for g in found["groups"] if ["wa", 1] in g["members"])
+    rows = found["model"]["macs"] / (8 * 16 + 16 * 16 + 16 * 5)
+    assert rows in (1, 2, 3)
+    assert stream["macs"] == found["model"]["macs"]
+    left = rows * (8 + 1 + 5)  # one slot of the stream stays
+    assert found["prunable"]["macs_share"] == pytest.approx(1 - left / found["model"]["macs"])
+    assert stream["params"] == 8 * 16 + 2 * 16 + 16 * 16 + 16 * 5
+
+
+@pytest.mark.parametrize("pin", PINS)
+def test_why_ends_at_the_pin(pin: str) -> None:
+    text, where, reason = PINS[pin]
+    found = explain(analysed(text.replace("{middle}", "p = Softmax(h)")), where)
+    assert reason in found["pinned"]
+    assert reason in found["steps"][-1]
+    assert all(re.search(r"'\w+'", step) for step in found["steps"])
+
+
+def test_the_printed_cause_is_the_cause() -> None:
+    """Take away what the chain ends with, and the axis is free."""
+    text, where, _ = PINS["softmax"]
+    assert explain(analysed(text.replace("{middle}", "p = Relu(h)")), where)["pinned"] is None
+    for pin in ("graph output", "graph input"):
+        text, where, _ = PINS[pin]
+        assert explain(analysed(text, prune_io=True), where)["pinned"] is None
+
+
+def test_why_lists_what_the_axis_goes_with(net: Path) -> None:
+    why = api.inspect(net, why="wa:1")["why"]
+    assert why["pinned"] is None
+    assert why["coupled"] == ["wb:0", "wb:1", "wc:0", "wn:0", "wo:0"]
+    named = " ".join(why["steps"])
+    assert all(tensor in named for tensor in ("wb:0", "wb:1", "wc:0", "wn:0", "wo:0"))
+    assert "Add 'Add_4'" in named
+
+
+@pytest.mark.parametrize("name", ["digits_vit", "digits_resnet", "digits_lstm"])
+def test_every_answer_agrees_with_the_groups(name: str, models_dir: Path) -> None:
+    """Pinned means that all its atoms are; every chain is connected, and names what is there."""
+    analysis = analyse(normalise(load_ir(models_dir / f"{name}.onnx")))
+    graph = analysis.model.graph
+    there = {v.name for v in (*graph.inputs, *graph.initializers.values())} | {n.name for n in graph}
+    there |= {v.name for n in graph for v in n.outputs}
+    free: dict[str, bool] = {}
+    coupled: dict[str, set[str]] = {}
+    for group in find_groups(analysis):
+        names = {f"{tensor}:{axis}" for tensor, axis in group.members}
+        for member in names:
+            free[member] = free.get(member, False) or group.is_free
+            if group.is_free:
+                coupled.setdefault(member, set()).update(names - {member})
+    for where, can_go in free.items():
+        found = explain(analysis, where)
+        assert (found["pinned"] is None) == can_go, where
+        assert set(found["coupled"]) == coupled.get(where, set())
+        for step in found["steps"]:
+            assert set(re.findall(r"'([^']+)'", step)) <= there
+        if found["pinned"]:
+            assert found["steps"][-1].endswith(found["pinned"])
+            assert_connected(where, found["steps"][:-1])
+
+
+def assert_connected(where: str, steps: list[str]) -> None:
+    """Each statement names something that the one before it named, the first one the axis itself."""
+    known = {where}
+    for step in steps:
+        named = set(re.findall(r"[\w./]+:\d+", step))
+        assert named & known, (where, steps)
+        known |= named
+
+
+def test_why_knows_the_parts_of_an_axis() -> None:
+    """Of 3 x 16 slots cut at a constant place the three cannot go, the sixteen can."""
+    text = """(float[N,8] x, float[8,48] wa, float[16,4] wb) => (float[N,4] y)
+    { h = MatMul(x, wa) a, b, c = Split<axis = 1, num_outputs = 3>(h) m = Mul(a, b) k = Add(m, c)
+      y = MatMul(k, wb) }"""
+    found = explain(analysed(text), "wa:1")
+    assert found["pinned"] is None
+    assert "wb:0" in found["coupled"]
+
+
+def test_an_axis_that_is_not_there_is_refused(net: Path) -> None:
+    for where in ("wa:7", "nothing:0", "wa"):
+        with pytest.raises(InputError, match=f"--why {where}: no such tensor and axis"):
+            api.inspect(net, why=where)
+
+
+@pytest.mark.parametrize(
+    ("options", "free"),
+    [
+        ({"keep": ["wb:0"]}, 0),
+        ({"keep": ["group:{id}"]}, 0),
+        ({"only": ["group:{id}"]}, 1),
+        ({"only": ["nothing"]}, 0),
+        ({"keep": ["channel@wa:1"]}, 0),
+        ({"keep": ["group:0"]}, 1),
+    ],
+)
+def test_keep_and_only_by_id(options: dict[str, list[str]], free: int, net: Path) -> None:
+    stream = next(g["id"] for g in api.inspect(net)["groups"] if ["wa", 1] in g["members"])
+    given = {k: [p.replace("{id}", str(stream)) for p in v] for k, v in options.items()}
+    groups = api.inspect(net, keep=given.get("keep", ()), only=given.get("only", ()))["groups"]
+    assert sum(g["prunable"] for g in groups if g["kind"] == "channel") == free
+
+
+def test_an_id_that_no_group_has_is_refused(net: Path) -> None:
+    with pytest.raises(InputError, match="there is no group:99: groups are 0 to"):
+        api.inspect(net, keep=["group:99"])
+
+
+def test_the_share_that_can_go_is_that_of_the_cost_model(models_dir: Path) -> None:
+    path = models_dir / "digits_vit.onnx"
+    analysis = analyse(normalise(load_ir(path)))
+    cost = macs_model(analysis)
+    least = cost.total({g.atom: 1 for g in find_groups(analysis) if g.is_free})
+    assert api.inspect(path)["prunable"]["macs_share"] == pytest.approx(1 - least / cost.total({}))
