@@ -197,7 +197,8 @@ def test_a_compile_with_samples_keeps_the_accuracy(models_dir: Path, tmp_path: P
     data = models_dir / "digits.py"
     made = sparsecc.compile(
         models_dir / "digits_resnet.onnx", ratio=0.5, calibration=f"{data}:calibration",
-        evaluate=f"{data}:accuracy", allocator="uniform", criterion="l2", measure=False, output=tmp_path / "out",
+        evaluate=f"{data}:accuracy", allocator="uniform", criterion="l2", measure=False,
+        output=tmp_path / "out",
     )  # fmt: skip
     assert made.report["accuracy"]["after"] > made.report["accuracy"]["before"] - 0.02
     assert made.plan["repaired"]
