@@ -29,6 +29,9 @@ from sparsecc.sizes import Size, joined
 SMALL = 1024
 """Values of at most this many elements are followed."""
 
+OPAQUE = 1_000_003
+"""Sizes that nobody can know are numbers from here on."""
+
 LARGEST = 1 << 27
 """Sizes at which some value would have more elements than this are not tried."""
 
@@ -56,13 +59,14 @@ class _Probe:
     types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
     data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
     failures: UnknownShapes = field(default_factory=UnknownShapes)
-    opaque: Iterator[int] = field(default_factory=lambda: itertools.count(1_000_003, 2))
+    opaque: Iterator[int] = field(default_factory=lambda: itertools.count(OPAQUE, 2))
 
     @property
     def is_small(self) -> bool:
         """Whether every value is small enough to run the model at these sizes just to try them."""
         shapes = (_dims(kind) for kind in self.types.values())
-        return all(math.prod(dims) <= LARGEST for dims in shapes if dims is not None)
+        known = (dims for dims in shapes if dims is not None and max(dims, default=0) < OPAQUE)
+        return all(math.prod(dims) <= LARGEST for dims in known)
 
 
 @dataclass

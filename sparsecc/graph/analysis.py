@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
+from sparsecc.collection import collector_paused
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
 from sparsecc.shapes import Dims, Runs, Shapes, infer
@@ -42,7 +43,11 @@ def analyse(
     model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False, runs: Runs | None = None
 ) -> Analysis:
     """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works."""
-    shapes = infer(model, dims, runs)
+    with collector_paused():
+        return _analysed(model, infer(model, dims, runs), prune_io)
+
+
+def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     analysis = Analysis(model, shapes, Space(), Record())
     if not shapes.works:  # such a model is refused: its shapes are a guess
         return analysis
