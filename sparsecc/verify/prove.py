@@ -59,6 +59,7 @@ class Probes:
         self.narrowed = Narrowed()
         self._reference = self._runner
         self.failure = ""
+        self._artefact: tuple[Path, Any] | None = None
         self._ran: dict[object, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
 
     def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -123,7 +124,7 @@ class Probes:
 
     def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
         """Load and run what was built; how close it is to the pruned graph and to the dense model."""
-        runner = backend.load(backend.numerics_file(compiled), threads=self.options.threads)
+        runner = self._loaded(backend, compiled)
         plain = _RUNTIME.load(write(model, self.scratch / "final" / "model.onnx"), level="none")
         worst = 0.0
         for feeds in self.feeds:
@@ -145,9 +146,16 @@ class Probes:
         for draw in range(number):
             yield random_feeds(self.model, seed=self.options.seed + 1 + draw, sizes=sizes)
 
+    def _loaded(self, backend: Backend, compiled: Path) -> Any:
+        """The compiled model, loaded once for all checks: large ones take their time."""
+        if self._artefact is None or self._artefact[0] != compiled:
+            path = backend.numerics_file(compiled)
+            self._artefact = compiled, backend.load(path, threads=self.options.threads)
+        return self._artefact[1]
+
     def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
         """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
-        runner = backend.load(backend.numerics_file(compiled), threads=self.options.threads)
+        runner = self._loaded(backend, compiled)
         feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
         data = "random inputs"
         if self.options.calibration not in (None, SYNTHETIC):
