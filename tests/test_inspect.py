@@ -1,4 +1,4 @@
-"""What `sparsecc inspect` tells: groups, their nodes, layers, what is at stake, and why; and that it is true."""
+"""What `sparsecc inspect` tells: groups, nodes, layers, what is at stake, and why; and that it is true."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def explain(analysis: Analysis, where: str) -> dict[str, Any]:
 
     `pinned` is the reason where no slot may go, else None; `steps` is the shortest chain to the pin, which
     ends with it, or the statements that tie the axis to the members of its group, which `coupled` lists.
-    `held` names the pinned parts of an axis of which others are free. InputError where there is no such tensor
-    or axis.
+    `held` names the pinned parts of an axis of which others are free. InputError where there is no such
+    tensor or axis.
     """
     name, _, position = where.rpartition(":")
     start = _axis(analysis, name, position, where)
