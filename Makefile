@@ -15,11 +15,11 @@ setup: $(VENV)/.ready-dev
 # The stamps are as old as what they were made from, so an edit of the lists installs again.
 $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,tensorrt-rtx]'
 	touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev
-	$(PIP) --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev,bench,tensorrt-rtx]'
 	touch $@
 
 demo: setup

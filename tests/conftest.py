@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the suite runs in parallel already
+
 from pathlib import Path
 
 import pytest

@@ -155,7 +155,7 @@ class Worker:
                 stderr=log_in,
                 pass_fds=(request_out, event_in),
                 start_new_session=True,
-                env={**os.environ, "TMPDIR": str(scratch)},
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "TMPDIR": str(scratch)},
             )
         except OSError as e:
             for fd in (request_in, event_out, log_out, lock):
