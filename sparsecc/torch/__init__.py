@@ -12,19 +12,19 @@ except ImportError as e:
     raise UnavailableError("sparsecc.torch needs torch: run pip install 'sparsecc[torch]'") from e
 
 if TYPE_CHECKING:
-    from sparsecc.torch.distill import distill
+    from sparsecc.torch.distillation import distill
     from sparsecc.torch.onnx_module import from_onnx, write_back
     from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
-    from sparsecc.torch.prune import groups_of, plan_of, prune
+    from sparsecc.torch.pruning import groups_of, plan_of, prune
     from sparsecc.torch.pruner import Pruner
 
 _HOMES = {
     "Pruner": "pruner",
-    "distill": "distill",
+    "distill": "distillation",
     "from_onnx": "onnx_module",
-    "groups_of": "prune",
-    "plan_of": "prune",
-    "prune": "prune",
+    "groups_of": "pruning",
+    "plan_of": "pruning",
+    "prune": "pruning",
     "prune_optimizer": "optimizers",
     "prune_state_dict": "optimizers",
     "write_back": "onnx_module",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The verbs, imported when first used; a verb stays itself though its file has the same name."""
+    """The verbs, imported when first used. No file has the name of a verb: importing it would hide the verb."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sparsecc.torch' has no attribute '{name}'")
     from importlib import import_module

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsecc.errors import InputError
 from sparsecc.torch.plan import sliced
-from sparsecc.torch.prune import plan_of
+from sparsecc.torch.pruning import plan_of
 
 
 def prune_state_dict(state: Mapping[str, Any], pruned: nn.Module) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sparsecc.axes import Atom, atoms_of, mask, owners_of
 from sparsecc.errors import InputError
 from sparsecc.torch.gradients import GRADIENT_CRITERIA, gradient_scores
-from sparsecc.torch.plan import owned
-from sparsecc.torch.prune import Loss, decide, realise, study
+from sparsecc.torch.plan import TorchPlan, owned
+from sparsecc.torch.pruning import Loss, decide, realise, study
 
 Schedule = Callable[[float], float]
 """Share of the steps done -> share of the final ratio, both from 0 to 1."""
@@ -70,6 +70,7 @@ class Pruner:
         self.study = study(module, example_inputs, criterion=own, **options)
         self.ratio, self.steps, self.every, self.done = ratio, steps, every, 0
         self.masks: dict[Atom, np.ndarray] = {}
+        self.plan: TorchPlan | None = None
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._owners = self._find_owners()
 
@@ -116,18 +117,19 @@ class Pruner:
         return total / max(count, 1)
 
     def finish(self, *, form: str = "auto") -> nn.Module:
-        """The smaller module, with the final ratio removed physically; it trains on."""
-        self._choose(self.ratio)
+        """The smaller module without the slots that are masked at the final ratio; it trains on."""
+        if self.plan is None or self.done < self.steps:
+            self._choose(self.ratio)
         self.apply_masks()
-        masks, plan = decide(self.study, self.ratio, self._scores())
-        return realise(self.study, masks, plan, form=form)
+        assert self.plan is not None
+        return realise(self.study, self.masks, self.plan, form=form)
 
     def _choose(self, ratio: float) -> None:
-        self.masks, _ = decide(self.study, ratio, self._scores())
+        self.masks, self.plan = decide(self.study, ratio, self._scores())
         self._tensors = self._masked_tensors()
 
     def _scores(self) -> dict[Atom, np.ndarray] | None:
-        """Fresh scores; slots that are masked already stay last."""
+        """Fresh scores from gradients; None where those of the weights do."""
         if self.criterion not in GRADIENT_CRITERIA:
             return None
         found = self.study

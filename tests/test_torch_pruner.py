@@ -1,0 +1,74 @@
+"""Gradual pruning in the user's own loop: schedules, masks that hold, a penalty that shrinks, a finish."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'sparsecc[torch]'")
+from torch import Tensor, nn  # noqa: E402
+
+import sparsecc.torch as st  # noqa: E402
+from sparsecc.errors import InputError  # noqa: E402
+from sparsecc.torch.pruner import SCHEDULES, Pruner  # noqa: E402
+
+
+def module() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(32) % 3
+
+
+def test_schedules_start_and_end_where_they_should() -> None:
+    assert [f(1.0) for f in SCHEDULES.values()] == [1.0, 1.0, 1.0]
+    assert SCHEDULES["linear"](0.25) == 0.25
+    assert SCHEDULES["cubic"](0.5) == 0.875
+    assert SCHEDULES["one-shot"](0.0) == 1.0
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_masks_hold_and_finish_is_exact(schedule: str) -> None:
+    model = module()
+    pruner = Pruner(model, X, ratio=0.5, steps=12, every=3, schedule=schedule, align=1)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    dead = []
+    for _ in range(15):
+        loss = nn.functional.cross_entropy(model(X), Y) + 1e-3 * pruner.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+        dead.append(int((model[2].weight.abs().sum(1) == 0).sum()))
+    assert dead[-1] > max(dead[0], 1) or schedule == "one-shot"
+    assert dead[-1] == dead[-3] > 0
+    assert (dead[0] > 0) == (schedule == "one-shot")
+    masked = model(X).detach()
+    small = pruner.finish()
+    assert st.plan_of(small).removed >= 0.5
+    assert torch.allclose(small(X), masked, atol=1e-5)
+
+
+def test_the_penalty_draws_whole_slots_to_zero() -> None:
+    model = module()
+    pruner = Pruner(model, X, align=1)
+
+    def norms() -> Tensor:
+        found: Tensor = model[0].weight.detach().square().sum(1) + model[0].bias.detach().square()
+        return found + model[2].weight.detach().square().sum(0)
+
+    before = norms()
+    pruner.penalty().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    assert (norms() < before).all()
+
+
+def test_wrong_schedules_are_named() -> None:
+    with pytest.raises(InputError, match="choose from one-shot, linear, cubic"):
+        Pruner(module(), X, schedule="sudden")
+    with pytest.raises(InputError, match="at least 1"):
+        Pruner(module(), X, steps=0)
