@@ -32,25 +32,31 @@ def zeroable(analysis: Analysis, lost: set[Atom]) -> tuple[dict[Use, set[int]], 
     finder = _Finder(analysis)
     zeroed: dict[Use, set[int]] = {}
     unclear: set[Atom] = set()
-    for (node, atoms), reductions in _by_node(analysis, lost).items():
+    for (_, atoms, _), reductions in _by_product(analysis, lost).items():
         found = next((f for f in (finder.trace(r, atoms) for r in reductions) if f is not None), None)
         if found is None:
             unclear.update(atoms)
             continue
-        del node
         for use, axes in found.items():
             zeroed.setdefault(use, set()).update(axes)
     return zeroed, unclear
 
 
-def _by_node(analysis: Analysis, lost: set[Atom]) -> dict[tuple[ir.Node, frozenset[Atom]], list[Reduction]]:
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Operators of two products, with W and with R: a zero is needed in both."""
+
+Product = tuple[ir.Node, frozenset[Atom], int]
+
+
+def _by_product(analysis: Analysis, lost: set[Atom]) -> dict[Product, list[Reduction]]:
     """The reductions over lost slots; the operands of one product are alternatives, constants first."""
-    found: dict[tuple[ir.Node, frozenset[Atom]], list[Reduction]] = {}
+    found: dict[Product, list[Reduction]] = {}
     for reduction in analysis.record.reductions:
         axes = _operand_axes(analysis, reduction.node, reduction.operand)
         atoms = frozenset(a for p in reduction.positions for a in atoms_of(axes[p]) if a in lost)
         if atoms:
-            found.setdefault((reduction.node, atoms), []).append(reduction)
+            product = reduction.operand if reduction.node.op_type in _RECURRENT else 0
+            found.setdefault((reduction.node, atoms, product), []).append(reduction)
     for reductions in found.values():
         reductions.sort(key=lambda r: r.node.inputs[r.operand] not in analysis.record.constant)
     return found

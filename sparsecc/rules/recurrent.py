@@ -35,7 +35,7 @@ def recurrent(site: Site) -> None:
     _bias_and_peepholes(site, 2 * gates, hidden)
     _outputs(site, data, directions, hidden)
     site.remember(hidden)
-    site.reduces(0, 2)
+    site.reduces(1, 2)
     site.reduces(2, 2)
     site.multiplies(*data[:2], *weight)
     site.multiplies(*data[:2], *recurrence)
