@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sparsecc.torch.distillation import distill
     from sparsecc.torch.onnx_module import from_onnx, write_back
     from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
-    from sparsecc.torch.pruning import groups_of, plan_of, prune
     from sparsecc.torch.pruner import Pruner
+    from sparsecc.torch.pruning import groups_of, plan_of, prune
 
 _HOMES = {
     "Pruner": "pruner",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The verbs, imported when first used. No file has the name of a verb: importing it would hide the verb."""
+    """The verbs, imported when first used. No file may have the name of a verb: it would hide it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sparsecc.torch' has no attribute '{name}'")
     from importlib import import_module
