@@ -36,11 +36,16 @@ def main() -> None:
         for name, align in (("aligned", "auto"), ("unaligned", 1)):
             out = Path(folder) / name
             made = sparsecc.compile(
-                dense, ratio=given.ratio, align=align, output=out, inputs={_input(dense): SHAPE}, measure=False
+                dense,
+                ratio=given.ratio,
+                align=align,
+                output=out,
+                inputs={_input(dense): SHAPE},
+                measure=False,
             )
             bundles[name] = out
             rows[name] = _against(dense, out) | {"macs": made.report["after"]["macs"]}
-            print(f"{name:10s} {_shown(rows[name])} of {made.report['before']['macs']:,} MACs, left {rows[name]['macs']:,}")
+            print(f"{name:10s} {_shown(rows[name])}, {rows[name]['macs']:,} MACs left")
         rows["aligned against unaligned"] = _against(bundles["unaligned"], bundles["aligned"])
         print(f"aligned against unaligned: {_shown(rows['aligned against unaligned'])}")
     if given.json:

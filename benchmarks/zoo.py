@@ -1,6 +1,6 @@
 """Prune half of every free group of every zoo model at random, compare with the masked dense model.
 
-    python benchmarks/zoo.py [--exporter dynamo] [--json FILE] [NAME …]
+python benchmarks/zoo.py [--exporter dynamo] [--json FILE] [NAME …]
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def line(found: dict[str, Any]) -> str:
     planned = "-" if found["planned_error"] is None else f"{found['planned_error']:.0e}"
     pins = ", ".join(f"{n}× {r[:60]}" for r, n in list(found["unfollowed"].items())[:2])
     return (
-        f"{start} {found['nodes']:5d} nodes {found['seconds'] * 1e3:5.0f} ms {found['free']:3d}/{found['groups']:3d} free "
+        f"{start} {found['nodes']:5d} nodes {found['seconds'] * 1e3:5.0f} ms "
+        f"{found['free']:3d}/{found['groups']:3d} free "
         f"{found['coverage']:6.1%} covered, error {found['error']:.0e} by plan {planned} {pins}"
     )
 

@@ -1,16 +1,15 @@
 """Static shapes and shape arithmetic of a whole model, with its dynamic dimensions kept apart.
 
-One forward walk per probe (see `sparsecc.sizes`): every symbolic dimension gets a concrete size, every node is
-inferred by onnx's own per-node inference, and small values (shapes, bounds, axes) are evaluated on the way.
-What differs between the probes is dynamic; a size nobody can know (the length of NonZero) is a large number of
-its own at each probe. Weights are never read: only their types take part.
+One forward walk per probe (see `sparsecc.sizes`): every symbolic dimension gets a concrete size, every node
+is inferred by onnx's own per-node inference, and small values (shapes, bounds, axes) are evaluated on the way.
+What differs between the probes is dynamic; a size nobody can know (the length of NonZero) is a large number
+of its own at each probe. Weights are never read: only their types take part.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
 from sparsecc.contrib import contrib_types, inference_stand_in
-from sparsecc.feed_files import is_fixed
-from sparsecc.feeds import candidate_dims, dim_key
+from sparsecc.probe_sizes import Dims, assignments
 from sparsecc.sizes import Size, joined
 
 SMALL = 1024
@@ -35,17 +33,16 @@ OPAQUE = 1_000_003
 LARGEST = 1 << 27
 """Sizes at which some value would have more elements than this are not tried."""
 
-_EVALUATED = frozenset(
-    """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements
-    GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow Range
-    ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Size Slice Split Sqrt
-    Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+_EVALUATED_NAMES = """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather
+GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow
+Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Size Slice Split Sqrt
+Squeeze Sub Tile Transpose Unsqueeze Where"""
+_EVALUATED = frozenset(_EVALUATED_NAMES.split())
+_FAILURES = (
+    *(shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError),
+    *(ValueError, NotImplementedError),
 )
-_FAILURES = (shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError, ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError,
-             ValueError, NotImplementedError)  # fmt: skip
-
-Dims = Mapping[str, Sequence[int]]
-"""Sizes the user gave for inputs: input name -> its shape."""
 
 
 class UnknownShapes(dict[ir.Value, str]):
@@ -132,7 +129,7 @@ def infer(model: ir.Model, dims: Dims | None = None, runs: Runs | None = None) -
     walker = _Walker(model)
     best: Shapes | None = None
     failures = (False, 0)
-    for sizes in _assignments(model, dims or {}):
+    for sizes in assignments(model, dims or {}):
         probes = [walker.walk(inputs) for inputs in sizes]
         works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
         failed = (not works, sum(len(p.failures) for p in probes))
@@ -215,7 +212,7 @@ class _Walker:
 
     def _opset(self, domain: str) -> int:
         for opset in self.opsets:
-            if (opset.domain or "") in (domain, "ai.onnx" if not domain else domain):
+            if (opset.domain or "") in (domain, domain or "ai.onnx"):
                 return int(opset.version)
         return 1
 
@@ -320,90 +317,3 @@ def _dims(kind: onnx.TypeProto | None) -> list[int] | None:
     if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
         return None
     return [d.dim_value for d in kind.tensor_type.shape.dim]
-
-
-_CANDIDATES: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...] = (
-    # batch, sequence (or the later axes of rank 2 and 3), spatial (axes from 2 of rank 4 and 5)
-    ((2, 3), (11, 13), (64, 96)),
-    ((2, 3), (64, 96), (224, 256)),
-    ((1, 2), (16, 24), (320, 384)),
-    ((1, 1), (128, 160), (48, 64)),
-    ((1, 2), (16000, 24000), (32, 40)),
-)
-
-
-def _assignments(model: ir.Model, dims: Dims) -> Iterator[list[dict[str, tuple[int, ...]]]]:
-    """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic)."""
-    graph = model.graph
-    values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
-    if all(v.name in dims or all(is_fixed(d) for d in v.shape or ()) for v in values):
-        yield [{v.name or "": _fixed(v, dims) for v in values}]
-        return
-    for candidate in _CANDIDATES:
-        names: dict[str, tuple[int, int]] = {}
-        pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}
-        yield [
-            {name: tuple(pair[probe] for pair in axes) for name, axes in pairs.items()} for probe in (0, 1)
-        ]
-    for setting in candidate_dims(model):
-        doubled = {name: 2 * size for name, size in setting.items()}
-        yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]
-
-
-def _fixed(value: ir.Value, dims: Dims) -> tuple[int, ...]:
-    given = dims.get(value.name or "")
-    return tuple(given) if given is not None else tuple(d for d in value.shape or () if isinstance(d, int))
-
-
-def _at_setting(value: ir.Value, dims: Dims, setting: Mapping[str, int]) -> tuple[int, ...]:
-    if value.name in dims:
-        return _fixed(value, dims)
-    sizes = []
-    for axis, dim in enumerate(value.shape or ()):
-        sizes.append(dim if is_fixed(dim) else setting.get(dim_key(value, axis), 2))
-    return tuple(sizes)
-
-
-def _input_dims(
-    value: ir.Value,
-    dims: Dims,
-    candidate: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
-    names: dict[str, tuple[int, int]],
-) -> list[tuple[int, int]]:
-    assert value.shape is not None
-    given = dims.get(value.name or "")
-    rank = len(value.shape)
-    pairs = []
-    for axis, dim in enumerate(value.shape):
-        if given is not None:
-            pairs.append((given[axis], given[axis]))
-        elif is_fixed(dim):
-            pairs.append((dim, dim))
-        else:
-            kind = 0 if axis == 0 else 2 if rank >= 4 and axis >= 2 else 1
-            name = dim_key(value, axis)
-            names.setdefault(name, _sum_of(name, names) or _spread(candidate[kind], kind, axis, names))
-            pairs.append(names[name])
-    return pairs
-
-
-def _spread(
-    pair: tuple[int, int], kind: int, axis: int, names: Mapping[str, tuple[int, int]]
-) -> tuple[int, int]:
-    """Sizes of a symbol, different from those of other symbols of its kind where it may differ."""
-    if kind == 0 or pair not in names.values():
-        return pair
-    step = 32 if kind == 2 else 4
-    shift = step * sum(1 for p in names.values() if p[1] >= pair[0] and p != (2, 3))
-    return pair[0] + shift, pair[1] + shift
-
-
-def _sum_of(name: str, names: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
-    """The sizes of a symbol written as a sum of known ones (`past + sequence`), else None."""
-    terms = [t.strip() for t in name.split("+")]
-    if len(terms) < 2 or not all(re.fullmatch(r"\w+", t) for t in terms):
-        return None
-    if not all(t.isdigit() or t in names for t in terms):
-        return None
-    values = [(int(t), int(t)) if t.isdigit() else names[t] for t in terms]
-    return sum(v[0] for v in values), sum(v[1] for v in values)

@@ -25,22 +25,26 @@ def joined(values: tuple[int, ...]) -> Size:
 
 
 def is_static(size: Size) -> bool:
+    """Whether it is the same for every input."""
     return isinstance(size, int)
 
 
 def times(a: Size, b: Size) -> Size:
+    """a * b at every probe."""
     if isinstance(a, int) and isinstance(b, int):
         return a * b
     return _each(a, b, mul)
 
 
 def plus(a: Size, b: Size) -> Size:
+    """a + b at every probe."""
     if isinstance(a, int) and isinstance(b, int):
         return a + b
     return _each(a, b, add)
 
 
 def minus(a: Size, b: Size) -> Size:
+    """a - b at every probe."""
     if isinstance(a, int) and isinstance(b, int):
         return a - b
     return _each(a, b, sub)
@@ -64,6 +68,7 @@ def smaller(a: Size, b: Size) -> bool:
 
 
 def product(sizes: Iterable[Size]) -> Size:
+    """The product of all; 1 of none."""
     total: Size = 1
     for size in sizes:
         total = times(total, size)

@@ -22,7 +22,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.plan import make_plan
 from sparsecc.verify.numerics import worst_error
 from sparsecc.verify.planned import zeroed
-from sparsecc.verify.prove import Probes, moved_by_rounding, write
+from sparsecc.verify.prove import Probes, write
 
 RUNTIME = OnnxRuntimeCpu()
 
@@ -103,7 +103,9 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
 def _described(analysis: Analysis, groups: list[Group], seconds: float) -> Pruned:
     names = {name for g in groups if g.is_free for name, _ in g.members}
     tensors = {n: v.const_value for n, v in analysis.model.graph.initializers.items()}
-    sizes = {n: int(t.size) for n, t in tensors.items() if t is not None and t.dtype in FLOATS and len(t.shape)}
+    sizes = {
+        n: int(t.size) for n, t in tensors.items() if t is not None and t.dtype in FLOATS and len(t.shape)
+    }
     covered = sum(size for n, size in sizes.items() if n in names)
     pins = Counter(g.pinned.rsplit(" of ", 1)[0] for g in groups if g.pinned)
     return Pruned(

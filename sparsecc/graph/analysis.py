@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.collection import collector_paused
+from sparsecc.probe_sizes import Dims
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
-from sparsecc.shapes import Dims, Runs, Shapes, infer
+from sparsecc.shapes import Runs, Shapes, infer
 from sparsecc.sizes import is_static
 
 Member = tuple[str, int]

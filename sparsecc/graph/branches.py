@@ -6,7 +6,8 @@ from itertools import count
 
 import onnx_ir as ir
 
-from sparsecc.shapes import Dims, Shapes, infer
+from sparsecc.probe_sizes import Dims
+from sparsecc.shapes import Shapes, infer
 
 MAX_ROUNDS = 8
 """A branch may hold another If; each round of shape inference takes the outermost ones that are known."""

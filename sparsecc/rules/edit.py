@@ -118,7 +118,7 @@ def dynamic_ratio(axis: Axis, kept: Mapping[Atom, int]) -> tuple[int, int]:
     divisor = int(np.gcd.reduce(old))
     common = np.gcd(divisor, int(new[0] * divisor // old[0]) or 1)
     scaled = quotient(int(new[0]) * divisor, int(old[0]))
-    assert scaled is not None and isinstance(scaled, int), "a dynamic axis lost a part that is not a factor"
+    assert isinstance(scaled, int), "a dynamic axis lost a part that is not a factor"
     return divisor // int(common), scaled // int(common)
 
 

@@ -61,7 +61,8 @@ def function_of(spec: str) -> Callable[..., Any]:
 
 def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"sparsecc_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

@@ -88,7 +88,8 @@ class _Masker:
             shape[position] = len(slots)
             self.kept = self.kept & slots.reshape(shape)
         value = node.inputs[self.operand]
-        assert value is not None and isinstance(node.graph, ir.Graph)
+        assert value is not None
+        assert isinstance(node.graph, ir.Graph)
         self.value, self.graph = value, node.graph
         dtype = value.dtype or (value.const_value.dtype if value.const_value else None)
         self.dtype = (dtype or ir.DataType.FLOAT).numpy()
