@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc.errors import InputError
@@ -258,3 +263,66 @@ def test_shares_are_read_in_both_spellings(text: object, share: float) -> None:
 def test_other_shares_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         read_share("here", text)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def options_of_gate() -> set[str]:
+    from sparsecc.cli.gate_ import command
+
+    return {name for option in command.params for name in option.opts if name.startswith("--")}
+
+
+def test_the_action_and_the_examples_use_options_that_exist() -> None:
+    texts = [ROOT / "action.yml", *sorted((ROOT / "examples" / "ci").glob("*.y*ml"))]
+    assert len(texts) == 5
+    for path in texts:
+        text = path.read_text()
+        assert yaml.safe_load(text), path
+        calls = [line for line in text.splitlines() if "sparsecc gate" in line or "what=(" in line]
+        used = {word for line in calls for word in re.findall(r"(?<=\s|\()--[a-z-]+", line)}
+        assert used <= options_of_gate(), path
+
+
+def test_the_example_configuration_is_one() -> None:
+    entries = read_gate_config(ROOT / "examples" / "ci" / "gate.yaml")
+    assert [entry.name for entry in entries] == ["classifier", "detector"]
+
+
+def gate_step() -> dict[str, Any]:
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    (step,) = (step for step in steps if step.get("id") == "gate")
+    return dict(step)
+
+
+@pytest.mark.parametrize(
+    ("code", "inconclusive", "ends", "verdict"),
+    [
+        (0, "fail", 0, "OK"),
+        (1, "fail", 1, "REGRESSION"),
+        (4, "fail", 4, "INCONCLUSIVE"),
+        (4, "warn", 0, "INCONCLUSIVE"),
+        (2, "fail", 2, ""),
+    ],
+)
+def test_the_action_ends_as_the_gate_does(
+    tmp_path: Path, code: int, inconclusive: str, ends: int, verdict: str
+) -> None:
+    stand_in = tmp_path / "sparsecc"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {code}\n')
+    stand_in.chmod(0o755)
+    given = {"CURRENT": "a b.onnx", "BASELINE": "$(touch x)", "CONFIG": "", "MAX_REGRESSION": "5%"}
+    given |= {"THREADS": "1", "INCONCLUSIVE": inconclusive, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    files = {"GITHUB_OUTPUT": tmp_path / "out", "GITHUB_STEP_SUMMARY": tmp_path / "summary"}
+    environment = given | {name: str(path) for name, path in files.items()}
+    script = gate_step()["run"]
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", script], env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == ends
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("gate a b.onnx --baseline $(touch x) --max-regression 5%")
+    assert not (tmp_path / "x").exists()
+    if verdict:
+        assert (tmp_path / "out").read_text() == f"verdict={verdict}\n"

@@ -22,6 +22,9 @@ from sparsecc.sizes import at
 PRODUCTS = frozenset({"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul"})
 """Kernels whose time comes from the table."""
 
+OVERHEAD = "(overhead)"
+"""What a run takes beside its kernels, whatever their sizes."""
+
 _RUNS = 10
 _TRUSTED = (0.3, 10.0)
 
@@ -66,8 +69,9 @@ def latency_model(analysis: Analysis, table: LatencyTable) -> CostModel:
     kernels = _profiled(analysis, table)
     scales = _scales(placed, table, [k for k in kernels if k[1] in PRODUCTS])
     terms = [Term(_scaled(p, table, scales[node]), _atoms(p.axes)) for node, p in placed.items()]
-    others = math.fsum(ms for _, op, ms in kernels if op not in PRODUCTS)
-    return CostModel("ms", terms + _by_bytes(analysis, placed, others))
+    fixed = math.fsum(ms for _, op, ms in kernels if op == OVERHEAD)
+    others = math.fsum(ms for _, op, ms in kernels if op not in PRODUCTS and op != OVERHEAD)
+    return CostModel("ms", [*terms, *_by_bytes(analysis, placed, others), Term(lambda kept: fixed, ())])
 
 
 def _scales(
@@ -163,7 +167,7 @@ def _product(analysis: Analysis, node: ir.Node) -> Placed | None:
 
 def _profiled(analysis: Analysis, table: LatencyTable) -> list[Kernel]:
     """The kernels of a run of the model as it is. Kept by its structure: the weights do not matter."""
-    key = table.key("kernels/" + _structure(analysis))
+    key = table.key("run/" + _structure(analysis))
     stored = table.cache.get(key)
     if stored is not None:
         return [(str(name), str(op), float(ms)) for name, op, ms in json.loads(stored)]
@@ -173,16 +177,20 @@ def _profiled(analysis: Analysis, table: LatencyTable) -> list[Kernel]:
 
 
 def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
-    """(name, operator, milliseconds of its fastest run) of every kernel, on random inputs."""
+    """(name, operator, milliseconds of its fastest run) of every kernel, and last of what lies between them."""
     from sparsecc.feeds import random_feeds
+    from sparsecc.measure.interleave import shortest_ms
     from sparsecc.measure.layers import shortest_kernels
+    from sparsecc.measure.pair import session_start
     from sparsecc.verify.prove import write
 
     feeds = random_feeds(analysis.model, seed=0, sizes=analysis.shapes.inputs[0])
     with tempfile.TemporaryDirectory(prefix="sparsecc-timing-") as scratch:
         path = write(analysis.model, Path(scratch) / "model.onnx")
-        kernels = shortest_kernels(path, feeds, threads=threads, runs=_RUNS)
-    return [(k.name.removesuffix("_nchwc"), k.op_type, k.microseconds / 1e3) for k in kernels]
+        found = shortest_kernels(path, feeds, threads=threads, runs=_RUNS)
+        whole = shortest_ms(session_start(path, feeds, threads)(), 3 * _RUNS)
+    kernels = [(k.name.removesuffix("_nchwc"), k.op_type, k.microseconds / 1e3) for k in found]
+    return [*kernels, ("", OVERHEAD, max(0.0, whole - math.fsum(ms for _, _, ms in kernels)))]
 
 
 def _structure(analysis: Analysis) -> str:

@@ -1,0 +1,162 @@
+"""Whether compiles reach their speed-up, and how well the latency table foretells it, on real models.
+
+    python benchmarks/latency_targets.py --speedups 1.5 2 3 --metrics macs latency channels [NAME ...]
+
+For every model, metric and speed-up: the ratio found, the final interleaved measurement with its interval,
+how many trials it took, and the fidelity of the result; and for the table its prediction beside what was
+measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import sparsecc
+from sparsecc.errors import SparseccError
+
+MODELS = (
+    "cifar10/resnet20_cifar10.onnx",
+    "cifar10/resnet56_cifar10.onnx",
+    "face/ultraface-slim-320.onnx",
+    "face/mp_iris_landmark.onnx",
+    "imagenet1000/squeezenet1.1_ts13.onnx",
+    "misc/hyperlpr_cls_96x.onnx",
+    "mnist/ort_mnist_original.onnx",
+    "pose/mp_palm_detection_lite.onnx",
+    "seg/prisma_nchw.onnx",
+    "sr/super_resolution_224_caffe2.onnx",
+)
+"""Ten small models of different kinds, under the shared materials."""
+
+
+def shared() -> Path:
+    """The folder of shared materials."""
+    return Path(os.environ.get("SPARSECC_SHARED") or Path(__file__).resolve().parents[1].parent / "shared")
+
+
+def target_row(path: Path, wanted: float, metric: str, folder: Path) -> dict[str, Any]:
+    """Compile one model to one speed-up."""
+    row: dict[str, Any] = {"model": path.name, "wanted": wanted, "metric": metric}
+    begun = time.perf_counter()
+    try:
+        made = sparsecc.compile(path, speedup=wanted, metric=metric, output=folder / "out", force=True)
+    except SparseccError as e:
+        return {**row, "refused": str(e), "seconds": time.perf_counter() - begun}
+    report = made.report
+    speedup = report["latency"]["speedup"]
+    row |= {"found": speedup["estimate"], "ci95": speedup["ci95"], "met": report["goal"]["met"]}
+    row |= {"ratio": report["asked"]["ratio"], "trials": len(report["trials"])}
+    return {**row, "fidelity": report["fidelity"], "seconds": time.perf_counter() - begun}
+
+
+def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
+    """The table's prediction of a speed-up beside the measured one; the seconds it took to learn."""
+    from sparsecc.choose import choose
+    from sparsecc.graph.analysis import analyse
+    from sparsecc.graph.groups import find_groups
+    from sparsecc.graph.rewrite import remove
+    from sparsecc.latency import LatencyTable, latency_model
+    from sparsecc.loading.models import load_ir
+    from sparsecc.loading.normalise import normalise
+    from sparsecc.measure.pair import measure_pair
+    from sparsecc.options import CompileOptions
+    from sparsecc.verify.prove import Probes, write
+
+    options, model = CompileOptions(), normalise(load_ir(path))
+    probes = Probes(folder, model, options)
+    analysis = analyse(model, runs=probes.runs)
+    probes.settle(analysis)
+    begun, table = time.perf_counter(), LatencyTable()
+    cost = latency_model(analysis, table)
+    learnt = time.perf_counter() - begun
+    keep = choose(analysis, find_groups(analysis), options, ratio).keep
+    told = cost.total({}) / cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
+    remove(analysis, keep)
+    found = measure_pair(probes.dense, write(analysis.model, folder / "small.onnx"), probes.feeds[0])
+    real = found.ratio().speedup
+    return {
+        "model": path.name,
+        "ratio": ratio,
+        "told": told,
+        "measured": real,
+        "error": told / real - 1,
+        "seconds": learnt,
+        "classes_timed": table.measured,
+    }
+
+
+@dataclass
+class Results:
+    """Rows of both tables, written after each."""
+
+    file: Path
+    targets: list[dict[str, Any]]
+    table: list[dict[str, Any]]
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps({"targets": self.targets, "table": self.table}, indent=1) + "\n")
+
+
+def run(given: argparse.Namespace, paths: list[Path], results: Results) -> None:
+    """All models, one after the other."""
+    for path in paths:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            for ratio in given.ratios:
+                try:
+                    results.table.append(table_row(path, ratio, folder))
+                except SparseccError as e:
+                    print(f"{path.name}: {e}", file=sys.stderr)
+                    continue
+                row = results.table[-1]
+                told = f"table {row['told']:.2f}x, measured {row['measured']:.2f}x ({row['error']:+.1%})"
+                print(f"{row['model']} at {ratio}: {told}", flush=True)
+            for metric in given.metrics:
+                for wanted in given.speedups:
+                    results.targets.append(target_row(path, wanted, metric, folder))
+                    print(line(results.targets[-1]), flush=True)
+        results.write()
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row in words."""
+    start = f"{row['model']} {row['wanted']}x by {row['metric']}"
+    if "refused" in row:
+        return f"{start}: refused: {row['refused'][:160]}"
+    verdict = "met" if row["met"] else "MISSED"
+    return f"{start}: {verdict} {row['found']:.2f}x at ratio {row['ratio']:.3f} in {row['trials']} trials"
+
+
+def main() -> None:
+    """Print one line per compile, and a summary."""
+    parser = argparse.ArgumentParser(description="Compiles to speed-ups, and the error of the latency table.")
+    parser.add_argument("--speedups", type=float, nargs="*", default=[1.5, 2.0, 3.0])
+    parser.add_argument("--metrics", nargs="*", default=["macs", "latency", "channels"])
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.3, 0.6])
+    parser.add_argument("-o", "--output", type=Path, default=Path("latency_targets.json"))
+    parser.add_argument("names", nargs="*", help="parts of model names; all without any")
+    given = parser.parse_args()
+    paths = [shared() / "materials" / name for name in MODELS]
+    paths = [p for p in paths if p.is_file() and (not given.names or any(n in p.name for n in given.names))]
+    if not paths:
+        sys.exit(f"no models under {shared()}: set SPARSECC_SHARED")
+    results = Results(given.output, [], [])
+    run(given, paths, results)
+    if results.table:
+        print(f"table: median error {median(abs(row['error']) for row in results.table):.1%}")
+    met = sum(bool(row.get("met")) for row in results.targets)
+    refused = sum("refused" in row for row in results.targets)
+    print(f"targets: {met} met, {refused} refused, of {len(results.targets)}")
+
+
+if __name__ == "__main__":
+    main()
