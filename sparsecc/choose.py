@@ -16,7 +16,7 @@ from sparsecc.axes import Atom
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
-from sparsecc.criteria import WITH_DATA, WITHOUT_DATA, criterion_named
+from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
@@ -82,11 +82,15 @@ def choose(
     if source is not None and evidence.stats is not None and options.allocator in ("auto", "distortion"):
         candidates = with_curves(analysis, candidates, evidence.stats, source, options.threads)
     measured = all(c.curve is not None for c in candidates)
+    criterion = criterion_for(options)
+    if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
+        criterion = FOR_THRESHOLDS
+        candidates = scored(analysis, free, replace(options, criterion=criterion), evidence)
     allocator = allocator_named(options.allocator, has_curves=measured)
     selection: Selection = allocator(candidates, cost, (1 - ratio) * before)
     counts = selection.counts
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
-    method = {"criterion": criterion_for(options), "allocator": allocator.__name__, "curves": measured}
+    method = {"criterion": criterion, "allocator": allocator.__name__, "curves": measured}
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
     return foreseen(choice, candidates, counts, cost) if measured else choice
 

@@ -144,3 +144,17 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
 def test_an_unknown_allocator_names_the_closest() -> None:
     with pytest.raises(InputError, match="did you mean 'uniform'"):
         allocator_named("unifrom")
+
+
+def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "g (float[n,6] x) => (float[n,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
+    analysis = analysed(text, {"w1": normal(6, 32), "w2": normal(32, 3)})
+    samples = Samples(({"x": normal(128, 6, seed=5)},), True)
+    monkeypatch.setattr("sparsecc.allocators.curves.WORK", 1.0)
+    options = CompileOptions(calibration="samples", align=1)
+    found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
+    assert found.method == {"criterion": "fluctuation", "allocator": "global_threshold", "curves": False}
+    assert found.reached
+    assert found.predicted is None

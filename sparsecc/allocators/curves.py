@@ -21,9 +21,9 @@ from sparsecc.verify.prove import write
 
 LEVELS = (0.75, 0.5, 0.3)
 """Shares of a group at which its curve is measured, besides its floor."""
-WORK = 4e12
-"""Multiply-accumulates that all curves together may take: a minute or two on one core."""
-FEWEST, MOST = 16, 128
+WORK = 1e13
+"""Multiply-accumulates that all curves together may take: some minutes on one core."""
+FEWEST, MOST = 8, 128
 _DAMPING = 0.01
 
 

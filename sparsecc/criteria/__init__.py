@@ -40,6 +40,8 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 WITH_DATA, WITHOUT_DATA = "obs", "l2"
 """What `auto` means with and without calibration samples."""
+FOR_THRESHOLDS = "fluctuation"
+"""What `auto` means with samples but without loss curves: its scores stand a global threshold better."""
 
 
 def criterion_named(name: str, *, has_data: bool = False) -> Criterion:
