@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc import depth as depth_module
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.depth import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
@@ -258,11 +257,8 @@ def test_a_layer_is_kept_by_id(tmp_path: Path) -> None:
 def test_a_wrong_drop_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, analysis, probes = opened(saved_chain(tmp_path, (1,)), tmp_path, ratio=0.1)
 
-    def other(blocks: Any) -> tuple[str, ...]:
-        return (find_blocks(analysis)[3].branches[0].title,)
-
-    right = depth_module.silenced
-    monkeypatch.setattr(depth_module, "silenced", lambda model, branches: right(model, other(())))
+    other = find_blocks(analysis)[3].branches[0].title
+    monkeypatch.setattr("sparsecc.depth.silenced", lambda model, branches: silenced(model, [other]))
     with pytest.raises(InternalError, match="the model without 1 layers differs"):
         shorten(job, analysis, probes)
 
@@ -280,3 +276,20 @@ def test_an_outer_block_counts_its_inner_ones_once() -> None:
 def test_free_blocks_are_those_that_may_go() -> None:
     found: list[Block] = find_blocks(analysed(chain()), prune=["channels"])
     assert {b.pinned for b in found[1:-1]} == {"layer groups were not asked to be pruned"}
+
+
+def test_experts_of_one_mixture_operator_go(tmp_path: Path) -> None:
+    text = """(float[N,8] x, float[8,16] w1, float[8,8] wr, float[8,32,16] w3, float[8,16,32] w4, float[16,4] w5)
+    => (float[N,4] y)
+    { h = MatMul(x, w1) r = MatMul(x, wr) m = com.microsoft.MoE<k = 2, activation_type = "relu">(h, r, w3, , w4)
+      y = MatMul(m, w5) }"""
+    onnx.save(model_of(text, 17), tmp_path / "moe.onnx")
+    result = compiled(tmp_path / "moe.onnx", tmp_path, ratio=0.4, metric="params", prune=["experts"])
+    (experts,) = (g for g in result.plan["groups"] if g["kind"] == "expert")
+    assert 2 <= experts["kept"] < 8
+    left = {
+        v.name: v.const_value for v in load_ir(tmp_path / "out" / "model.onnx").graph.initializers.values()
+    }
+    sizes = {t.shape.numpy() for t in left.values() if t is not None and len(t.shape) == 3}
+    assert sizes == {(experts["kept"], 32, 16), (experts["kept"], 16, 32)}
+    assert result.report["verification"]["oracle"] == "masked dense model"

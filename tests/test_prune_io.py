@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +21,9 @@ EVAL = (
 )
 
 
-def compiled(folder: Path, **options: object) -> api.CompileResult:
+def compiled(folder: Path, **options: Any) -> api.CompileResult:
     onnx.save(model_of(TEXT), folder / "m.onnx")
-    given = {"ratio": 0.5, "recover": "none", "align": 1, **options}
+    given: dict[str, Any] = {"ratio": 0.5, "recover": "none", "align": 1, **options}
     return api.compile(folder / "m.onnx", output=folder / "out", prune_io=True, **given)
 
 

@@ -103,7 +103,7 @@ class _Chains:
                     continue
                 coupled[name] = None
                 ways = [path[a] for path in paths for a in _mentioned(axis) if a in path]
-                steps |= dict.fromkeys(min(ways, key=len, default=[]))
+                steps |= dict.fromkeys(min(ways, key=len) if ways else ())
         return sorted(coupled), list(steps)
 
     def _walk(self, start: Axis, atom: Atom) -> Iterator[tuple[Atom, list[str]]]:
