@@ -177,7 +177,7 @@ def _profiled(analysis: Analysis, table: LatencyTable) -> list[Kernel]:
 
 
 def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
-    """(name, operator, milliseconds of its fastest run) of every kernel, and last of what lies between them."""
+    """(name, operator, milliseconds of its fastest run) of every kernel, last of what lies between them."""
     from sparsecc.feeds import random_feeds
     from sparsecc.measure.interleave import shortest_ms
     from sparsecc.measure.layers import shortest_kernels
