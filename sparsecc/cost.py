@@ -52,7 +52,12 @@ class CostModel:
         """How much the cost changes when an atom keeps `slots` instead of what `kept` says."""
         terms = self._of.get(atom, ())
         before = math.fsum(term.value(kept) for term in terms)
-        after = math.fsum(term.value({**kept, atom: slots}) for term in terms)
+        old, kept[atom] = kept.get(atom), slots
+        after = math.fsum(term.value(kept) for term in terms)
+        if old is None:
+            del kept[atom]
+        else:
+            kept[atom] = old
         return after - before
 
 
@@ -92,8 +97,18 @@ def _share(atom: Atom) -> Callable[[Kept], float]:
 
 
 def _product(axes: list[Axis]) -> Callable[[Kept], float]:
+    """Most axes are single atoms, whose count is a look-up."""
+    resolved = [resolve(axis) for axis in axes]
+    atoms = [(axis, at(axis.size, 0)) for axis in resolved if isinstance(axis, Atom)]
+    others = [axis for axis in resolved if not isinstance(axis, Atom)]
+
     def value(kept: Kept) -> float:
-        return math.prod(at(count(axis, kept), 0) for axis in axes)
+        total = 1
+        for atom, size in atoms:
+            total *= kept.get(atom, size)
+        for axis in others:
+            total *= at(count(axis, kept), 0)
+        return total
 
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,10 @@ Worth = Callable[[Candidate, int], float]
 """How much a group deserves its next step when it keeps so many slots; larger comes first."""
 
 
+_HALVINGS = 24
+"""Enough to tell apart the shares at which one slot of sixteen million comes or goes."""
+
+
 def bisect(
     candidates: Sequence[Candidate],
     cost: CostModel,
@@ -67,7 +72,7 @@ def bisect(
     if cost.total(everything) <= budget:
         return Selection(everything, cost.total(everything), True)
     low, high = 0.0, 1.0
-    for _ in range(40):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if cost.total(counts_at(middle)) <= budget:
             low = middle
@@ -89,22 +94,25 @@ def fill(
     total: float,
     worth: Worth,
 ) -> tuple[dict[Atom, int], float]:
-    """Give back slots one step at a time, to whom it is worth most, while the budget allows."""
+    """Give back slots one step at a time, to whom it is worth most, while the budget allows.
+
+    What a step costs only grows as others get theirs, so a group whose step did not fit is done.
+    """
     counts = dict(counts)
-    waiting = [(c, c.counts()) for c in candidates]
-    while True:
-        best: tuple[float, Candidate, int, float] | None = None
-        for candidate, allowed in waiting:
-            larger = next((n for n in allowed if n > counts[candidate.atom]), None)
-            if larger is None:
-                continue
-            extra = cost.change(counts, candidate.atom, larger)
-            if total + extra > budget:
-                continue
-            value = worth(candidate, counts[candidate.atom])
-            if best is None or value > best[0]:
-                best = (value, candidate, larger, extra)
-        if best is None:
-            return counts, total
-        counts[best[1].atom] = best[2]
-        total += best[3]
+    steps = [iter([n for n in c.counts() if n > counts[c.atom]]) for c in candidates]
+    waiting = [(-worth(c, counts[c.atom]), i) for i, c in enumerate(candidates) if counts[c.atom] < c.size]
+    heapq.heapify(waiting)
+    while waiting:
+        _, i = heapq.heappop(waiting)
+        candidate = candidates[i]
+        larger = next(steps[i], None)
+        if larger is None:
+            continue
+        extra = cost.change(counts, candidate.atom, larger)
+        if total + extra > budget:
+            continue
+        counts[candidate.atom] = larger
+        total += extra
+        if larger < candidate.size:
+            heapq.heappush(waiting, (-worth(candidate, larger), i))
+    return counts, total
