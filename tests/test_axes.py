@@ -185,7 +185,7 @@ def test_the_first_reason_is_kept_and_roles_travel() -> None:
     space.pin(a, "second")
     space.mark(b, "head")
     assert space.unify(b, a)
-    assert (atoms_of(b)[0].pin, atoms_of(a)[0].roles) == ("first", {"head"})
+    assert (atoms_of(b)[0].pin, atoms_of(a)[0].roles) == ("first", frozenset({"head"}))
     assert space.journal[0][1:] == (b, a)
 
 

@@ -233,3 +233,8 @@ def test_the_api_raises_what_the_command_line_prints(workplace: Path) -> None:
     with pytest.raises(InputError, match=r"none\.onnx: no such file"):
         sparsecc.compile("none.onnx", ratio=0.5)
     assert list(workplace.iterdir()) == []
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(InputError, match="a dict is no model"):
+        sparsecc.compile({}, ratio=0.5)  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ def test_a_large_weight_that_two_layers_share_stays_one() -> None:
         y = MatMul(d, out)
     }"""
     weights = {"into": random(6, 64), "shared": random(64, 64), "out": random(64, 3)}
-    model = prune(proto_of(text, **weights), (2, 6), removed=set(weights))
+    model = prune(proto_of(text, 18, 8, **weights), (2, 6), removed=set(weights))
     assert tuple(model.graph.initializers["shared"].shape or ()) == (32, 32)
     assert len(model.graph.initializers) == 3
 
@@ -154,7 +154,7 @@ def test_split_sizes_that_two_nodes_share() -> None:
     }"""
     sizes = np.array([4, 4])
     weights = {"first": random(6, 8), "last": random(4, 3), "plain": random(6, 8)}
-    prune(proto_of(text, sizes=sizes, **weights), (2, 6))
+    prune(proto_of(text, 18, 8, sizes=sizes, **weights), (2, 6))
 
 
 # Weights that are inputs -----------------------------------------------------------------------------
