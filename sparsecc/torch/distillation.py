@@ -182,7 +182,7 @@ class _Training:
         self.optimizer.step()
         decay = min(AVERAGE, (steps + 1) / (steps + 10))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        return float(loss)
+        return float(loss.detach())
 
     def _put(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():

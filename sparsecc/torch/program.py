@@ -29,6 +29,7 @@ _OPERATORS = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "ConvTranspose"),
 }
 """ATen names shown as the kind of layer that the core knows them by."""
+IMAGE_RANK = 4
 _SCALES = (1, 3, 7)
 """Each probe multiplies the dynamic sizes of the examples by powers of these."""
 
@@ -105,7 +106,8 @@ def trace(
 ) -> Program:
     """Export a module in its eval mode. InputError names what torch.export could not follow.
 
-    Without `dynamic_shapes` every dimension of every tensor input is free where the module allows it.
+    Without `dynamic_shapes` the dimensions of every tensor input are free where the module allows it; of images
+    (rank 4 and more) only the batch, for a flatten before a linear layer ties their size to the weights.
     """
     training = {path: part.training for path, part in module.named_modules()}
     module.eval()
@@ -149,7 +151,7 @@ def _all_free(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] |
 
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return dict.fromkeys(range(value.dim()), free)
+            return dict.fromkeys(range(value.dim() if value.dim() < IMAGE_RANK else 1), free)
         if isinstance(value, list | tuple):
             return type(value)(spec(v) for v in value)
         if isinstance(value, dict):
