@@ -393,16 +393,3 @@ def test_models_in_memory_compile_as_files_do(
         outputs(f / "model.onnx", images())["logits"] for f in (tmp_path / "out", compiled.folder)
     )
     np.testing.assert_array_equal(found, expected)
-
-
-def test_inspect_and_why(vit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = sparsecc.inspect(vit)
-    kinds = {g["kind"] for g in found["groups"] if g["prunable"]}
-    assert kinds == {"channel", "head", "head_dim"}
-    assert found["prunable"]["params_share"] > 0.9
-    free = next(g for g in found["groups"] if g["prunable"])
-    name, axis = free["members"][0]
-    assert main(["inspect", str(vit), "--why", f"{name}:{axis}", "--json"]) == 0
-    why = json.loads(capsys.readouterr().out)["why"]
-    assert why["pinned"] is None
-    assert set(why["coupled"]) >= {f"{n}:{a}" for n, a in free["members"][1:]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sparsecc
+from sparsecc.cli import main
 
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich", "scipy", "torch", "yaml"}
 PUBLIC = {"CompileResult", "build", "compare", "compile", "doctor", "inspect", "profile", "verify"}
@@ -57,3 +59,17 @@ with tempfile.TemporaryDirectory() as folder:
     loaded = loaded_after(code, root)
     assert "onnxruntime" in loaded
     assert {name for name in loaded if name.split(".")[0] in ("torch", "transformers", "tensorrt")} == set()
+
+
+def test_inspect_and_why(models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vit = models_dir / "digits_vit.onnx"
+    found = sparsecc.inspect(vit)
+    kinds = {g["kind"] for g in found["groups"] if g["prunable"]}
+    assert kinds == {"channel", "head", "head_dim"}
+    assert found["prunable"]["params_share"] > 0.9
+    free = next(g for g in found["groups"] if g["prunable"])
+    name, axis = free["members"][0]
+    assert main(["inspect", str(vit), "--why", f"{name}:{axis}", "--json"]) == 0
+    why = json.loads(capsys.readouterr().out)["why"]
+    assert why["pinned"] is None
+    assert set(why["coupled"]) >= {f"{n}:{a}" for n, a in free["members"][1:]}
