@@ -158,3 +158,7 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     assert found.method == {"criterion": "fluctuation", "allocator": "global_threshold", "curves": False}
     assert found.reached
     assert found.predicted is None
+
+
+def test_rounding_to_units_never_breaks_the_budget() -> None:
+    assert additive_allocate([[0.0, 1.0]] * 2, [[50.01, 0.0]] * 2, 100.0) in ([0, 1], [1, 0])
