@@ -65,7 +65,7 @@ def test_inspect_and_why(models_dir: Path, capsys: pytest.CaptureFixture[str]) -
     vit = models_dir / "digits_vit.onnx"
     found = sparsecc.inspect(vit)
     kinds = {g["kind"] for g in found["groups"] if g["prunable"]}
-    assert kinds == {"channel", "head", "head_dim"}
+    assert kinds >= {"channel", "head", "head_dim"}
     assert found["prunable"]["params_share"] > 0.9
     free = next(g for g in found["groups"] if g["prunable"])
     name, axis = free["members"][0]
