@@ -183,6 +183,26 @@ def build(
     return made
 
 
+def reduce(
+    model: str | os.PathLike[str],
+    check: str,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    seconds: float | None = None,
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """The smallest model found with which the command `check` still gives the same exit code.
+
+    In `check`, {} stands for the model's path. The reduced model is written to `output`, by default
+    `<name>.reduced.onnx`. InputError where the command does not fail on the whole model.
+    """
+    with _file(model) as path:
+        made = Path(output) if output is not None else Path(f"{path.stem}.reduced.onnx")
+        request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
+        found: dict[str, Any] = _run("sparsecc.reduce:reduce_model", request, None, None, on_event)
+    return found
+
+
 def doctor() -> dict[str, Any]:
     """Which targets and devices work here, and what each missing one needs."""
     from sparsecc.doctor import examine
