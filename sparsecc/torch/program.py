@@ -8,6 +8,7 @@ their names, and a tensor that is read under two names is one initializer.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +130,8 @@ def _exported(
     failure: Exception | None = None
     for shapes in attempts:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of export about its own treatment of RNN weights
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
                 exported = program.module(check_guards=False)
         except EXPORT_FAILURES as e:
