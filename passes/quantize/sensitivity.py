@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.allocate import additive_allocate
+from sparsecc.allocators.additive import additive_allocate
 from sparsecc.passes.quantize.calibrate import Feeds, run_session, session_of
 from sparsecc.passes.quantize.sites import Site, ints_attribute
 from sparsecc.passes.quantize.static import StaticQuantizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
 
 from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
@@ -18,8 +18,9 @@ def normalise(model: ir.Model) -> ir.Model:
 
     An If whose condition is the same for every input gives way to its branch.
 
-    Names of inputs, outputs and initializers stay. Weights that are also graph inputs (as files of IR
-    version 3 have them) stay inputs; their default value is what gets compiled. InputError for inputs and
+    Names of inputs, outputs and initializers stay. Weights that are also graph inputs stay inputs, and
+    their default value is what gets compiled, except in files of IR version 3, which had to list them: runtimes
+    fold only what cannot be overridden. InputError for inputs and
     outputs that are maps or opaque.
     """
     for name in model.meta.get(TYPES, {}):
@@ -29,6 +30,8 @@ def normalise(model: ir.Model) -> ir.Model:
     if model.functions:
         model = InlinePass()(model).model
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if model.ir_version < 4:
+        RemoveInitializersFromInputsPass()(model)
     _mend_header(model)
     _name_everything(model.graph)
     if take_known_branches(model):
