@@ -33,7 +33,10 @@ command = Command(
     "reduce",
     run,
     about="Shrink a failing MODEL to the fewest nodes with which a command still fails, for a bug report.",
-    examples=("sparsecc reduce model.onnx --check 'sparsecc compile {} --dry-run' -o small.onnx",),
+    examples=(
+        "sparsecc reduce model.onnx --check 'sparsecc compile {} --dry-run' -o small.onnx",
+        "sparsecc reduce model.onnx --check './still-wrong.sh {}' --seconds 20",
+    ),
     arguments=(options.model(),),
     sections={
         "Failure": (
