@@ -84,6 +84,12 @@ class Shapes:
             self._shapes[value] = self._joined(value)
         return self._shapes[value]
 
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The inferred element type; None where it is unknown or the value is no tensor."""
+        found = self.probes[0].types.get(value)
+        kind = found.tensor_type.elem_type if found is not None and found.HasField("tensor_type") else 0
+        return ir.DataType(kind) if kind else None
+
     def elements(self, value: ir.Value | None) -> list[Size] | None:
         """The integer elements of a small value, flattened, each static or one per probe; None if unknown."""
         arrays = [p.data.get(value) for p in self.probes] if value is not None else []

@@ -119,3 +119,21 @@ def test_the_whole_compile(recipe: Recipe, ratio: float) -> None:
 @given(recipes(longest=8), st.sampled_from((0.0, 0.3, 0.7)))
 def test_the_whole_compile_for_long(recipe: Recipe, ratio: float) -> None:
     compiles(recipe, ratio)
+
+
+def test_half_precision_without_recorded_types(tmp_path: Path) -> None:
+    """The masks of the oracle have the type of what they mask, though the file does not say it."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float16[n, 8] x) => (float16[n, 4] y) {
+            h = MatMul (x, a)
+            r = Relu (h)
+            y = MatMul (r, b)
+        }"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in (("a", (8, 16)), ("b", (16, 4))):
+        drawn = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(drawn, name))
+    path = tmp_path / "half.onnx"
+    onnx.save(model, path)
+    options = {"ratio": 0.5, "measure": False}
+    request = {"model": str(path), "output": str(tmp_path / "out"), "options": options}
+    assert compile_model(request, lambda event: None)["report"]["removed"]["share"] > 0.3

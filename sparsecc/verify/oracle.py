@@ -37,7 +37,10 @@ def masked(analysis: Analysis, keep: Keep, probe: int = 0) -> ir.Model:
             if reduction.node.op_type != "Einsum" and key in done:
                 continue
             done.add(key)
-        _Masker(twins[reduction.node], reduction, lost, axes).apply()
+        value = reduction.node.inputs[reduction.operand]
+        assert value is not None
+        dtype = value.dtype or analysis.shapes.dtype(value) or ir.DataType.FLOAT
+        _Masker(twins[reduction.node], reduction, lost, axes, dtype).apply()
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -74,7 +77,12 @@ class _Masker:
     """Masks one reduction of one node."""
 
     def __init__(
-        self, node: ir.Node, reduction: Reduction, lost: dict[int, np.ndarray], axes: list[Axis]
+        self,
+        node: ir.Node,
+        reduction: Reduction,
+        lost: dict[int, np.ndarray],
+        axes: list[Axis],
+        dtype: ir.DataType,
     ) -> None:
         self.node = node
         self.operand = reduction.operand
@@ -91,8 +99,7 @@ class _Masker:
         assert value is not None
         assert isinstance(node.graph, ir.Graph)
         self.value, self.graph = value, node.graph
-        dtype = value.dtype or (value.const_value.dtype if value.const_value else None)
-        self.dtype = (dtype or ir.DataType.FLOAT).numpy()
+        self.dtype = dtype.numpy()
 
     def apply(self) -> None:
         fill = {"max": -np.inf, "min": np.inf}.get(self.kind, 0)
