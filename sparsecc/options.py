@@ -13,7 +13,7 @@ from sparsecc.targets import target_named
 
 Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
-RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct")
+RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 KEYED = ("build", "quantize_options", "sparsity_options")
 """Options that hold KEY=VALUE pairs."""
 
@@ -50,6 +50,7 @@ class CompileOptions:
     sparsity: str | None = None
     quantize: str | None = None
     recover: str = "auto"
+    recover_budget: str = "2m"
     device: str = "local"
     seed: int = 0
     threads: int = 1

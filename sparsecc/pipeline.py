@@ -27,6 +27,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
+from sparsecc.reconstruct.distilled import distil
 from sparsecc.reconstruct.stage import facts_of, kept_values, method_for, run_repair
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
@@ -146,6 +147,7 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     model = normalise(load_ir(job.model))
     probes = Probes(job.scratch, model, job.options)
+    probes.require_known_inputs()
     analysis = analyse(model, job.options.dims, prune_io=job.options.prune_io, runs=probes.runs)
     probes.settle(analysis)
     return analysis, probes
@@ -205,6 +207,13 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     plan.repaired = sorted(set(found.changed))
     job.skipped.extend(("repair", skip) for skip in found.skipped)
     job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples)})
+    if job.options.recover == "distill":
+        budget, seed = job.options.recover_budget, job.options.seed
+        facts, changed = distil(
+            analysis.model, dense, samples, job.scratch, budget=budget, seed=seed, progress=progress
+        )
+        plan.repaired = sorted({*plan.repaired, *changed})
+        job.seconds.append({"name": "distill", "facts": facts})
 
 
 def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:

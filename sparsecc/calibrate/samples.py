@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.errors import InputError
 from sparsecc.feed_files import is_fixed
 from sparsecc.feeds import feeds_from, input_values, random_feeds
 
@@ -47,7 +48,10 @@ class Samples:
 def samples_of(spec: str | None, model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int) -> Samples:
     """The samples of `--calib`, or N(0, 1) inputs of the given sizes without it. InputError on bad data."""
     if spec is not None and spec != SYNTHETIC:
-        return Samples(tuple(merged(feeds_from(spec, model), model)), real=True)
+        found = Samples(tuple(merged(feeds_from(spec, model), model)), real=True)
+        if not found.number:
+            raise InputError(f"--calib {spec} holds no samples: give at least one")
+        return found
     drawn: list[Feeds] = []
     for number in range(DRAWN):
         if sum(_length(d) for d in drawn) >= DRAWN:

@@ -19,7 +19,7 @@ from sparsecc.errors import InputError
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8")
-RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct")
+RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
@@ -162,6 +162,11 @@ NUMBERS = (
         "repeated.",
     ),
     _option("--recover", type=Name("recovery", RECOVERIES), help="Repair after removal.  [default: auto]"),
+    _option(
+        "--recover-budget",
+        metavar="BUDGET",
+        help="How long to distil: 10m, 90s or steps:2000.  [default: 2m]",
+    ),
 )
 DATA = (
     _option(

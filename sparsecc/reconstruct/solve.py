@@ -17,6 +17,10 @@ DAMPING = 0.01
 _LARGEST_SCALE = 4.0
 
 
+MISSED = 1e9
+"""The relative error of missing what does not vary: finite, so that reports stay plain JSON."""
+
+
 def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: float = DAMPING) -> np.ndarray:
     """The weight that gives the targets best from these inputs; `intercept` leaves the means to a bias."""
     if intercept:
@@ -47,7 +51,7 @@ def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
 
 
 def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments) -> float:
-    """E|W x + b - y|² / E|y - mean y|², over all outputs; infinite where y never varies but is missed."""
+    """E|W x + b - y|² / E|y - mean y|², over all outputs; MISSED where y never varies but is missed."""
     second, mean = moments.second, moments.mean
     offset = np.zeros(moments.y.shape) if bias is None else bias
     cross = moments.yx / max(moments.rows, 1)
@@ -59,4 +63,4 @@ def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments
     signal = float(moments.target_variance().sum())
     if signal > 0:
         return noise / signal
-    return 0.0 if noise <= 1e-12 else float("inf")
+    return 0.0 if noise <= 1e-12 else MISSED

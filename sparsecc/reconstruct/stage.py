@@ -19,7 +19,12 @@ from sparsecc.reconstruct.sweep import Kept, Repair, Settings, repair
 
 
 def method_for(options: CompileOptions) -> str:
-    """`auto` refits where there are samples, and leaves the weights alone where there are none."""
+    """`auto` refits where there are samples, and leaves the weights alone where there are none.
+
+    Distillation starts from refitted weights.
+    """
+    if options.recover == "distill":
+        return "reconstruct"
     if options.recover != "auto":
         return options.recover
     return "reconstruct" if options.calibration not in (None, SYNTHETIC) else "none"

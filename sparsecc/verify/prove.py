@@ -14,10 +14,10 @@ import onnx_ir as ir
 from sparsecc.axes import Keep
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError, InternalError
-from sparsecc.feeds import feeds_from, random_feeds
+from sparsecc.feeds import feeds_from, input_values, random_feeds
 from sparsecc.graph.analysis import Analysis
 from sparsecc.options import CompileOptions
-from sparsecc.text import one_line
+from sparsecc.text import one_line, quoted
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import Outputs, fidelity, tolerance_of, worst_error
 from sparsecc.verify.oracle import masked
@@ -61,6 +61,19 @@ class Probes:
         self.failure = ""
         self._artefact: tuple[Path, Any] | None = None
         self._ran: dict[object, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def require_known_inputs(self) -> None:
+        """InputError where the options name an input that there is not, or give it another rank."""
+        ranks = {v.name: len(v.shape) for v in input_values(self.model) if v.shape is not None}
+        for name, shape in self.options.inputs:
+            if name not in ranks:
+                known = ", ".join(quoted(n or "") for n in ranks)
+                raise InputError(f"--input {quoted(name)}: no such input: inputs are {known}")
+            given = shape if name in self.options.dims else shape[0]
+            if isinstance(given, tuple) and len(given) != ranks[name]:
+                raise InputError(
+                    f"--input {quoted(name)} has rank {len(given)}, the model's has {ranks[name]}"
+                )
 
     def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the dense model runs at these input sizes."""
