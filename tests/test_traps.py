@@ -160,9 +160,11 @@ def test_split_sizes_that_two_nodes_share() -> None:
 # Weights that are inputs -----------------------------------------------------------------------------
 
 
-def test_weights_listed_as_inputs_are_pruned_and_stay_listed() -> None:
+@pytest.mark.parametrize("ir_version", [3, 7])
+def test_weights_listed_as_inputs_are_pruned(ir_version: int) -> None:
+    """They stay listed, except in files of IR version 3, which had no choice: there they become constants."""
     proto = proto_of(
-        TWO_LAYERS, ir_version=3, opset=8, first=random(6, 8), second=random(8, 8), bias=random(8),
+        TWO_LAYERS, ir_version=ir_version, opset=8, first=random(6, 8), second=random(8, 8), bias=random(8),
         last=random(8, 3),
     )  # fmt: skip
     for tensor in proto.graph.initializer:
@@ -170,7 +172,8 @@ def test_weights_listed_as_inputs_are_pruned_and_stay_listed() -> None:
         proto.graph.input.append(value)
     model = prune(proto, (2, 6), removed={"first", "second", "bias", "last"})
     shapes = {i.name: tuple(i.shape or ()) for i in model.graph.inputs}
-    for name in ("first", "second", "last"):
+    assert len(shapes) == (1 if ir_version == 3 else 5)
+    for name in ("first", "second", "last") if ir_version > 3 else ():
         assert shapes[name] == tuple(model.graph.initializers[name].shape or ())
 
 

@@ -222,7 +222,7 @@ def test_no_orphan_survives_its_parent(name: str) -> None:
     time.sleep(0.2)
     assert is_alive(child)
     parent.send_signal(signal.Signals[name])
-    _, error = parent.communicate(timeout=10)
+    _, error = parent.communicate(timeout=60)
     assert (b"KeyboardInterrupt" in error) == (name == "SIGINT")
     assert gone(child)
 
