@@ -1,7 +1,7 @@
 """The pytest plug-in: the fixture `sparsecc_latency`, which fails a test when a model became slower.
 
-    def test_no_slower(sparsecc_latency):
-        sparsecc_latency.assert_not_slower("new.onnx", "released.onnx", max_regression=0.05)
+def test_no_slower(sparsecc_latency):
+    sparsecc_latency.assert_not_slower("new.onnx", "released.onnx", max_regression=0.05)
 """
 
 from __future__ import annotations

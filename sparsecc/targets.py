@@ -51,7 +51,9 @@ TARGETS: dict[str, Target] = {
             conv_multiple=8,
         ),
         Target("onnxruntime-cuda", "onnxruntime-cuda", _FP, conv_multiple=8, device="gpu"),
-        Target("onnxruntime-tensorrt", "onnxruntime-tensorrt", _FP | {"int8"}, activation="int8", device="gpu"),
+        Target(
+            "onnxruntime-tensorrt", "onnxruntime-tensorrt", _FP | {"int8"}, activation="int8", device="gpu"
+        ),
         Target(
             "tensorrt",
             "tensorrt",

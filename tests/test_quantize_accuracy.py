@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.passes.quantize import Quantize
 from sparsecc.allocators.additive import additive_allocate
+from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply, outputs, relative_error

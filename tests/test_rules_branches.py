@@ -76,7 +76,9 @@ def test_shapes_that_lie_pin() -> None:
 
 def test_a_condition_that_only_happens_to_agree_is_not_taken() -> None:
     """`rows > 1000` is false at every size that is tried, and true for some input all the same."""
-    text = by_rank(2).replace("r = Size(s) two = Cast<to = 7>(r) c = Equal(two, limit)", "c = Greater(rows, big)")
+    text = by_rank(2).replace(
+        "r = Size(s) two = Cast<to = 7>(r) c = Equal(two, limit)", "c = Greater(rows, big)"
+    )
     text = text.replace("int64 limit = {2}", "int64 big = {1000}, int64 first = {0}")
     text = text.replace("s = Shape(h) ", "s = Shape(h) rows = Gather(s, first) ")
     assert take_known_branches(loaded(model_of(text))) == 0

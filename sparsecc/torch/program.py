@@ -131,7 +131,9 @@ def _exported(
     for shapes in attempts:
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of export about its own treatment of RNN weights
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # of export about its own treatment of RNN weights
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
                 exported = program.module(check_guards=False)
         except EXPORT_FAILURES as e:
