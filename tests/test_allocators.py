@@ -19,6 +19,7 @@ from sparsecc.cost import CostModel, Term
 from sparsecc.errors import InputError
 from sparsecc.graph.groups import find_groups
 from sparsecc.options import CompileOptions
+from sparsecc.sizes import at
 from tests.repair_models import analysed, normal
 
 
@@ -53,13 +54,14 @@ def problem(curves: bool) -> tuple[list[Candidate], CostModel]:
     candidates = [
         Candidate(
             a,
-            a.size,  # type: ignore[arg-type]
-            generator.random(a.size) * w,
+            size,
+            generator.random(size) * w,
             4,
             8,
-            {n: w * (1 - n / a.size) ** 2 for n in range(1, a.size + 1)} if curves else None,
+            {n: w * (1 - n / size) ** 2 for n in range(1, size + 1)} if curves else None,
         )
         for a, w in zip(atoms, weights, strict=True)
+        for size in [at(a.size, 0)]
     ]
     ends = [(None, atoms[0]), (atoms[0], atoms[1]), (atoms[1], atoms[2]), (atoms[2], None)]
     terms = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def model(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_distillation_learns_from_unlabelled_samples(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="distillation needs torch")
-    options = {"ratio": 0.7, "calibration": SAMPLES, "evaluate": METRIC, "measure": False}
+    options: dict[str, Any] = {"ratio": 0.7, "calibration": SAMPLES, "evaluate": METRIC, "measure": False}
     plain = sparsecc.compile(model, output=tmp_path / "plain", recover="none", **options)
     taught = sparsecc.compile(
         model, output=tmp_path / "taught", recover="distill", recover_budget="steps:30", **options
@@ -53,7 +54,7 @@ def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> No
     ],
 )
 def test_bad_options_write_nothing(
-    model: Path, tmp_path: Path, options: dict[str, object], message: str
+    model: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     np.savez(tmp_path / "empty.npz", image=np.zeros((0, 1, 16, 16), np.float32))
     if "calibration" in options:

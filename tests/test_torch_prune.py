@@ -48,7 +48,8 @@ def net() -> Net:
 
 
 def images(count: int = 4) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    made: Tensor = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return made
 
 
 def elements(module: nn.Module) -> int:
@@ -220,8 +221,8 @@ def test_gradient_criteria_find_the_slots_that_matter(criterion: str) -> None:
     """A channel whose output is not read has no gradient: it goes first, whatever its weights."""
     module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     with torch.no_grad():
-        module[0].weight[[1, 4, 6]] = 50.0
-        module[2].weight[:, [1, 4, 6]] = 0.0
+        module.get_parameter("0.weight")[[1, 4, 6]] = 50.0
+        module.get_parameter("2.weight")[:, [1, 4, 6]] = 0.0
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 
     def loss(m: nn.Module, batch: Tensor) -> Tensor:

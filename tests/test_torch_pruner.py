@@ -40,7 +40,7 @@ def test_masks_hold_and_finish_is_exact(schedule: str) -> None:
         loss.backward()
         optimizer.step()
         pruner.step()
-        dead.append(int((model[2].weight.abs().sum(1) == 0).sum()))
+        dead.append(int((model.get_parameter("2.weight").abs().sum(1) == 0).sum()))
     assert dead[-1] > max(dead[0], 1) or schedule == "one-shot"
     assert dead[-1] == dead[-3] > 0
     assert (dead[0] > 0) == (schedule == "one-shot")
@@ -55,15 +55,18 @@ def test_the_penalty_draws_whole_slots_to_zero() -> None:
     pruner = Pruner(model, X, align=1)
 
     def norms() -> Tensor:
-        found: Tensor = model[0].weight.detach().square().sum(1) + model[0].bias.detach().square()
-        return found + model[2].weight.detach().square().sum(0)
+        found: Tensor = (
+            model.get_parameter("0.weight").detach().square().sum(1)
+            + model.get_parameter("0.bias").detach().square()
+        )
+        return found + model.get_parameter("2.weight").detach().square().sum(0)
 
     before = norms()
     pruner.penalty().backward()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= parameter.grad
+                parameter.sub_(parameter.grad)
     assert (norms() < before).all()
 
 
