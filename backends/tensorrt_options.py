@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import InputError
+from sparsecc.names import unknown
 from sparsecc.text import quoted
 
 Shape = tuple[int, ...]
@@ -63,11 +63,7 @@ class BuildOptions:
         known = {f.name for f in fields(cls)}
         for key in options:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean '{close[0]}'? " if close else ""
-                raise InputError(
-                    f"unknown TensorRT option {quoted(str(key))}: {hint}options are {_joined(known)}"
-                )
+                raise unknown("TensorRT option", "options", str(key), sorted(known))
         given = {key: value for key, value in options.items() if value is not None}
         readers: dict[str, Callable[[object], Any]] = {
             "workspace": parse_size,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard
 
 from sparsecc.errors import InputError
 from sparsecc.graph.kinds import KINDS
+from sparsecc.names import unknown
 from sparsecc.targets import target_named
 
 Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -65,12 +65,12 @@ class CompileOptions:
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
         if self.metric not in METRICS:
-            raise InputError(f"unknown metric '{self.metric}'{_closest(self.metric, METRICS)}")
+            raise unknown("metric", "metrics", self.metric, METRICS)
         if self.recover not in RECOVERIES:
-            raise InputError(f"unknown recovery '{self.recover}'{_closest(self.recover, RECOVERIES)}")
+            raise unknown("recovery", "recoveries", self.recover, RECOVERIES)
         for kind in self.prune:
             if kind not in KINDS:
-                raise InputError(f"unknown kind '{kind}' in --prune{_closest(kind, tuple(KINDS))}")
+                raise unknown("kind in --prune", "kinds", kind, KINDS)
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> CompileOptions:
@@ -79,7 +79,7 @@ class CompileOptions:
         values = dict(given)
         for name in values:
             if name not in known:
-                raise InputError(f"unknown option '{name}'{_closest(name, known)}")
+                raise unknown("option", "options", name, known)
         for name in ("keep", "only", "prune"):
             if name in values:
                 values[name] = tuple(values[name])
@@ -129,8 +129,3 @@ def _shape(shape: Any) -> Dims:
     if all(isinstance(d, int) for d in shape):
         return tuple(int(d) for d in shape)
     return tuple(tuple(int(d) for d in part) for part in shape)
-
-
-def _closest(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean '{close[0]}'?" if close else f": choose from {', '.join(known)}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from sparsecc.errors import InputError
+from sparsecc.names import unknown
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,4 @@ def target_named(name: str) -> Target:
     """The target of that name. InputError names the closest one when there is none."""
     if name in TARGETS:
         return TARGETS[name]
-    close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    raise InputError(f"unknown target '{name}': {hint}targets are {', '.join(sorted(TARGETS))}")
+    raise unknown("target", "targets", name, sorted(TARGETS))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from sparsecc.allocators.additive import distortion
 from sparsecc.allocators.base import Allocator, Candidate, Selection
 from sparsecc.allocators.threshold import global_threshold
 from sparsecc.allocators.uniform import uniform
-from sparsecc.errors import InputError
+from sparsecc.names import unknown
 
 ALLOCATORS: Mapping[str, Allocator] = {
     "uniform": uniform,
@@ -25,9 +24,7 @@ def allocator_named(name: str, *, has_curves: bool = False) -> Allocator:
     if name == "auto":
         name = WITH_CURVES if has_curves else WITHOUT_CURVES
     if name not in ALLOCATORS:
-        close = difflib.get_close_matches(name, ALLOCATORS, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise InputError(f"unknown allocator '{name}': {hint}allocators are auto, {', '.join(ALLOCATORS)}")
+        raise unknown("allocator", "allocators", name, ("auto", *ALLOCATORS))
     return ALLOCATORS[name]
 
 

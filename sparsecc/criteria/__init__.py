@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from sparsecc.criteria import activation, magnitude, obs
 from sparsecc.criteria.evidence import Evidence
-from sparsecc.errors import InputError
 from sparsecc.graph.groups import Group
+from sparsecc.names import unknown
 
 Score = Callable[[Group, Evidence], np.ndarray]
 """(group, evidence) -> one score per slot, larger = keep. Shape (group.size,), float64."""
@@ -49,7 +48,5 @@ def criterion_named(name: str, *, has_data: bool = False) -> Criterion:
     if name == "auto":
         name = WITH_DATA if has_data else WITHOUT_DATA
     if name not in CRITERIA:
-        close = difflib.get_close_matches(name, CRITERIA, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise InputError(f"unknown criterion '{name}': {hint}criteria are auto, {', '.join(CRITERIA)}")
+        raise unknown("criterion", "criteria", name, ("auto", *CRITERIA))
     return CRITERIA[name]

@@ -52,16 +52,17 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     analysis = Analysis(model, shapes, Space(), Record())
     if not shapes.works:  # such a model is refused: its shapes are a guess
         return analysis
-    _inputs(analysis, pin=not prune_io)
+    enter_inputs(analysis, pin=not prune_io)
     for node in model.graph:
         _follow(analysis, node)
-    _outputs(analysis, pin=not prune_io)
+    leave_outputs(analysis, pin=not prune_io)
     _tie_shared_weights(analysis)
-    _pin_parts_of_dynamic_axes(analysis)
+    pin_parts_of_dynamic_axes(analysis)
     return analysis
 
 
-def _inputs(analysis: Analysis, pin: bool) -> None:
+def enter_inputs(analysis: Analysis, pin: bool) -> None:
+    """Axes of the graph inputs; only the batch axis is pinned unless `pin`."""
     graph, record = analysis.model.graph, analysis.record
     record.constant.update(graph.initializers.values())
     for value in graph.inputs:
@@ -74,7 +75,8 @@ def _inputs(analysis: Analysis, pin: bool) -> None:
                 analysis.space.pin(axis, f"graph input '{value.name}'")
 
 
-def _outputs(analysis: Analysis, pin: bool) -> None:
+def leave_outputs(analysis: Analysis, pin: bool) -> None:
+    """Pin what reaches a graph output; only its batch axis unless `pin`."""
     for value in analysis.model.graph.outputs:
         analysis.space.cause = value
         axes = analysis.record.axes.get(value, [])
@@ -101,9 +103,9 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
     except (CannotFollowError, *_MISFITS) as stop:
         known = isinstance(stop, CannotFollowError)
         reason = str(stop) if known else "its operands are not of the ranks it expects"
-        _pin_all(analysis, site, f"{site.title}: {reason}")
+        pin_all(analysis, site, f"{site.title}: {reason}")
         record.unfollowed[node] = reason
-    _pin_unclaimed(analysis, site)
+    pin_unclaimed(analysis, site)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 
@@ -118,7 +120,7 @@ def _has_body(attribute: ir.Attr) -> bool:
     return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def _pin_all(analysis: Analysis, site: Site, reason: str) -> None:
+def pin_all(analysis: Analysis, site: Site, reason: str) -> None:
     """The node is not followed: nothing that it touches may change."""
     for operand, value in enumerate(site.node.inputs):
         if value is None:
@@ -151,7 +153,7 @@ def _captured(node: ir.Node) -> Iterable[ir.Value]:
             yield from graph.outputs
 
 
-def _pin_unclaimed(analysis: Analysis, site: Site) -> None:
+def pin_unclaimed(analysis: Analysis, site: Site) -> None:
     """An operand the rule did not look at is read as a whole."""
     for operand, value in enumerate(site.node.inputs):
         if value is None or operand in site.claimed or value.is_initializer():
@@ -180,7 +182,7 @@ def _tie_shared_weights(analysis: Analysis) -> None:
                 analysis.space.unify(a, b)
 
 
-def _pin_parts_of_dynamic_axes(analysis: Analysis) -> None:
+def pin_parts_of_dynamic_axes(analysis: Analysis) -> None:
     """A static part beside a dynamic one stays: the sum of their sizes is only known at run time."""
     for axes in analysis.record.axes.values():
         for axis in axes:

@@ -16,13 +16,13 @@ from sparsecc.torch.site import AtenSite
 def analyse(program: Program) -> Analysis:
     """Give every dimension of an exported module its axis."""
     analysis = Analysis(program.model, program.shapes, Space(), Record())
-    walk._inputs(analysis, pin=True)
+    walk.enter_inputs(analysis, pin=True)
     for node in program.model.graph:
         _follow(program, analysis, node)
-    walk._outputs(analysis, pin=True)
+    walk.leave_outputs(analysis, pin=True)
     _tie_parameters(analysis)
     _pin_unread(analysis, program)
-    walk._pin_parts_of_dynamic_axes(analysis)
+    walk.pin_parts_of_dynamic_axes(analysis)
     return analysis
 
 
@@ -36,9 +36,9 @@ def _follow(program: Program, analysis: Analysis, node: ir.Node) -> None:
             raise CannotFollowError(reason_for_pin(node.op_type))
         found.follow(site)
     except CannotFollowError as stop:
-        walk._pin_all(analysis, site, f"{site.title}: {stop}")
+        walk.pin_all(analysis, site, f"{site.title}: {stop}")
         record.unfollowed[node] = str(stop)
-    walk._pin_unclaimed(analysis, site)
+    walk.pin_unclaimed(analysis, site)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 
