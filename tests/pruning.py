@@ -42,8 +42,8 @@ class Pruned:
     rounding: float
     planned_error: float | None
     changed: float
-    pins: Counter[str] = field(default_factory=Counter)
-    unfollowed: Counter[str] = field(default_factory=Counter)
+    pins: dict[str, int] = field(default_factory=dict)
+    unfollowed: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_exact(self) -> bool:
@@ -120,8 +120,8 @@ def _described(analysis: Analysis, groups: list[Group], seconds: float) -> Prune
         rounding=0.0,
         planned_error=None,
         changed=0.0,
-        pins=pins,
-        unfollowed=Counter(f"{n.op_type}: {r}" for n, r in analysis.record.unfollowed.items()),
+        pins=dict(pins),
+        unfollowed=dict(Counter(f"{n.op_type}: {r}" for n, r in analysis.record.unfollowed.items())),
     )
 
 
