@@ -33,7 +33,7 @@ from sparsecc.report.assemble import device, pinned_reasons
 from sparsecc.report.topology import topology
 from sparsecc.targets import target_named
 from sparsecc.verify.narrowed import Narrowed
-from sparsecc.verify.numerics import fidelity, tolerance_of, worst_error
+from sparsecc.verify.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.verify.planned import zeroed
 from sparsecc.verify.prove import Probes, write
 from sparsecc.verify.reproduce import reproduced
@@ -246,13 +246,14 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         ]
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         model = normalise(load_ir(original))
+        in_integers = is_quantized(model)
         sizes = bundle.report["verification"]["inputs"][0]
         path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
         feeds = random_feeds(model, seed=1, sizes=sizes)
         narrowed = Narrowed.from_json(plan.get("io", {}))
         wanted = narrowed.wanted(OnnxRuntimeCpu().load(path, level="none").run(feeds))
         error = worst_error(wanted, runner.run(narrowed.feeds(feeds)))
-    ok = error <= 16 * tolerance_of(wanted)
+    ok = error <= (QUANTIZED if in_integers else 16 * tolerance_of(wanted))
     return [*checks, {"check": "numerics", "ok": ok, "detail": f"largest relative error {error:.2g}"}]
 
 

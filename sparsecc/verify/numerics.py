@@ -6,11 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 Outputs = Mapping[str, np.ndarray]
 
 TOLERANCE = 1e-4
 """Largest relative error (of the output's largest value) that passes without question in float32."""
+
+QUANTIZED = 0.05
+"""What integer kernels may differ by from the float arithmetic of the same quantized graph: they round at other
+places, by a quantization step each."""
+
+_QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"})
 
 LOOSE = {"float16": 1e-2, "bfloat16": 5e-2}
 
@@ -64,6 +71,11 @@ def _error(reference: Any, found: Any) -> float:
     if reference is None or found is None:
         return 0.0 if reference is found else float("inf")
     return relative_error(np.asarray(reference), np.asarray(found))
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a graph computes in integers, or may: then kernels round differently at different levels."""
+    return any(node.op_type in _QUANTIZERS for node in model.graph)
 
 
 def tolerance_of(outputs: Outputs) -> float:

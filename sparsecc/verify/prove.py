@@ -19,7 +19,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.options import CompileOptions
 from sparsecc.text import one_line, quoted
 from sparsecc.verify.narrowed import Narrowed
-from sparsecc.verify.numerics import Outputs, fidelity, tolerance_of, worst_error
+from sparsecc.verify.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.verify.oracle import masked
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ class Probes:
             wanted, found = plain.run(feeds), runner.run(feeds)
             error = worst_error(wanted, found)
             worst = max(worst, error)
-            if plan.quantization or error <= _AMPLIFIED * tolerance_of(wanted):
+            allowed = QUANTIZED if is_quantized(model) else _AMPLIFIED * tolerance_of(wanted)
+            if plan.quantization or error <= allowed:
                 continue
             if error > _AMPLIFIED * moved_by_rounding(plain, feeds, wanted):
                 raise InternalError(
