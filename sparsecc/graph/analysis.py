@@ -97,7 +97,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
     try:
         if found is None:
             raise CannotFollowError(reason_for_pin(node.domain, node.op_type))
-        if any(_has_body(a) for a in node.attributes.values()) and node.op_type not in _WITH_BODIES:
+        if any(_has_body(a) for a in node.attributes.values()):
             raise CannotFollowError("its body is not followed")
         found.follow(site)
     except (CannotFollowError, *_MISFITS) as stop:
@@ -112,8 +112,6 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
 
 _MISFITS = (ArithmeticError, IndexError, KeyError, StopIteration, ValueError)
 """What a rule meets where the shapes in a file are wrong: an axis that is not there, unequal ranks."""
-
-_WITH_BODIES: frozenset[str] = frozenset()
 
 
 def _has_body(attribute: ir.Attr) -> bool:

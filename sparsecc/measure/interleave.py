@@ -6,13 +6,13 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from sparsecc.collection import collector_paused
 from sparsecc.errors import InputError
 from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_ratio, ratio_of_rounds
 
@@ -144,7 +144,8 @@ def compare(
     repeats = _repeats(_warm_up(before, budget), _warm_up(after, budget))
     first: list[tuple[float, float]] = []
     second: list[tuple[float, float]] = []
-    with _no_garbage_collection():
+    gc.collect()
+    with collector_paused():
         end = time.perf_counter() + budget.seconds
         while len(first) < budget.pairs and (len(first) < _FEWEST_PAIRS or time.perf_counter() < end):
             if order.random() < 0.5:
@@ -162,7 +163,8 @@ def time_alone(run: Run, *, budget: Budget | None = None) -> tuple[Samples, Samp
     budget = budget or Budget()
     repeats = _repeats(_warm_up(run, budget))
     samples: list[tuple[float, float]] = []
-    with _no_garbage_collection():
+    gc.collect()
+    with collector_paused():
         end = time.perf_counter() + budget.seconds
         while len(samples) < budget.pairs and (len(samples) < _FEWEST_PAIRS or time.perf_counter() < end):
             samples.append(_sample(run, repeats))
@@ -206,15 +208,3 @@ def _sample(run: Run, repeats: int) -> tuple[float, float]:
         run()
     cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
     return max(cpu, 1) / repeats / 1e6, max(wall, 1) / repeats / 1e6
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

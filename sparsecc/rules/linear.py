@@ -144,6 +144,11 @@ def einsum(site: Site) -> None:
     if not arrow:
         letters = sorted(set(left) - {","})
         right = "".join(c for c in letters if left.count(c) == 1)
+    relate_letters(site, terms, right)
+
+
+def relate_letters(site: Site, terms: list[str], right: str) -> None:
+    """The axes of an einsum whose operands are `terms` and whose result is `right`."""
     bound: dict[str, Axis] = {}
     for operand, term in enumerate(terms):
         if len(set(term)) != len(term):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes import Axis
-from sparsecc.rules.linear import matrix_product
+from sparsecc.rules.linear import matrix_product, relate_letters
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
 from sparsecc.torch.site import AtenSite
@@ -126,19 +126,4 @@ def einsum(site: AtenSite) -> None:
     if "..." in equation or "->" not in equation:
         raise CannotFollowError("an equation with an ellipsis or no arrow is not followed")
     left, _, right = equation.partition("->")
-    terms = left.split(",")
-    bound: dict[str, Axis] = {}
-    for operand, term in enumerate(terms):
-        if len(set(term)) != len(term):
-            raise CannotFollowError("a diagonal is not followed")
-        for letter, axis in zip(term, site.axes(operand), strict=True):
-            bound[letter] = site.same(bound[letter], axis) if letter in bound else axis
-        summed = [i for i, letter in enumerate(term) if letter not in right]
-        if summed:
-            site.reduces(operand, summed)
-    if len(terms) > 1 and not any(site.is_constant(i) for i in range(len(terms))):
-        for letter, axis in bound.items():
-            shared = all(letter in term for term in terms) and letter in right
-            site.space.mark(axis, "head" if shared else "head_dim")
-    site.set([bound[letter] for letter in right])
-    site.multiplies(*bound.values())
+    relate_letters(site, left.split(","), right)
