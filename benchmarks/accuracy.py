@@ -66,8 +66,8 @@ def digits(name: str) -> Pair:
 
 def cifar(name: str) -> Pair:
     """A CIFAR-10 ResNet: 256 training images to calibrate on, 1,000 test images to score."""
-    images, _ = _cifar_batch(0)
-    test, labels = _cifar_batch(50)
+    images, _ = cifar_batch(0)
+    test, labels = cifar_batch(50)
 
     def accuracy(run: Run) -> float:
         answers = [next(iter(run({"image": test[i : i + 250]}).values())) for i in range(0, 1000, 250)]
@@ -77,7 +77,7 @@ def cifar(name: str) -> Pair:
     return Pair(SHARED / "cifar10" / f"{name}_cifar10.onnx", Samples(batches, True), accuracy)
 
 
-def _cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
+def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     folder = SHARED / "cifar10"
