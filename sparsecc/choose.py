@@ -177,7 +177,7 @@ def scored(
     for group in free:
         scores = np.asarray(criterion.score(group, evidence), dtype=np.float64)
         step = step_of(group, target, options.align)
-        floor = max(1, int(np.ceil(FLOOR * group.size)))
+        floor = max(group.least, int(np.ceil(FLOOR * group.size)))
         candidates.append(Candidate(group.atom, group.size, np.nan_to_num(scores, nan=np.inf), step, floor))
     return candidates
 

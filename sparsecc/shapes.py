@@ -34,9 +34,9 @@ LARGEST = 1 << 27
 """Sizes at which some value would have more elements than this are not tried."""
 
 _EVALUATED_NAMES = """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather
-GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not Or Pow
-Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Size Slice Split Sqrt
-Squeeze Sub Tile Transpose Unsqueeze Where"""
+GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not OneHot Or
+Pow Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterElements ScatterND Size Slice Split
+Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"""
 _EVALUATED = frozenset(_EVALUATED_NAMES.split())
 _FAILURES = (
     *(shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),

@@ -58,7 +58,9 @@ def random_half(groups: list[Group], seed: int) -> dict[Atom, np.ndarray]:
     for group in groups:
         if group.is_free:
             keep[group.atom] = np.ones(group.size, dtype=bool)
-            keep[group.atom][generator.permutation(group.size)[: group.size // 2]] = False
+            keep[group.atom][
+                generator.permutation(group.size)[: min(group.size // 2, group.size - group.least)]
+            ] = False
     return keep
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.collection import collector_paused
+from sparsecc.graph.numbering import pass_on, pin_numbered, settle
 from sparsecc.probe_sizes import Dims
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
@@ -56,6 +57,7 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     for node in model.graph:
         _follow(analysis, node)
     leave_outputs(analysis, pin=not prune_io)
+    settle(analysis.space, analysis.record)
     _tie_shared_weights(analysis)
     pin_parts_of_dynamic_axes(analysis)
     return analysis
@@ -82,6 +84,7 @@ def leave_outputs(analysis: Analysis, pin: bool) -> None:
         axes = analysis.record.axes.get(value, [])
         for axis in _fixed(axes, pin):
             analysis.space.pin(axis, f"graph output '{value.name}'")
+        pin_numbered(analysis.space, analysis.record, [value], "graph output")
 
 
 def _fixed(axes: list[Axis], pin: bool) -> list[Axis]:
@@ -106,6 +109,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
         pin_all(analysis, site, f"{site.title}: {reason}")
         record.unfollowed[node] = reason
     pin_unclaimed(analysis, site)
+    pass_on(site)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 

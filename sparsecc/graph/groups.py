@@ -13,6 +13,7 @@ from sparsecc.axes import Atom, atoms_of
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
+from sparsecc.graph.numbering import least_left
 
 MIXING = frozenset({"mean", "max", "min", "layernorm", "rmsnorm", "instancenorm", "groupnorm"})
 """Kinds of reduction for which zeroing removed slots in the dense model is not exact."""
@@ -24,7 +25,8 @@ class Group:
 
     `atom` is the free atom they are; `members` are (initializer, axis); `nodes` name who reads them. `pinned`
     says why nothing may go, None where it may. `mixes` is True where some operator's result depends on how
-    many slots there are (norms, means). `feeds_conv` is True where a convolution works on them.
+    many slots there are (norms, means). `feeds_conv` is True where a convolution works on them. `least` slots
+    stay whatever is asked, because so many are picked at run time.
     """
 
     id: int
@@ -37,6 +39,7 @@ class Group:
     mixes: bool
     feeds_conv: bool
     params: int
+    least: int = 1
 
     @property
     def is_free(self) -> bool:
@@ -58,6 +61,7 @@ def find_groups(
     """
     mixing = _mixing_atoms(analysis)
     users = _users(analysis)
+    least = least_left(analysis.record)
     allowed = {KINDS[name] for name in prune if name in KINDS}
     groups = []
     for number, (atom, members) in enumerate(prunable_atoms(analysis).items()):
@@ -80,6 +84,7 @@ def find_groups(
                 mixes=atom in mixing,
                 feeds_conv=any(n.op_type in _CONVOLUTIONS for n in nodes),
                 params=_params(analysis, members),
+                least=least.get(atom, 1),
             )
         )
     return groups

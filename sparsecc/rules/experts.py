@@ -1,8 +1,8 @@
 """Mixture of experts as one operator: stacked weights, and a router whose slots are the experts.
 
 Experts are chosen inside the operator from the router's scores, so an expert that is gone is one whose score
-is minus infinity. Where experts are chosen by nodes of their own (Softmax, TopK), these pin the router's
-slots.
+is minus infinity. Where experts are chosen by nodes of their own (Softmax, TopK, Gather), those nodes' rules
+relate them (`sparsecc/graph/numbering.py`).
 """
 
 from __future__ import annotations

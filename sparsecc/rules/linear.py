@@ -107,7 +107,7 @@ def matrix_product(site: Site, a: list[Axis], b: list[Axis], summed: tuple[int, 
     site.reduces(1, summed[1] if len(b) > 1 else -1)
     m, n = a[-2:-1], b[-1:] if len(b) > 1 else []
     batch = broadcast(site, [a[:-2], b[:-2]])
-    if not (site.is_constant(0) or site.is_constant(1)):
+    if not (site.is_weight(0) or site.is_weight(1)):
         for axis in batch:
             site.space.mark(axis, "head")
         for axis in (*m, k_a, *n):
@@ -158,7 +158,7 @@ def relate_letters(site: Site, terms: list[str], right: str) -> None:
         summed = [i for i, letter in enumerate(term) if letter not in right]
         if summed:
             site.reduces(operand, summed)
-    if len(terms) > 1 and not any(site.is_constant(i) for i in range(len(terms))):
+    if len(terms) > 1 and not any(site.is_weight(i) for i in range(len(terms))):
         for letter, axis in bound.items():
             shared = all(letter in term for term in terms) and letter in right
             site.space.mark(axis, "head" if shared else "head_dim")

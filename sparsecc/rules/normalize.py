@@ -139,9 +139,16 @@ def arg_extreme(site: Site) -> None:
 
 @rule("TopK")
 def top_k(site: Site) -> None:
-    """The searched axis is pinned: its slots are numbered."""
+    """Experts are chosen by it: then the numbers it gives pick their weights. Any other searched axis stays."""
     data, axis = site.axes(0), site.axis(default=-1)
-    site.pin(data[axis], "the searched axis")
+    wanted = site.out_shape()[axis]
+    if isinstance(wanted, int) and site.int_("largest", 1):
+        site.pin_unless_experts(data[axis], "the searched axis")
+        site.reduces(0, axis, "max")
+        site.record.chosen.append((data[axis], wanted))
+        site.record.numbers[site.node.outputs[1]] = data[axis]
+    else:
+        site.pin(data[axis], "the searched axis")
     for output in range(site.outputs()):
         found: Axis = site.fixed(site.out_shape(output)[axis], "the number of results")
         site.set([*data[:axis], found, *data[axis + 1 :]], output)
@@ -149,11 +156,16 @@ def top_k(site: Site) -> None:
 
 @rule("Softmax LogSoftmax Hardmax")
 def softmax(site: Site) -> None:
-    """The normalised axes are pinned: each slot's share depends on all others."""
+    """Each slot's share depends on all others, so the normalised axes stay, unless they are a router's experts."""
     data = site.axes(0)
     axis = site.axis(default=-1 if site.version >= 13 else 1)
     last = axis + 1 if site.version >= 13 else len(data)
-    site.pin(data[axis:last], f"axis {axis} is normalised by {site.node.op_type}: the axis")
+    reason = f"axis {axis} is normalised by {site.node.op_type}: the axis"
+    if last == axis + 1 and site.node.op_type == "Softmax":
+        site.pin_unless_experts(data[axis], reason)
+        site.reduces(0, axis, "max")
+    else:
+        site.pin(data[axis:last], reason)
     site.set(data)
 
 

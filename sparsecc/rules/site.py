@@ -44,6 +44,14 @@ class Record:
     reductions: list[Reduction] = field(default_factory=list)
     macs: dict[ir.Node, list[list[Axis]]] = field(default_factory=dict)
     memos: dict[ir.Node, Any] = field(default_factory=dict)
+    numbers: dict[ir.Value, Axis] = field(default_factory=dict)
+    """Values whose elements are numbers of slots, with the axis that these are slots of."""
+    picked: set[ir.Value] = field(default_factory=set)
+    """Weights that were picked from a stack of them."""
+    unless_experts: list[tuple[ir.Node, Axis, str]] = field(default_factory=list)
+    """Axes to be pinned for a reason, unless their slots are experts."""
+    chosen: list[tuple[Axis, int]] = field(default_factory=list)
+    """Axes of which so many slots are picked at run time."""
     constant: set[ir.Value] = field(default_factory=set)
     unfollowed: dict[ir.Node, str] = field(default_factory=dict)
 
@@ -58,6 +66,7 @@ class Site:
         self.record = record
         self.version = version
         self.claimed: set[int] = set()
+        self.looked_up: set[int] = set()
 
     # operands -----------------------------------------------------------------------------------------
 
@@ -96,6 +105,17 @@ class Site:
     def is_constant(self, operand: int) -> bool:
         """Whether an operand depends on nothing but initializers."""
         return self.value(operand) in self.record.constant
+
+    def is_weight(self, operand: int) -> bool:
+        """Whether an operand is constant, or picked at run time from a stack of constants."""
+        return self.is_constant(operand) or self.value(operand) in self.record.picked
+
+    def numbered(self, operand: int) -> Axis | None:
+        """The axis whose slots an operand holds numbers of. The rule then answers for what they are used for."""
+        found = self.record.numbers.get(self.value(operand))
+        if found is not None:
+            self.looked_up.add(operand)
+        return found
 
     def ignore(self, *operands: int) -> None:
         """These operands are read in a way that puts no constraint on their axes."""
@@ -154,6 +174,10 @@ class Site:
     def pin(self, axes: Axis | Sequence[Axis], reason: str) -> None:
         for axis in [axes] if isinstance(axes, Axis) else axes:
             self.space.pin(axis, f"{reason} of {self.title}")
+
+    def pin_unless_experts(self, axis: Axis, reason: str) -> None:
+        """Pin an axis at the end of the walk, if its slots did not turn out to be experts."""
+        self.record.unless_experts.append((self.node, axis, f"{reason} of {self.title}"))
 
     def fixed(self, size: Size, reason: str) -> Axis:
         """A fresh axis that can lose nothing."""
