@@ -18,6 +18,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from sparsecc.axes import Atom
 from sparsecc.graph.analysis import Analysis, analyse, prunable_atoms
+from sparsecc.graph.numbering import least_left
 from sparsecc.graph.rewrite import remove
 from sparsecc.verify.oracle import masked
 
@@ -107,10 +108,11 @@ def half_of_every_group(analysis: Analysis, seed: int = 2) -> dict[Atom, np.ndar
     """A random half of the slots of every free group."""
     rng = np.random.default_rng(seed)
     keep = {}
+    least = least_left(analysis.record)
     for atom in prunable_atoms(analysis):
         if atom.pin is None and isinstance(atom.size, int):
             slots = np.zeros(atom.size, dtype=bool)
-            slots[rng.permutation(atom.size)[: (atom.size + 1) // 2]] = True
+            slots[rng.permutation(atom.size)[: max((atom.size + 1) // 2, least.get(atom, 1))]] = True
             keep[atom] = slots
     return keep
 
