@@ -146,6 +146,33 @@ def qwen_moe() -> Model:
     return _causal("Qwen2Moe", {**settings, **moe, **shared})
 
 
+@entry("text", "transformer", "decoder", "moe")
+def deepseek_v3() -> Model:
+    """Experts in groups, scored by Sigmoid, chosen by a corrected score; attention through a latent."""
+    moe = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 44, **_BATCHED}
+    routing = {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
+    latent = {"q_lora_rank": 20, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12}
+    heads = {"v_head_dim": 12, "num_key_value_heads": 4}
+    settings = {k: v for k, v in _LLAMA.items() if k != "head_dim"}
+    return _causal("DeepseekV3", {**settings, **moe, **routing, **latent, **heads})
+
+
+@entry("text", "transformer", "decoder", "gqa", "moe")
+def gpt_oss() -> Model:
+    """The chosen scores are normalised, not all; gate and value alternate; experts have biases."""
+    moe = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 44, **_BATCHED}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    return _causal("GptOss", {**_LLAMA, **moe, **layers, **rope})
+
+
+@entry("text", "transformer", "decoder", "gqa", "moe")
+def qwen3_moe() -> Model:
+    """Queries and keys are normalised per head; the chosen scores sum to one."""
+    moe = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 44, **_BATCHED}
+    return _causal("Qwen3Moe", {**_LLAMA, **moe, "norm_topk_prob": True})
+
+
 @entry("text", "recurrent", "decoder", "tied")
 def mamba() -> Model:
     size = {"hidden_size": 36, "state_size": 6, "num_hidden_layers": 2, "expand": 2, "time_step_rank": 10}
