@@ -263,7 +263,7 @@ class Space:
     def _match_factors(self, a: Mul, b: Mul, pending: list[tuple[Axis, Axis]]) -> bool:
         left, right = factors_of(a)[::-1], factors_of(b)[::-1]
         while left and right:
-            p, q = left.pop(), right.pop()
+            p, q = resolve(left.pop()), resolve(right.pop())  # an atom may be bound since
             if p.size != q.size:
                 larger, rest, outer = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
                 inner = quotient(larger.size, outer)

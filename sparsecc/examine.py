@@ -28,10 +28,11 @@ from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.measure.pair import time_on
 from sparsecc.measure.roofline import layer_work, measured_machine, placed_under
 from sparsecc.measure.statistics import Percentiles
-from sparsecc.options import CompileOptions
+from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.report.assemble import device, pinned_reasons
 from sparsecc.report.topology import topology
 from sparsecc.targets import target_named
+from sparsecc.verify.foreign_plan import read_plan, require_fits
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.verify.planned import zeroed
@@ -226,7 +227,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -> list[dict[str, Any]]:
     """The outsider's check: zero what the plan says in the original, and compare outputs."""
-    plan = bundle.plan
+    plan = read_plan(bundle.plan)
     same = file_sha256(original) == plan["model"]["sha256"]
     detail = "is the model that was compiled" if same else "is not the model that was compiled"
     checks = [{"check": "original", "ok": same, "detail": f"{original.name} {detail}"}]
@@ -234,7 +235,7 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         return checks
     emit({"stage": "compare", "share": 0.5})
     mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
-    if mixed or plan["quantization"] or plan["patterns"] or plan.get("repaired"):
+    if mixed or plan["quantization"] or plan["patterns"] or plan["repaired"]:
         what = (
             f"{len(mixed)} removed groups are mixed by an operator"
             if mixed
@@ -247,14 +248,29 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         model = normalise(load_ir(original))
         in_integers = is_quantized(model)
-        sizes = bundle.report["verification"]["inputs"][0]
+        require_fits(plan, model)
+        sizes = _compared_sizes(bundle)
         path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
         feeds = random_feeds(model, seed=1, sizes=sizes)
-        narrowed = Narrowed.from_json(plan.get("io", {}))
-        wanted = narrowed.wanted(OnnxRuntimeCpu().load(path, level="none").run(feeds))
-        error = worst_error(wanted, runner.run(narrowed.feeds(feeds)))
+        narrowed = Narrowed.from_json(plan["io"])
+        dense = OnnxRuntimeCpu().load(path, level="none").run(feeds)
+        try:
+            wanted, smaller = narrowed.wanted(dense), narrowed.feeds(feeds)
+        except (KeyError, IndexError) as e:
+            raise InputError("plan.json keeps slots of inputs or outputs that the model does not have") from e
+        error = worst_error(wanted, runner.run(smaller))
     ok = error <= (QUANTIZED if in_integers else 16 * tolerance_of(wanted))
     return [*checks, {"check": "numerics", "ok": ok, "detail": f"largest relative error {error:.2g}"}]
+
+
+def _compared_sizes(bundle: Bundle) -> dict[str, list[int]]:
+    """The input sizes that the compile compared the models at. InputError when the report does not say."""
+    found = bundle.report.get("verification")
+    sizes = found.get("inputs") if isinstance(found, dict) else None
+    first = sizes[0] if isinstance(sizes, list) and sizes else None
+    if not isinstance(first, dict) or not all(map(are_sizes, first.values())):
+        raise InputError("report.json does not say at which sizes the models were compared: compile again")
+    return first
 
 
 def _model_file(path: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_type_hints
 
 from sparsecc.errors import InputError
 from sparsecc.graph.kinds import KINDS
 from sparsecc.names import unknown
 from sparsecc.targets import target_named
+from sparsecc.text import one_line
 
 Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
@@ -17,7 +18,13 @@ RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 KEYED = ("build", "quantize_options", "sparsity_options")
 """Options that hold KEY=VALUE pairs."""
 
+LISTED = ("keep", "only", "prune")
+"""Options that hold several names."""
+
 METRICS = ("macs", "params", "channels", "latency")
+
+SMALLEST_MEMORY = 16 << 20
+"""Bytes that calibration needs at least."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class CompileOptions:
     max_drop: float | None = None
     size: float | None = None
     calibration: str | None = None
+    calib_memory: int = 2 << 30
     evaluate: str | None = None
     inputs: tuple[tuple[str, Dims], ...] = ()
     criterion: str = "auto"
@@ -64,6 +72,9 @@ class CompileOptions:
         target_named(self.target)
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
+        if self.calib_memory < SMALLEST_MEMORY:
+            least = f"{SMALLEST_MEMORY >> 20}MiB"
+            raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")
         if self.metric not in METRICS:
             raise unknown("metric", "metrics", self.metric, METRICS)
         if self.recover not in RECOVERIES:
@@ -80,7 +91,8 @@ class CompileOptions:
         for name in values:
             if name not in known:
                 raise unknown("option", "options", name, known)
-        for name in ("keep", "only", "prune"):
+        _require_types(values)
+        for name in LISTED:
             if name in values:
                 values[name] = tuple(values[name])
         if "inputs" in values:
@@ -106,6 +118,52 @@ class CompileOptions:
     def profiles(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """The inputs with a range: (least, usual, largest) shape."""
         return {name: shape for name, shape in self.inputs if _is_range(shape)}
+
+
+def _require_types(values: Mapping[str, Any]) -> None:
+    """InputError for a value of another type than its option has: plain data may come from a stranger."""
+    hints = get_type_hints(CompileOptions)
+    for name, value in values.items():
+        if name in LISTED:
+            sound = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+        elif name == "inputs":
+            sound = _are_shapes(value)
+        elif name in KEYED:
+            sound = _are_pairs(value)
+        else:
+            sound = _is_of(value, hints[name])
+        if not sound:
+            raise InputError(
+                f"option {name} cannot be {one_line(repr(value), 60)}: see `sparsecc compile --help`"
+            )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whole numbers are numbers; flags are not."""
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
+
+
+def _are_shapes(given: Any) -> bool:
+    if not _are_pairs(given):
+        return False
+    shapes = given.values() if isinstance(given, Mapping) else [shape for _, shape in given]
+    return all(are_sizes(s) or (isinstance(s, list | tuple) and all(map(are_sizes, s))) for s in shapes)
+
+
+def are_sizes(shape: Any) -> bool:
+    """Whether it is a shape: a list of whole numbers, none negative."""
+    return isinstance(shape, list | tuple) and all(type(d) is int and d >= 0 for d in shape)
+
+
+def _are_pairs(given: Any) -> bool:
+    """A mapping of names, or a list of (name, value)."""
+    if isinstance(given, Mapping):
+        return all(isinstance(name, str) for name in given)
+    return isinstance(given, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in given
+    )
 
 
 def _is_shape(shape: Dims) -> TypeGuard[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsecc.cli import main
-from sparsecc.cli.recipe import LARGEST
+from sparsecc.recipe_file import LARGEST
 from tests.cli_recorder import Err, Recorder
 
 pytest_plugins = ("tests.cli_fixtures",)

@@ -7,29 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
 
-ROOT = Path(__file__).resolve().parents[1]
-SEEDS = {
-    "loader": [(ROOT / "models" / "digits_lstm.onnx").read_bytes()[:4000]],
-    "recipe": [b"target: onnxruntime\nratio: 0.5\ninputs:\n  x: [1, 3, 8, 8]\nkeep: ['conv*']\nseed: 0\n"],
-    "plan": [b'{"schema": "sparsecc.manifest/1", "files": {"plan.json": {"sha256": "00", "bytes": 3}}}'],
-}
+FOUND = sorted(path for path in (Path(__file__).parent / "fuzz" / "found").rglob("*") if path.is_file())
 
 
-def small_model() -> bytes:
-    """A model in which a byte matters more often than in one full of weights."""
-    from onnx import parser
-
-    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y)
-        <float[4,4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}> {
-            a = MatMul (x, w)
-            c, d = Split <axis = 1> (a)
-            e = Concat <axis = 1> (d, c)
-            y = Add (e, x)
-        }"""
-    data: bytes = parser.parse_model(text).SerializeToString()
-    return data
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_what_was_found_stays_mended(path: Path) -> None:
+    TARGETS[path.parent.name](path.read_bytes())
 
 
 def mutated(seed: bytes, rng: random.Random) -> bytes:
@@ -54,7 +40,7 @@ def mutated(seed: bytes, rng: random.Random) -> bytes:
 
 def fuzz(name: str, runs: int, seed: int) -> None:
     rng = random.Random(seed)
-    seeds = [*SEEDS[name], *([small_model()] if name == "loader" else [])]
+    seeds = SEEDS[name]()
     for _ in range(runs):
         data = mutated(rng.choice(seeds), rng)
         try:

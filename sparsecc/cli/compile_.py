@@ -11,10 +11,11 @@ import click
 from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
-from sparsecc.cli.recipe import KEYED, names_code, read_recipe
+from sparsecc.cli.recipe import KEYED, read_recipe
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
 from sparsecc.errors import InputError
+from sparsecc.recipe_file import names_code
 
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
@@ -180,6 +181,12 @@ DATA = (
         "--eval",
         metavar="FILE.py:FUNCTION",
         help="A function that scores a model: accuracy before and after.",
+    ),
+    _option(
+        "--calib-memory",
+        type=Value("SIZE", values.size),
+        help="Memory that calibration and repair may hold, e.g. 4GiB; beyond it they use the disk and several "
+        "passes.  [default: 2GiB]",
     ),
     options.inputs(),
     _option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),

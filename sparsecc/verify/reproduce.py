@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsecc.bundle import Bundle, versions
 from sparsecc.errors import InputError
-from sparsecc.text import one_line, quoted
+from sparsecc.recipe_file import load_recipe, names_code
+from sparsecc.text import quoted
 
 MEASURED = {"report.json", "report.html", "recipe.yaml"}
 """Files that hold measurements, or whether there were any."""
-
-_RECIPE_LIMIT = 1 << 20
 
 
 def reproduced(bundle: Bundle, original: Path, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -26,7 +23,7 @@ def reproduced(bundle: Bundle, original: Path, emit: Callable[[dict[str, Any]], 
     """
     from sparsecc.pipeline import compile_model
 
-    options = {**_recipe(bundle.folder / "recipe.yaml"), "measure": False}
+    options = {**options_in(bundle.folder / "recipe.yaml"), "measure": False}
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}
         compile_model(request, emit)
@@ -45,19 +42,15 @@ def _hash(files: dict[str, Any], name: str) -> object:
     return files[name].get("sha256") if isinstance(files.get(name), dict) else None
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_RECIPE_LIMIT)
-        recipe = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"{path.name} cannot be read: {one_line(str(e), 120)}: compile again") from e
-    if not isinstance(recipe, dict) or not all(isinstance(name, str) for name in recipe):
+def options_in(path: Path) -> dict[str, Any]:
+    """The options that a bundle's recipe holds. InputError when it holds none, or names code to run."""
+    recipe = load_recipe(str(path))
+    if not all(isinstance(name, str) for name in recipe):
         raise InputError(f"{path.name} holds no options: compile again")
-    for name in ("calibration", "evaluate"):
-        if ".py:" in str(recipe.get(name, "")) or str(recipe.get(name, "")).startswith("py:"):
+    for name, value in recipe.items():
+        if names_code(value):
             raise InputError(
-                f"{path.name} names code to run in '{name}', which nothing runs unasked: "
+                f"{path.name} names code to run in {quoted(name)}, which nothing runs unasked: "
                 "compile again with that option and compare the hashes of the two manifests"
             )
     return recipe
