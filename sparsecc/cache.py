@@ -94,6 +94,26 @@ class Cache:
                 os.unlink(temporary)
             raise self._failure(e) from e
 
+    def trim(self, limit: int) -> None:
+        """Remove what was written longest ago until at most `limit` bytes are left."""
+        facts = []
+        for path in self.root.glob("??/*"):
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                facts.append((found.st_mtime, found.st_size, path))
+        left = sum(size for _, size, _ in facts)
+        for _, size, path in sorted(facts):
+            if left <= limit:
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+            left -= size
+
+    def drop(self, key: str) -> None:
+        """Remove the value under `key`, if there is one."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(key))
+
     def _path(self, key: str) -> Path:
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.root / digest[:2] / digest[2:]

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsecc.allocators import Candidate, Selection, allocator_named
 from sparsecc.allocators.additive import distortion, losses_of
-from sparsecc.allocators.curves import measure
+from sparsecc.allocators.curves import known_or_measured
 from sparsecc.axes import Atom
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
@@ -45,8 +45,9 @@ class Source:
 class Choice:
     """The masks, what they cost by the asked metric, and whether the budget was reached.
 
-    `method` says how it was chosen; `predicted` is the relative output error that measured curves add up to,
-    None without them; `advised` is the largest ratio found at which it stays below POOR, where it does not.
+    `method` says how it was chosen, `calibration` what was collected for that; `predicted` is the relative
+    output error that measured curves add up to, None without them; `advised` is the largest ratio found at
+    which it stays below POOR, where it does not.
     """
 
     keep: dict[Atom, np.ndarray]
@@ -55,6 +56,7 @@ class Choice:
     after: float
     reached: bool
     method: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     predicted: float | None = None
     advised: float | None = None
 
@@ -92,6 +94,8 @@ def choose(
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
     method = {"criterion": criterion, "allocator": allocator.__name__, "curves": measured}
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
+    if evidence.stats is not None:
+        choice = replace(choice, calibration=evidence.stats.facts)
     return foreseen(choice, candidates, counts, cost) if measured else choice
 
 
@@ -118,16 +122,15 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     if source is None or not (needs or wants):
         return Evidence(weights)
     samples = source.samples()
-    return Evidence(
-        weights, collect(analysis, samples, source.scratch, seed=options.seed, threads=options.threads)
-    )
+    settings = {"seed": options.seed, "threads": options.threads, "memory": options.calib_memory}
+    return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
 
 
 def with_curves(
     analysis: Analysis, candidates: list[Candidate], stats: Stats, source: Source, threads: int
 ) -> list[Candidate]:
     """The candidates with measured loss curves, where measuring them does not take too long."""
-    curves = measure(analysis, candidates, stats, source.samples(), source.scratch, threads)
+    curves = known_or_measured(analysis, candidates, stats, source.samples(), source.scratch, threads)
     if curves is None:
         return candidates
     return [replace(c, curve=curves[c.atom]) for c in candidates]

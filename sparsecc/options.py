@@ -26,6 +26,9 @@ METRICS = ("macs", "params", "channels", "latency")
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
+SMALLEST_MEMORY = 16 << 20
+"""Bytes that calibration needs at least."""
+
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -45,6 +48,7 @@ class CompileOptions:
     max_drop: float | None = None
     size: float | None = None
     calibration: str | None = None
+    calib_memory: int = 2 << 30
     calib_memory: int = 2 << 30
     evaluate: str | None = None
     inputs: tuple[tuple[str, Dims], ...] = ()
@@ -72,6 +76,9 @@ class CompileOptions:
         target_named(self.target)
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
+        if self.calib_memory < SMALLEST_MEMORY:
+            least = f"{SMALLEST_MEMORY >> 20}MiB"
+            raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")
         if self.calib_memory < SMALLEST_MEMORY:
             least = f"{SMALLEST_MEMORY >> 20}MiB"
             raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")

@@ -14,8 +14,9 @@ import onnx_ir as ir
 import yaml
 
 from sparsecc.backends import backend_named
-from sparsecc.bundle import BundleWriter, file_sha256, versions
+from sparsecc.bundle import BundleWriter, file_sha256, size_of, versions
 from sparsecc.calibrate.samples import Samples, samples_of
+from sparsecc.calibrate.stats import RUN_FACTS
 from sparsecc.choose import POOR, Choice, Source, choose
 from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
@@ -128,8 +129,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("measure", 0.7):
         measured = assemble.measure(job, backend, compiled, probes)
     with job.stage("evaluate", 0.9):
-        accuracy = evaluate(job, backend, compiled, probes.narrowed)
-    sizes = {"before": size_of(job.scratch / "dense"), "after": size_of(bundle.folder)}
+        accuracy = evaluate(job, backend, compiled, probes)
+    sizes = {"before": probes.dense_bytes, "after": size_of(bundle.folder)}
     report = assemble.report(job, decision, verification, {**measured, "bytes": sizes}, accuracy)
     write_bundle(job, bundle, plan, report)
     return report, plan.to_json()
@@ -146,8 +147,9 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     model = normalise(load_ir(job.model))
-    probes = Probes(job.scratch, model, job.options)
+    probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()
+    probes.require_room()
     analysis = analyse(model, job.options.dims, prune_io=job.options.prune_io, runs=probes.runs)
     probes.settle(analysis)
     return analysis, probes
@@ -185,6 +187,9 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
 
 def note_choice(job: Job, choice: Choice) -> None:
     """How slots were chosen, for the report; a warning where the curves foresee a poor result."""
+    if choice.calibration:
+        told = {k: v for k, v in choice.calibration.items() if job.options.measure or k not in RUN_FACTS}
+        job.seconds.append({"name": "calibrate", "facts": told})
     if choice.method:
         facts = {**choice.method, "predicted_error": choice.predicted}
         job.seconds.append({"name": "choose", "facts": facts})
@@ -210,7 +215,7 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     if job.options.recover == "distill":
         budget, seed = job.options.recover_budget, job.options.seed
         facts, changed = distil(
-            analysis.model, dense, samples, job.scratch, budget=budget, seed=seed, progress=progress
+            analysis.model, dense, samples, kept, job.scratch, budget=budget, seed=seed, progress=progress
         )
         plan.repaired = sorted({*plan.repaired, *changed})
         job.seconds.append({"name": "distill", "facts": facts})
@@ -262,9 +267,3 @@ def write_bundle(job: Job, bundle: BundleWriter, plan: Plan, report: dict[str, A
 
 def _progress(emit: Emit, start: float, width: float) -> Callable[[str, float], None]:
     return lambda what, share: emit({"stage": what, "share": start + width * share})
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the model files in a folder."""
-    kinds = (".onnx", ".data", ".ort", ".engine", ".plan")
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)

@@ -88,6 +88,8 @@ class Workshop:
             )
         job.emit({"stage": "load", "share": 0.0})
         analysis, probes = pipeline.open_for_compile(job)
+        if probes.by_parts:
+            raise UnavailableError(f"{probes.too_large()}: {goal.words()} cannot be measured, give --ratio")
         shop = Workshop(job, goal, probes, [dict(one) for one in analysis.shapes.inputs])
         if goal.max_drop is not None:
             shop.dense_score = shop.score(probes.dense)
@@ -108,7 +110,7 @@ class Workshop:
         known = next((t for t in self.made if abs(t.removed - choice.removed) < 1e-9), None)
         if known is None:
             known = self.measured(
-                Trial(ratio, choice.removed, pipeline.size_of(folder), self.dense_bytes), folder
+                Trial(ratio, choice.removed, size_of(folder), self.dense_bytes), folder
             )
         trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(decision))
         self.made.append(trial)
@@ -119,11 +121,12 @@ class Workshop:
     def build(self, ratio: float, folder: Path) -> Decision:
         """The artefact at a ratio, in `folder`, made as a compile makes it."""
         options = replace(self.job.options, ratio=ratio)
-        job = Job(self.job.model, options, self.job.scratch, lambda event: None)
+        job = Job(self.job.model, options, self.job.scratch, lambda event: None, samples=self.job.samples)
         model = normalise(load_ir(job.model))
         analysis = analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at)
         analysis, depth = shorten(job, analysis, self.probes)
         decision = pipeline.decide(job, analysis, depth)
+        self.job.samples = job.samples
         self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
         remove(analysis, decision.choice.keep)
         pipeline.repair_pruned(job, analysis, decision)
@@ -139,7 +142,7 @@ class Workshop:
 
     @property
     def dense_bytes(self) -> int:
-        return pipeline.size_of(self.probes.dense.parent)
+        return self.probes.dense_bytes
 
     def measured(self, trial: Trial, folder: Path) -> Trial:
         """With its speed and score. What is near the goal is measured longer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +27,38 @@ WORK = 1e13
 """Multiply-accumulates that all curves together may take: some minutes on one core."""
 FEWEST, MOST = 8, 128
 _DAMPING = 0.01
+
+
+def known_or_measured(
+    analysis: Analysis,
+    candidates: Sequence[Candidate],
+    stats: Stats,
+    samples: Samples,
+    scratch: Path,
+    threads: int,
+) -> dict[Atom, dict[int, float]] | None:
+    """As `measure`; taken from the shelf where the same slots of the same model were tried before."""
+    entry = f"{stats.digest}-curves-{_tried(candidates)}"
+    file = stats.shelf.find(entry)
+    if file is None:
+        found = measure(analysis, candidates, stats, samples, scratch, threads)
+        rows = None if found is None else [sorted(found[c.atom].items()) for c in candidates]
+        stats.shelf.path(entry).write_text(json.dumps(rows))
+        stats.shelf.keep(entry)
+        return found
+    rows = json.loads(file.read_text())
+    if rows is None:
+        return None
+    return {c.atom: {int(n): float(v) for n, v in row} for c, row in zip(candidates, rows, strict=True)}
+
+
+def _tried(candidates: Sequence[Candidate]) -> str:
+    """The hash of the slots that are left at every level of every curve."""
+    digest = hashlib.sha256()
+    for candidate in candidates:
+        for count in levels_of(candidate):
+            digest.update(repr((candidate.size, count)).encode() + candidate.best(count).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def measure(
@@ -98,16 +132,17 @@ def refit_readers(model: ir.Model, stats: Stats, atom: Atom, keep: np.ndarray) -
 
 def refitted(layer: Layer, owners: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """The layer's dense-shaped matrix with removed columns zero and the others refitted."""
-    weight, covariance = layer.consumer.matrix(), layer.covariance().astype(np.float64)
+    weight = layer.consumer.matrix()
     result = np.zeros_like(weight)
-    for group in range(len(weight)):
-        stays = (owners[group] < 0) | keep[np.maximum(owners[group], 0)]
-        inside = covariance[group][np.ix_(stays, stays)]
+    for block in layer.blocks():
+        own, covariance = owners[block.group, block.columns], block.covariance.astype(np.float64)
+        stays = (own < 0) | keep[np.maximum(own, 0)]
+        inside = covariance[np.ix_(stays, stays)]
         diagonal = np.einsum("kk->k", inside)
         diagonal += _DAMPING * (float(diagonal.mean()) if diagonal.size and diagonal.mean() > 0 else 1.0)
-        cross = covariance[group][np.ix_(~stays, stays)]
-        change = np.linalg.solve(inside, cross.T).T
-        result[group][:, stays] = weight[group][:, stays] + weight[group][:, ~stays] @ change
+        change = np.linalg.solve(inside, covariance[np.ix_(~stays, stays)].T).T
+        part = weight[block.group][:, block.columns]
+        result[block.group][:, block.columns][:, stays] = part[:, stays] + part[:, ~stays] @ change
     return result
 
 

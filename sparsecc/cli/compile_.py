@@ -188,6 +188,12 @@ DATA = (
         help="Memory that calibration and repair may hold, e.g. 4GiB; beyond it they use the disk and several "
         "passes.  [default: 2GiB]",
     ),
+    _option(
+        "--calib-memory",
+        type=Value("SIZE", values.size),
+        help="Memory that calibration and repair may hold, e.g. 4GiB; beyond it they use the disk and several "
+        "passes.  [default: 2GiB]",
+    ),
     options.inputs(),
     _option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
 )

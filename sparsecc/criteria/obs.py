@@ -65,10 +65,12 @@ def greedy(atom: Atom, size: int, stats: Stats) -> Removal | None:
 
 
 def _readers(layer: Layer, atom: Atom) -> Iterator[_Reader]:
-    owners, weight, covariance = layer.owners(atom), layer.consumer.matrix(), layer.covariance()
-    for group in range(len(owners)):
-        if (owners[group] >= 0).any():
-            yield _Reader(weight[group], covariance[group].astype(np.float64), owners[group])
+    owners, weight = layer.owners(atom), layer.consumer.matrix()
+    for block in layer.blocks():
+        own = owners[block.group, block.columns]
+        if (own >= 0).any():
+            part = weight[block.group][:, block.columns]
+            yield _Reader(part, block.covariance.astype(np.float64), own)
 
 
 class _Reader:

@@ -50,7 +50,13 @@ def run_repair(
     progress: Callable[[str, float], None],
 ) -> Repair:
     """Repair a pruned model in place against the dense one on disk."""
-    settings = Settings(method_for(options), seed=options.seed, threads=options.threads, progress=progress)
+    settings = Settings(
+        method_for(options),
+        seed=options.seed,
+        threads=options.threads,
+        memory=options.calib_memory,
+        progress=progress,
+    )
     return repair(normalise(load_ir(dense)), pruned, kept, samples, scratch, settings)
 
 
