@@ -96,13 +96,22 @@ def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Results:
-    """Rows of both tables, written after each."""
+    """Rows of both tables, written after each; a later run goes on where one was stopped."""
 
     file: Path
     targets: list[dict[str, Any]]
     table: list[dict[str, Any]]
 
-    def write(self) -> None:
+    @staticmethod
+    def at(file: Path) -> Results:
+        known = json.loads(file.read_text()) if file.is_file() else {"targets": [], "table": []}
+        return Results(file, known["targets"], known["table"])
+
+    def has(self, rows: list[dict[str, Any]], **key: Any) -> bool:
+        return any(all(row.get(name) == value for name, value in key.items()) for row in rows)
+
+    def add(self, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        rows.append(row)
         self.file.write_text(json.dumps({"targets": self.targets, "table": self.table}, indent=1) + "\n")
 
 
@@ -112,8 +121,10 @@ def run(given: argparse.Namespace, paths: list[Path], results: Results) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             for ratio in given.ratios:
+                if results.has(results.table, model=path.name, ratio=ratio):
+                    continue
                 try:
-                    results.table.append(table_row(path, ratio, folder))
+                    results.add(results.table, table_row(path, ratio, folder))
                 except SparseccError as e:
                     print(f"{path.name}: {e}", file=sys.stderr)
                     continue
@@ -122,9 +133,9 @@ def run(given: argparse.Namespace, paths: list[Path], results: Results) -> None:
                 print(f"{row['model']} at {ratio}: {told}", flush=True)
             for metric in given.metrics:
                 for wanted in given.speedups:
-                    results.targets.append(target_row(path, wanted, metric, folder))
-                    print(line(results.targets[-1]), flush=True)
-        results.write()
+                    if not results.has(results.targets, model=path.name, metric=metric, wanted=wanted):
+                        results.add(results.targets, target_row(path, wanted, metric, folder))
+                        print(line(results.targets[-1]), flush=True)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -149,7 +160,7 @@ def main() -> None:
     paths = [p for p in paths if p.is_file() and (not given.names or any(n in p.name for n in given.names))]
     if not paths:
         sys.exit(f"no models under {shared()}: set SPARSECC_SHARED")
-    results = Results(given.output, [], [])
+    results = Results.at(given.output)
     run(given, paths, results)
     if results.table:
         print(f"table: median error {median(abs(row['error']) for row in results.table):.1%}")
