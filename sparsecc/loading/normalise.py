@@ -7,24 +7,25 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     InlinePass,
-    LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
 )
 
+from sparsecc.bodies import name_values, one_scope
 from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
-from sparsecc.text import quoted
+from sparsecc.text import one_line, quoted
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
 
-    An If whose condition is the same for every input gives way to its branch.
+    An If whose condition is the same for every input gives way to its branch. Weights inside bodies become
+    weights of the main graph, which the bodies read.
 
-    Names of inputs, outputs and initializers stay. Weights that are also graph inputs stay inputs, and
-    their default value is what gets compiled, except in files of IR version 3, which had to list them: runtimes
-    fold only what cannot be overridden. InputError for inputs and
+    Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Weights
+    that are also graph inputs stay inputs, and their default value is what gets compiled, except in files of IR
+    version 3, which had to list them: runtimes fold only what cannot be overridden. InputError for inputs and
     outputs that are maps or opaque.
     """
     for name in model.meta.get(TYPES, {}):
@@ -32,15 +33,25 @@ def normalise(model: ir.Model) -> ir.Model:
             f"{quoted(name)} is a map or opaque: only tensors can be compiled, cut that part off"
         )
     if model.functions:
-        model = InlinePass()(model).model
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        model = _inlined(model)
+    one_scope(model)
     if model.ir_version < 4:
         RemoveInitializersFromInputsPass()(model)
     _mend_header(model)
-    _name_everything(model.graph)
+    _name_nodes(model)
     if take_known_branches(model):
-        _name_everything(model.graph)
+        name_values(model)
+        _name_nodes(model)
     return model
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """The model with every call replaced by what it calls. InputError where onnx_ir cannot, as for functions of
+    another opset than the model's."""
+    try:
+        return InlinePass()(model).model
+    except ValueError as e:
+        raise InputError(f"cannot inline the functions: {one_line(str(e), 200)}; export them inlined") from e
 
 
 _READ_BY_ALL = 10
@@ -74,28 +85,13 @@ def _mend_header(model: ir.Model) -> None:
             model.opset_imports.setdefault(node.domain, 1)
 
 
-def _name_everything(graph: ir.Graph) -> None:
-    """Give nameless values and nodes names, and repeated node names a number."""
-    taken = set(graph.initializers) | {v.name for v in (*graph.inputs, *graph.outputs) if v.name}
-    taken |= {v.name for node in graph for v in node.outputs if v.name}
+def _name_nodes(model: ir.Model) -> None:
+    """Give nameless nodes names, and repeated names a number."""
     nodes: dict[str, int] = {}
-    for number, node in enumerate(graph):
-        for output in node.outputs:
-            if not output.name:
-                output.name = _fresh(f"{node.op_type}_{number}_out", taken)
+    for number, node in enumerate(model.graph.all_nodes()):
         name = node.name or f"{node.op_type}_{number}"
         while name in nodes:
             nodes[name] += 1
             name = f"{name}_{nodes[name]}"
         nodes[name] = 0
         node.name = name
-
-
-def _fresh(stem: str, taken: set[str]) -> str:
-    name = stem
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{stem}{number}"
-    taken.add(name)
-    return name
