@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
@@ -89,19 +91,38 @@ def session_options(
 
 
 def open_session(source: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on a file or on the bytes of one. InputError when ONNX Runtime refuses the model."""
+    """A session on a file or on the bytes of one. InputError when ONNX Runtime refuses the model.
+
+    A file in bfloat16, for which the CPU has few kernels, runs emulated: see `sparsecc.backends.bfloat16`.
+    """
     where = source.name if isinstance(source, Path) else "model"
     if isinstance(source, Path) and not source.is_file():
         raise InputError(f"{source}: no such file: check the path")
     try:
-        return ort.InferenceSession(
-            str(source) if isinstance(source, Path) else source, sess_options=options, providers=PROVIDERS
-        )
+        return _session(source, options)
     except RuntimeFailure as e:
+        if isinstance(e, _state.NotImplemented) and isinstance(source, Path):
+            from sparsecc.backends.bfloat16 import emulated
+
+            if (twin := emulated(source)) is not None:
+                return _session_on(twin, options)
         reason = plain_reason(e)
         raise InputError(
             f"{where}: ONNX Runtime {ort.__version__} refuses it: {reason}: {_next_step(e)}"
         ) from e
+
+
+def _session(source: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    model = str(source) if isinstance(source, Path) else source
+    return ort.InferenceSession(model, sess_options=options, providers=PROVIDERS)
+
+
+def _session_on(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    """By way of a file, since weights may exceed what one message holds."""
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return _session(path, options)
 
 
 def _next_step(error: Exception) -> str:

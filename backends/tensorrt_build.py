@@ -30,7 +30,7 @@ from sparsecc.backends.tensorrt_api import (
 )
 from sparsecc.backends.tensorrt_cache import TimingCacheFile
 from sparsecc.backends.tensorrt_device import NoGpuError, gpus
-from sparsecc.backends.tensorrt_errors import Refusal, build_failure, parse_refusal, summary
+from sparsecc.backends.tensorrt_errors import Refusal, build_failure, nodes_of, parse_refusal, summary
 from sparsecc.backends.tensorrt_options import BuildOptions, Profile, Shape
 from sparsecc.backends.tensorrt_plans import vouch_for
 from sparsecc.backends.tensorrt_types import (
@@ -82,7 +82,9 @@ def build_plan(
     facts = _configure(api, flavour, builder, config, parsed.network, options)
     cache = TimingCacheFile.open(flavour, api.__version__, options.timing_cache)
     cache.attach(config)
-    data = _serialized(api, builder, parsed, config, log, progress)
+    data = _serialized(api, builder, parsed, config, progress)
+    if data is None:
+        raise _failed(log, onnx)
     cache.keep(config)
     plan.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
@@ -313,16 +315,18 @@ def _profile_of(tensor: ITensor, given: Profile | None) -> Profile | None:
 
 
 def _serialized(
-    api: Api, builder: Builder, parsed: _Parsed, config: IBuilderConfig, log: Log, progress: Progress
-) -> bytes:
+    api: Api, builder: Builder, parsed: _Parsed, config: IBuilderConfig, progress: Progress
+) -> bytes | None:
     cancelled = threading.Event()
     config.progress_monitor = progress_monitor(
         api, lambda what, share: progress(what, _PARSED + (1 - _PARSED) * share), cancelled
     )
     with interruptible(cancelled):
         memory = builder.build_serialized_network(parsed.network, config)
-    if memory is None:
-        reason, remedy = build_failure(log.errors)
-        kind = UnavailableError if THREE_WAYS.split(",")[0] in remedy else InputError
-        raise kind(f"the engine does not build: {reason}: {remedy}")
-    return bytes(cast(Any, memory))
+    return None if memory is None else bytes(cast(Any, memory))
+
+
+def _failed(log: Log, onnx: Path) -> InputError | UnavailableError:
+    refusal = build_failure(log.errors, nodes_of(onnx))
+    kind = UnavailableError if THREE_WAYS.split(",")[0] in refusal.remedy else InputError
+    return kind(f"{quoted(onnx.name)} does not build: {refusal}")

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sparsecc.text import one_line, quoted
+
+Nodes = Mapping[str, str]
+"""Node name -> operator, of the model that is built."""
 
 _POSITION = re.compile(r"\s*In [\w:~<>()]+ at [^\s()]+:\d+\)?")
 _PREFIX = re.compile(
     r"^(?:[\w.]+:\d+: )?(?:\[?[\w:.]+\]?:+ ?)*Error Code \d+: (?:[A-Z]\w*(?: [A-Z]\w*)* )?\(?"
 )
 _ASSERTION = re.compile(r"^Assertion failed: .*?:\s*")
+_LAYER = re.compile(
+    r"\bI\w+Layer (?P<layer>\S.*?): "
+    r"|\bfor node (?P<node>\{ForeignNode\[.*?\]\}|\S.*?)(?=\.?(?: due to| with|\. |\)|\s*$))"
+    r"|\bstream = \d+ // (?P<comment>\S+)"
+    r"|\b__mye\d+(?P<constant>[\w./]+?)_(?:alpha|beta)\b",
+    re.MULTILINE,
+)
+"""Where the builder names a layer: the layer itself, a kernel's node, and Myelin's listing of one operation."""
+_ENDING = re.compile(r"[^A-Za-z0-9](?!\d)")
+_FUSED = re.compile(r"\{ForeignNode\[|\]\}|\.{3}| \+ ")
+_REPEATED = re.compile(r"^I\w+Layer (\S+): (?:\1: )?")
 _CUDA_NOISE = re.compile(r"\[?checkMacros|catchCudaError|cudaError 35")
 
 
@@ -98,8 +113,23 @@ _BUILD_RULES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"[Cc]ould not find any implementation for node",
-        "no kernel fits one of its layers",
+        "no kernel fits it",
         "raise the option workspace, or remove tactic_sources",
+    ),
+    (
+        r"Could not infer output types for operation",
+        "there is no kernel for it in this type",
+        "keep it in float32 with --quantize-option exclude=NODE",
+    ),
+    (
+        r"changes volume|must be conformable|mismatching dimensions|out of bounds|same dimensions",
+        "its shapes do not fit together at the sizes that it is built for (FACT)",
+        "give others with --input name:min|opt|max, or export with these dimensions free",
+    ),
+    (
+        r"exceeds the maximum value allowed",
+        "it asks for more than TensorRT has kernels for (FACT)",
+        "make it smaller, or move that part of the model out of the engine",
     ),
     (
         r"(?i)min.*opt.*max|profile.*(?:invalid|out of range|violat)",
@@ -130,14 +160,52 @@ def summary(refusals: Sequence[Refusal]) -> str:
     return f"{named[0]}{more}"
 
 
-def build_failure(lines: Sequence[str]) -> tuple[str, str]:
-    """(reason, remedy) from the error lines of a failed build, in their order; the first known decides."""
+def build_failure(lines: Sequence[str], nodes: Nodes) -> Refusal:
+    """The refusal in the error lines of a failed build, in their order; the first known one decides.
+
+    It is about the node of the model that the builder's layer came from, where a line tells that.
+    """
+    node = next((found for line in lines if (found := node_in(line, nodes))), "")
+    operator = nodes.get(node, "")
     for line in lines:
         for pattern, reason, remedy in _BUILD_RULES:
             if re.search(pattern, line):
-                return reason, remedy
+                reason = reason.replace("FACT", plain(line))
+                return Refusal(node, operator, reason, remedy.replace("NODE", node or "NODE"))
     text = next((p for p in (plain(line) for line in lines) if p), "it gave no reason")
-    return f"TensorRT says: {text}", "run again with --debug to keep its log"
+    remedy = (
+        "change that node or keep it out of the engine" if node else "run again with --debug to keep its log"
+    )
+    return Refusal(node, operator, f"TensorRT says: {text}", remedy)
+
+
+def node_in(line: str, nodes: Nodes) -> str:
+    """The node of the model that an error line of the builder is about, or "".
+
+    Layers bear the names of their nodes, alone, joined by `+` where several became one, or as the first and last
+    of a region, and sometimes with an ending of TensorRT's own.
+    """
+    for layer in _layers_in(line):
+        if layer in nodes:
+            return layer
+        begins = [name for name in nodes if layer.startswith(name) and _ENDING.match(layer[len(name) :])]
+        if begins:
+            return max(begins, key=len)
+    return ""
+
+
+def _layers_in(line: str) -> Iterator[str]:
+    for found in _LAYER.finditer(line):
+        name = next(group for group in found.groups() if group)
+        yield name
+        yield from (part for part in _FUSED.split(name) if part)
+
+
+def nodes_of(onnx: Path) -> dict[str, str]:
+    """The nodes of an ONNX file by name, with their operators; its weights are not read."""
+    import onnx_ir as ir
+
+    return {node.name: node.op_type for node in ir.load(onnx).graph.all_nodes() if node.name}
 
 
 def plain(text: str) -> str:
@@ -147,4 +215,7 @@ def plain(text: str) -> str:
     body = _POSITION.sub("", body)
     body = _PREFIX.sub("", body)
     body = _ASSERTION.sub("", body)
-    return one_line(body.strip(" .:()"), 220)
+    body = _REPEATED.sub("", body).strip(" .:")
+    while body.endswith(")") and body.count(")") > body.count("("):
+        body = body[:-1].rstrip(" .")
+    return one_line(body, 220)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsecc.backends.base import LayerTime, Progress
 from sparsecc.backends.tensorrt_build import sparsity_lines
+from sparsecc.backends.tensorrt_errors import Nodes, build_failure, nodes_of
 from sparsecc.backends.tensorrt_options import BuildOptions
 from sparsecc.backends.tensorrt_trtexec import (
     ENGINE,
@@ -21,6 +22,7 @@ from sparsecc.backends.tensorrt_trtexec import (
     build_argv,
     checked_version,
     dotted,
+    error_lines,
     failure_line,
     parse_profile,
     parse_times,
@@ -72,7 +74,8 @@ def build_on(device: Device, folder: Path, options: BuildOptions, progress: Prog
     done = device.run(argv, timeout=BUILD_SECONDS)
     log = done.stdout + done.stderr
     (folder / "build.log").write_text(log, encoding="utf-8")
-    _check(device, done, "build the model")
+    if done.status != 0:
+        raise _failed_build(device, log, nodes_of(folder / ONNX))
     progress("fetching", 0.9)
     device.get(ENGINE, folder / ENGINE, limit=_LARGEST_PLAN)
     device.get(LAYERS, folder / "model.layers.json", limit=_LARGEST_JSON)
@@ -129,8 +132,14 @@ def _fetched_text(device: Device, name: str, folder: Path) -> str:
         fetched.unlink(missing_ok=True)
 
 
+def _failed_build(device: Device, log: str, nodes: Nodes) -> InputError:
+    where = one_line(device.spec, 80)
+    refusal = build_failure(error_lines(log), nodes)
+    return InputError(f"trtexec on {where} did not build the model: {refusal} (its log: build.log)")
+
+
 def _check(device: Device, done: Completed, what: str) -> None:
     if done.status != 0:
         reason = failure_line(done.stdout + done.stderr)
         where = one_line(device.spec, 80)
-        raise InputError(f"trtexec on {where} did not {what}: {reason}: see build.log, or try --emit onnx")
+        raise InputError(f"trtexec on {where} did not {what}: {reason}: build the plan again on that device")

@@ -76,7 +76,11 @@ def main() -> int:
     here = pathlib.Path(__file__).resolve().parent
     logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as e:
+        print(f"TensorRT's builder does not start here (no usable GPU or driver): {{e}}", file=sys.stderr)
+        return 3
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(here / "{onnx}")):

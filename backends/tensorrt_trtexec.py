@@ -145,15 +145,15 @@ def parse_profile(text: str) -> list[LayerTime]:
     ]
 
 
+def error_lines(output: str) -> list[str]:
+    """The errors that trtexec logged, without its stamps; its last line where it logged none."""
+    errors = [line.partition("[E]")[2].strip() for line in output.splitlines() if "[E]" in line]
+    return errors or (output.strip().splitlines() or ["it printed nothing"])[-1:]
+
+
 def failure_line(output: str) -> str:
-    """The last error that trtexec logged, on one line."""
-    errors = [line for line in output.splitlines() if "[E]" in line]
-    text = (
-        errors[-1].partition("[E]")[2]
-        if errors
-        else (output.strip().splitlines() or ["it printed nothing"])[-1]
-    )
-    return one_line(text.strip(), 240)
+    """The last of them, on one line."""
+    return one_line(error_lines(output)[-1], 240)
 
 
 _HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}

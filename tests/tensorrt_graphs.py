@@ -206,3 +206,59 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         "does not hold as many elements",
     ),
 }
+
+
+def _bf16_upsampling() -> onnx.ModelProto:
+    node, bf16 = helper.make_node, TensorProto.BFLOAT16
+    model = _model(
+        [
+            node("Cast", ["x"], ["a"], "down", to=bf16),
+            node("Cast", ["w"], ["wb"], "down_weight", to=bf16),
+            node("ConvTranspose", ["a", "wb"], ["b"], "decoder/up", strides=[2, 2]),
+            node("Cast", ["b"], ["y"], "back", to=TensorProto.FLOAT),
+        ],
+        [("x", TensorProto.FLOAT, (1, 8, 8, 8))],
+        [("y", TensorProto.FLOAT, (1, 8, 16, 16))],
+        _weights(7, w=(8, 8, 2, 2)),
+    )
+    model.opset_import[0].version, model.ir_version = 22, 10
+    return model
+
+
+def _with_constant(op: str, name: str, shape: Sequence[int | str], array: np.ndarray) -> onnx.ModelProto:
+    nodes = [helper.make_node("Relu", ["x"], ["r"], "first"), helper.make_node(op, ["r", "c"], ["y"], name)]
+    outputs: list[Value] = [("y", TensorProto.FLOAT, tuple(f"d{i}" for i in range(len(shape))))]
+    return _model(nodes, [("x", TensorProto.FLOAT, shape)], outputs, {"c": array})
+
+
+FAILING: dict[str, tuple[onnx.ModelProto, dict[str, str], str]] = {
+    "reshape": (
+        _with_constant("Reshape", "to_squares", ("n", 6), np.array([4, 4], np.int64)),
+        {"x": "2x6"},
+        "node 'to_squares' (Reshape): its shapes do not fit together at the sizes that it is built for "
+        "(reshape changes volume. Reshaping [2,6] to [4,4]): give others with --input",
+    ),
+    "matmul": (
+        _with_constant("MatMul", "block/product", (2, "n"), np.ones((6, 3), np.float32)),
+        {"x": "2x5"},
+        "node 'block/product' (MatMul): its shapes do not fit together",
+    ),
+    "topk": (
+        _model(
+            [helper.make_node("TopK", ["x", "k"], ["y", "i"], "best")],
+            [("x", TensorProto.FLOAT, (1, 8000))],
+            [("y", TensorProto.FLOAT, (1, 5000))],
+            {"k": np.array([5000], np.int64)},
+        ),
+        {},
+        "node 'best' (TopK): it asks for more than TensorRT has kernels for (K exceeds the maximum value allowed "
+        "(3840)): make it smaller",
+    ),
+    "type": (
+        _bf16_upsampling(),
+        {},
+        "node 'decoder/up' (ConvTranspose): there is no kernel for it in this type: keep it in float32 with "
+        "--quantize-option exclude=decoder/up",
+    ),
+}
+"""Graphs that the parser takes and the builder refuses: model, profiles, and what the message must say."""

@@ -1,4 +1,8 @@
-"""Every name of TensorRT's that our code uses exists in the real APIs of TensorRT 10, 11 and RTX."""
+"""Every name of TensorRT's that our code uses exists in the real APIs of TensorRT 10, 11 and RTX.
+
+The lists of names are quick to read. The slow tests (`make contract`) import NVIDIA's real bindings of 10 and 11
+instead, which also tell how many arguments everything takes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import pytest
 
 from sparsecc.backends.tensorrt_options import BuildOptions
 from sparsecc.backends.tensorrt_scripts import python_script
+from tests.tensorrt_bindings import Bindings, accepted, as_members, bindings
 
 VERSIONS = ("10.16", "11.4")
 NOT_OF_TENSORRT = {"Severity", "Enumerator", "Members", "Api", "OnlyRtxApi"}
@@ -80,6 +85,87 @@ def test_a_name_that_is_gone_is_found(version: str, root: Path, shared: Path) ->
     del names["MemoryPoolType"]
     found = _missing(root, names, rtx=False)
     assert {"IBuilderConfig.set_flag", "MemoryPoolType.WORKSPACE"} <= set(found)
+
+
+@pytest.fixture(scope="module", params=[10, 11])
+def real(request: pytest.FixtureRequest) -> Bindings:
+    """NVIDIA's own module of a major version, kept in pytest's cache."""
+    return bindings(request.param, request.config.cache.mkdir("tensorrt-bindings"))
+
+
+@pytest.mark.slow
+def test_names_exist_in_the_real_bindings(real: Bindings, root: Path) -> None:
+    names = real.names()
+    assert _missing(root, as_members(names), rtx=False) == []
+    removed = {name: {m: d for m, d in of.items() if m != "set_flag"} for name, of in names.items()}
+    assert _missing(root, as_members(removed), rtx=False) == ["IBuilderConfig.set_flag"]
+
+
+@pytest.mark.slow
+def test_calls_have_as_many_arguments_as_the_real_bindings_take(real: Bindings, root: Path) -> None:
+    names, wrong, checked = real.names(), [], 0
+    for owner, name, given in _calls(root):
+        forms = accepted(names[owner][name])
+        checked += bool(forms)
+        if forms and not any(least <= given <= most for least, most in forms):
+            wrong.append(f"{owner}.{name} with {given}: it takes {forms}")
+    assert wrong == []
+    assert checked > 40
+
+
+def _calls(root: Path) -> Iterator[tuple[str, str, int]]:
+    """(class, function, number of arguments) of all that tensorrt_types calls; class "" is the module."""
+    for name, node in _types(root).items():
+        if name.startswith("OnlyRtx") or (name in NOT_OF_TENSORRT and name != "Api"):
+            continue
+        for function in (s for s in node.body if isinstance(s, ast.FunctionDef)):
+            if not function.name.startswith("__"):
+                arguments = function.args.posonlyargs or function.args.args
+                yield "" if name == "Api" else name, function.name, len(arguments) - 1
+
+
+_OURS = """
+import sys, threading
+import tensorrt_bindings as api
+from sparsecc.backends.tensorrt_api import TENSORRT, Log, logger_into, make_builder, progress_monitor
+from sparsecc.errors import UnavailableError
+
+log, seen, stop = Log(), [], threading.Event()
+logger = logger_into(api, log)
+for severity in (api.ILogger.Severity.ERROR, api.ILogger.Severity.WARNING, api.ILogger.Severity.VERBOSE):
+    logger.log(severity, severity.name)
+assert (log.errors, log.warnings, list(log.other)) == (["ERROR"], ["WARNING"], ["VERBOSE"]), log
+monitor = progress_monitor(api, lambda what, share: seen.append((what, share)), stop)
+monitor.phase_start("all", None, 2)
+assert monitor.step_complete("all", 0) is True
+stop.set()
+assert monitor.step_complete("all", 1) is False
+assert seen == [("all", 0.5), ("all", 1.0)], seen
+try:
+    make_builder(api, TENSORRT, logger)
+except UnavailableError as e:
+    print(e)
+"""
+
+
+@pytest.mark.slow
+def test_our_classes_derive_from_the_real_ones(real: Bindings, root: Path) -> None:
+    done = real.run(_OURS, extra=root)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "its builder does not start here (no usable GPU or driver): use --target tensorrt-rtx" in done.stdout
+    )
+
+
+@pytest.mark.slow
+def test_the_emitted_script_runs_up_to_the_builder(real: Bindings, tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(python_script(BuildOptions()))
+    done = real.run(
+        "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')", str(tmp_path / "build.py")
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("TensorRT's builder does not start here")
+    assert len(done.stderr.splitlines()) == 1
 
 
 RECEIVERS = {

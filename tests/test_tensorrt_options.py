@@ -24,7 +24,7 @@ from sparsecc.backends import tensorrt_api, tensorrt_build, tensorrt_cache
 from sparsecc.backends.tensorrt_api import TENSORRT, availability, load
 from sparsecc.backends.tensorrt_device import NoGpuError
 from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.backends.tensorrt_errors import build_failure, parse_refusal, plain, summary
+from sparsecc.backends.tensorrt_errors import build_failure, node_in, parse_refusal, plain, summary
 from sparsecc.backends.tensorrt_options import (
     BuildOptions,
     Profile,
@@ -113,6 +113,11 @@ def test_one_shape_is_all_three() -> None:
         ("Assertion failed: axis < rank: The axis is out of range.", "The axis is out of range"),
         ("Invalid Node - n\nShape Error\n[checkMacros.cpp::catchCudaError::250] cudaError 35", "Shape Error"),
         ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        (
+            "Error Code 4: API Usage Error (ITopKLayer best: best: K exceeds the maximum value allowed (3840). In "
+            "processCheck at /_src/a.cpp:1066 In analyzeShapes at /_src/b.cpp:2825)",
+            "K exceeds the maximum value allowed (3840)",
+        ),
     ],
 )
 def test_the_fact_of_a_message(said: str, fact: str) -> None:
@@ -140,7 +145,33 @@ def test_summary_counts_the_others() -> None:
     ],
 )
 def test_failed_builds_say_what_to_do(line: str, remedy: str) -> None:
-    assert remedy in build_failure(["noise", line] if remedy != "--debug" else [line])[1]
+    assert remedy in build_failure(["noise", line] if remedy != "--debug" else [line], {}).remedy
+
+
+NODES = {"conv": "Conv", "conv_1": "Conv", "/block.0/up": "Resize", "relu": "Relu", "head": "Gemm"}
+
+
+@pytest.mark.parametrize(
+    ("line", "node"),
+    [
+        (
+            "Error Code 10: Internal Error (Could not find any implementation for node conv_1 + relu.)",
+            "conv_1",
+        ),
+        ("Could not find any implementation for node {ForeignNode[(Unnamed Layer* 4)...head]}.", "head"),
+        ("Could not find any implementation for node relu_tactic due to insufficient memory", "relu"),
+        (
+            "Error Code 4: API Usage Error (IShuffleLayer /block.0/up: reshape changes volume. Bad",
+            "/block.0/up",
+        ),
+        ("36: deconv: b-(bf16[1]), stream = 0 // /block.0/up\n   | n_groups: 1", "/block.0/up"),
+        ("__mye512conv_alpha-1F:(f32[][]so[]", "conv"),
+        ("Could not find any implementation for node conv_12.", ""),
+        ("the conv went wrong", ""),
+    ],
+)
+def test_layers_in_errors_are_traced_to_nodes(line: str, node: str) -> None:
+    assert node_in(line, NODES) == node
 
 
 @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")

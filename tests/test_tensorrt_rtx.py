@@ -19,7 +19,7 @@ from sparsecc.backends.tensorrt_build import build_plan, check_support
 from sparsecc.backends.tensorrt_options import BuildOptions
 from sparsecc.backends.tensorrt_rtx_engine import TensorrtRtx
 from sparsecc.errors import InputError, UnavailableError, WorkerError
-from tests.tensorrt_graphs import GRAPHS, REFUSED, conv_residual, dynamic
+from tests.tensorrt_graphs import FAILING, GRAPHS, REFUSED, conv_residual, dynamic
 
 pytestmark = pytest.mark.rtx
 
@@ -56,6 +56,17 @@ def test_odd_operator_is_refused_with_its_node(operator: str, tmp_path: Path) ->
     assert f"node 'my_{operator}' ({operator}): " in message
     assert reason in message
     assert "\n" not in message
+    assert not (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_failed_builds_name_the_node_too(case: str, tmp_path: Path) -> None:
+    """What the parser takes and the builder refuses: its layers are traced back to nodes of the model."""
+    model, profiles, words = FAILING[case]
+    with pytest.raises(InputError) as caught:
+        _build(tmp_path, model, profiles=profiles)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "model.engine").exists()
 
 

@@ -56,7 +56,9 @@ if "--help" in flags:
 if "--onnx" in flags:
     data = pathlib.Path(flags["--onnx"]).read_bytes()
     if b"poison" in data:
-        print("[11/20/2026] [E] Engine could not be created from network", file=sys.stderr)
+        why = "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation"
+        print("[11/20/2026-10:00:00] [E] Error[10]:", why, "for node poison.)", file=sys.stderr)
+        print("[11/20/2026-10:00:00] [E] Engine could not be created from network", file=sys.stderr)
         sys.exit(1)
     pathlib.Path(flags["--saveEngine"]).write_bytes(b"stand-in plan of " + str(len(data)).encode())
     pathlib.Path(flags["--exportLayerInfo"]).write_text(json.dumps({json.dumps(LAYERS_OF_10)!s}))

@@ -42,6 +42,7 @@ class Quantize(Pass):
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
     that cost most in float for it; with the other types the compile is refused when it is more.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
+    rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """
 
     name: ClassVar[str] = "quantize"
@@ -60,6 +61,7 @@ class Quantize(Pass):
     max_drop: float | None = None
     exclude: tuple[str, ...] = ()
     keep_io: bool = True
+    rest: str = ""
 
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
@@ -69,7 +71,7 @@ class Quantize(Pass):
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
         before = float_outputs(model, context)
-        result = self._convert(model, plan, context)
+        result = self._convert_rest(self._convert(model, plan, context), model, plan, context)
         lost = fidelity(model, before, context)
         self._refuse_loss(lost.get("output_sqnr_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
@@ -85,11 +87,27 @@ class Quantize(Pass):
             return quantize_weights(model, plan, context, options, self.exclude)
         return self._static(model, plan, context)
 
+    def _convert_rest(
+        self, result: PassResult, model: ir.Model, plan: Plan, context: PassContext
+    ) -> PassResult:
+        if not self.rest:
+            return result
+        done = convert_to_half(model, plan, context, self.rest, self.exclude, keep_io=self.keep_io)
+        warnings = [*result.facts.pop("warnings", []), *done.facts.pop("warnings", [])]
+        facts = {**result.facts, "rest": done.facts, "warnings": warnings}
+        return PassResult(facts, (*result.skipped, *done.skipped))
+
     def _check(self, context: PassContext) -> None:
-        if self.type not in context.target.types:
+        for type_ in (self.type, *([self.rest] if self.rest else [])):
+            if type_ not in context.target.types:
+                raise InputError(
+                    f"quantize: target '{context.target.name}' does not accelerate '{type_}': "
+                    f"it has {', '.join(sorted(context.target.types))}"
+                )
+        if self.rest and (self.rest not in HALF_TYPES or self.type in HALF_TYPES):
             raise InputError(
-                f"quantize: target '{context.target.name}' does not accelerate '{self.type}': "
-                f"it has {', '.join(sorted(context.target.types))}"
+                f"quantize: rest '{self.rest}' beside '{self.type}': "
+                f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
             )
         if self.scheme not in SCHEMES:
             raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")

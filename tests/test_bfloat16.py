@@ -1,0 +1,78 @@
+"""bfloat16 models run on the CPU as a device would: each node sums in float32 and rounds its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsecc import api
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.errors import InputError
+
+TEXT = """<ir_version: 10, opset_import: ["" : 22]>
+g (float[3,64] x) => (float[3,8] y) {
+    a = Cast<to = 16>(x)
+    b = MatMul(a, w)
+    c = Relu(b)
+    d = MatMul(c, v)
+    y = Cast<to = 1>(d)
+}"""
+
+
+def _saved(path: Path, text: str = TEXT) -> dict[str, np.ndarray]:
+    """Write the model; returns its weights as float32 of bfloat16's numbers."""
+    model = ir.from_onnx_text(text)
+    rng = np.random.default_rng(0)
+    arrays = {"w": (64, 32), "v": (32, 8)}
+    weights = {name: rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for name, shape in arrays.items()}
+    for name, array in weights.items():
+        tensor = ir.tensor(array, dtype=ir.DataType.BFLOAT16, name=name)
+        value = ir.Value(
+            name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+        )
+        for node in model.graph:
+            for index, read in enumerate(node.inputs):
+                if read is not None and read.name == name:
+                    node.replace_input_with(index, value)
+        model.graph.register_initializer(value)
+    ir.save(model, path)
+    return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+@pytest.mark.parametrize("level", ["none", "all"])
+def test_every_value_is_rounded_and_no_sum_is(level: str, tmp_path: Path) -> None:
+    weights = _saved(tmp_path / "model.onnx")
+    x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    middle = _rounded(np.maximum(_rounded(x) @ weights["w"], 0))
+    wanted = _rounded(middle @ weights["v"])
+    found = OnnxRuntimeCpu().load(tmp_path / "model.onnx", level=level).run({"x": x})["y"]
+    step = np.abs(wanted) * 2.0**-7 + 1e-6
+    assert (np.abs(found - wanted) <= step).all()
+    assert (found == _rounded(found)).all()
+    assert np.abs(found - np.maximum(x @ weights["w"], 0) @ weights["v"]).max() > 1e-3
+
+
+def test_other_operators_without_a_kernel_are_still_refused(tmp_path: Path) -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 22]> g (uint16[3] x) => (uint16[3] y) { y = Neg(x) }'
+    )
+    ir.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="refuses it"):
+        OnnxRuntimeCpu().load(tmp_path / "model.onnx")
+
+
+def test_a_whole_compile_in_bfloat16(models_dir: Path, tmp_path: Path) -> None:
+    made = api.compile(
+        models_dir / "digits_resnet.onnx",
+        target="onnx", ratio=0.0, quantize="bf16", measure=False, output=tmp_path / "out",
+    )  # fmt: skip
+    assert 20 < made.report["fidelity"]["sqnr_db"] < 60
+    assert {entry["type"] for entry in made.plan["quantization"].values()} == {"bf16"}
