@@ -12,6 +12,7 @@ import sparsecc
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.samples import Samples
+from sparsecc.calibrate.walk import MEMORY
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -83,7 +84,12 @@ def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def mended(
-    analysis: Analysis, slots: list[int], method: str, feeds: dict[str, np.ndarray], folder: Path
+    analysis: Analysis,
+    slots: list[int],
+    method: str,
+    feeds: dict[str, np.ndarray],
+    folder: Path,
+    memory: int = MEMORY,
 ) -> Repair:
     """Remove slots of the only free group and repair in place."""
     group = next(g for g in find_groups(analysis) if g.is_free)
@@ -94,7 +100,7 @@ def mended(
         {n: a[: len(a) // 2] for n, a in feeds.items()},
         {n: a[len(a) // 2 :] for n, a in feeds.items()},
     )
-    settings = Settings(method)
+    settings = Settings(method, memory=memory)
     return repair(
         dense, analysis.model, kept_values(analysis, keep), Samples(batches, True), folder, settings
     )
@@ -108,6 +114,28 @@ def test_a_duplicated_channel_goes_for_free(tmp_path: Path) -> None:
     assert analysis.model.graph.initializers["w2"].const_value.shape[0] == 7  # type: ignore[union-attr]
     assert error < 0.02  # the damping alone
     assert set(found.changed) == {"w2", "b2"}
+
+
+def test_a_layer_refitted_in_parts_comes_out_as_one_refitted_whole(tmp_path: Path) -> None:
+    feeds = {"x": normal(ROWS, 6, seed=9)}
+    whole, parts = mlp(), mlp()
+    told = mended(whole, [1, 5], "reconstruct", feeds, tmp_path)
+    found = mended(parts, [1, 5], "reconstruct", feeds, tmp_path / "parts", memory=2 * 64 * 36)
+    for name in ("w2", "b2"):
+        one, other = (a.model.graph.initializers[name].const_value for a in (whole, parts))
+        np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
+    assert set(found.changed) == set(told.changed)
+    for row, wanted in zip(found.layers, told.layers, strict=True):
+        assert row["error_before"] == pytest.approx(wanted["error_before"], rel=1e-3)
+        assert row["error_after"] == pytest.approx(wanted["error_after"], rel=1e-3)
+
+
+def test_blocks_of_columns_in_turn_mend_most_of_what_all_at_once_do(tmp_path: Path) -> None:
+    feeds = {"x": normal(ROWS, 6, seed=9)}
+    best = mended(mlp(), [1, 5], "reconstruct", feeds, tmp_path).layers[-1]
+    found = mended(mlp(), [1, 5], "reconstruct", feeds, tmp_path / "b", memory=2 * 64 * 9).layers[-1]
+    assert found["error_before"] == pytest.approx(best["error_before"], rel=1e-3)
+    assert best["error_after"] <= found["error_after"] < 0.7 * best["error_before"]
 
 
 @pytest.mark.parametrize("method", ["bias", "bn", "reconstruct"])

@@ -57,6 +57,23 @@ class Consumer:
         flat = array.T if self.transposed else array.reshape(array.shape[0], -1)
         return flat.reshape(self.groups, -1, flat.shape[1])
 
+    def part(self, outputs: slice | np.ndarray) -> np.ndarray:
+        """Some rows of the matrix of a layer without groups: float64 (outputs, columns)."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        array = tensor.numpy()
+        flat = array.T if self.transposed else array.reshape(array.shape[0], -1)
+        return np.asarray(flat[outputs].astype(np.float64))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The shape of `matrix()`: groups, outputs per group, columns."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+        outputs = shape[1] if self.transposed else shape[0]
+        return self.groups, outputs // self.groups, math.prod(shape) // outputs
+
     def store(self, matrix: np.ndarray) -> None:
         """Replace the weight by a matrix of the shape of `matrix()`, in the weight's own type."""
         tensor = self.weight.const_value

@@ -156,7 +156,7 @@ def _reader(analysis: Analysis, node: ir.Node) -> tuple[Consumer, Axis] | None:
 
 def _measured(walk: Walk, consumer: Consumer, axis: Axis, file: Path, seed: int, memory: int) -> Layer:
     """The moments of one layer's inputs; a covariance too large for the memory block by block, a pass each."""
-    groups, _, columns = consumer.matrix().shape
+    groups, _, columns = consumer.sizes
     width = widest_block(groups, columns, consumer.cells, memory)
     blocks = column_blocks(columns, width)
     mean, variance = np.zeros((groups, columns)), np.zeros((groups, columns))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+from sparsecc.bodies import reads
 from sparsecc.calibrate.samples import Feeds
 
 MEMORY = 2 << 30
@@ -45,7 +46,7 @@ class Store:
 
     def get(self, name: str, batch: int) -> np.ndarray:
         held = self._held[name, batch]
-        return held if isinstance(held, np.ndarray) else np.load(held)
+        return held if isinstance(held, np.ndarray) else np.asarray(np.load(held, mmap_mode="r"))
 
     def has(self, name: str) -> bool:
         return (name, 0) in self._held
@@ -154,18 +155,6 @@ class Walk:
         path = self._scratch / "segment.onnx"
         onnx.save(proto, path, save_as_external_data=True, location="segment.onnx.data")
         return OrtRunner(open_session(path, options), "calibration")
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """The values a node reads, those its bodies capture included."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            for inner in ir.traversal.RecursiveGraphIterator(graph):
-                found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
-    return found
 
 
 def segment_proto(

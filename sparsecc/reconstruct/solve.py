@@ -44,10 +44,14 @@ def bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
 def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """The weight with each output's variance that of its target: what re-estimating a batch norm would do."""
     variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)
-    wanted = moments.target_variance()
+    return np.asarray(weight * scale_to(variance, moments.target_variance())[:, :, None])
+
+
+def scale_to(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """What a signal is multiplied with to have the wanted variance, within reason."""
     usable = (variance > 0) & (wanted > 0)
     scale = np.sqrt(np.where(usable, wanted, 1.0) / np.where(usable, variance, 1.0))
-    return np.asarray(weight * np.clip(scale, 1 / _LARGEST_SCALE, _LARGEST_SCALE)[:, :, None])
+    return np.asarray(np.clip(scale, 1 / _LARGEST_SCALE, _LARGEST_SCALE))
 
 
 def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments) -> float:

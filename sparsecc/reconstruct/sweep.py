@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.walk import MEMORY, Walk
 from sparsecc.passes.base import Skip
-from sparsecc.reconstruct import solve
+from sparsecc.reconstruct import solve, wide
 from sparsecc.reconstruct.norms import shift_statistics
 from sparsecc.reconstruct.places import Outlet, outlet_of
 
@@ -110,6 +110,9 @@ class _Sweep:
 
     def _mend(self, outlet: Outlet) -> None:
         consumer = outlet.consumer
+        if self.settings.method == "reconstruct" and self._is_wide(consumer):
+            self._mend_in_parts(outlet)
+            return
         target, other = self._target(outlet)
         if target not in self.dense.made_at:
             self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
@@ -125,6 +128,64 @@ class _Sweep:
             )
             return
         self._settle(outlet, moments, matched=not other)
+
+    def _is_wide(self, consumer: Consumer) -> bool:
+        groups, outputs, columns = consumer.sizes
+        half = self.settings.memory // 2
+        return groups == 1 and wide.needs_parts(outputs, columns, self._rows(consumer), half)
+
+    def _rows(self, consumer: Consumer) -> int:
+        """Rows of a batch that are looked at."""
+        data = self.pruned.value(consumer.data, 0)
+        return len(consumer.picks(data, 0, self.pruned.batches, self.settings.seed))
+
+    def _mend_in_parts(self, outlet: Outlet) -> None:
+        """As `_mend`, for a layer too large to be held: to its own output, from the dense layer's inputs."""
+        consumer = outlet.consumer
+        layer = self._wide_layer(consumer)
+        if layer is None:
+            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            return
+        bias = outlet.bias(layer.outputs)
+        half, damping = self.settings.memory // 2, self.settings.damping
+        rows = self._rows(consumer)
+        new = wide.refit_in_parts(layer, bias, rows=rows, memory=half, damping=damping)
+        for value in (outlet.own, outlet.total):
+            if value is not None:
+                self.dense.release(value.name or "")
+        offset = None if bias is None else new.bias
+        self._write(outlet, new.weight[None], offset, (new.error(new.before), new.error(new.after)))
+
+    def _wide_layer(self, consumer: Consumer) -> wide.Layer | None:
+        """A layer beside that of the dense model, whose inputs are then at hand; None where there is none."""
+        twin = next((n for n in self.dense.nodes if n.name == consumer.name), None)
+        dense = consumer_of(twin) if twin is not None else None
+        place = outlet_of(dense) if isinstance(dense, Consumer) else None
+        if not isinstance(dense, Consumer) or not isinstance(place, Outlet):
+            return None
+        _, outputs, columns = consumer.sizes
+        left = self.kept(place.own.name or "", 1 if consumer.is_conv else -1)
+        chosen = np.arange(dense.sizes[1]) if left is None else np.flatnonzero(left)
+        if dense.groups > 1 or len(chosen) != outputs:
+            return None
+        self.dense.reach(dense.data)
+        bias = place.bias(dense.sizes[1])
+        return wide.Layer(
+            consumer.part,
+            lambda chunk: dense.part(chosen[chunk]),
+            np.zeros(outputs) if bias is None else bias[chosen],
+            lambda: self._pairs(consumer, dense),
+            outputs,
+            columns,
+        )
+
+    def _pairs(self, consumer: Consumer, dense: Consumer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A pass over the batches: the same rows of the pruned and of the dense layer's inputs."""
+        for batch in range(self.pruned.batches):
+            data = self.pruned.value(consumer.data, batch)
+            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            before = self.dense.value(dense.data, batch)
+            yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0]
 
     def _target(self, outlet: Outlet) -> tuple[str, str]:
         """The dense value to match, and the pruned model's other summand of a sum that is at hand."""
@@ -161,7 +222,7 @@ class _Sweep:
 
     def _settle(self, outlet: Outlet, moments: Moments, matched: bool) -> None:
         """Decide the new weights and write them down where they are better than the old ones."""
-        consumer, weight = outlet.consumer, outlet.consumer.matrix()
+        weight = outlet.consumer.matrix()
         bias = outlet.bias(weight.shape[0] * weight.shape[1])
         shaped = None if bias is None else bias.reshape(weight.shape[:2])
         before = solve.relative_error(weight, shaped, moments)
@@ -169,12 +230,20 @@ class _Sweep:
             return
         new = self._new_weight(weight, moments, has_bias=bias is not None, matched=matched)
         offset = solve.bias_for(new, moments) if bias is not None else None
-        finite = np.isfinite(new).all() and (offset is None or np.isfinite(offset).all())
-        if not finite:
+        after = solve.relative_error(new, offset, moments)
+        self._write(outlet, None if new is weight else new, offset, (before, after))
+
+    def _write(
+        self, outlet: Outlet, new: np.ndarray | None, offset: np.ndarray | None, errors: tuple[float, float]
+    ) -> None:
+        """Store what is new, unless a layer was fine before or its samples are not numbers."""
+        consumer, (before, after) = outlet.consumer, errors
+        if before < UNCHANGED:
+            return
+        if not all(part is None or np.isfinite(part).all() for part in (new, offset)):
             self.found.skipped.append(Skip(consumer.name, "its calibration inputs hold NaN or infinity"))
             return
-        after = solve.relative_error(new, offset, moments)
-        if new is not weight:
+        if new is not None:
             consumer.store(new)
             self.found.changed.append(consumer.weight.name or "")
         if offset is not None:
@@ -187,7 +256,7 @@ class _Sweep:
         method = self.settings.method
         if method == "reconstruct":
             weight = solve.refit(weight, moments, intercept=has_bias, damping=self.settings.damping)
-        if has_bias and (method == "bn" or (method == "reconstruct" and matched and RESCALE)):
+        if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
             weight = solve.rescaled(weight, moments)
         return weight
 
@@ -203,6 +272,3 @@ class _Sweep:
         )
         self.found.changed += shift_statistics(node, pairs)
         self.dense.release(name)
-
-
-RESCALE = True
