@@ -1,7 +1,8 @@
 """The user's cache: what was built once, by the hash of all that went into it. Many processes may share it.
 
 An entry is published by one rename and read with its hash checked, so there is no lock to wait for: a reader
-sees a whole entry or none, and a damaged one is a miss that removes itself.
+sees a whole entry or none, and a damaged one is a miss that removes itself. What was used longest ago makes room
+for what is new.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from sparsecc.text import one_line
 
 ENTRY_LIMIT = 4 << 30
 """Bytes of one entry."""
+LIMIT = 4 << 30
+"""Bytes of all entries."""
 
 _MAGIC = b"sparsecc.cache/1\n"
+_UNFINISHED = ".new-"
 _STALE_SECONDS = 24 * 3600.0
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -34,12 +38,15 @@ def cache_folder() -> Path:
 class Cache:
     """A content-addressed store in a folder that only the user can enter (0700).
 
-    Keys are any text that names all that went into a value; only their hash reaches the disk.
+    Keys are any text that names all that went into a value; only their hash reaches the disk. Entries beyond
+    `limit` bytes in all go, those used longest ago first, whenever one is stored.
     SystemFailureError when the folder cannot be made, or belongs to someone else.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, limit: int = LIMIT) -> None:
         self.root = cache_folder() if root is None else root
+        self.limit = limit
+        self._held: int | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             facts = os.stat(self.root)
@@ -68,6 +75,8 @@ class Cache:
         head = len(_MAGIC) + 32
         value = entry[head:]
         if sound and entry[:head] == _head(key, value):
+            with contextlib.suppress(OSError):
+                os.utime(path)  # its place among those used longest ago
             return value
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -79,7 +88,7 @@ class Cache:
         SystemFailureError when the disk refuses; the cache is then as before.
         """
         path = self._path(key)
-        temporary = path.parent / f".new-{secrets.token_hex(8)}"
+        temporary = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -93,16 +102,35 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise self._failure(e) from e
+        self._make_room(len(value) + len(_MAGIC) + 32)
 
-    def trim(self, limit: int) -> None:
-        """Remove what was written longest ago until at most `limit` bytes are left."""
-        facts = []
+    def held(self) -> tuple[int, int]:
+        """How many entries there are, and their bytes."""
+        sizes = [size for _, size, _ in self._entries()]
+        return len(sizes), sum(sizes)
+
+    def _make_room(self, added: int) -> None:
+        """Trim once what this process knows of is over the limit; others' entries are seen when it looks."""
+        self._held = self.held()[1] if self._held is None else self._held + added
+        if self._held > self.limit:
+            self.trim(self.limit)
+            self._held = None
+
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """(last use in ns, bytes, path) of every entry; files that are still being written are none."""
+        found = []
         for path in self.root.glob("??/*"):
             with contextlib.suppress(OSError):
-                found = path.lstat()
-                facts.append((found.st_mtime, found.st_size, path))
-        left = sum(size for _, size, _ in facts)
-        for _, size, path in sorted(facts):
+                facts = path.lstat()
+                if not path.name.startswith(_UNFINISHED):
+                    found.append((facts.st_mtime_ns, facts.st_size, path))
+        return found
+
+    def trim(self, limit: int) -> None:
+        """Remove what was used longest ago until at most `limit` bytes are left."""
+        entries = self._entries()
+        left = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
             if left <= limit:
                 return
             with contextlib.suppress(OSError):
@@ -121,7 +149,7 @@ class Cache:
     def _sweep(self) -> None:
         """Remove what killed writers left a day ago or more."""
         horizon = time.time() - _STALE_SECONDS
-        for left in self.root.glob("??/.new-*"):
+        for left in self.root.glob(f"??/{_UNFINISHED}*"):
             with contextlib.suppress(OSError):
                 if left.lstat().st_mtime < horizon:
                     left.unlink()
@@ -137,3 +165,10 @@ def _head(key: str, value: bytes) -> bytes:
     digest = hashlib.sha256(hashlib.sha256(key.encode()).digest())
     digest.update(value)
     return _MAGIC + digest.digest()
+
+
+def rooms() -> dict[str, Cache]:
+    """The caches in the user's folder by name: `measurements` at its top, and those in folders of their own."""
+    top = Cache()
+    inner = sorted(p for p in top.root.iterdir() if len(p.name) > 2 and p.is_dir() and not p.is_symlink())
+    return {"measurements": top, **{folder.name: Cache(folder) for folder in inner}}

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsecc.errors import InputError
 
 LARGEST = 1 << 16
@@ -24,6 +22,8 @@ CODE = re.compile(r"^py:|\.py:")
 def load_recipe(path: str) -> dict[Any, Any]:
     """The mapping in a recipe file. InputError for one that cannot be read, is too large or nested too deeply, is no
     mapping, or uses YAML aliases or tags."""
+    import yaml  # here, so that --help does not load it
+
     text = _text(path)
     try:
         _check_shape(path, yaml.parse(text, Loader=yaml.SafeLoader))
@@ -47,6 +47,8 @@ def load_recipe(path: str) -> dict[Any, Any]:
 
 def _check_shape(path: str, events: Iterable[object]) -> None:
     """Refuse aliases and deep nesting while parsing: both cost far more to load than to write."""
+    import yaml
+
     depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sparsecc.cache import Cache
+from sparsecc.cli import main
 from sparsecc.errors import SystemFailureError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +100,49 @@ def test_old_leftovers_are_swept(tmp_path: Path) -> None:
     assert (folder / ".new-young").exists()
 
 
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    store = Cache(tmp_path, limit=5000)
+    for name in "abcd":
+        store.put(name, name.encode() * 1000)
+        age(tmp_path, seconds=10)
+    assert store.get("a") == b"a" * 1000
+    age(tmp_path, seconds=10)
+    unfinished = entries(tmp_path)[0].parent / ".new-other"
+    unfinished.write_bytes(bytes(9000))
+    os.utime(unfinished, (0, 0))
+    store.put("e", b"e" * 1000)
+    assert [name for name in "abcde" if store.get(name)] == ["a", "c", "d", "e"]
+    assert unfinished.exists()
+    assert store.held()[0] == 4
+    assert store.held()[1] <= 5000
+
+
+def age(folder: Path, seconds: float) -> None:
+    for path in entries(folder):
+        facts = path.stat()
+        os.utime(path, (facts.st_atime - seconds, facts.st_mtime - seconds))
+
+
+def test_a_value_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+    store = Cache(tmp_path, limit=100)
+    store.put("a", bytes(200))
+    assert store.get("a") is None
+    store.put("b", bytes(10))
+    assert store.get("b") == bytes(10)
+
+
+def test_room_is_made_for_what_other_processes_store(tmp_path: Path) -> None:
+    mine, theirs = Cache(tmp_path, limit=3000), Cache(tmp_path, limit=3000)
+    for i in range(10):
+        (mine if i % 2 else theirs).put(str(i), bytes(900))
+        age(tmp_path, seconds=1)
+    assert mine.held()[1] <= 2 * 3000
+    assert mine.get("9") == bytes(900)
+    mine.put("last", bytes(900))
+    Cache(tmp_path, limit=3000).put("one more", bytes(900))
+    assert mine.held()[1] <= 3000
+
+
 WRITER = """
 import sys, hashlib
 sys.path.insert(0, {root!r})
@@ -131,3 +176,25 @@ def test_many_writers_and_kills(tmp_path: Path, writers: int) -> None:
     store = Cache(tmp_path)
     for i in range(20):
         assert store.get(str(i)) == hashlib.sha256(str(i).encode()).digest() * 2000
+
+
+def test_the_command_shows_and_clears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Cache().put("a", bytes(1000))
+    age(tmp_path, seconds=10)
+    Cache().put("b", bytes(1000))
+    Cache(tmp_path / "sparsecc" / "calibration").put("c", bytes(3000))
+    (tmp_path / "sparsecc" / "linked").symlink_to(tmp_path)
+    assert sizes(capsys) == {"measurements": 2, "calibration": 1}
+    assert sizes(capsys, "--trim", "2kB") == {"measurements": 1, "calibration": 0}
+    assert Cache().get("b") == bytes(1000)
+    assert sizes(capsys, "--clear") == {"measurements": 0, "calibration": 0}
+    assert main(["cache"]) == 0
+    assert "calibration" in capsys.readouterr().out
+
+
+def sizes(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
+    assert main(["cache", "--json", *options]) == 0
+    return {one["name"]: one["entries"] for one in json.loads(capsys.readouterr().out)["caches"]}

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build_", "Finish a bundle that --emit onnx left: build its engine, here or on a device."),
     "verify": ("verify_", "Check a bundle: its files, its plan and its numerics."),
     "reduce": ("reduce_", "Shrink a failing model to the fewest nodes that still fail."),
+    "cache": ("cache_", "Show what the cache holds, and make room."),
     "doctor": ("doctor", "Show which targets and devices work here, and what the others need."),
     "devices": ("devices", "Add, list and test the devices to measure on."),
 }
