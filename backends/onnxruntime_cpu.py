@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
+from sparsecc import memory
 from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
 from sparsecc.errors import InputError, InternalError, SystemFailureError
 
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
     from sparsecc.backends.onnxruntime_session import OrtRunner
 
 LEVELS = ("none", "basic", "extended", "all")
-EXTERNAL_ABOVE = 1 << 30
-"""Weights go to `model.onnx.data` when they take more bytes than this."""
-
 _SMALL_TENSOR = 1024
 _ORT_FORMAT_SECONDS = 300
+_NO_ROOM = "ONNX Runtime's optimizer holds several copies of the weights: there is not the memory for it"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class BuildOptions:
     level: str = "extended"
     ort_format: bool = False
     platform: str = "amd64"
-    external_above: int = EXTERNAL_ABOVE
+    external_above: int = memory.BESIDE
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> BuildOptions:
@@ -128,6 +127,12 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
 
     from sparsecc.backends.onnxruntime_session import open_session, session_options
 
+    if not memory.fits(memory.weight_bytes(model)):
+        return _as_it_is(model, scratch / "none", chosen), {
+            "level": "none",
+            "onnxruntime": ort.__version__,
+            **({"level_lowered": [f"{chosen.level}: {_NO_ROOM}"]} if chosen.level != "none" else {}),
+        }
     source = scratch / "source" / "model.onnx"
     external = _write_plain(model, source, chosen.external_above)
     failures: list[str] = []
@@ -145,6 +150,12 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
             facts["level_lowered"] = failures
         return built.parent, facts
     raise InputError(failures[-1].partition(": ")[2])
+
+
+def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
+    """The folder with the model as it stands, written once and not loaded."""
+    _write_plain(without_traces(model), folder / "model.onnx", chosen.external_above)
+    return folder
 
 
 def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -> Path:
@@ -208,7 +219,7 @@ def _clear_nodes(model: ir.Model) -> None:
 def _clear_tensor(tensor: ir.TensorProtocol | None) -> None:
     if isinstance(tensor, ir.TensorProtoTensor):
         tensor.raw.ClearField("doc_string")
-    elif isinstance(tensor, (ir.Tensor, ir.ExternalTensor, ir.StringTensor)):
+    elif isinstance(tensor, (ir.Tensor, ir.LazyTensor, ir.ExternalTensor, ir.StringTensor)):
         tensor.doc_string = None
     if tensor is not None:
         tensor.metadata_props.clear()
@@ -217,8 +228,7 @@ def _clear_tensor(tensor: ir.TensorProtocol | None) -> None:
 def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
     """Save `model`, its weights beside it when large; whether they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    constants = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
-    external = sum(tensor.nbytes for tensor in constants if tensor is not None) > external_above
+    external = memory.weight_bytes(model) > external_above
     try:
         if external:
             ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_SMALL_TENSOR)

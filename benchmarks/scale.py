@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 
 from sparsecc.errors import SparseccError
 from sparsecc.worker import Worker
-from sparsecc.worker.memory import held_by
+from sparsecc.memory import held_by
 
 HALF = TensorProto.FLOAT16
 HEAD = 64

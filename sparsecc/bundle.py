@@ -155,6 +155,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the model files in a folder."""
+    kinds = (".onnx", ".data", ".ort", ".engine", ".plan")
+    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     digest = hashlib.sha256()

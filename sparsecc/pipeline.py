@@ -150,7 +150,13 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()
     probes.require_room()
-    analysis = analyse(model, job.options.dims, prune_io=job.options.prune_io, runs=probes.runs)
+    analysis = analyse(
+        model,
+        job.options.dims,
+        prune_io=job.options.prune_io,
+        runs=probes.runs,
+        sample=probes.sample_sizes,
+    )
     probes.settle(analysis)
     return analysis, probes
 

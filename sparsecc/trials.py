@@ -14,6 +14,7 @@ from sparsecc import pipeline
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.budget import REFUSED, TRIALS, Goal, Settled, Trial, settle
+from sparsecc.bundle import size_of
 from sparsecc.depth import shorten
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import analyse
@@ -109,9 +110,7 @@ class Workshop:
         choice = decision.choice
         known = next((t for t in self.made if abs(t.removed - choice.removed) < 1e-9), None)
         if known is None:
-            known = self.measured(
-                Trial(ratio, choice.removed, size_of(folder), self.dense_bytes), folder
-            )
+            known = self.measured(Trial(ratio, choice.removed, size_of(folder), self.dense_bytes), folder)
         trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(decision))
         self.made.append(trial)
         for file in folder.iterdir():
@@ -123,7 +122,13 @@ class Workshop:
         options = replace(self.job.options, ratio=ratio)
         job = Job(self.job.model, options, self.job.scratch, lambda event: None, samples=self.job.samples)
         model = normalise(load_ir(job.model))
-        analysis = analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at)
+        analysis = analyse(
+            model,
+            options.dims,
+            prune_io=options.prune_io,
+            runs=self.ran_at,
+            sample=self.probes.sample_sizes,
+        )
         analysis, depth = shorten(job, analysis, self.probes)
         decision = pipeline.decide(job, analysis, depth)
         self.job.samples = job.samples

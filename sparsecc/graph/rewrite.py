@@ -7,12 +7,10 @@ import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, atoms_of, mask
 from sparsecc.graph.analysis import Analysis
+from sparsecc.memory import HELD
 from sparsecc.rules import rule_for
-from sparsecc.rules.edit import Edit, new_constant, rescaled
+from sparsecc.rules.edit import Edit, new_constant
 from sparsecc.sizes import is_static
-
-LAZY_BYTES = 16 << 20
-"""Tensors above this size are sliced when they are written, not before."""
 
 Use = tuple[ir.Node, int]
 
@@ -25,32 +23,34 @@ def remove(analysis: Analysis, keep: Keep) -> None:
     """
     keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
     kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
-    nodes = list(analysis.model.graph)
+    graph = analysis.model.graph
+    nodes = list(graph.all_nodes())
     _slice_constants(analysis, keep)
     for node in nodes:
         found = rule_for(node.domain, node.op_type)
         if found is not None and found.fix is not None and node not in analysis.record.unfollowed:
-            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version)
+            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
             found.fix(edit)
     for node in nodes:
         if node.op_type in ("Shape", "Size"):
-            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version)
+            edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
             _keep_dense_sizes(edit)
     _forget_shapes(analysis, _changed_io(analysis, keep))
 
 
 def _changed_io(analysis: Analysis, keep: Keep) -> dict[ir.Value, ir.Shape]:
-    """New shapes of graph inputs and outputs that lost slots (only where these were asked to be pruned)."""
+    """New shapes of inputs and outputs that lost slots: of bodies, and of the model where it was asked for."""
     changed: dict[ir.Value, ir.Shape] = {}
     graph = analysis.model.graph
-    for value in (*graph.inputs, *graph.outputs):
+    inside = [value for body in graph.subgraphs() for value in body.inputs]
+    for value in (*graph.inputs, *graph.outputs, *inside):
         axes = analysis.record.axes.get(value)
         if axes is None or value.shape is None or not any(_lost(a, keep) for a in axes):
             continue
-        dims = [
-            int(_mask(a, keep).sum()) if _lost(a, keep) and is_static(a.size) else d
-            for a, d in zip(axes, value.shape, strict=True)
-        ]
+        dims: list[int | ir.SymbolicDim | None] = list(value.shape)
+        for i, axis in enumerate(axes):
+            if _lost(axis, keep):
+                dims[i] = int(_mask(axis, keep).sum()) if is_static(axis.size) else None
         changed[value] = ir.Shape(dims)
     return changed
 
@@ -61,7 +61,7 @@ def _slice_constants(analysis: Analysis, keep: Keep) -> None:
         for use in uses:
             axes = analysis.record.uses.get(use, [])
             signatures.setdefault(_signature(axes, keep), []).append(use)
-        shared = len(signatures) > 1 or _is_read_elsewhere(value, uses)
+        shared = len(signatures) > 1 or value.is_graph_output()
         for signature, same in signatures.items():
             if not any(signature):
                 continue
@@ -71,7 +71,7 @@ def _slice_constants(analysis: Analysis, keep: Keep) -> None:
                 continue
             tensor = value.const_value
             assert tensor is not None
-            copy = new_constant(same[0][0], value, np.zeros(0, dtype=np.float32))
+            copy = new_constant(analysis.model.graph, value.name or "", np.zeros(0, dtype=np.float32))
             copy.const_value = tensor
             _slice_in_place(copy, axes, keep)
             for node, operand in same:
@@ -93,10 +93,6 @@ def _uses_of_initializers(analysis: Analysis) -> dict[ir.Value, list[Use]]:
         for use in value.uses():
             found.setdefault(value, []).append((use.node, use.idx))
     return found
-
-
-def _is_read_elsewhere(value: ir.Value, uses: list[Use]) -> bool:
-    return value.is_graph_output() or any(node.graph is not value.graph for node, _ in uses)
 
 
 def _signature(axes: list[Axis], keep: Keep) -> tuple[bytes | None, ...]:
@@ -125,7 +121,7 @@ def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
             array = np.take(array, index, axis=axis)
         return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name)
 
-    if tensor.nbytes > LAZY_BYTES:
+    if tensor.nbytes > HELD:
         value.const_value = ir.LazyTensor(sliced, dtype=tensor.dtype, shape=shape, name=value.name)
     else:
         value.const_value = sliced()
@@ -139,7 +135,7 @@ def _keep_dense_sizes(edit: Edit) -> None:
     known = data is not None and (data in edit.record.axes or (node, 0) in edit.record.uses)
     axes = edit.axes(0) if known else []
     readers = list(node.outputs[0].uses())
-    if not readers or not any(edit.changed(a) for a in axes):
+    if not any(edit.changed(a) for a in axes):
         return
     dense, left = edit.ratios(axes, [edit.changed(a) for a in axes])
     if node.op_type == "Size":
@@ -149,20 +145,32 @@ def _keep_dense_sizes(edit: Edit) -> None:
         dense, left = dense[reported], left[reported]
     if (dense == left).all():
         return
-    anchor = ir.node("Identity", [node.outputs[0]], name=f"{node.name}.dense")
-    anchor.outputs[0].name = f"{node.outputs[0].name}.dense"
+    found = node.outputs[0]
+    anchor = ir.node("Identity", [found], name=f"{node.name}.dense")
+    anchor.outputs[0].name = f"{found.name}.dense"
     assert isinstance(node.graph, ir.Graph)
     node.graph.insert_after(node, anchor)
-    anchor.replace_input_with(0, rescaled(anchor, node.outputs[0], divisor=left, multiplier=dense))
+    at_anchor = Edit(anchor, edit.record, edit.shapes, edit.keep, edit.kept, edit.version, edit.graph)
+    anchor.replace_input_with(0, at_anchor.rescaled(found, divisor=left, multiplier=dense))
     for use in readers:
         use.node.replace_input_with(use.idx, anchor.outputs[0])
+    for place, value in enumerate(node.graph.outputs):
+        if value is found:
+            _hand_on(found, anchor.outputs[0], node.graph, place)
+
+
+def _hand_on(old: ir.Value, new: ir.Value, graph: ir.Graph, place: int) -> None:
+    """An output of a graph becomes another value under the same name."""
+    old.name, new.name = f"{old.name}.left", old.name
+    new.type, new.shape = old.type, old.shape
+    graph.outputs[place] = new
 
 
 def _forget_shapes(analysis: Analysis, changed: dict[ir.Value, ir.Shape]) -> None:
     """Recorded shapes of inner values are stale now; runtimes infer them."""
     graph = analysis.model.graph
     outside = set(graph.inputs) | set(graph.outputs) | set(graph.initializers.values())
-    for node in graph:
+    for node in graph.all_nodes():
         for value in node.outputs:
             if value not in outside:
                 value.shape = None

@@ -7,7 +7,6 @@ made on the open file, so that swapping names meanwhile changes nothing.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ import numpy as np
 
 from sparsecc.errors import InputError
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
+from sparsecc.mapped import MappedFile
 from sparsecc.text import one_line, quoted
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ class ExternalFiles:
 
     folder: Path | None
     limits: Limits = DEFAULT_LIMITS
-    _maps: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    _opened: dict[str, MappedFile] = field(default_factory=dict)
     _used: int = 0
 
     def check(self, extent: Extent) -> None:
         """Open the extent's file and check its bounds; InputError unless it is a plain file inside."""
-        _, size = self._mapped(extent.location)
+        size = self._file(extent.location).size
         if extent.offset + extent.length > size:
             raise InputError(
                 f"external data file {quoted(extent.location)} has {size} bytes, a tensor wants "
@@ -87,22 +87,23 @@ class ExternalFiles:
             )
 
     def payload(self, extent: Extent) -> np.ndarray:
-        """The bytes of a checked extent as a read-only uint8 view of the mapped file, no copy."""
-        data, _ = self._mapped(extent.location)
-        return data[extent.offset : extent.offset + extent.length]
+        """The bytes of a checked extent as a read-only uint8 array over the mapped file, no copy."""
+        return self._file(extent.location).read(extent.offset, extent.length)
 
     def names(self) -> list[str]:
         """The locations opened so far, sorted."""
-        return sorted(self._maps)
+        return sorted(self._opened)
 
-    def _mapped(self, location: str) -> tuple[np.ndarray, int]:
-        if location not in self._maps:
+    def _file(self, location: str) -> MappedFile:
+        if location not in self._opened:
             fd = self._open(location)
             try:
-                self._maps[location] = _map(fd, location)
-            finally:
+                size = _size_of(fd, location)
+            except InputError:
                 os.close(fd)
-        return self._maps[location]
+                raise
+            self._opened[location] = MappedFile(fd, size)
+        return self._opened[location]
 
     def _open(self, location: str) -> int:
         if self.folder is None:
@@ -167,7 +168,7 @@ def _steps(location: str) -> list[str]:
     return steps
 
 
-def _map(fd: int, location: str) -> tuple[np.ndarray, int]:
+def _size_of(fd: int, location: str) -> int:
     facts = os.fstat(fd)
     if not stat.S_ISREG(facts.st_mode):
         raise InputError(f"external data {quoted(location)} is not a plain file")
@@ -176,10 +177,7 @@ def _map(fd: int, location: str) -> tuple[np.ndarray, int]:
             f"external data file {quoted(location)} has {facts.st_nlink} names (hard links): "
             "copy it beside the model"
         )
-    if facts.st_size == 0:
-        return np.empty(0, np.uint8), 0
-    view = mmap.mmap(fd, facts.st_size, access=mmap.ACCESS_READ)
-    return np.frombuffer(view, np.uint8), facts.st_size
+    return facts.st_size
 
 
 def _why(error: OSError) -> str:

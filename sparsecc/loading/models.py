@@ -16,6 +16,7 @@ from sparsecc.loading.external import Extent, ExternalFiles
 from sparsecc.loading.front_door import OpenedModel, open_bytes, open_model
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
 from sparsecc.loading.tensors import TensorChecker, byte_count
+from sparsecc.mapped import stored_tensor
 from sparsecc.text import one_line
 
 NOTES = "sparsecc.notes"
@@ -150,14 +151,7 @@ def _map_external(graph: ir.Graph | ir.Function, files: ExternalFiles) -> None:
 
 def _mapped(tensor: ir.ExternalTensor, files: ExternalFiles) -> ir.TensorProtocol:
     """The tensor over the mapped file that the front door has checked; sub-byte types stay packed."""
-    shape = tuple(d for d in tensor.shape if isinstance(d, int))
-    length = byte_count(tensor.dtype.value, math.prod(shape))
-    data = files.payload(Extent(str(tensor.location), tensor.offset or 0, length))
-    if tensor.dtype.bitwidth < 8:
-        return ir.PackedTensor(
-            data, tensor.dtype, shape=shape, name=tensor.name, doc_string=tensor.doc_string
-        )
-    array = data.view(tensor.dtype.numpy()).reshape(shape)
-    return ir.Tensor(
-        array, tensor.dtype, shape=ir.Shape(shape), name=tensor.name, doc_string=tensor.doc_string
-    )
+    shape = ir.Shape(tuple(d for d in tensor.shape if isinstance(d, int)))
+    length = byte_count(tensor.dtype.value, math.prod(shape.numpy()))
+    extent = Extent(str(tensor.location), tensor.offset or 0, length)
+    return stored_tensor(lambda: files.payload(extent), tensor.dtype, shape, tensor.name, tensor.doc_string)

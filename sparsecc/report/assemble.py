@@ -18,6 +18,7 @@ from sparsecc.cost import macs_model, params_model
 from sparsecc.graph.analysis import Analysis
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
+from sparsecc.passes.base import Skip
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.sizes import at
 
@@ -78,6 +79,11 @@ def _width(analysis: Analysis, node: ir.Node) -> Any:
 def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
     """Latency interleaved with the dense model, kernel census of both, fidelity."""
     facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
+    if probes.by_parts:
+        reason = f"{probes.too_large()}: latency and kernels were not measured"
+        job.skipped.append(("measure", Skip(job.model.name, reason)))
+        job.warnings.append(reason)
+        return facts
     if not isinstance(backend, OnnxRuntimeCpu):
         return facts
     facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}

@@ -13,24 +13,24 @@ import numpy as np
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
-from sparsecc.verify.narrowed import Narrowed
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
     from sparsecc.pipeline import Job
+    from sparsecc.verify.prove import Probes
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def evaluate(job: Job, backend: Backend, compiled: Path, narrowed: Narrowed) -> dict[str, Any] | None:
+def evaluate(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any] | None:
     """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better)."""
     if job.options.evaluate is None:
         return None
     function = function_of(job.options.evaluate)
     threads = job.options.threads
-    dense = OnnxRuntimeCpu().load(job.scratch / "dense" / "model.onnx", threads=threads)
-    small = backend.load(backend.numerics_file(compiled), threads=threads)
-    runs: tuple[Run, Run] = dense.run, lambda feeds: small.run(narrowed.feeds(feeds))
+    dense = probes.runner if probes.by_parts else OnnxRuntimeCpu().load(probes.dense, threads=threads)
+    small = probes.artefact(backend, compiled)
+    runs: tuple[Run, Run] = dense.run, lambda feeds: small.run(probes.narrowed.feeds(feeds))
     scores = [score(function, run) for run in runs]
     return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
 

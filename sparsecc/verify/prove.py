@@ -11,30 +11,41 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sparsecc import memory
 from sparsecc.axes import Keep
+from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.onnxruntime_session import OrtRunner
+from sparsecc.bundle import size_of
 from sparsecc.errors import InputError, InternalError
 from sparsecc.feeds import feeds_from, input_values, random_feeds
 from sparsecc.graph.analysis import Analysis
+from sparsecc.loading.models import load_ir
 from sparsecc.options import CompileOptions
+from sparsecc.targets import target_named
 from sparsecc.text import one_line, quoted
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.verify.oracle import masked
+from sparsecc.verify.parts import PartedRunner
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
-    from sparsecc.backends.onnxruntime_session import OrtRunner
     from sparsecc.pipeline import Job
     from sparsecc.plan import Plan
 
 Feeds = Mapping[str, np.ndarray]
+Runs = OrtRunner | PartedRunner
+Masked = Callable[[], Runs]
+"""Loads the masked dense model of one probe."""
 
 _RUNTIME = OnnxRuntimeCpu()
 SYNTHETIC = "synthetic"
 """The value of `--calib` that asks for random inputs."""
 
-_LARGE = 1 << 30
+FEW = 16
+"""Integers of an input of at most so many are kept in the report: lengths, rates, choices."""
+
 _DRAWS = 3
 """How often inputs are perturbed to see how strongly the model amplifies rounding."""
 _AMPLIFIED = 16.0
@@ -48,19 +59,50 @@ class Probes:
 
     SAMPLES = 256
 
-    def __init__(self, scratch: Path, model: ir.Model, options: CompileOptions) -> None:
+    def __init__(
+        self, scratch: Path, model: ir.Model, options: CompileOptions, source: Path | None = None
+    ) -> None:
+        """`source` is the file that the model came from."""
         self.scratch = scratch
+        self.source = source
         self.options = options
         self.model = model
-        self.dense = write(model, scratch / "dense" / "model.onnx")
-        self._runner = _RUNTIME.load(self.dense, threads=options.threads, level="none")
+        self.weights = memory.weight_bytes(model)
+        self.by_parts = not memory.fits(self.weights)
+        self.dense = scratch / "dense" / "model.onnx"
+        self.runner = self.opened(model, self.dense)
         self.feeds: list[dict[str, np.ndarray]] = []
         self.expected: list[dict[str, np.ndarray]] = []
         self.narrowed = Narrowed()
-        self._reference = self._runner
+        self._reference = self.runner
         self.failure = ""
+        self.sample = self._first_sample()
         self._artefact: tuple[Path, Any] | None = None
+        self._found: Outputs = {}
         self._ran: dict[object, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def opened(self, model: ir.Model, path: Path) -> Runs:
+        """A model ready to run: written to `path` and loaded, or by parts where it is too large for that."""
+        if self.by_parts:
+            return PartedRunner(model, threads=self.options.threads)
+        return _RUNTIME.load(write(model, path), threads=self.options.threads, level="none")
+
+    def _first_sample(self) -> Feeds:
+        """The first sample of `--calib`: its sizes, and its integers, are such as the model runs with."""
+        if self.options.calibration in (None, SYNTHETIC):
+            return {}
+        return next(feeds_from(self.options.calibration, self.model), {})
+
+    @property
+    def sample_sizes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shapes of the first sample of `--calib`, None without one."""
+        return {name: array.shape for name, array in self.sample.items()} or None
+
+    @property
+    def integers(self) -> dict[str, Any]:
+        """The few integers of the sample that the inputs hold besides random numbers, by input."""
+        found = {n: a for n, a in self.sample.items() if a.dtype.kind in "iu" and a.size <= FEW}
+        return {name: array.tolist() for name, array in found.items()}
 
     def require_known_inputs(self) -> None:
         """InputError where the options name an input that there is not, or give it another rank."""
@@ -75,11 +117,39 @@ class Probes:
                     f"--input {quoted(name)} has rank {len(given)}, the model's has {ranks[name]}"
                 )
 
+    def require_room(self) -> None:
+        """InputError where the options need more than a part of a model in memory, and there is no room."""
+        options = self.options
+        wants = {
+            "--calib": options.calibration is not None,
+            "--prune layers": "layers" in options.prune,
+            f"--recover {options.recover}": options.recover not in ("auto", "none"),
+            "--emit ort": options.emit == "ort",
+            f"target {options.target}": not isinstance(
+                backend_named(target_named(options.target).backend), OnnxRuntimeCpu
+            ),
+        }
+        asked = next((name for name, wanted in wants.items() if wanted), None)
+        if self.by_parts and asked:
+            raise InputError(
+                f"{self.too_large()}: {asked} needs it whole: raise --memory-limit, or leave it out"
+            )
+
+    def too_large(self) -> str:
+        """Why the model is run by parts."""
+        limit = memory.gigabytes(memory.ceiling())
+        return f"the weights take {memory.gigabytes(self.weights)}, too much to run whole within {limit}"
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense model's files."""
+        return self.weights if self.by_parts else size_of(self.dense.parent)
+
     def runs(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the dense model runs at these input sizes."""
-        feeds = random_feeds(self.model, seed=self.options.seed, sizes=sizes)
+        feeds = random_feeds(self.model, seed=self.options.seed, sizes=sizes, sample=self.sample)
         try:
-            outputs = self._runner.run(feeds, seconds=PROBE_SECONDS)
+            outputs = self.runner.run(feeds, seconds=PROBE_SECONDS)
         except InputError as e:
             self.failure = str(e)
             return False
@@ -104,45 +174,55 @@ class Probes:
         self.feeds = [feeds for feeds, _ in ran]
         self.expected = [outputs for _, outputs in ran]
 
-    def of_removal(self, analysis: Analysis, keep: Keep) -> list[Path]:
+    def of_removal(self, analysis: Analysis, keep: Keep) -> list[Masked]:
         """The masked dense model per probe: what the pruned one must compute."""
         self.narrowed = Narrowed.of(analysis, keep)
-        return [
-            write(masked(analysis, keep, probe), self.scratch / f"masked{probe}" / "model.onnx")
-            for probe in range(len(self.feeds))
-        ]
+        return [self._masked(masked(analysis, keep, probe), probe) for probe in range(len(self.feeds))]
+
+    def _masked(self, model: ir.Model, probe: int) -> Masked:
+        """Loads the model from a file that is gone afterwards."""
+        if self.by_parts:
+            runner = PartedRunner(model, threads=self.options.threads)
+            return lambda: runner
+        path = write(model, self.scratch / f"masked{probe}" / "model.onnx")
+
+        def load() -> Runs:
+            loaded = _RUNTIME.load(path, threads=self.options.threads, level="none")
+            path.unlink()
+            return loaded
+
+        return load
 
     @property
     def small_feeds(self) -> Feeds | None:
         """The first inputs for the pruned model, None where they are those of the dense one."""
         return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
 
-    def rest_on(self, runner: OrtRunner) -> None:
+    def rest_on(self, runner: Runs) -> None:
         """From here on this model, of which layers are silenced, stands for the dense one in proofs."""
         self._reference = runner
         self.expected = [runner.run(feeds) for feeds in self.feeds]
 
-    def reference(self, proof: Sequence[Path]) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
+    def reference(self, proof: Sequence[Masked]) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
         """Per probe: the inputs, the wanted outputs, and how far rounding of the inputs moves them.
 
-        The masked models of `proof` are read once and removed; without any, the dense model is the reference.
+        The masked models of `proof` are loaded once; without any, the dense model is the reference.
         """
         for probe, feeds in enumerate(self.feeds):
-            runner = self._reference
-            if proof:
-                runner = _RUNTIME.load(proof[probe], threads=self.options.threads, level="none")
-                proof[probe].unlink()
+            runner = proof[probe]() if proof else self._reference
             wanted = runner.run(feeds) if proof else self.expected[probe]
             yield feeds, wanted, partial(moved_by_rounding, runner, feeds, wanted)
 
     def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
         """Load and run what was built; how close it is to the pruned graph and to the dense model."""
-        runner = self._loaded(backend, compiled)
-        plain = _RUNTIME.load(write(model, self.scratch / "final" / "model.onnx"), level="none")
+        runner = self.artefact(backend, compiled)
+        plain = self.opened(model, self.scratch / "final" / "model.onnx")
+        checked = {"checker": check(compiled, self.source)} if self.by_parts else {}
         worst = 0.0
         for feeds in self.feeds:
             feeds = self.narrowed.feeds(feeds)
             wanted, found = plain.run(feeds), runner.run(feeds)
+            self._found = self._found or found
             error = worst_error(wanted, found)
             worst = max(worst, error)
             allowed = QUANTIZED if is_quantized(model) else _AMPLIFIED * tolerance_of(wanted)
@@ -152,7 +232,7 @@ class Probes:
                 raise InternalError(
                     f"the built {compiled.name} differs from the graph it was built from by {error:.2g}"
                 )
-        return {"runs": True, "artefact_relative_error": worst}
+        return {"runs": True, "artefact_relative_error": worst, **checked}
 
     def synthetic(self, number: int) -> Iterator[Feeds]:
         """Random inputs in place of calibration samples (`--calib synthetic`)."""
@@ -160,16 +240,25 @@ class Probes:
         for draw in range(number):
             yield random_feeds(self.model, seed=self.options.seed + 1 + draw, sizes=sizes)
 
-    def _loaded(self, backend: Backend, compiled: Path) -> Any:
+    def artefact(self, backend: Backend, compiled: Path) -> Any:
         """The compiled model, loaded once for all checks: large ones take their time."""
         if self._artefact is None or self._artefact[0] != compiled:
             path = backend.numerics_file(compiled)
-            self._artefact = compiled, backend.load(path, threads=self.options.threads)
+            threads = self.options.threads
+            loaded = (
+                PartedRunner(load_ir(path), threads=threads)
+                if self.by_parts
+                else backend.load(path, threads=threads)
+            )
+            self._artefact = compiled, loaded
         return self._artefact[1]
 
     def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
         """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
-        runner = self._loaded(backend, compiled)
+        if self.by_parts:
+            wanted = self.narrowed.wanted(self.expected[0])
+            return {**fidelity(wanted, self._found), "data": "random inputs"}
+        runner = self.artefact(backend, compiled)
         feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
         data = "random inputs"
         if self.options.calibration not in (None, SYNTHETIC):
@@ -180,7 +269,7 @@ class Probes:
         facts: dict[str, list[float]] = {}
         for one in feeds:
             for name, value in fidelity(
-                self.narrowed.wanted(self._runner.run(one)), runner.run(self.narrowed.feeds(one))
+                self.narrowed.wanted(self.runner.run(one)), runner.run(self.narrowed.feeds(one))
             ).items():
                 facts.setdefault(name, []).append(value)
         return {**{name: float(np.mean(values)) for name, values in facts.items()}, "data": data}
@@ -190,11 +279,11 @@ def _key(sizes: Mapping[str, tuple[int, ...]]) -> object:
     return tuple(sorted(sizes.items()))
 
 
-def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Path]) -> dict[str, Any]:
+def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Masked]) -> dict[str, Any]:
     """Check the pruned graph against the masked dense model. InternalError where they differ."""
-    path = write(pruned, job.scratch / "pruned" / "model.onnx")
-    verdict = check(path, probes.dense)
-    runner = _RUNTIME.load(path, threads=job.options.threads, level="none")
+    path = job.scratch / "pruned" / "model.onnx"
+    runner = probes.opened(pruned, path)
+    how = _parts(runner) if isinstance(runner, PartedRunner) else {"checker": check(path, probes.dense)}
     worst, floor = 0.0, None
     for feeds, wanted, moved in probes.reference(proof):
         found = runner.run(probes.narrowed.feeds(feeds))
@@ -212,22 +301,27 @@ def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Path]) -> 
         "max_relative_error": worst,
         "rounding_floor": floor,
         "inputs": [{n: list(a.shape) for n, a in feeds.items()} for feeds in probes.feeds],
-        "checker": verdict,
+        **({"integers": probes.integers} if probes.integers else {}),
+        **how,
     }
 
 
-def moved_by_rounding(runner: OrtRunner, feeds: Feeds, wanted: Outputs) -> float:
+def _parts(runner: PartedRunner) -> dict[str, Any]:
+    return {"by_parts": {"parts": len(runner.parts), "weight_bytes_per_part": memory.PART}}
+
+
+def moved_by_rounding(runner: Runs, feeds: Feeds, wanted: Outputs) -> float:
     """The largest relative change of the outputs when the inputs move by about a rounding step."""
     moved = [worst_error(wanted, runner.run(_nudged(feeds, draw))) for draw in range(_DRAWS)]
     return max((m for m in moved if np.isfinite(m)), default=0.0)
 
 
-def check(path: Path, dense: Path) -> str:
+def check(path: Path, dense: Path | None) -> str:
     """onnx's checker on a file we wrote: what it refuses is our fault, unless it refuses the dense one."""
     complaint = _complaint(path)
     if complaint is None:
         return "passed"
-    if _complaint(dense) is None:
+    if dense is None or _complaint(dense) is None:
         raise InternalError(f"the checker refuses the pruned model: {complaint}")
     return f"refuses the input as well: {complaint}"
 
@@ -243,8 +337,7 @@ def _complaint(path: Path) -> str | None:
 def write(model: ir.Model, path: Path) -> Path:
     """Write a graph as it stands, weights beside it where they are large."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    constants = [v.const_value for v in model.graph.initializers.values()]
-    if sum(t.nbytes for t in constants if t is not None) > _LARGE:
+    if memory.weight_bytes(model) > memory.BESIDE:
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     else:
         ir.save(model, path)

@@ -20,9 +20,9 @@ from typing import Any
 
 from sparsecc.errors import InternalError, SparseccError, SystemFailureError, WorkerError
 from sparsecc.litter import locked_folder, sweep_folders
+from sparsecc.memory import default_limit, held_by
 from sparsecc.text import one_line
 from sparsecc.worker.crash import write_report
-from sparsecc.worker.memory import default_limit, held_by
 from sparsecc.worker.protocol import RESULT_LIMIT, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
