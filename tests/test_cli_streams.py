@@ -187,9 +187,22 @@ def tiny_model(path: Path, repeats: int = 1) -> str:
 
 def test_gate_finds_a_grown_model_without_a_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = tiny_model(tmp_path / "old.onnx"), tiny_model(tmp_path / "new.onnx", repeats=3)
-    files = [str(tmp_path / name) for name in ("gate.xml", "gate.md", "history.jsonl")]
+    files = [str(tmp_path / name) for name in ("gate.xml", "gate.md", "history.jsonl", "trend.html")]
     code = main(
-        ["gate", new, "--baseline", old, "--junit", files[0], "--markdown", files[1], "--history", files[2]]
+        [
+            "gate",
+            new,
+            "--baseline",
+            old,
+            "--junit",
+            files[0],
+            "--markdown",
+            files[1],
+            "--history",
+            files[2],
+            "--trend",
+            files[3],
+        ]
     )
     assert code == 1
     assert capsys.readouterr().out.startswith("new.onnx: REGRESSION: bytes of model")

@@ -21,9 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsecc.errors import InputError
 from sparsecc.gate import Check, GateResult, clock_free_checks, decide, gate
 from sparsecc.measure.gate_config import read_gate_config, read_share
-from sparsecc.measure.gate_report import append_history, junit, markdown, text_rows, trend
+from sparsecc.measure.gate_report import append_history, history_of, junit, markdown, text_rows
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.statistics import LogRatio
+from sparsecc.report.html import trend_page
+from sparsecc.report.trend_page import HEIGHT, TrendPage
 
 FIVE = math.log1p(0.05)
 SHORT = Budget(pairs=40, seconds=2.0, warmup_seconds=0.1)
@@ -207,15 +209,32 @@ def test_a_timed_result_is_json_and_goes_into_the_history(tmp_path: Path) -> Non
     for when in ("2026-01-01", "2026-01-02"):
         append_history(history, result, when=when, revision="abc")
     append_history(history, RESULTS[1], when="2026-01-03")
-    entries = trend(history, "net")
-    assert [entry["when"] for entry in entries] == ["2026-01-01", "2026-01-02"]
+    entries = history_of(history)
+    assert [entry["when"] for entry in entries] == ["2026-01-01", "2026-01-02", "2026-01-03"]
     assert entries[0]["current_ms"] > 0
+    page = trend_page(entries)
+    assert page.count("<circle") == 2
+    assert "2 runs: 2 OK" in page
+    assert "2026-01-02, abc, " in page
+    assert f"1 run: 1 {RESULTS[1].verdict}" in page
+
+
+def test_a_trend_shows_changes_where_they_lie() -> None:
+    line = {"name": "net", "verdict": "REGRESSION", "when": "t", "baseline_ms": 1.0, "current_ms": 1.1}
+    slower, same = ({**line, "change": c, "low": c - 0.01, "high": c + 0.01} for c in (0.1, 0.0))
+    (trend,) = TrendPage.of([slower, same]).trends
+    first, second = trend.points
+    assert first.x < second.x
+    assert first.y < second.y == pytest.approx(HEIGHT / 2)
+    assert first.top < first.y < first.bottom
+    assert TrendPage.of([{"name": "<b>", "verdict": "OK"}]).trends[0].points == ()
+    assert "<b>" not in trend_page([{"name": "<b>", "verdict": "OK"}])
 
 
 def test_a_damaged_history_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_text("{}\nnot json\n")
     with pytest.raises(InputError, match="not readable as a gate history"):
-        trend(tmp_path / "h.jsonl", "net")
+        history_of(tmp_path / "h.jsonl")
 
 
 def test_the_configuration_gives_one_entry_per_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +21,20 @@ if TYPE_CHECKING:
 STYLES = {"OK": "good", "REGRESSION": "bad", "INCONCLUSIVE": "warn"}
 WORST_FIRST = (1, 4, 0)
 DEFAULT_THRESHOLD = 0.05
+REVISIONS = ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
+"""Where GitHub, GitLab and Jenkins name the commit."""
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Gate one model, or all of a file; the exit code is that of the worst."""
-    from sparsecc.measure.gate_report import append_history, junit, markdown
+    from sparsecc.measure.gate_report import append_history, history_of, junit, markdown
 
     documents = [
         (given.pop(name, None), document) for name, document in (("junit", junit), ("markdown", markdown))
     ]
-    history = given.pop("history", None)
+    history, trend = given.pop("history", None), given.pop("trend", None)
+    if trend is not None and history is None:
+        raise click.UsageError("--trend draws a history: give --history FILE too")
     is_many = "config" in given
     results = _gate_all(terminal, given) if is_many else [_gate_one(terminal, given)]
     for path, document in documents:
@@ -37,7 +42,11 @@ def run(terminal: Terminal, given: dict[str, Any]) -> int:
             write_file(path, document(results))
     if history is not None:
         for result in results:
-            append_history(Path(history), result, when=_now())
+            append_history(Path(history), result, when=_now(), revision=_revision())
+    if trend is not None:
+        from sparsecc.report.html import trend_page
+
+        write_file(trend, trend_page(history_of(Path(history))))
     found = [result.to_json() for result in results]
     terminal.result({"schema": "sparsecc.gates/1", "results": found} if is_many else found[0], gate_view)
     return min((result.exit_code for result in results), key=WORST_FIRST.index)
@@ -100,6 +109,11 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def _revision() -> str:
+    """The commit that a CI says it works on; nothing elsewhere."""
+    return next((os.environ[name] for name in REVISIONS if os.environ.get(name)), "")
+
+
 def gate_view(found: Mapping[str, Any]) -> list[Block]:
     """Per model: the verdict, the checks, the latency."""
     blocks: list[Block] = []
@@ -127,7 +141,7 @@ command = Command(
     examples=(
         "sparsecc gate out/ --baseline released/ --max-regression 5%",
         "sparsecc gate new.onnx --baseline old.onnx --threads 4 --junit gate.xml --markdown gate.md",
-        "sparsecc gate --config gate.yaml --history history.jsonl --json",
+        "sparsecc gate --config gate.yaml --history history.jsonl --trend trend.html --json",
     ),
     arguments=(click.Argument(["current"], type=click.Path(), required=False),),
     sections={
@@ -155,6 +169,9 @@ command = Command(
             ),
             click.Option(
                 ["--history"], type=click.Path(), metavar="FILE", help="Add the result to this history."
+            ),
+            click.Option(
+                ["--trend"], type=click.Path(), metavar="FILE", help="Draw the history on this HTML page."
             ),
         ),
     },

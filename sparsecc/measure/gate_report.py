@@ -84,7 +84,7 @@ def _xml(text: str) -> str:
 
 
 def append_history(file: Path, result: GateResult, *, when: str, revision: str = "") -> None:
-    """Add one line of JSON. `when` is an ISO time. Milliseconds in it draw trends; they decide nothing."""
+    """Add one line of JSON. `when` is an ISO time. Milliseconds in it are shown; they decide nothing."""
     change, measured = result.change, result.comparison
     entry: dict[str, Any] = {
         "when": when,
@@ -105,11 +105,11 @@ def append_history(file: Path, result: GateResult, *, when: str, revision: str =
         ) from e
 
 
-def trend(file: Path, name: str) -> list[dict[str, Any]]:
-    """The history of one model, oldest first, for a plot: when, revision, verdict, change, milliseconds."""
+def history_of(file: Path) -> list[dict[str, Any]]:
+    """The lines of a history, oldest first: when, revision, name, verdict, change, milliseconds."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as e:
         raise InputError(f"{file}: not readable as a gate history (JSON lines): {e}: start a new file") from e
-    return [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == name]
+    return [entry for entry in entries if isinstance(entry, dict)]

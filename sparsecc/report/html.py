@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sparsecc.report import numbers
 from sparsecc.report.compile_page import CompilePage
 from sparsecc.report.inspect_page import InspectPage
 from sparsecc.report.profile_page import ProfilePage
+from sparsecc.report.trend_page import TrendPage
 from sparsecc.text import escape
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ def inspect_page(found: Mapping[str, Any]) -> str:
 def profile_page(measured: Mapping[str, Any]) -> str:
     """The latency of a model and its layers, from what `profile` measured."""
     return _template("profile.html.j2").render(page=ProfilePage.of(measured))
+
+
+def trend_page(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The change of each model in a gate's history, from its lines."""
+    return _template("trend.html.j2").render(page=TrendPage.of(entries))
 
 
 @cache
