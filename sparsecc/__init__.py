@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
+
+# ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = [

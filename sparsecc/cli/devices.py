@@ -17,7 +17,10 @@ SECONDS = 30.0
 QUESTIONS = {
     "system": ("uname", "-srm"),
     "python": ("python3", "--version"),
-    "onnxruntime": ("python3", "-c", "import onnxruntime; print(onnxruntime.__version__)"),
+    "onnxruntime": (
+        *("python3", "-c"),
+        "import os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime; print(onnxruntime.__version__)",
+    ),
 }
 
 

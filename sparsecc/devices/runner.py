@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import platform
 import random
 import sys
 import time
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before ONNX Runtime is loaded
 
 SCHEMA = "sparsecc.samples/1"
 LARGEST_STATE = 64
