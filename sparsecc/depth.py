@@ -122,7 +122,13 @@ def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
         return analysis, replace(asked, blocks=blocks, before=before)
     layers = assemble.layers(analysis, {})
     plan = _drop(job, analysis.model, chosen, probes)
-    left = analyse(analysis.model, options.dims, prune_io=options.prune_io, runs=probes.runs)
+    left = analyse(
+        analysis.model,
+        options.dims,
+        prune_io=options.prune_io,
+        runs=probes.runs,
+        sample=probes.sample_sizes,
+    )
     metric = "params" if options.metric == "params" else "macs"
     after = assemble.costs(left, {})["before"]
     gone = set(plan.dropped_nodes)

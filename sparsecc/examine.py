@@ -251,7 +251,7 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         require_fits(plan, model)
         sizes = _compared_sizes(bundle)
         path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
-        feeds = random_feeds(model, seed=1, sizes=sizes)
+        feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(bundle))
         narrowed = Narrowed.from_json(plan["io"])
         dense = OnnxRuntimeCpu().load(path, level="none").run(feeds)
         try:
@@ -271,6 +271,15 @@ def _compared_sizes(bundle: Bundle) -> dict[str, list[int]]:
     if not isinstance(first, dict) or not all(map(are_sizes, first.values())):
         raise InputError("report.json does not say at which sizes the models were compared: compile again")
     return first
+
+
+def _compared_integers(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The integers that the compile took from a sample. InputError where the report holds anything else."""
+    found = bundle.report["verification"].get("integers", {})
+    arrays = {n: np.asarray(v, dtype=object) for n, v in found.items()} if isinstance(found, dict) else None
+    if arrays is None or not all(type(x) is int and abs(x) < 1 << 63 for a in arrays.values() for x in a.ravel()):
+        raise InputError("report.json does not say at which integers the models were compared: compile again")
+    return {name: array.astype(np.int64) for name, array in arrays.items()}
 
 
 def _model_file(path: Path) -> Path:

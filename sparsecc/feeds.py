@@ -60,14 +60,17 @@ def random_feeds(
     seed: int,
     sizes: Mapping[str, Sequence[int]] | None = None,
     dynamic: Mapping[str, int] | int = DEFAULT_DIM,
+    sample: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """One array per input, the same for the same seed.
 
     Floats are N(0, 1); integers that select rows of a table stay inside it; what is compared with a constant
     is that constant; masks are ones with a few trailing zeros; other integers are 0 or 1, bytes 0 to 255.
     `sizes` gives whole shapes by input name; `dynamic` gives the size of dynamic dimensions, one for all or
-    by name (`input:axis` where it has none). The same name is the same size. InputError for an unknown name
-    in `sizes`, a wrong rank, a size that contradicts a fixed one, and inputs that are no tensors.
+    by name (`input:axis` where it has none). The same name is the same size. Integers and text that `sample`
+    holds are taken from it, repeated where a shape is larger, unless a shape is smaller: such inputs may be
+    lengths, rates or choices. InputError for an unknown name in `sizes`, a wrong rank, a size that contradicts
+    a fixed one, and inputs that are no tensors.
     """
     values = input_values(model)
     names = {value.name for value in values}
@@ -83,7 +86,26 @@ def random_feeds(
         value.name or "": _shape(value, (sizes or {}).get(value.name or ""), known, default)
         for value in values
     }
-    return {value.name or "": _draw(value, shapes, generator, model) for value in values}
+    taken = _repeated(sample or {}, shapes)
+    feeds = {}
+    for value in values:
+        name = value.name or ""
+        if name in taken and value.dtype is not None:
+            feeds[name] = _typed(taken[name], value.dtype)
+        else:
+            feeds[name] = _draw(value, shapes, generator, model)
+    return feeds
+
+
+def _repeated(
+    sample: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The sample's integers and text at these shapes; nothing where any input is smaller than the sample's."""
+    sample = {name: array for name, array in sample.items() if name in shapes}
+    pairs = [(array.shape, shapes[name]) for name, array in sample.items()]
+    if any(len(a) != len(b) or any(x > y for x, y in zip(a, b, strict=True)) for a, b in pairs):
+        return {}
+    return {n: np.resize(a, shapes[n]) for n, a in sample.items() if a.dtype.kind in "iubOUS"}
 
 
 def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
@@ -224,7 +246,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
 def _typed(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     if dtype == ir.DataType.BFLOAT16:
         return np.asarray(array).astype(ml_dtypes.bfloat16)
-    return np.asarray(array).astype(dtype.numpy())
+    return np.asarray(array).astype(object if dtype == ir.DataType.STRING else dtype.numpy())
 
 
 def _use_of(value: ir.Value, model: ir.Model) -> _Use:

@@ -23,13 +23,21 @@ _CANDIDATES: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...
 )
 
 
-def assignments(model: ir.Model, dims: Dims) -> Iterator[list[dict[str, tuple[int, ...]]]]:
-    """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic)."""
+def assignments(
+    model: ir.Model, dims: Dims, sample: Dims | None = None
+) -> Iterator[list[dict[str, tuple[int, ...]]]]:
+    """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic).
+
+    `sample` are the shapes of one of the user's samples; they are tried before any others, with as many of
+    the dynamic dimensions varied as the model allows.
+    """
     graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
     if all(v.name in dims or all(is_fixed(d) for d in v.shape or ()) for v in values):
         yield [{v.name or "": _fixed(v, dims) for v in values}]
         return
+    if sample is not None:
+        yield from _around(values, dims, sample)
     for candidate in _CANDIDATES:
         names: dict[str, tuple[int, int]] = {}
         pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}
@@ -39,6 +47,57 @@ def assignments(model: ir.Model, dims: Dims) -> Iterator[list[dict[str, tuple[in
     for setting in candidate_dims(model):
         doubled = {name: 2 * size for name, size in setting.items()}
         yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]
+
+
+def _around(
+    values: Sequence[ir.Value], dims: Dims, sample: Dims
+) -> Iterator[list[dict[str, tuple[int, ...]]]]:
+    """The sample's sizes beside larger ones: all dimensions, all but one, the batch alone, then none varied."""
+    known = {v.name or "": tuple(dims.get(v.name or "", sample[v.name or ""])) for v in values}
+    free = [
+        (dim_key(v, axis), axis, known[v.name or ""][axis])
+        for v in values
+        if v.name not in dims
+        for axis, dim in enumerate(v.shape or ())
+        if not is_fixed(dim)
+    ]
+    names: dict[str, tuple[int, int]] = {}
+    for name, _, size in free:
+        larger = size + _grain(size) * (1 + len(names))
+        names.setdefault(name, _larger_sum(name, size, names) or (size, larger))
+    batch = {name for name, axis, _ in free if axis == 0}
+    subsets = [set(names), *(set(names) - {name} for name in names), batch, set[str]()]
+    for position, varied in enumerate(subsets):
+        if varied in subsets[:position]:
+            continue
+        second = {v.name or "": _varied(v, dims, known[v.name or ""], names, varied) for v in values}
+        yield [known, second] if varied else [known]
+
+
+def _grain(size: int) -> int:
+    """By how much a dimension grows so that what its size is divided by on the way still divides it."""
+    return 32 if size >= 32 else 8 if size >= 8 else 1
+
+
+def _larger_sum(name: str, size: int, names: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+    pair = _sum_of(name, names)
+    return pair if pair is not None and pair[0] == size else None
+
+
+def _varied(
+    value: ir.Value,
+    dims: Dims,
+    known: tuple[int, ...],
+    names: Mapping[str, tuple[int, int]],
+    varied: set[str],
+) -> tuple[int, ...]:
+    """The sizes of an input at which the dimensions in `varied` are larger than in the sample."""
+    sizes = list(known)
+    for axis, dim in enumerate(value.shape or ()):
+        name = dim_key(value, axis)
+        if not is_fixed(dim) and value.name not in dims and name in varied and names[name][0] == known[axis]:
+            sizes[axis] = names[name][1]
+    return tuple(sizes)
 
 
 def _fixed(value: ir.Value, dims: Dims) -> tuple[int, ...]:

@@ -126,8 +126,11 @@ Runs = Callable[[Mapping[str, tuple[int, ...]]], bool]
 """Whether the model really runs at these input sizes."""
 
 
-def infer(model: ir.Model, dims: Dims | None = None, runs: Runs | None = None) -> Shapes:
-    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic.
+def infer(
+    model: ir.Model, dims: Dims | None = None, runs: Runs | None = None, sample: Dims | None = None
+) -> Shapes:
+    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic; those of a
+    `sample` are tried first.
 
     Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
     model runs at each of them; otherwise those with the fewest failures are taken.
@@ -135,7 +138,7 @@ def infer(model: ir.Model, dims: Dims | None = None, runs: Runs | None = None) -
     walker = _Walker(model)
     best: Shapes | None = None
     failures = (False, 0)
-    for sizes in assignments(model, dims or {}):
+    for sizes in assignments(model, dims or {}, sample):
         probes = [walker.walk(inputs) for inputs in sizes]
         works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
         failed = (not works, sum(len(p.failures) for p in probes))

@@ -42,11 +42,19 @@ class Analysis:
 
 
 def analyse(
-    model: ir.Model, dims: Dims | None = None, *, prune_io: bool = False, runs: Runs | None = None
+    model: ir.Model,
+    dims: Dims | None = None,
+    *,
+    prune_io: bool = False,
+    runs: Runs | None = None,
+    sample: Dims | None = None,
 ) -> Analysis:
-    """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works."""
+    """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works.
+
+    `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first.
+    """
     with collector_paused():
-        return _analysed(model, infer(model, dims, runs), prune_io)
+        return _analysed(model, infer(model, dims, runs, sample), prune_io)
 
 
 def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
