@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, count, resolve
+from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, count, factors_of, resolve
 from sparsecc.graph.analysis import Analysis
-from sparsecc.sizes import at
+from sparsecc.sizes import at, is_unknown
 
 Kept = Mapping[Atom, int]
 FLOATS = frozenset(
@@ -62,7 +62,11 @@ class CostModel:
 
 
 def macs_model(analysis: Analysis) -> CostModel:
-    """Multiply-accumulates of convolutions and matrix products, at the first probe's input sizes."""
+    """Multiply-accumulates of convolutions and matrix products, at the first probe's input sizes.
+
+    Those of a loop's body count once per iteration where their number follows from the input sizes, else once;
+    those of both branches of an If count.
+    """
     terms = []
     for products in analysis.record.macs.values():
         for axes in products:
@@ -96,9 +100,20 @@ def _share(atom: Atom) -> Callable[[Kept], float]:
     return lambda kept: kept.get(atom, size) / size
 
 
+def slots(axis: Axis, kept: Kept) -> int:
+    """Slots of an axis at the first probe's input sizes; what only the data decides counts as one."""
+    return math.prod(at(count(factor, kept), 0) for factor in _counted(axis))
+
+
+def _counted(axis: Axis) -> list[Axis]:
+    if not is_unknown(axis.size):
+        return [resolve(axis)]
+    return [factor for factor in factors_of(axis) if not is_unknown(factor.size)]
+
+
 def _product(axes: list[Axis]) -> Callable[[Kept], float]:
     """Most axes are single atoms, whose count is a look-up."""
-    resolved = [resolve(axis) for axis in axes]
+    resolved = [factor for axis in axes for factor in _counted(axis)]
     atoms = [(axis, at(axis.size, 0)) for axis in resolved if isinstance(axis, Atom)]
     others = [axis for axis in resolved if not isinstance(axis, Atom)]
 

@@ -1,4 +1,4 @@
-"""Static shapes and shape arithmetic of a whole model, with its dynamic dimensions kept apart.
+"""Static shapes and shape arithmetic of a whole model, bodies included, with its dynamic dimensions kept apart.
 
 One forward walk per probe (see `sparsecc.sizes`): every symbolic dimension gets a concrete size, every node
 is inferred by onnx's own per-node inference, and small values (shapes, bounds, axes) are evaluated on the way.
@@ -8,9 +8,7 @@ of its own at each probe. Weights are never read: only their types take part.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,18 +18,17 @@ from onnx import shape_inference
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
+from sparsecc.body_shapes import BODY_SHAPES, BodyError
 from sparsecc.contrib import contrib_types, inference_stand_in
+from sparsecc.probe import Probe, dims_of, tensor_type
 from sparsecc.probe_sizes import Dims, assignments
 from sparsecc.sizes import Size, joined
 
 SMALL = 1024
 """Values of at most this many elements are followed."""
 
-OPAQUE = 1_000_003
-"""Sizes that nobody can know are numbers from here on."""
-
-LARGEST = 1 << 27
-"""Sizes at which some value would have more elements than this are not tried."""
+DEEPEST = 5
+"""Bodies within bodies beyond this depth are not looked into: each may be walked several times."""
 
 _EVALUATED_NAMES = """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather
 GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not OneHot Or
@@ -45,35 +42,15 @@ _FAILURES = (
 )
 
 
-class UnknownShapes(dict[ir.Value, str]):
-    """Values whose shape could not be inferred, with the reason."""
-
-
-@dataclass
-class _Probe:
-    """What one walk found."""
-
-    types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
-    data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
-    failures: UnknownShapes = field(default_factory=UnknownShapes)
-    opaque: Iterator[int] = field(default_factory=lambda: itertools.count(OPAQUE, 2))
-
-    @property
-    def is_small(self) -> bool:
-        """Whether every value is small enough to run the model at these sizes just to try them."""
-        shapes = (_dims(kind) for kind in self.types.values())
-        known = (dims for dims in shapes if dims is not None and max(dims, default=0) < OPAQUE)
-        return all(math.prod(dims) <= LARGEST for dims in known)
-
-
 @dataclass
 class Shapes:
-    """Shapes and small values of every value of the main graph.
+    """Shapes and small values of every value, those inside bodies included.
 
-    `inputs` are the input sizes of each probe; `works` is False where the model ran at none that were tried.
+    `inputs` are the input sizes of each probe, once where all are static; `works` is False where the model ran at
+    none that were tried.
     """
 
-    probes: list[_Probe]
+    probes: list[Probe]
     inputs: list[dict[str, tuple[int, ...]]]
     works: bool = True
     _shapes: dict[ir.Value, tuple[Size, ...] | None] = field(default_factory=dict)
@@ -112,8 +89,12 @@ class Shapes:
         """Why the shape of a value is unknown."""
         return self.probes[0].failures.get(value, "its shape is unknown")
 
+    def failure(self, value: ir.Value) -> str | None:
+        """Why a value could not be inferred, None where it was."""
+        return next((p.failures[value] for p in self.probes if value in p.failures), None)
+
     def _joined(self, value: ir.Value) -> tuple[Size, ...] | None:
-        shapes = [_dims(p.types.get(value)) for p in self.probes]
+        shapes = [dims_of(p.types.get(value)) for p in self.probes]
         first = shapes[0]
         if first is None or any(s is None or len(s) != len(first) for s in shapes):
             return None
@@ -129,8 +110,7 @@ Runs = Callable[[Mapping[str, tuple[int, ...]]], bool]
 def infer(
     model: ir.Model, dims: Dims | None = None, runs: Runs | None = None, sample: Dims | None = None
 ) -> Shapes:
-    """Infer every shape of the main graph. `dims` fixes the sizes of inputs that are dynamic; those of a
-    `sample` are tried first.
+    """Infer every shape. `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first.
 
     Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
     model runs at each of them; otherwise those with the fewest failures are taken.
@@ -139,7 +119,11 @@ def infer(
     best: Shapes | None = None
     failures = (False, 0)
     for sizes in assignments(model, dims or {}, sample):
-        probes = [walker.walk(inputs) for inputs in sizes]
+        probes = [walker.walk(inputs, number) for number, inputs in enumerate(sizes)]
+        if (
+            len(probes) == 1 and probes[0].guessed
+        ):  # what nobody can know is dynamic, though all inputs are static
+            probes.append(walker.walk(sizes[0], 1))
         works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
         failed = (not works, sum(len(p.failures) for p in probes))
         if best is None or failed < failures:
@@ -157,31 +141,55 @@ class _Walker:
         self.graph = model.graph
         self.opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
         self.version = model.opset_imports.get("", 1)
-        self.nodes = [(node, _proto(node)) for node in self.graph]
+        self.protos: dict[ir.Node, onnx.NodeProto] = {}
+        self.depth = 0
         self.tensors: dict[int, tuple[onnx.TensorProto, np.ndarray]] = {}
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema] = {}
 
-    def walk(self, inputs: Mapping[str, tuple[int, ...]]) -> _Probe:
-        probe = _Probe()
+    def walk(self, inputs: Mapping[str, tuple[int, ...]], number: int) -> Probe:
+        probe = Probe(number)
         for value in self.graph.inputs:
             if value.name is not None and value.name in inputs:
-                probe.types[value] = _tensor_type(value.dtype, inputs[value.name])
+                probe.types[value] = tensor_type(value.dtype, inputs[value.name])
         for value in self.graph.initializers.values():
             self._constant(value, probe)
-        for node, proto in self.nodes:
-            self._node(node, proto, probe)
+        self._nodes(self.graph, probe)
         return probe
 
-    def _constant(self, value: ir.Value, probe: _Probe) -> None:
+    def _nodes(self, graph: ir.Graph, probe: Probe) -> None:
+        for node in graph:
+            for value in node.outputs:
+                probe.forget(value)
+            if node.domain == "" and node.op_type in BODY_SHAPES:
+                self._body(node, probe)
+                continue
+            if node not in self.protos:
+                self.protos[node] = _proto(node)
+            self._node(node, self.protos[node], probe)
+
+    def _body(self, node: ir.Node, probe: Probe) -> None:
+        """A node whose result is what its bodies compute."""
+        self.depth += 1
+        try:
+            if self.depth > DEEPEST:
+                raise BodyError("its bodies are nested too deeply")
+            BODY_SHAPES[node.op_type](node, probe, self.version, lambda body: self._nodes(body, probe))
+        except BodyError as e:
+            for value in node.outputs:
+                probe.failures[value] = str(e)
+                probe.types[value] = self._completed(value, None, probe)
+        self.depth -= 1
+
+    def _constant(self, value: ir.Value, probe: Probe) -> None:
         tensor = value.const_value
         if tensor is None:
             return
         shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-        probe.types[value] = _tensor_type(tensor.dtype, shape)
+        probe.types[value] = tensor_type(tensor.dtype, shape)
         if tensor.size <= SMALL and tensor.dtype in _NUMERIC:
             probe.data[value] = tensor.numpy()
 
-    def _node(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> None:
+    def _node(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> None:
         try:
             types = self._inferred(node, proto, probe)
         except _FAILURES as e:
@@ -196,7 +204,7 @@ class _Walker:
         elif node.op_type == "Shape":
             self._shape(node, probe)
 
-    def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> dict[str, onnx.TypeProto]:
+    def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> dict[str, onnx.TypeProto]:
         types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
         contributed = contrib_types(proto, types)
         if contributed is not None:
@@ -232,7 +240,7 @@ class _Walker:
             self.tensors[id(array)] = found  # the array is kept so that its id stays its own
         return found[0]
 
-    def _completed(self, value: ir.Value, inferred: onnx.TypeProto | None, probe: _Probe) -> onnx.TypeProto:
+    def _completed(self, value: ir.Value, inferred: onnx.TypeProto | None, probe: Probe) -> onnx.TypeProto:
         """The inferred type with what it lacks taken from the file or, last, made an opaque size."""
         if inferred is None or inferred.WhichOneof("value") is None:
             inferred = onnx.TypeProto()
@@ -248,23 +256,23 @@ class _Walker:
                 tensor.shape.dim.add(**({"dim_value": dim} if isinstance(dim, int) else {}))
         for dim in tensor.shape.dim:
             if not dim.HasField("dim_value"):
-                dim.dim_value = next(probe.opaque)
+                dim.dim_value = probe.opaque()
             elif dim.dim_value < 0:
                 probe.failures[value] = "a negative dimension was inferred"
         return inferred
 
-    def _shape(self, node: ir.Node, probe: _Probe) -> None:
+    def _shape(self, node: ir.Node, probe: Probe) -> None:
         value = node.inputs[0]
-        dims = _dims(probe.types.get(value)) if value is not None else None
+        dims = dims_of(probe.types.get(value)) if value is not None else None
         if dims is None:
             return
         start = node.attributes.get_int("start", 0)
         end = node.attributes.get_int("end", len(dims))
         probe.data[node.outputs[0]] = np.asarray(dims, dtype=np.int64)[start:end]
 
-    def _evaluate(self, node: ir.Node, proto: onnx.NodeProto, probe: _Probe) -> None:
+    def _evaluate(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> None:
         if node.op_type == "Size":
-            dims = _dims(probe.types.get(node.inputs[0])) if node.inputs[0] is not None else None
+            dims = dims_of(probe.types.get(node.inputs[0])) if node.inputs[0] is not None else None
             if dims is not None:
                 probe.data[node.outputs[0]] = np.asarray(np.prod(dims, dtype=np.int64))
             return
@@ -272,13 +280,13 @@ class _Walker:
         if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
             return
         for value in node.outputs:
-            dims = _dims(probe.types.get(value))
+            dims = dims_of(probe.types.get(value))
             if node.op_type != "NonZero" and (dims is None or np.prod(dims, dtype=float) > SMALL):
                 return
         results = _computed(proto, arrays, self.version)
         for value, result in zip(node.outputs, results, strict=False):
             probe.data[value] = np.asarray(result)
-            probe.types[value] = _tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
+            probe.types[value] = tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
 
 
 def _computed(
@@ -315,14 +323,3 @@ _NUMERIC = frozenset(
         ir.DataType.INT16, ir.DataType.UINT16,
     }
 )  # fmt: skip
-
-
-def _tensor_type(dtype: ir.DataType | None, shape: Sequence[int]) -> onnx.TypeProto:
-    made: onnx.TypeProto = onnx.helper.make_tensor_type_proto(dtype.value if dtype else 1, list(shape))
-    return made
-
-
-def _dims(kind: onnx.TypeProto | None) -> list[int] | None:
-    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
-        return None
-    return [d.dim_value for d in kind.tensor_type.shape.dim]

@@ -13,6 +13,9 @@ from operator import add, mul, sub
 
 Size = int | tuple[int, ...]
 
+OPAQUE = 200_000_003
+"""Sizes that nobody can know are numbers from here on, others at every probe. No real axis is as long."""
+
 
 def at(size: Size, probe: int) -> int:
     """The size at one probe."""
@@ -27,6 +30,11 @@ def joined(values: tuple[int, ...]) -> Size:
 def is_static(size: Size) -> bool:
     """Whether it is the same for every input."""
     return isinstance(size, int)
+
+
+def is_unknown(size: Size) -> bool:
+    """Whether nobody can know it, not even for inputs of given sizes."""
+    return isinstance(size, tuple) and min(size) >= OPAQUE
 
 
 def times(a: Size, b: Size) -> Size:

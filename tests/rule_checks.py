@@ -14,9 +14,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import parser
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from sparsecc.axes import Atom
+from sparsecc.bodies import one_scope
 from sparsecc.graph.analysis import Analysis, analyse, prunable_atoms
 from sparsecc.graph.numbering import least_left
 from sparsecc.graph.rewrite import remove
@@ -60,10 +60,10 @@ def _random(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
 
 
 def loaded(proto: onnx.ModelProto) -> ir.Model:
-    """The model in memory, with its constants lifted to initializers as they are when a file is loaded."""
+    """The model in memory, in one scope as it is when a file is loaded."""
     model = ir.serde.deserialize_model(proto)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for number, node in enumerate(model.graph):
+    one_scope(model)
+    for number, node in enumerate(model.graph.all_nodes()):
         node.name = f"{node.op_type}{number}"
     return model
 

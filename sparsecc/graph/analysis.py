@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
+from sparsecc.bodies import bodies_of, has_body, reads
 from sparsecc.collection import collector_paused
 from sparsecc.graph.numbering import pass_on, pin_numbered, settle
 from sparsecc.probe_sizes import Dims
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
 from sparsecc.shapes import Runs, Shapes, infer
-from sparsecc.sizes import is_static
+from sparsecc.sizes import is_static, is_unknown
 
 Member = tuple[str, int]
 """(initializer, axis)"""
@@ -62,12 +64,12 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     if not shapes.works:  # such a model is refused: its shapes are a guess
         return analysis
     enter_inputs(analysis, pin=not prune_io)
-    for node in model.graph:
-        _follow(analysis, node)
+    _follow_all(analysis, model.graph)
     leave_outputs(analysis, pin=not prune_io)
     settle(analysis.space, analysis.record)
     _tie_shared_weights(analysis)
     pin_parts_of_dynamic_axes(analysis)
+    _pin_unknown_sums(analysis)
     return analysis
 
 
@@ -100,16 +102,25 @@ def _fixed(axes: list[Axis], pin: bool) -> list[Axis]:
     return [a for i, a in enumerate(axes) if pin or i == 0 or not is_static(a.size)]
 
 
+def _follow_all(analysis: Analysis, graph: ir.Graph) -> None:
+    for node in graph:
+        _follow(analysis, node)
+
+
+def _follow_body(analysis: Analysis, body: ir.Graph) -> None:
+    """What the rule of a node with bodies asks for. Slot numbers mean nothing outside the body."""
+    _follow_all(analysis, body)
+    pin_numbered(analysis.space, analysis.record, body.outputs, "body output")
+
+
 def _follow(analysis: Analysis, node: ir.Node) -> None:
     record, space = analysis.record, analysis.space
     space.cause = node
-    site = Site(node, space, analysis.shapes, record, analysis.version)
+    site = Site(node, space, analysis.shapes, record, analysis.version, partial(_follow_body, analysis))
     found = rule_for(node.domain, node.op_type)
     try:
         if found is None:
             raise CannotFollowError(reason_for_pin(node.domain, node.op_type))
-        if any(_has_body(a) for a in node.attributes.values()):
-            raise CannotFollowError("its body is not followed")
         found.follow(site)
     except (CannotFollowError, *_MISFITS) as stop:
         known = isinstance(stop, CannotFollowError)
@@ -118,7 +129,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
         record.unfollowed[node] = reason
     pin_unclaimed(analysis, site)
     pass_on(site)
-    if node.inputs and all(v is None or v in record.constant for v in node.inputs):
+    if node.inputs and not has_body(node) and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 
 
@@ -126,22 +137,17 @@ _MISFITS = (ArithmeticError, IndexError, KeyError, StopIteration, ValueError)
 """What a rule meets where the shapes in a file are wrong: an axis that is not there, unequal ranks."""
 
 
-def _has_body(attribute: ir.Attr) -> bool:
-    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
 def pin_all(analysis: Analysis, site: Site, reason: str) -> None:
-    """The node is not followed: nothing that it touches may change."""
-    for operand, value in enumerate(site.node.inputs):
-        if value is None:
-            continue
-        axes = analysis.record.uses.get((site.node, operand)) or analysis.record.axes.get(value, [])
-        for axis in axes:
-            analysis.space.pin(axis, reason)
-    analysis.record.reductions[:] = [r for r in analysis.record.reductions if r.node is not site.node]
-    analysis.record.macs.pop(site.node, None)
-    analysis.record.memos.pop(site.node, None)
-    for value in _captured(site.node):
+    """The node is not followed: nothing that it or its bodies touch may change."""
+    inside = [inner for body in bodies_of(site.node) for inner in body.all_nodes()]
+    for node in (site.node, *inside):
+        _pin_operands(analysis, node, reason)
+        analysis.record.macs.pop(node, None)
+        analysis.record.memos.pop(node, None)
+    untouched = {site.node, *inside}
+    analysis.record.reductions[:] = [r for r in analysis.record.reductions if r.node not in untouched]
+    analysis.record.unfollowed.update(dict.fromkeys(inside, reason))
+    for value in reads(site.node):
         for axis in analysis.record.axes.get(value, []):
             analysis.space.pin(axis, reason)
     for value in site.node.outputs:
@@ -152,15 +158,13 @@ def pin_all(analysis: Analysis, site: Site, reason: str) -> None:
                 analysis.space.pin(axis, reason)
 
 
-def _captured(node: ir.Node) -> Iterable[ir.Value]:
-    """Values of the main graph that the bodies of a node read."""
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            for inner in ir.traversal.RecursiveGraphIterator(graph):
-                yield from (v for v in inner.inputs if v is not None)
-            yield from graph.outputs
+def _pin_operands(analysis: Analysis, node: ir.Node, reason: str) -> None:
+    for operand, value in enumerate(node.inputs):
+        if value is None:
+            continue
+        axes = analysis.record.uses.get((node, operand)) or analysis.record.axes.get(value, [])
+        for axis in axes:
+            analysis.space.pin(axis, reason)
 
 
 def pin_unclaimed(analysis: Analysis, site: Site) -> None:
@@ -200,6 +204,17 @@ def pin_parts_of_dynamic_axes(analysis: Analysis) -> None:
                 continue
             for part in _static_parts(axis):
                 analysis.space.pin(part, "it lies beside a dynamic part of its axis")
+
+
+def _pin_unknown_sums(analysis: Analysis) -> None:
+    """What is summed over together with slots that nobody can count stays: no mask can be made for it."""
+    for reduction in analysis.record.reductions:
+        value = reduction.node.inputs[reduction.operand]
+        axes = analysis.record.axes.get(value, []) if value is not None else []
+        for position in reduction.positions if axes else ():
+            if is_unknown(axes[position].size):
+                analysis.space.cause = reduction.node
+                analysis.space.pin(axes[position], "it is summed with as many others as the data says")
 
 
 def _static_parts(axis: Axis) -> list[Axis]:

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from sparsecc.axes import count
-from sparsecc.cost import FLOATS
+from sparsecc.bodies import has_body
+from sparsecc.cost import FLOATS, slots
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import held
 from sparsecc.graph.kinds import KINDS
-from sparsecc.sizes import at
 
 KIND = KINDS["layers"]
 
@@ -167,7 +166,7 @@ class _Finder:
             if value is None or entry is None or not self._is_alike(value, entry, node.outputs[0]):
                 continue
             going = goes_with((node, operand))
-            if going and not any(map(_has_body, going)) and self._starts_at(entry, going):
+            if going and not any(map(has_body, going)) and self._starts_at(entry, going):
                 branch = Branch(node, operand, tuple(sorted(going, key=self.place.__getitem__)))
                 self.found[branch.exit] = branch
                 return [branch]
@@ -207,7 +206,7 @@ class _Finder:
             node = top.producer()
             if node is None or self.place.get(node, -1) <= floor or node.op_type in ("Shape", "Size"):
                 continue
-            if _has_body(node):
+            if has_body(node):
                 return True
             fresh = {v for v in node.inputs if v is not None} - seen
             seen |= fresh
@@ -235,17 +234,11 @@ class _Finder:
                 ):
                     members[value.name or ""] = int(tensor.size)
         macs = sum(
-            math.prod(at(count(axis, {}), 0) for axis in axes)
+            math.prod(slots(axis, {}) for axis in axes)
             for node in nodes
             for axes in self.analysis.record.macs.get(node, ())
         )
         return Block(0, branches, nodes, tuple(members), sum(members.values()), int(macs))
-
-
-def _has_body(node: ir.Node) -> bool:
-    """What a body reads from around it is not among its node's inputs."""
-    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in bodies for attribute in node.attributes.values())
 
 
 def _lines(branches: Sequence[Branch]) -> list[list[Branch]]:

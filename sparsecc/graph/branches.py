@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import onnx_ir as ir
 
+from sparsecc.bodies import bodies_of
 from sparsecc.probe_sizes import Dims
 from sparsecc.shapes import Shapes, infer
 
@@ -14,17 +13,20 @@ MAX_ROUNDS = 8
 
 
 def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
-    """Replace every If of the main graph whose condition is the same for all inputs. Returns how many."""
+    """Replace every If whose condition is the same for all inputs. Returns how many.
+
+    Names and constants are those of `sparsecc.bodies.one_scope`.
+    """
     taken = 0
     for _ in range(MAX_ROUNDS):
-        candidates = [n for n in model.graph if n.op_type == "If" and n.domain == ""]
+        candidates = [n for n in model.graph.all_nodes() if n.op_type == "If" and n.domain == ""]
         if not candidates:
             break
         shapes = infer(model, dims)
         known = [(n, shapes.array(n.inputs[0])) for n in candidates if _is_certain(n.inputs[0], shapes)]
         chosen = [(n, bool(array.all())) for n, array in known if array is not None and array.size == 1]
         for node, condition in chosen:
-            _take(model.graph, node, "then_branch" if condition else "else_branch")
+            _take(node, "then_branch" if condition else "else_branch")
         taken += len(chosen)
         if not chosen:
             break
@@ -54,24 +56,21 @@ def _is_certain(value: ir.Value | None, shapes: Shapes) -> bool:
     return True
 
 
-def _take(graph: ir.Graph, node: ir.Node, branch_name: str) -> None:
-    branch = node.attributes[branch_name].as_graph()
-    names = _Names(graph)
-    for value in list(branch.initializers.values()):
-        branch.initializers.pop(value.name or "")
-        value.name = names.fresh(value.name or "constant")
-        graph.register_initializer(value)
+def _take(node: ir.Node, branch_name: str) -> None:
+    graph, branch = node.graph, node.attributes[branch_name].as_graph()
+    assert isinstance(graph, ir.Graph)
     outputs = list(branch.outputs)
     branch.outputs.clear()
     for inner in list(branch):
         branch.remove(inner)
-        inner.name = names.fresh(inner.name or inner.op_type)
-        for value in inner.outputs:
-            value.name = names.fresh(value.name or f"{inner.name}.out")
         graph.insert_before(node, inner)
     for old, new in zip(node.outputs, outputs, strict=True):
         _replace(graph, node, old, new)
     graph.remove(node, safe=True)
+    for other in bodies_of(node):  # nobody runs what is left there, so it reads nothing
+        for inner in other.all_nodes():
+            for place in range(len(inner.inputs)):
+                inner.replace_input_with(place, None)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> None:
@@ -83,19 +82,3 @@ def _replace(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> No
         new.type, new.shape = old.type, old.shape
         new.name, old.name = old.name, f"{old.name}.untaken"
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-class _Names:
-    """Names that nothing in a graph has yet."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.taken = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-        for node in graph:
-            self.taken.update(v.name for v in node.outputs)
-            self.taken.add(node.name)
-
-    def fresh(self, stem: str) -> str:
-        numbered = (f"{stem}_{i}" for i in count(2))
-        name = stem if stem not in self.taken else next(n for n in numbered if n not in self.taken)
-        self.taken.add(name)
-        return name

@@ -7,15 +7,18 @@ the producer of one of them, found by walking back through operators that keep z
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, atoms_of
+from sparsecc.bodies import bodies_of, has_body
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules.site import Reduction
 
 Use = tuple[ir.Node, int]
+Place = tuple[ir.Node, int]
+"""A node with a body, and which of the body's inputs."""
 
 _PASS = frozenset(
     """Identity Cast Reshape Transpose Flatten Squeeze Unsqueeze Expand Slice Split Gather Neg Abs Relu LeakyRelu
@@ -70,35 +73,66 @@ def _operand_axes(analysis: Analysis, node: ir.Node, operand: int) -> list[Axis]
 
 
 class _Finder:
-    """Walks back from an operand to the constants whose slices make it zero."""
+    """Walks back from an operand to the constants whose slices make it zero, into bodies and out of them."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
+        self.inputs: dict[ir.Value, Place] = {}
+        for node in analysis.model.graph.all_nodes():
+            for body in bodies_of(node):
+                self.inputs.update((value, (node, i)) for i, value in enumerate(body.inputs))
 
     def trace(self, reduction: Reduction, atoms: frozenset[Atom]) -> dict[Use, set[int]] | None:
         found: dict[Use, set[int]] = {}
-        seen: set[Use] = set()
-        pending = [(reduction.node, reduction.operand)]
+        seen: set[Use | ir.Value] = set()
+        pending: list[Use | ir.Value] = [(reduction.node, reduction.operand)]
         while pending:
-            use = pending.pop()
-            if use in seen:
+            top = pending.pop()
+            if top in seen:  # also the state of a loop, which is zero if it starts so and iterations keep it
                 continue
-            seen.add(use)
-            if use in self.analysis.record.uses:
-                found.setdefault(use, set()).update(self._axes_with(use, atoms))
+            seen.add(top)
+            if isinstance(top, tuple) and top in self.analysis.record.uses:
+                found.setdefault(top, set()).update(self._axes_with(top, atoms))
                 continue
-            following = self._behind(use, atoms)
+            value = top[0].inputs[top[1]] if isinstance(top, tuple) else top
+            following = self._behind(value, atoms) if value is not None else None
             if following is None:
                 return None
             pending.extend(following)
         return found
 
-    def _behind(self, use: Use, atoms: frozenset[Atom]) -> list[Use] | None:
-        """The operands that must be zero for this one to be; None where zeros do not come through."""
-        value = use[0].inputs[use[1]]
-        node = value.producer() if value is not None else None
+    def _behind(self, value: ir.Value, atoms: frozenset[Atom]) -> Sequence[Use | ir.Value] | None:
+        """What must be zero for this value to be; None where zeros do not come through."""
+        if value in self.inputs:
+            return self._behind_input(*self.inputs[value])
+        node = value.producer()
         if node is None:
             return None
+        if has_body(node):
+            return self._behind_body(node, value.index() or 0)
+        return self._behind_node(node, atoms)
+
+    def _behind_input(self, node: ir.Node, place: int) -> Sequence[Use | ir.Value] | None:
+        """An input of a body: what the node hands in, and for a state what an iteration leaves."""
+        body = node.attributes["body"].as_graph()
+        if node.op_type == "Loop":
+            return [(node, place), body.outputs[place - 1]] if place >= 2 else None
+        carried = len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)
+        return [(node, place), body.outputs[place]] if place < carried else [(node, place)]
+
+    def _behind_body(self, node: ir.Node, output: int) -> Sequence[Use | ir.Value] | None:
+        """An output of a node with bodies: what these hand out, and a state as it was at first."""
+        if node.op_type == "If":
+            return [body.outputs[output] for body in bodies_of(node)]
+        if node.op_type not in ("Loop", "Scan"):
+            return None
+        shift = 1 if node.op_type == "Loop" else 0
+        scanned = node.attributes.get_int("num_scan_inputs", 0) if shift == 0 else 0
+        carried = len(node.inputs) - 2 * shift - scanned
+        inner = node.attributes["body"].as_graph().outputs[output + shift]
+        return [(node, output + 2 * shift), inner] if output < carried else [inner]
+
+    def _behind_node(self, node: ir.Node, atoms: frozenset[Atom]) -> list[Use] | None:
         holding = [
             i for i in range(len(node.inputs)) if node.inputs[i] is not None and self._has(node, i, atoms)
         ]

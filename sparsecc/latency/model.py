@@ -12,12 +12,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, atoms_of, count
-from sparsecc.cost import CostModel, Kept, Term
+from sparsecc.axes import Atom, Axis, atoms_of
+from sparsecc.cost import CostModel, Kept, Term, slots
 from sparsecc.graph.analysis import Analysis
 from sparsecc.latency.shape_class import ShapeClass
 from sparsecc.latency.table import LatencyTable
-from sparsecc.sizes import at
 
 PRODUCTS = frozenset({"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul"})
 """Kernels whose time comes from the table."""
@@ -215,7 +214,7 @@ def _outputs(analysis: Analysis, node: ir.Node) -> list[Axis]:
 
 
 def _size(axes: tuple[Axis, ...] | list[Axis], kept: Kept) -> int:
-    return math.prod(at(count(axis, kept), 0) for axis in axes)
+    return math.prod(slots(axis, kept) for axis in axes)
 
 
 def _atoms(axes: tuple[Axis, ...] | list[Axis]) -> tuple[Atom, ...]:

@@ -15,7 +15,10 @@ from sparsecc.sizes import Size, at, quotient
 
 
 class Edit:
-    """One node while it is mended. Axes are those analysis gave it; counts are after removal."""
+    """One node while it is mended. Axes are those analysis gave it; counts are after removal.
+
+    New constants go to `graph`, the main one: what a body reads from there has a name of its own.
+    """
 
     def __init__(
         self,
@@ -25,8 +28,10 @@ class Edit:
         keep: Keep,
         kept: Mapping[Atom, int],
         version: int,
+        graph: ir.Graph | None = None,
     ) -> None:
         self.node = node
+        self.graph = graph
         self.record = record
         self.shapes = shapes
         self.keep = keep
@@ -78,7 +83,7 @@ class Edit:
     def set_constant(self, operand: int, values: np.ndarray) -> None:
         """Replace an operand by a constant of its own."""
         old = self.node.inputs[operand]
-        self.node.replace_input_with(operand, new_constant(self.node, old, values))
+        self.node.replace_input_with(operand, self.new_constant(old, values))
 
     def set_shape_operand(self, operand: int, axes: Sequence[Axis]) -> None:
         """Mend an operand that holds the sizes of `axes`, one element each.
@@ -98,7 +103,28 @@ class Edit:
             return
         value = self.node.inputs[operand]
         assert value is not None
-        self.node.replace_input_with(operand, rescaled(self.node, value, *self.ratios(axes, affected)))
+        self.node.replace_input_with(operand, self.rescaled(value, *self.ratios(axes, affected)))
+
+    def new_constant(self, like: ir.Value | None, values: np.ndarray) -> ir.Value:
+        """A constant named after the value it stands in for."""
+        assert self.graph is not None
+        return new_constant(
+            self.graph, (like.name if like is not None else None) or self.node.name or "", values
+        )
+
+    def rescaled(self, value: ir.Value, divisor: np.ndarray, multiplier: np.ndarray) -> ir.Value:
+        """value // divisor * multiplier, element by element, as nodes placed before this one."""
+        node = self.node
+        assert isinstance(node.graph, ir.Graph)
+        for operator, factor in (("Div", divisor), ("Mul", multiplier)):
+            if (factor == 1).all():
+                continue
+            constant = self.new_constant(value, factor)
+            made = ir.node(operator, [value, constant], name=f"{constant.name}.{operator.lower()}")
+            made.outputs[0].name = made.name
+            node.graph.insert_before(node, made)
+            value = made.outputs[0]
+        return value
 
     def ratios(self, axes: Sequence[Axis], affected: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """(divisor, multiplier) per axis that turn its dense size into its size after removal, exactly."""
@@ -122,11 +148,9 @@ def dynamic_ratio(axis: Axis, kept: Mapping[Atom, int]) -> tuple[int, int]:
     return divisor // int(common), scaled // int(common)
 
 
-def new_constant(node: ir.Node, like: ir.Value | None, values: np.ndarray) -> ir.Value:
-    """Add an initializer near `node`, named after the value it stands in for."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    stem = f"{(like.name if like is not None else None) or node.name}.kept"
+def new_constant(graph: ir.Graph, like: str, values: np.ndarray) -> ir.Value:
+    """Add an initializer to the main graph, named after the value it stands in for."""
+    stem = f"{like}.kept"
     name, number = stem, 1
     while name in graph.initializers:
         number += 1
@@ -134,18 +158,4 @@ def new_constant(node: ir.Node, like: ir.Value | None, values: np.ndarray) -> ir
     tensor = ir.Tensor(values, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
-    return value
-
-
-def rescaled(node: ir.Node, value: ir.Value, divisor: np.ndarray, multiplier: np.ndarray) -> ir.Value:
-    """value // divisor * multiplier, element by element, as nodes placed before `node`."""
-    for operator, factor in (("Div", divisor), ("Mul", multiplier)):
-        if (factor == 1).all():
-            continue
-        constant = new_constant(node, value, factor)
-        made = ir.node(operator, [value, constant], name=f"{constant.name}.{operator.lower()}")
-        made.outputs[0].name = made.name
-        assert isinstance(node.graph, ir.Graph)
-        node.graph.insert_before(node, made)
-        value = made.outputs[0]
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ class Record:
     """Axes to be pinned for a reason, unless their slots are experts."""
     chosen: list[tuple[Axis, int]] = field(default_factory=list)
     """Axes of which so many slots are picked at run time."""
+    counted_once: list[ir.Node] = field(default_factory=list)
+    """Loops that run nobody knows how often: their products count as done once."""
     constant: set[ir.Value] = field(default_factory=set)
     unfollowed: dict[ir.Node, str] = field(default_factory=dict)
 
@@ -59,12 +61,21 @@ class Record:
 class Site:
     """One node while its rule runs. Operand and output numbers are those of the ONNX specification."""
 
-    def __init__(self, node: ir.Node, space: Space, shapes: Shapes, record: Record, version: int) -> None:
+    def __init__(
+        self,
+        node: ir.Node,
+        space: Space,
+        shapes: Shapes,
+        record: Record,
+        version: int,
+        follow_body: Callable[[ir.Graph], None] | None = None,
+    ) -> None:
         self.node = node
         self.space = space
         self.shapes = shapes
         self.record = record
         self.version = version
+        self._follow_body = follow_body
         self.claimed: set[int] = set()
         self.looked_up: set[int] = set()
 
@@ -126,6 +137,17 @@ class Site:
 
     def array(self, operand: int) -> np.ndarray | None:
         return self.shapes.array(self.node.inputs[operand]) if self.has(operand) else None
+
+    # bodies -------------------------------------------------------------------------------------------
+
+    def body(self, name: str) -> ir.Graph:
+        return self.node.attributes[name].as_graph()
+
+    def follow_body(self, graph: ir.Graph) -> None:
+        """Follow the nodes of a body, whose inputs have their axes, by the rules of all nodes."""
+        assert self._follow_body is not None
+        self._follow_body(graph)
+        self.space.cause = self.node
 
     # attributes ---------------------------------------------------------------------------------------
 

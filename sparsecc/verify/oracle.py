@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.bodies import name_values
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules.site import Reduction
 
@@ -25,7 +26,7 @@ def masked(analysis: Analysis, keep: Keep, probe: int = 0) -> ir.Model:
     """
     keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
     model = analysis.model.clone()
-    twins = dict(zip(analysis.model.graph, model.graph, strict=True))
+    twins = dict(zip(analysis.model.graph.all_nodes(), model.graph.all_nodes(), strict=True))
     done: set[tuple[ir.Node, tuple[Axis, ...]]] = set()
     for reduction in analysis.record.reductions:
         axes = _axes(analysis, reduction)
@@ -40,11 +41,12 @@ def masked(analysis: Analysis, keep: Keep, probe: int = 0) -> ir.Model:
         value = reduction.node.inputs[reduction.operand]
         assert value is not None
         dtype = value.dtype or analysis.shapes.dtype(value) or ir.DataType.FLOAT
-        _Masker(twins[reduction.node], reduction, lost, axes, dtype).apply()
-    for node in model.graph:
+        _Masker(twins[reduction.node], model.graph, reduction, lost, axes, dtype).apply()
+    for node in model.graph.all_nodes():
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
+    name_values(model)
     return model
 
 
@@ -74,11 +76,12 @@ _SUMS_FIRST: dict[str, tuple[int, tuple[int, ...]]] = {
 
 
 class _Masker:
-    """Masks one reduction of one node."""
+    """Masks one reduction of one node, which may be in a body; constants go to the main graph."""
 
     def __init__(
         self,
         node: ir.Node,
+        main: ir.Graph,
         reduction: Reduction,
         lost: dict[int, np.ndarray],
         axes: list[Axis],
@@ -98,7 +101,7 @@ class _Masker:
         value = node.inputs[self.operand]
         assert value is not None
         assert isinstance(node.graph, ir.Graph)
-        self.value, self.graph = value, node.graph
+        self.value, self.graph, self.main = value, node.graph, main
         self.dtype = dtype.numpy()
 
     def apply(self) -> None:
@@ -184,7 +187,7 @@ class _Masker:
         return self._make("Mul", mean, self._constant(share))
 
     def _opset(self) -> int:
-        return self.graph.opset_imports.get("", 18)
+        return self.main.opset_imports.get("", 18)
 
     def _where(self, value: ir.Value, fill: float, empty: ir.Value | None = None) -> ir.Value:
         """The value with its removed slots set to `empty` where given, else to `fill`."""
@@ -200,10 +203,10 @@ class _Masker:
         return self._initializer(np.asarray(values, dtype=np.int64))
 
     def _initializer(self, array: np.ndarray) -> ir.Value:
-        name = f"oracle.{len(self.graph.initializers)}"
+        name = f"oracle.{len(self.main.initializers)}"
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
+        self.main.register_initializer(value)
         return value
 
     def _make(self, operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:

@@ -44,7 +44,7 @@ def _zero(value: ir.Value, axes: Mapping[str, Any]) -> None:
 def _zero_use(model: ir.Model, value: ir.Value, use: str, axes: Mapping[str, Any]) -> None:
     """The same for one use of a constant that several nodes share."""
     node_name, _, operand = use.rpartition(":")
-    node = next(n for n in model.graph if n.name == node_name)
+    node = next(n for n in model.graph.all_nodes() if n.name == node_name)
     copy = ir.Value(
         name=f"{value.name}.{use}", shape=value.shape, type=value.type, const_value=value.const_value
     )
