@@ -17,6 +17,7 @@ from sparsecc.backends.tensorrt_build import build_plan
 from sparsecc.backends.tensorrt_device import NoGpuError, gpus
 from sparsecc.backends.tensorrt_inspect import as_rows, census, parse_layers, sparsity_table
 from sparsecc.backends.tensorrt_options import BuildOptions
+from sparsecc.backends.tensorrt_plans import is_built_here
 from sparsecc.backends.tensorrt_remote import build_on, local_trtexec
 from sparsecc.backends.tensorrt_run import EngineRunner, open_bytes, open_plan
 from sparsecc.backends.tensorrt_scripts import read_settings, write_scripts
@@ -80,8 +81,8 @@ class TensorrtEngine:
         return open_plan(self.flavour, path)
 
     def numerics_file(self, path: Path) -> Path:
-        """What `load` can run here: the plan beside a GPU, else the `model.onnx` it was built from."""
-        return path if _has_gpu() else path.with_name(ONNX)
+        """What `load` can run here: a plan that was built here for the GPU, else its `model.onnx`."""
+        return path if _has_gpu() and is_built_here(path) else path.with_name(ONNX)
 
     def census(self, path: Path) -> dict[str, Any]:
         """Counts from the layer information written at build time, else from the plan itself."""

@@ -156,8 +156,8 @@ def versions() -> dict[str, str]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the model files in a folder."""
-    kinds = (".onnx", ".data", ".ort", ".engine", ".plan")
+    """Bytes of the model files in a folder. An engine holds the same weights once more: it is not added."""
+    kinds = (".onnx", ".data", ".ort")
     return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)
 
 

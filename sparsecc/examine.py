@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.tensorrt_engine import TensorrtEngine
 from sparsecc.bundle import Bundle, file_sha256
 from sparsecc.cost import macs_model, params_model
 from sparsecc.errors import InputError, UnavailableError
@@ -139,6 +140,8 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Latency of one model, per layer where asked."""
     path, threads = _model_file(Path(request["model"])), int(request.get("threads") or 1)
     backend = backend_named(target_named(request.get("target") or "onnxruntime").backend)
+    if isinstance(backend, TensorrtEngine):
+        return _profile_engine(backend, path, request, emit)
     if not isinstance(backend, OnnxRuntimeCpu):
         raise UnavailableError(
             f"target {request['target']} has no runtime here to profile on: run sparsecc doctor"
@@ -167,6 +170,23 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         emit({"stage": "layers", "share": 0.7})
         found |= _layers(backend, path, feeds, threads, where)
     return found
+
+
+def _profile_engine(
+    backend: TensorrtEngine, path: Path, request: dict[str, Any], emit: Emit
+) -> dict[str, Any]:
+    """The engine beside the model of a bundle, on its GPU."""
+    from sparsecc.backends.tensorrt_profile import profile_plan
+
+    feeds, where = _feeds(path, request), str(request.get("device") or "local")
+    emit({"stage": "measure", "share": 0.2})
+    return {
+        "schema": "sparsecc.profile/1",
+        "model": path.parent.name,
+        "target": {"name": request["target"]},
+        "inputs": {name: list(a.shape) for name, a in feeds.items()},
+        **profile_plan(backend, path.parent, feeds, device=where, layers=bool(request.get("layers"))),
+    }
 
 
 def _layers(

@@ -40,6 +40,7 @@ def build(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             device=request.get("device"),
         )
         report["build"] = artefact.facts
+        report["after"]["engine_bytes"] = (writer.folder / artefact.main).stat().st_size
         writer.write_json("report.json", report)
         _write_page(writer.folder, report, plan)
     engine = writer.destination / artefact.main

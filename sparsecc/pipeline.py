@@ -14,6 +14,7 @@ import onnx_ir as ir
 import yaml
 
 from sparsecc.backends import backend_named
+from sparsecc.backends.base import Artefact
 from sparsecc.bundle import BundleWriter, file_sha256, size_of, versions
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import RUN_FACTS
@@ -131,7 +132,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("evaluate", 0.9):
         accuracy = evaluate(job, backend, compiled, probes)
     sizes = {"before": probes.dense_bytes, "after": size_of(bundle.folder)}
-    report = assemble.report(job, decision, verification, {**measured, "bytes": sizes}, accuracy)
+    measured |= {"bytes": sizes, "built": built_facts(job, artefact)}
+    report = assemble.report(job, decision, verification, measured, accuracy)
     write_bundle(job, bundle, plan, report)
     return report, plan.to_json()
 
@@ -252,6 +254,11 @@ def calibration_feeds(job: Job, model: ir.Model, probes: Probes) -> Iterator[dic
             if number >= Probes.SAMPLES:
                 return
             yield probes.narrowed.feeds(feeds)
+
+
+def built_facts(job: Job, artefact: Artefact) -> dict[str, Any]:
+    """What the backend says of its build; no time in a compile that measures nothing."""
+    return {k: v for k, v in artefact.facts.items() if job.options.measure or k != "build_seconds"}
 
 
 def write_bundle(job: Job, bundle: BundleWriter, plan: Plan, report: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         before, after = pair(report, key)
         if before is not None:
             rows.append((label, written(before), written(after), numbers.change(before, after)))
+        elif after is not None:
+            rows.append((label, "", written(after), ""))
     rows += _latencies(report.get("latency") or {})
     if accuracy := report.get("accuracy"):
         before, after = accuracy["before"], accuracy["after"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,12 +18,15 @@ TOP = 25
 """How many layers are shown; all are in the JSON."""
 
 
-def run(terminal: Terminal, given: dict[str, Any]) -> None:
+def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Measure and show."""
     options.shape_inputs(given)
     from sparsecc import api
 
-    page = given.pop("html", None)
+    page, devices = given.pop("html", None), given.pop("devices", None) or ["local"]
+    if len(devices) > 1:
+        return _fleet(terminal, given, devices, page)
+    given["device"] = devices[0]
     if page is not None:
         given["layers"] = True
     with terminal.progress() as on_event:
@@ -34,12 +37,38 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
         write_file(page, profile_page(measured))
         terminal.note(f"wrote {page}")
     terminal.result(measured, profile_view)
+    return 0
+
+
+def _fleet(terminal: Terminal, given: dict[str, Any], devices: Sequence[str], page: str | None) -> int:
+    """The same model on several devices; the exit code is that of the first that failed."""
+    if page is not None or "layers" in given:
+        raise click.UsageError("--html and --layers show one device: give --device once")
+    from sparsecc.fleet import profile_fleet
+
+    with terminal.progress() as on_event:
+        found = profile_fleet(given.pop("model"), devices, **given, on_event=on_event)
+    terminal.result(found, fleet_view)
+    return next((int(one["exit_code"]) for one in found["results"] if "error" in one), 0)
+
+
+def fleet_view(found: Mapping[str, Any]) -> list[Block]:
+    """A row per device: the median and the 90th percentile, or why there are none."""
+    rows = []
+    for one in found["results"]:
+        name = _name(one["device"], "local")
+        if "error" in one:
+            rows.append((name, "", "", one["error"]))
+            continue
+        times = one["cpu_ms"]
+        rows.append((name, milliseconds(times["p50"]), milliseconds(times["p90"]), f"{times['n']} runs"))
+    return [Grid(("device", ">p50", ">p90", ""), rows)]
 
 
 def profile_view(measured: Mapping[str, Any]) -> list[Block]:
     """Latency, load time, memory; then the slowest layers."""
     rows = profile_rows(measured)
-    number = (measured.get("cpu_ms") or {}).get("n")
+    number = (measured.get("cpu_ms") or measured.get("gpu_ms") or {}).get("n")
     runs = f" over {plural(number, 'run')}" if number else ""
     where = f"{_name(measured.get('target'), 'onnxruntime')} on {_name(measured.get('device'), 'local')}"
     return [
@@ -81,13 +110,15 @@ command = Command(
     examples=(
         "sparsecc profile model.onnx --layers",
         "sparsecc profile out/ --device ssh://pi@board --threads 4 --json",
+        "sparsecc profile out/ --target tensorrt --device ssh://nano@jetson.local --layers",
+        "sparsecc profile out/ --device local,board,ssh://pi@192.0.2.7",
         "sparsecc profile model.onnx --input x:1x3x224x224 --html profile.html",
     ),
     arguments=(options.model(),),
     sections={
         "Target and measurement": (
             options.target(),
-            options.device(),
+            options.devices(),
             click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
             options.threads(),
         ),

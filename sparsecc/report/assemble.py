@@ -147,6 +147,10 @@ def report(
     for side in ("before", "after"):
         made[side] = {**decision.costs[side], **({"bytes": sizes[side]} if sizes else {})}
     made |= {name: measured[name] for name in ("latency", "parts", "census") if name in measured}
+    if built := measured.get("built"):
+        made["build"] = dict(built)
+        if "plan_bytes" in built:
+            made["after"]["engine_bytes"] = built["plan_bytes"]
     if accuracy is not None:
         made["accuracy"] = dict(accuracy)
     if job.goal is not None:

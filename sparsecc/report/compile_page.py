@@ -115,6 +115,8 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
         if before and after is not None:
             note = f"{written(before)} → {written(after)}"
             cards.append(Card(label, numbers.change(before, after), note, "good" if after < before else ""))
+        elif after is not None:
+            cards.append(Card(label, written(after), "beside the ONNX file that it was built from"))
     if accuracy := report.get("accuracy"):
         drop = f"{accuracy['before']:.4g} → {accuracy['after']:.4g}"
         cards.append(Card(accuracy.get("metric") or "accuracy", f"{accuracy['after']:.4g}", drop))

@@ -37,7 +37,8 @@ class ProfilePage:
     def of(cls, measured: Mapping[str, Any]) -> ProfilePage:
         """Gather it."""
         samples = measured.get("samples_ms") or {}
-        curves = distributions([("CPU time", "after", samples.get("cpu") or ())])
+        clock, label = ("gpu", "GPU time") if "gpu" in samples else ("cpu", "CPU time")
+        curves = distributions([(label, "after", samples.get(clock) or ())])
         title = str(measured.get("model", "model"))
         return cls(title, profile_rows(measured), curves, _bars(measured), _facts(measured))
 

@@ -15,8 +15,10 @@ TOTALS: tuple[tuple[str, str, Written], ...] = (
     ("MACs", "macs", numbers.count),
     ("parameters", "params", numbers.count),
     ("size", "bytes", numbers.size),
+    ("engine", "engine_bytes", numbers.size),
 )
-"""Label, key in the report's `before` and `after`, and how the number is written."""
+"""Label, key in the report's `before` and `after`, and how the number is written. Only the compiled one has an
+engine: its size stands beside that of the ONNX file and is not added to it."""
 
 
 def pair(report: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
@@ -62,7 +64,7 @@ def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[t
 def profile_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, how much) of a profile: CPU time, wall clock, load time, memory."""
     rows = []
-    for part, label in (("cpu_ms", "CPU time"), ("wall_ms", "wall clock")):
+    for part, label in (("cpu_ms", "CPU time"), ("wall_ms", "wall clock"), ("gpu_ms", "GPU time")):
         times = measured.get(part) or {}
         rows += [
             (f"{label} {key}", numbers.milliseconds(times[key])) for key in ("p50", "p90") if key in times
