@@ -40,8 +40,8 @@ def compiled(worker: Worker, model: Path, out: Path) -> tuple[int, str]:
 
 
 def model_in(folder: Path) -> Path:
-    found = sorted(folder.glob("*.onnx")) or sorted(p for p in folder.iterdir() if p.is_file())
-    return found[0]
+    whole = folder / "model.onnx"
+    return whole if whole.is_file() else min(p for p in folder.iterdir() if p.is_file())
 
 
 def faults(worker: Worker, folder: Path, wanted: str, place: Path) -> list[str]:
