@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
+    from sparsecc.fleet import profile_fleet
 
 # ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -23,6 +24,7 @@ __all__ = [
     "doctor",
     "inspect",
     "profile",
+    "profile_fleet",
     "verify",
 ]
 
@@ -30,9 +32,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The verbs of `sparsecc.api`, imported when first used so that `sparsecc --help` stays quick."""
     if name in __all__:
-        from sparsecc import api
+        from sparsecc import api, fleet
 
-        return getattr(api, name)
+        return getattr(fleet if name == "profile_fleet" else api, name)
     raise AttributeError(f"module 'sparsecc' has no attribute '{name}'")
 
 

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 import sparsecc
+from sparsecc.cli import main
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.gate import gate
 from sparsecc.measure.interleave import Budget
@@ -77,3 +78,22 @@ def test_a_gate_is_decided_on_the_device(device: str, tmp_path: Path) -> None:
 def test_a_device_that_is_gone_is_one_line(device: str, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"lost ssh://nobody@127\.0\.0\.1"):
         sparsecc.profile(perceptron(tmp_path / "m.onnx", 32), device=f"ssh://nobody@127.0.0.1:{free_port()}")
+
+
+def test_a_fleet_is_measured_in_one_run(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = f"ssh://nobody@127.0.0.1:{free_port()}"
+    model, heard = perceptron(tmp_path / "m.onnx", 64), []
+    found = sparsecc.profile_fleet(model, ["local", gone, device], on_event=heard.append)["results"]
+    assert [one["device"]["name"] for one in found] == ["local", gone, device]
+    assert found[0]["cpu_ms"]["n"] > 0
+    assert found[2]["cpu_ms"]["n"] == 100
+    assert found[1]["error"].startswith(f"lost {gone}")
+    assert {event["note"] for event in heard} >= {"local", device}
+    with pytest.raises(InputError, match="name each device once"):
+        sparsecc.profile_fleet(model, ["local", "local"])
+    assert main(["profile", str(model), "--device", f"local,{gone}"]) == UnavailableError.exit_code
+    shown = capsys.readouterr().out
+    assert "local" in shown
+    assert f"lost {gone}" in " ".join(shown.split())

@@ -54,6 +54,24 @@ def device() -> click.Option:
     )
 
 
+def known_devices(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    """The addresses of the devices that were named, with commas."""
+    from sparsecc.cli.device_book import address_of
+
+    return None if value is None else [address_of(name.strip()) for name in value.split(",")]
+
+
+def devices() -> click.Option:
+    """`--device` where several are taken."""
+    return click.Option(
+        ["devices", "--device"],
+        callback=known_devices,
+        metavar="DEVICE[,DEVICE…]",
+        help="Where to measure: local, a NAME of `sparsecc devices list`, ssh://USER@HOST or adb:SERIAL; several "
+        "are measured in parallel.  [default: local]",
+    )
+
+
 def inputs() -> click.Option:
     """`--input`, given as often as there are inputs."""
     return click.Option(
