@@ -13,7 +13,7 @@ import numpy as np
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.bundle import Bundle, file_sha256
+from sparsecc.bundle import SIGNATURE, Bundle, file_sha256
 from sparsecc.cost import macs_model, params_model
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.feeds import feeds_from, random_feeds
@@ -32,6 +32,7 @@ from sparsecc.measure.statistics import Percentiles
 from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.report.assemble import device, pinned_reasons
 from sparsecc.report.topology import topology
+from sparsecc.signing import signature_check
 from sparsecc.targets import target_named
 from sparsecc.verify.foreign_plan import read_plan, require_fits
 from sparsecc.verify.narrowed import Narrowed
@@ -161,6 +162,8 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "samples_ms": {"cpu": [float(t) for t in cpu], "wall": [float(t) for t in wall]},
         "layers": [],
     }
+    if "energy_mj" in facts:
+        found["energy_mj"] = facts.pop("energy_mj")
     if where == "local":
         found |= {
             "footprint": footprint(path, feeds, threads=threads).to_json(),
@@ -234,6 +237,8 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     checks = [
         {"check": "manifest", "ok": not problems, "detail": "; ".join(problems) or "every hash matches"}
     ]
+    if request.get("key") or (bundle.folder / SIGNATURE).exists():
+        checks.append(signature_check(bundle, request.get("key")))
     compiled = _model_file(Path(request["bundle"]))
     emit({"stage": "load", "share": 0.2})
     runner = OnnxRuntimeCpu().load(compiled)
@@ -242,7 +247,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         checks += _against_original(bundle, Path(request["model"]), runner, emit)
     if request.get("reproduce"):
         checks.append(reproduced(bundle, Path(request["model"]), emit))
-    return {"schema": "sparsecc.verify/1", "ok": all(c["ok"] for c in checks), "checks": checks}
+    return {"schema": "sparsecc.verify/1", "ok": all(c["ok"] is not False for c in checks), "checks": checks}
 
 
 def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -> list[dict[str, Any]]:
@@ -297,7 +302,9 @@ def _compared_integers(bundle: Bundle) -> dict[str, np.ndarray]:
     """The integers that the compile took from a sample. InputError where the report holds anything else."""
     found = bundle.report["verification"].get("integers", {})
     arrays = {n: np.asarray(v, dtype=object) for n, v in found.items()} if isinstance(found, dict) else None
-    if arrays is None or not all(type(x) is int and abs(x) < 1 << 63 for a in arrays.values() for x in a.ravel()):
+    if arrays is None or not all(
+        type(x) is int and abs(x) < 1 << 63 for a in arrays.values() for x in a.ravel()
+    ):
         raise InputError("report.json does not say at which integers the models were compared: compile again")
     return {name: array.astype(np.int64) for name, array in arrays.items()}
 

@@ -250,3 +250,30 @@ def test_one_model_alone_is_timed_by_both_clocks(tmp_path: Path) -> None:
     cpu, wall = time_alone(run, budget=Budget(pairs=10, seconds=2))
     assert len(cpu) == len(wall) == 10
     assert (cpu > 0).all()
+
+
+def test_energy_is_counted_over_packages_and_wraps(tmp_path: Path) -> None:
+    from sparsecc.devices.runner import energy_between, read_energy
+
+    def count(name: str, used: int) -> None:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "energy_uj").write_text(f"{used}\n")
+        (folder / "max_energy_range_uj").write_text("1000\n")
+
+    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
+        count(name, 900)
+    (tmp_path / "intel-rapl:2").mkdir()
+    before = read_energy(str(tmp_path))
+    assert [name.rsplit("/", 1)[1] for name in before] == ["intel-rapl:0", "intel-rapl:1"]
+    count("intel-rapl:0", 950)
+    count("intel-rapl:1", 30)
+    assert energy_between(before, read_energy(str(tmp_path))) == 50 + 130
+    assert energy_between({}, {}) is None
+
+
+def test_a_profile_tells_energy_where_it_is_counted() -> None:
+    from sparsecc.report.summary import profile_rows
+
+    assert ("energy of a run, whole processor", "12.3 mJ") in profile_rows({"energy_mj": 12.34})
+    assert profile_rows({}) == []

@@ -19,6 +19,7 @@ from sparsecc.text import one_line
 
 _TOOL = Path(runner.__file__)
 _LONGEST_NS = 3_600_000_000_000
+_MOST_WATTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Samples:
     """Raw interleaved samples. Arrays have one entry per pair, in the order taken; times are in nanoseconds.
 
     `b_first` says which model of the pair ran first. `facts` holds the machine, ONNX Runtime's version there,
-    and clocks and temperature before and after.
+    clocks and temperature before and after, and the microjoules of all runs where the device counts them.
     """
 
     b_first: np.ndarray
@@ -90,6 +91,9 @@ def believed(text: str, *, nonce: str, pairs: int, seconds: float, where: str) -
     if int(table[:, 1].sum() + table[:, 3].sum()) > seconds * 1e9 * 1.05 + 1e7:
         raise InputError(f"{where} reports more time than has passed: its clock cannot be trusted")
     facts = {key: _plain(answer.get(key)) for key in ("machine", "onnxruntime", "before", "after")}
+    energy = answer.get("energy_uj")
+    if type(energy) is int and 0 < energy < _MOST_WATTS * seconds * 1e6:
+        facts["energy_uj"] = energy
     b_first, wall_a, cpu_a, wall_b, cpu_b = table.T
     return Samples(b_first.astype(bool), wall_a, cpu_a, wall_b, cpu_b, facts)
 

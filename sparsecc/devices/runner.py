@@ -41,6 +41,26 @@ def read_state() -> dict[str, str]:
     return state
 
 
+def read_energy(folder: str = "/sys/class/powercap") -> dict[str, tuple[int, int]]:
+    """Counter -> (microjoules so far, where it wraps) of every processor package; empty where it has none."""
+    found = {}
+    for name in sorted(glob.glob(folder + "/intel-rapl:[0-9]*")):
+        if name.rsplit("/", 1)[1].count(":") > 1:
+            continue  # a part of a package, counted in it
+        try:
+            with open(name + "/energy_uj") as file, open(name + "/max_energy_range_uj") as end:
+                found[name] = int(file.read(64)), int(end.read(64))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def energy_between(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> int | None:
+    """Microjoules between two readings of all counters; None without any. A counter may have wrapped once."""
+    spent = {name: after[name][0] - used for name, (used, _) in before.items() if name in after}
+    return sum(s if s >= 0 else s + before[name][1] for name, s in spent.items()) if spent else None
+
+
 def open_session(path: str, threads: int) -> tuple[Any, list[str]]:
     """A session with `threads` threads and no spinning; (the session, the names of its inputs)."""
     import onnxruntime
@@ -83,13 +103,14 @@ def main(arguments: list[str]) -> int:
         feeds = {name: stored[name] for name in stored.files}
     sessions = [open_session(path, int(request["threads"])) for path in (request["a"], request["b"])]
     sample(sessions, feeds, int(request["warmup"]), 0)
-    before, began = read_state(), time.perf_counter_ns()
+    before, counters, began = read_state(), read_energy(), time.perf_counter_ns()
     rows = sample(sessions, feeds, int(request["pairs"]), int(request["seed"]))
     answer = {
         "schema": SCHEMA,
         "nonce": request["nonce"],
         "rows": rows,
         "elapsed_ns": time.perf_counter_ns() - began,
+        "energy_uj": energy_between(counters, read_energy()),
         "machine": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "before": before,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from sparsecc.devices import Device, open_device
 from sparsecc.devices.measure import Samples, sample_on
+from sparsecc.devices.runner import energy_between, read_energy
 from sparsecc.errors import UnavailableError
 from sparsecc.measure.interleave import Budget, Comparison, time_alone
 from sparsecc.measure.rounds import Start, clock_for, compare_fresh
@@ -55,17 +57,27 @@ def measure_pair(
 def time_on(
     device: str, model: Path, feeds: Mapping[str, np.ndarray], *, threads: int = 1
 ) -> tuple[FloatSamples, FloatSamples, dict[str, Any]]:
-    """(CPU, wall) milliseconds per run of one model on a device, and what the device says of itself."""
+    """(CPU, wall) milliseconds per run of one model on a device, and what the device says of itself.
+
+    `energy_mj`, millijoules a run of the whole processor, is among the facts where the device counts them.
+    """
     if device == "local":
-        run = session_start(model, feeds, threads)()
-        return (*time_alone(run, budget=Budget(pairs=100, seconds=8)), {})
+        run, counters, begun = session_start(model, feeds, threads)(), read_energy(), time.perf_counter()
+        cpu, wall = time_alone(run, budget=Budget(pairs=100, seconds=8))
+        spent, seconds = energy_between(counters, read_energy()), time.perf_counter() - begun
+        return cpu, wall, _energy(spent, seconds * 1e3 / float(wall.mean()))  # warm-up runs are runs, too
     with open_device(device) as there:
         found = sample_on(there, model, model, feeds, pairs=50, threads=threads)
         cpu, wall = (
             np.concatenate(sides) / _NANOSECONDS
             for sides in ((found.cpu_a, found.cpu_b), (found.wall_a, found.wall_b))
         )
-        return cpu, wall, {"name": there.spec, **found.facts}
+        facts = {"name": there.spec, **found.facts}
+        return cpu, wall, {**facts, **_energy(facts.pop("energy_uj", None), len(cpu))}
+
+
+def _energy(microjoules: Any, runs: float) -> dict[str, float]:
+    return {} if microjoules is None else {"energy_mj": microjoules / 1e3 / runs}
 
 
 def session_start(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:

@@ -50,6 +50,19 @@ def speedup_text(report: Mapping[str, Any]) -> str:
     return f"{speedup['estimate']:.2f}x faster {interval}"
 
 
+def engine_text(report: Mapping[str, Any]) -> str:
+    """`Engine: 42 layers (30 int8, 12 fp16); sparse kernels for 3 of 5 eligible layers.`, or nothing without one."""
+    build = report.get("build") or {}
+    counts = build.get("census")
+    if not counts:
+        return ""
+    types = ", ".join(f"{number} {type_}" for type_, number in counts["by_type"].items())
+    text = f"Engine: {numbers.plural(counts['layers'], 'layer')} ({types})"
+    rows = build.get("sparsity") or ()
+    picked, eligible = (sum(bool(row[key]) for row in rows) for key in ("picked", "eligible"))
+    return f"{text}; sparse kernels for {picked} of {eligible} eligible layers." if rows else f"{text}."
+
+
 def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[tuple[str, str, str, str]]:
     """(quantile, before, after, change) of a report's `latency`, for those quantiles that it has."""
     rows = []
@@ -69,6 +82,8 @@ def profile_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [
             (f"{label} {key}", numbers.milliseconds(times[key])) for key in ("p50", "p90") if key in times
         ]
+    if measured.get("energy_mj") is not None:
+        rows.append(("energy of a run, whole processor", f"{measured['energy_mj']:.3g} mJ"))
     footprint = measured.get("footprint") or {}
     for key, label in (("load_ms", "load time"), ("first_inference_ms", "first inference")):
         if footprint.get(key) is not None:
