@@ -94,11 +94,15 @@ class TensorrtEngine:
         return census(parse_layers(self._information(path)))
 
     def layers(self, path: Path, log: Sequence[str] = ()) -> dict[str, Any]:
-        """Every layer with type, tactic and padding, and the table of 2:4 eligible against picked."""
+        """Their census, every layer with type, tactic and padding, and the table of 2:4 eligible against picked."""
         stored = path.with_name(LAYERS)
         text = stored.read_text(encoding="utf-8") if stored.is_file() else self._information(path)
         layers = parse_layers(text)
-        return {"layers": as_rows(layers), "sparsity": sparsity_table(layers, log)}
+        return {
+            "census": census(layers),
+            "layers": as_rows(layers),
+            "sparsity": sparsity_table(layers, log),
+        }
 
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
         """Mean time per layer on the GPU here."""
@@ -121,10 +125,13 @@ class TensorrtEngine:
         if self._uses_trtexec(chosen):
             with open_device(chosen.device) as device:
                 facts = facts | build_on(device, folder, chosen, progress)
-            return Artefact(ENGINE, (*files, ENGINE, LAYERS, "build.log"), facts)
-        facts = facts | build_plan(self.flavour, folder / ONNX, folder / ENGINE, chosen, progress)
-        information = self._store_layers(folder, chosen)
-        return Artefact(ENGINE, (*files, ENGINE, *information), facts)
+            files = (*files, ENGINE, LAYERS, "build.log")
+        else:
+            facts = facts | build_plan(self.flavour, folder / ONNX, folder / ENGINE, chosen, progress)
+            files = (*files, ENGINE, *self._store_layers(folder, chosen))
+        if LAYERS in files:
+            facts |= self.layers(folder / ENGINE, facts["sparsity"])
+        return Artefact(ENGINE, files, facts)
 
     def _store_layers(self, folder: Path, chosen: BuildOptions) -> tuple[str, ...]:
         if chosen.stripped or not _has_gpu():

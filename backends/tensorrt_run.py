@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,6 @@ def open_bytes(flavour: Flavour, plan: bytes, where: str, weights: Path) -> Engi
         )
     _refit(api, engine, logger, weights)
     return EngineRunner(api, engine, cuda, where)
-
-
-def percentiles(times: Sequence[float]) -> Mapping[str, float]:
-    """p50, p90, p99, mean and n of raw times."""
-    p50, p90, p99 = (float(v) for v in np.percentile(times, (50, 90, 99)))
-    return {"p50": p50, "p90": p90, "p99": p99, "mean": float(np.mean(times)), "n": len(times)}
 
 
 def _refit(api: Api, engine: ICudaEngine, logger: object, weights: Path) -> None:

@@ -7,9 +7,14 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the suite runs in parallel already
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.sshd import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +48,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test material at {folder}: set SPARSECC_SHARED to its folder")
     return folder
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Server]:
+    """A board in reach over SSH, on the loopback, with a stand-in for trtexec."""
+    pytest.importorskip("asyncssh")
+    from tests.trtexec_stand_in import running_board
+
+    with running_board(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -17,8 +15,8 @@ from sparsecc import api
 from sparsecc.bundle import Bundle
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.report.compile_page import CompilePage
-from tests.sshd import Server, running_sshd
-from tests.trtexec_stand_in import install
+from tests.sshd import Server
+from tests.trtexec_stand_in import home_for
 
 BUILD = {"workspace": "1GiB", "optimization_level": "3", "tf32": "false"}
 
@@ -45,16 +43,6 @@ def bundle(emitted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(emitted, tmp_path / "out"))
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Server]:
-    pytest.importorskip("asyncssh")
-    for name in ("sshd", "tools"):
-        (tmp_path / name).mkdir()
-    tools = install(tmp_path / "tools")
-    with running_sshd(tmp_path / "sshd", {"PATH": f"{tools}:{os.environ['PATH']}"}) as server:
-        yield server
-
-
 def test_builder_options_reach_the_scripts(emitted: Path) -> None:
     settings = json.loads((emitted / "build.json").read_text())["options"]
     assert settings == {"workspace": 1 << 30, "optimization_level": 3, "tf32": False}
@@ -62,12 +50,7 @@ def test_builder_options_reach_the_scripts(emitted: Path) -> None:
 
 
 def test_it_finishes_on_a_device(bundle: Path, board: Server, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (home / ".ssh").mkdir(parents=True, mode=0o700)
-    (home / ".ssh" / "known_hosts").write_bytes(board.known_hosts.read_bytes())
-    (home / ".ssh" / "id_ed25519").write_bytes(board.key.read_bytes())
-    (home / ".ssh" / "id_ed25519").chmod(0o600)
-    environment = {k: v for k, v in os.environ.items() if k != "SSH_AUTH_SOCK"} | {"HOME": str(home)}
+    _, environment = home_for(board, tmp_path / "home")
     before = Bundle.open(bundle).manifest
     done = subprocess.run(
         [sys.executable, "-m", "sparsecc", "build", str(bundle), "--device", board.spec, "--json"],
@@ -83,6 +66,8 @@ def test_it_finishes_on_a_device(bundle: Path, board: Server, tmp_path: Path) ->
     assert after["input"] == before["input"]
     assert after["files"]["model.onnx"] == before["files"]["model.onnx"]
     assert finished.report["build"]["version"] == built["facts"]["version"]
+    assert finished.report["after"]["engine_bytes"] == built["bytes"]
+    assert finished.report["after"]["bytes"] == (bundle / "model.onnx").stat().st_size
     assert [p.name for p in bundle.parent.iterdir() if p.name.startswith(".out")] == []
     CompilePage.of(finished.report, finished.plan, "", "")
 

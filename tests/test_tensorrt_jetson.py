@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.sshd import Server
+from tests.trtexec_stand_in import home_for
 
-from tests.sshd import Server, running_sshd
-from tests.trtexec_stand_in import install
-
-BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Server]:
-    pytest.importorskip("asyncssh")
-    for name in ("sshd", "tools"):
-        (tmp_path / name).mkdir()
-    tools = install(tmp_path / "tools")
-    with running_sshd(tmp_path / "sshd", {"PATH": f"{tools}:{os.environ['PATH']}"}) as server:
-        yield server
+BOARD = "nano@jetson.local"
+NEED_A_BOARD = ("sudo ", "ssh-copy-id ")
 
 
-def test_the_edge_path_step_by_step(board: Server, root: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (home / ".ssh").mkdir(parents=True, mode=0o700)
-    (home / ".ssh" / "known_hosts").write_bytes(board.known_hosts.read_bytes())
-    (home / ".ssh" / "id_ed25519").write_bytes(board.key.read_bytes())
-    (home / ".ssh" / "id_ed25519").chmod(0o600)
-    (home / "models").symlink_to(root / "models")
-    script = "\n".join(BLOCK.findall((root / "examples" / "jetson.md").read_text()))
-    environment = {k: v for k, v in os.environ.items() if k != "SSH_AUTH_SOCK"}
-    environment |= {"HOME": str(home), "JETSON": board.spec, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=home, env=environment, capture_output=True, text=True, timeout=120
+def commands(page: str) -> list[str]:
+    """The indented lines of the page, those that go on joined."""
+    text = page.replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.startswith("    ") and line.strip()]
+
+
+def on_this_board(command: str, board: Server, home: Path) -> str:
+    """The same command with the loopback server as the board."""
+    place = (
+        command.replace(f"ssh://{BOARD}", board.spec)
+        .replace(BOARD, "board")
+        .replace("/tmp/", f"{board.folder}/")
     )
-    assert done.returncode == 0, done.stderr
-    assert "10.13.3" in done.stdout
-    assert "100 samples; 10.13.3 trtexec --loadEngine=model.engine" in done.stdout
-    assert "--shapes=image:1x1x16x16" in done.stdout
-    assert "conv1 + relu eligible picked" in done.stdout
-    assert "['build.json', 'build.py', 'build.sh', 'model.onnx']" in done.stdout
+    for program in ("ssh", "scp"):
+        if place.startswith(f"{program} "):
+            return place.replace(program, f"{program} -F {home}/.ssh/config", 1)
+    return place.replace("sparsecc ", f"{sys.executable} -m sparsecc ", 1)
+
+
+def test_every_command_of_the_page_runs(board: Server, root: Path, tmp_path: Path) -> None:
+    home, environment = home_for(board, tmp_path / "home")
+    (home / "models").symlink_to(root / "models")
+    environment["PYTHONPATH"] = str(root)
+    run, said = [], {}
+    for command in commands((root / "examples" / "jetson.md").read_text()):
+        if command.startswith(NEED_A_BOARD):
+            continue
+        done = subprocess.run(
+            ["bash", "-c", on_this_board(command, board, home)],
+            cwd=home, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+        run.append(command.split()[0] + " " + command.split()[1])
+        said[command] = done.stdout
+    assert run.count("sparsecc compile") == 3
+    assert run.count("sparsecc profile") == 3
+    assert {"sparsecc build", f"ssh {BOARD}", "scp -r"} <= set(run)
+    first = next(text for command, text in said.items() if "-o out-jetson" in command)
+    assert "Engine: 2 layers (1 fp16, 1 int8); sparse kernels for 1 of 2 eligible layers." in first
+    _check_what_came_of_it(home, board)
+
+
+def _check_what_came_of_it(home: Path, board: Server) -> None:
     bundle = {path.name for path in (home / "out-jetson").iterdir()}
-    assert bundle == {"model.onnx", "model.engine", "model.layers.json", "build.log"}
-    log = (home / "out-jetson" / "build.log").read_text()
-    assert "Sparsity" in log
+    assert bundle >= {"model.onnx", "model.engine", "model.layers.json", "build.log", "manifest.json"}
+    report = json.loads((home / "out-jetson" / "report.json").read_text())
+    assert report["build"]["version"] == "10.13.3"
+    assert report["build"]["command"][0] == "trtexec"
+    assert report["after"]["engine_bytes"] == (home / "out-jetson" / "model.engine").stat().st_size
+    assert report["after"]["bytes"] == (home / "out-jetson" / "model.onnx").stat().st_size
+    assert (home / "out-emitted" / "model.engine").is_file()
+    assert (board.folder / "out-emitted" / "model.engine").read_bytes().startswith(b"stand-in plan")
+    for name in ("pruned.json", "dense.json"):
+        profile = json.loads((home / name).read_text())
+        assert profile["gpu_ms"]["n"] == len(profile["samples_ms"]["gpu"]) == 100
+        assert profile["device"]["trtexec"] == "10.13.3"
+        assert "--loadEngine=model.engine" in profile["device"]["command"]
     assert not [path for path in board.folder.iterdir() if path.name.startswith("tmp.")]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from sparsecc.backends.tensorrt_cuda import Cuda
-from sparsecc.backends.tensorrt_run import EngineRunner, percentiles
+from sparsecc.backends.tensorrt_run import EngineRunner
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError
 
 DRIVER = r"""
@@ -186,10 +186,3 @@ def test_cuda_failures_are_one_line(library: str) -> None:
         Cuda(device=1, library=library)
     with pytest.raises(UnavailableError, match="no CUDA driver here"):
         Cuda(library=str(Path("/no/such/libcuda.so")))
-
-
-def test_percentiles() -> None:
-    found = percentiles([float(i) for i in range(1, 101)])
-    assert found["p50"] == 50.5
-    assert found["n"] == 100
-    assert found["p99"] > found["p90"] > found["mean"] - 1

@@ -1,10 +1,17 @@
-"""A stand-in for NVIDIA's trtexec, as a script, and layer information in the form that TensorRT 10 writes."""
+"""A stand-in for NVIDIA's trtexec, as a script, layer information in the form that TensorRT 10 writes, and a board
+that has both: a real SSH server on the loopback.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.sshd import Server, running_sshd
 
 LAYERS_OF_10 = {
     "Layers": [
@@ -78,3 +85,28 @@ def install(folder: Path) -> Path:
     (folder / "trtexec").write_text(STAND_IN)
     (folder / "trtexec").chmod(0o755)
     return folder
+
+
+@contextmanager
+def running_board(folder: Path) -> Iterator[Server]:
+    """An SSH server whose sessions find the stand-in on their PATH. Skips where there is no sshd."""
+    for name in ("sshd", "tools"):
+        (folder / name).mkdir()
+    tools = install(folder / "tools")
+    with running_sshd(folder / "sshd", {"PATH": f"{tools}:{os.environ['PATH']}"}) as server:
+        yield server
+
+
+def home_for(board: Server, home: Path) -> tuple[Path, dict[str, str]]:
+    """A home folder from which the board is known, also as host `board` to ssh itself, and the environment."""
+    keys = home / ".ssh"
+    keys.mkdir(parents=True, mode=0o700)
+    (keys / "known_hosts").write_bytes(board.known_hosts.read_bytes())
+    (keys / "id_ed25519").write_bytes(board.key.read_bytes())
+    (keys / "id_ed25519").chmod(0o600)
+    (keys / "config").write_text(
+        f"Host board\n HostName 127.0.0.1\n Port {board.port}\n User {board.address.user}\n"
+        f" IdentityFile {keys}/id_ed25519\n UserKnownHostsFile {keys}/known_hosts\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "SSH_AUTH_SOCK"}
+    return home, kept | {"HOME": str(home)}

@@ -9,7 +9,7 @@ from typing import Any
 from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
-from sparsecc.report.summary import TOTALS, headline, latency_rows, pair, reasons
+from sparsecc.report.summary import TOTALS, engine_text, headline, latency_rows, pair, reasons
 
 TOP = 5
 """How many reasons are shown; all are in the report."""
@@ -22,6 +22,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         Line(""),
         Grid(("", ">before", ">after", ">change"), _before_after(report)),
         Line(""),
+        *_engine(report),
         *_removed(report),
         *_reasons("pinned", report.get("pinned", ()), "what"),
         *_reasons("skipped", report.get("skipped", ()), "where"),
@@ -48,6 +49,11 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             rows.append((f"fidelity: {name}", "", f"{value:.4g}", ""))
     return rows
+
+
+def _engine(report: Mapping[str, Any]) -> list[Block]:
+    text = engine_text(report)
+    return [Line(text), Line("")] if text else []
 
 
 def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
