@@ -1,25 +1,26 @@
 """Quantize real models with real data: accuracy, size, latency and kernels, beside onnxruntime's defaults.
 
-    python benchmarks/quantization.py [--json FILE] [--pairs 30] [--all] [MODEL ...]
+    python benchmarks/quantization.py [--json FILE] [--pairs 12] [--part types|rounding|patterns] [MODEL ...]
     python benchmarks/quantization.py --large resnet50.onnx bert.onnx     any models, random inputs
+    python benchmarks/quantization.py --document                          the tables of docs/quantization.md
 
-MODEL is one of CASES: trained ones on the materials in SPARSECC_SHARED or ../shared, resnet50 and bert_base
-of the zoo, without trained weights. Latency is the ratio of CPU time to the float model, one thread,
-interleaved, with a 95 % interval. `--all` adds the calibration methods, int4 and the patterns. Pruned models
-are as they come out: nothing was trained after the removal.
+MODEL is one of CASES in quantization_cases.py. Every point is stored as it comes and not made again without
+`--again`; `--seconds` stops before the next point. Latency is the ratio of CPU time to the float model, one
+thread, interleaved, with a 95 % interval. Pruned models are as `sparsecc compile` leaves them: nothing was trained
+after the removal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.quantization_cases import CASES, ROOT, UNTRAINED, Case, Feeds, large, shared
+from benchmarks.quantization_tables import tables
 from sparsecc import api
 from sparsecc.backends.kernel_census import census
 from sparsecc.measure.interleave import Budget, compare
@@ -38,132 +41,99 @@ from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
 from sparsecc.targets import TARGETS
 
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-OURS: dict[str, list[Pass]] = {
-    "int8": [Quantize(type="int8")],
-    "int8 mse": [Quantize(type="int8", method="mse")],
-    "int8 entropy": [Quantize(type="int8", method="entropy")],
-    "int8 percentile": [Quantize(type="int8", method="percentile")],
-    "int8 equalized": [Quantize(type="int8", equalize=True, correct_bias=True)],
-    "int8-dynamic": [Quantize(type="int8-dynamic")],
-    "int4": [Quantize(type="int4", algorithm="gptq")],
-    "fp16": [Quantize(type="fp16")],
+OUT = ROOT / "out" / "benchmarks" / "quantization.json"
+DOCUMENT = ROOT / "docs" / "quantization.md"
+Facts = dict[str, Any]
+Maker = Callable[[Case, Path], tuple[Path, Facts]]
+"""Writes a variant of a case's model into a folder: the file and what is known about it."""
+
+
+def passed(step: Pass, case: Case, folder: Path) -> tuple[Path, Facts]:
+    """The model after one of our passes."""
+    model, path = ir.load(case.path), folder / "model.onnx"
+    target = TARGETS["tensorrt" if isinstance(step, Sparsify) else "onnxruntime"]
+    result = step.run(model, Plan({}), PassContext(target, folder, case.calibration))
+    ir.save(model, path)
+    return path, _layer_means(result.facts)
+
+
+def _layer_means(facts: Facts) -> Facts:
+    layers = list(facts.get("layers", {}).values())
+    if not layers:
+        return {}
+    keys = ("kept_saliency", "output_error", "invalid_groups")
+    means = {key: float(np.mean([one[key] for one in layers])) for key in keys if key in layers[0]}
+    return {"layers": len(layers), **means}
+
+
+def compiled(options: Facts, case: Case, folder: Path) -> tuple[Path, Facts]:
+    """The model as `sparsecc compile` writes it; without labels nothing is repaired."""
+    samples = folder / "calibration.npz"
+    np.savez(samples, **{key: np.concatenate([f[key] for f in case.calibration]) for key in case.test[0]})
+    made = api.compile(
+        case.path, output=folder / "bundle", calibration=str(samples), measure=False,
+        recover="none" if case.labels is None else "auto", **options,
+    )  # fmt: skip
+    assert made.bundle is not None
+    return made.bundle / "model.onnx", {"macs": made.report["after"]["macs"] / made.report["before"]["macs"]}
+
+
+class Reader:
+    """Calibration feeds in the form that onnxruntime.quantization wants."""
+
+    def __init__(self, feeds: list[Feeds]) -> None:
+        self._feeds: Iterator[Feeds] = iter(feeds)
+
+    def get_next(self) -> Feeds | None:
+        """The next feeds, or None at the end."""
+        return next(self._feeds, None)
+
+
+def peer(kind: str, case: Case, folder: Path) -> tuple[Path, Facts]:
+    """The same with onnxruntime's own tools as they come (fp16 with float32 inputs and outputs)."""
+    import onnx
+    from onnxruntime import quantization
+
+    path = folder / "model.onnx"
+    if kind == "int8":
+        quantization.quantize_static(case.path, path, Reader(case.calibration))
+    elif kind == "int8-dynamic":
+        quantization.quantize_dynamic(case.path, path)
+    elif kind == "int4":
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        rounding = MatMulNBitsQuantizer(onnx.load(case.path))
+        rounding.process()
+        rounding.model.save_model_to_file(str(path))
+    else:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        onnx.save(convert_float_to_float16(onnx.load(case.path), keep_io_types=True), path)
+    return path, {}
+
+
+TYPES: dict[str, Maker] = {
+    "int8": partial(passed, Quantize(type="int8")),
+    "int8-dynamic": partial(passed, Quantize(type="int8-dynamic")),
+    "int4": partial(passed, Quantize(type="int4", algorithm="gptq")),
+    "fp16": partial(passed, Quantize(type="fp16")),
+    "pruned": partial(compiled, {"ratio": 0.5}),
+    "pruned + int8": partial(compiled, {"ratio": 0.5, "quantize": "int8"}),
+    **{f"onnxruntime {kind}": partial(peer, kind) for kind in ("int8", "int8-dynamic", "int4", "fp16")},
 }
-CORE = ("int8", "int8-dynamic", "fp16")
-"""What is compared by default, beside pruning and ONNX Runtime's own tools."""
-COMPILED: dict[str, dict[str, Any]] = {
-    "pruned": {"ratio": 0.5},
-    "pruned + int8": {"ratio": 0.5, "quantize": "int8"},
+ROUNDING: dict[str, Maker] = {
+    **{f"int8 {method}": partial(passed, Quantize(type="int8", method=method))
+       for method in ("mse", "entropy", "percentile")},
+    "int8 equalized": partial(passed, Quantize(type="int8", equalize=True, correct_bias=True)),
+    "int4 rtn": partial(passed, Quantize(type="int4", algorithm="rtn")),
+    "int4 awq": partial(passed, Quantize(type="int4", algorithm="awq")),
+}  # fmt: skip
+PATTERNS: dict[str, Maker] = {
+    f"2:4 {method}{' permuted' if permute else ''}": partial(passed, Sparsify(method=method, permute=permute))
+    for permute in (False, True)
+    for method in ("magnitude", "wanda", "sparsegpt", "refit")
 }
-"""Options of `sparsecc.compile`."""
-PATTERNS: dict[str, list[Pass]] = {
-    "2:4 magnitude": [Sparsify(method="magnitude")],
-    "2:4 wanda": [Sparsify(method="wanda")],
-    "2:4 sparsegpt": [Sparsify(method="sparsegpt")],
-    "2:4 refit": [Sparsify(method="refit")],
-    "2:4 refit permuted": [Sparsify(method="refit", permute=True)],
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model with calibration feeds, test feeds, and labels where there are any."""
-
-    path: Path
-    calibration: list[dict[str, np.ndarray]]
-    test: list[dict[str, np.ndarray]]
-    labels: np.ndarray | None = None
-    offset: int = 0
-
-
-def shared() -> Path:
-    """The folder of shared materials."""
-    return (
-        Path(os.environ.get("SPARSECC_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-        / "materials"
-    )
-
-
-def cifar(name: str) -> Case:
-    """1,000 test images; 200 training images to calibrate with."""
-    folder = shared() / "cifar10"
-    text = (folder / "cifar10_labels.js").read_text()
-    found = re.search(r"\[.*\]", text, re.DOTALL)
-    assert found is not None
-    labels = np.array(json.loads(found.group(0)))[50_000:51_000]
-    train, test = _cifar_batch(folder, 0), _cifar_batch(folder, 50)
-    return Case(
-        folder / f"{name}_cifar10.onnx",
-        [{"image": train[i : i + 50]} for i in range(0, 200, 50)],
-        [{"image": test[i : i + 250]} for i in range(0, 1000, 250)],
-        labels,
-    )
-
-
-def _cifar_batch(folder: Path, number: int) -> np.ndarray:
-    from PIL import Image
-
-    pixels = np.array(Image.open(folder / f"cifar10_batch_{number}.png").convert("RGB"))
-    images = (pixels.reshape(1000, 32, 32, 3) / 255 - MEAN) / DEVIATION
-    return np.asarray(images.transpose(0, 3, 1, 2), np.float32)
-
-
-def imagenet(file: str, *, signed: bool, offset: int) -> Case:
-    """500 images of as many classes; every tenth calibrates, the others test."""
-    from PIL import Image
-
-    folder = shared() / "imagenet1000"
-    synsets = [line.split()[0] for line in (folder / "synsets.txt").read_text().splitlines() if line]
-    images, labels = [], []
-    for path in sorted(folder.glob("*.jpg")):
-        image = Image.open(path).convert("RGB")
-        left, top = (image.width - 224) // 2, (image.height - 224) // 2
-        pixels = np.array(image.crop((left, top, left + 224, top + 224))) / 255
-        images.append((pixels * 2 - 1 if signed else (pixels - MEAN) / DEVIATION).transpose(2, 0, 1))
-        labels.append(synsets.index(path.stem.split("_")[0]))
-    every = np.stack(images).astype(np.float32)
-    tenth = np.arange(len(every)) % 10 == 0
-    test = every[~tenth]
-    return Case(
-        folder / file,
-        [{"image": every[tenth][i : i + 10]} for i in range(0, int(tenth.sum()), 10)],
-        [{"image": test[i : i + 25]} for i in range(0, len(test), 25)],
-        np.array(labels)[~tenth],
-        offset,
-    )
-
-
-def zoo(name: str) -> Case:
-    """A full-size architecture of the zoo. Needs torch for the first export."""
-    from tests.zoo.large import large_path
-
-    return large(large_path(name, "torchscript"))
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "resnet20": lambda: cifar("resnet20"),
-    "resnet56": lambda: cifar("resnet56"),
-    "mobilenetv2": lambda: imagenet("mobilenetv2_1.0_dy18.onnx", signed=True, offset=1),
-    "squeezenet": lambda: imagenet("squeezenet1.1_ts13.onnx", signed=False, offset=0),
-    "resnet50": lambda: zoo("resnet50"),
-    "bert_base": lambda: zoo("bert_base"),
-}
-
-
-def large(path: Path) -> Case:
-    """A model without data: random inputs of its shapes, 128 for a sequence."""
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for value in ir.load(path).graph.inputs:
-        assert value.shape is not None
-        size = [
-            side if isinstance(side, int) else 1 if axis == 0 else 128
-            for axis, side in enumerate(value.shape)
-        ]
-        is_float = value.dtype == ir.DataType.FLOAT
-        array = rng.standard_normal(size).astype(np.float32) if is_float else rng.integers(0, 1000, size)
-        feeds[value.name or ""] = array
-    return Case(path, [feeds], [feeds])
+PARTS = {"types": TYPES, "rounding": ROUNDING, "patterns": PATTERNS}
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -180,136 +150,113 @@ def outputs(path: Path, case: Case) -> np.ndarray:
     return np.concatenate([np.asarray(run.run(None, feeds)[0]) for feeds in case.test])
 
 
-class Reader:
-    """Calibration feeds in the form that onnxruntime.quantization wants."""
-
-    def __init__(self, feeds: list[dict[str, np.ndarray]]) -> None:
-        self._feeds: Iterator[dict[str, np.ndarray]] = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next feeds, or None at the end."""
-        return next(self._feeds, None)
-
-
-def by_onnxruntime(kind: str, case: Case, out: Path) -> None:
-    """The same with onnxruntime.quantization as it comes."""
-    from onnxruntime import quantization
-
-    if kind == "int8":
-        quantization.quantize_static(case.path, out, Reader(case.calibration))
-    else:
-        quantization.quantize_dynamic(case.path, out)
-
-
-def variants(case: Case, folder: Path, *, everything: bool) -> Iterator[tuple[str, Path | str]]:
-    """(name, model or the reason why there is none) of everything compared."""
-    passes = {**OURS, **PATTERNS} if everything else {name: OURS[name] for name in CORE}
-    for name, steps in passes.items():
-        target = TARGETS["tensorrt" if name.startswith("2:4") else "onnxruntime"]
-        model = ir.load(case.path)
-        for step in steps:
-            step.run(model, Plan({}), PassContext(target, folder, case.calibration))
-        path = folder / f"{name.replace(' ', '-').replace(':', '')}.onnx"
-        ir.save(model, path)
-        yield name, path
-    samples = folder / "calibration.npz"
-    np.savez(samples, **{key: np.concatenate([f[key] for f in case.calibration]) for key in case.test[0]})
-    for name, options in COMPILED.items():
-        out = folder / name.replace(" ", "")
-        given = {**options, "recover": "auto" if case.labels is not None else "none", "measure": False}
-        made = api.compile(case.path, output=out, calibration=str(samples), **given)
-        assert made.bundle is not None
-        yield name, made.bundle / "model.onnx"
-    for kind in ("int8", "int8-dynamic"):
-        path = folder / f"onnxruntime-{kind}.onnx"
-        try:
-            by_onnxruntime(kind, case, path)
-            session(path)
-            yield f"onnxruntime {kind}", path
-        except Exception as e:  # noqa: BLE001 - a peer may fail in any way; its message is the result
-            yield f"onnxruntime {kind}", str(e).splitlines()[0][:120]
-
-
-def measured(name: str, path: Path, case: Case, reference: np.ndarray, pairs: int) -> dict[str, Any]:
-    """One row: accuracy or fidelity, size, latency ratio and kernels."""
+def quality(path: Path, case: Case, reference: np.ndarray) -> Facts:
+    """Accuracy or fidelity, and size on the disk."""
     result = outputs(path, case)
     noise = float(np.square(result - reference).sum() / np.square(reference).sum())
-    row: dict[str, Any] = {"variant": name, "relative_error": noise, "bytes": path.stat().st_size}
-    row["agreement"] = float((result.argmax(-1) == reference.argmax(-1)).mean())
-    if case.labels is not None:
-        row["top1"] = float((result.argmax(-1) == case.labels + case.offset).mean())
+    beside = path.with_name(path.name + ".data")
+    size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    agreement = float((result.argmax(-1) == reference.argmax(-1)).mean())
+    return {"score": case.score(result), "relative_error": noise, "agreement": agreement, "bytes": size}
+
+
+def speed(path: Path, case: Case, pairs: int) -> Facts:
+    """The latency ratio of one sample, and the kernels that run."""
     kernels = census(path)
-    row["integer"], row["float"] = sum(kernels["integer"].values()), sum(kernels["float"].values())
     feeds = {key: array[:1] for key, array in case.test[0].items()}
     before, after = session(case.path), session(path)
     timed = compare(lambda: before.run(None, feeds), lambda: after.run(None, feeds), budget=Budget(pairs, 20))
-    ratio = timed.ratio()
-    row["speedup"] = ratio.to_json()
-    return row
+    counts = {"integer": sum(kernels["integer"].values()), "float": sum(kernels["float"].values())}
+    return {**counts, "speedup": timed.ratio().to_json()}
 
 
-def show(row: dict[str, Any], float_bytes: int) -> None:
-    """One line of the table."""
-    if "error" in row:
-        print(f"{row['variant']:26s} fails: {row['error']}", flush=True)
-        return
-    top1 = f"{row['top1']:.3f}" if "top1" in row else "  -  "
-    speed = row["speedup"]
-    print(
-        f"{row['variant']:26s} top1 {top1} agree {row['agreement']:.3f} error {row['relative_error']:.1e} "
-        f"size {row['bytes'] / float_bytes:.2f} speed x{speed['estimate']:.2f} "
-        f"[{speed['ci95'][0]:.2f}, {speed['ci95'][1]:.2f}] int {row['integer']} float {row['float']}",
-        flush=True,
-    )
-
-
-def run_case(name: str, case: Case, pairs: int, *, everything: bool) -> list[dict[str, Any]]:
-    """All rows of one model."""
-    size = case.path.stat().st_size
-    reference = outputs(case.path, case)
-    top1 = (
-        ""
-        if case.labels is None
-        else f", top1 {(reference.argmax(-1) == case.labels + case.offset).mean():.3f}"
-    )
-    print(f"\n{name}: float{top1}, {size / 1e6:.1f} MB", flush=True)
-    rows = []
+def point(make: Maker, case: Case, reference: np.ndarray, pairs: int) -> Facts:
+    """One point; `pairs` of 0 leave latency out."""
     with tempfile.TemporaryDirectory() as folder:
-        for variant, path in variants(case, Path(folder), everything=everything):
-            if isinstance(path, str):
-                row: dict[str, Any] = {"variant": variant, "error": path}
-            else:
-                row = measured(variant, path, case, reference, pairs)
-            rows.append({"model": name, **row})
-            show(rows[-1], size)
-    return rows
+        path, facts = make(case, Path(folder))
+        found = {**facts, **quality(path, case, reference)}
+        return found | (speed(path, case, pairs) if pairs else {})
+
+
+def peer_point(make: Maker, case: Case, reference: np.ndarray, pairs: int) -> Facts:
+    """`point`, or the message of the peer's tool that failed."""
+    try:
+        return point(make, case, reference, pairs)
+    except Exception as e:  # noqa: BLE001 - a peer may fail in any way; its message is the result
+        return {"error": (str(e).strip() or type(e).__name__).splitlines()[0][:120]}
+
+
+class Store:
+    """Points by model and variant in a JSON file, written after each."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.points: dict[str, dict[str, Facts]] = {}
+        if file.is_file():
+            self.points = json.loads(file.read_text())["points"]
+
+    def put(self, model: str, variant: str, facts: Facts) -> None:
+        """Store one point and show it."""
+        self.points.setdefault(model, {})[variant] = facts
+        host = {"machine": platform.machine(), "onnxruntime": ort.__version__}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps({"host": host, "points": self.points}, indent=1) + "\n")
+        print(model, variant, json.dumps(facts), flush=True)
+
+
+def run_case(name: str, case: Case, store: Store, part: str, pairs: int, end: float, *, again: bool) -> bool:
+    """All missing points of one model; whether time was left for all of them."""
+    known = store.points.get(name, {})
+    missing = {variant: make for variant, make in PARTS[part].items() if again or variant not in known}
+    if not missing:
+        return True
+    reference = outputs(case.path, case)
+    if "fp32" not in known:
+        facts = {"bytes": case.path.stat().st_size, "score": case.score(reference), "measure": case.measure}
+        store.put(name, "fp32", facts)
+    for variant, make in missing.items():
+        if time.monotonic() > end:
+            return False
+        begun = time.monotonic()
+        ask = peer_point if variant.startswith("onnxruntime") else point
+        facts = ask(make, case, reference, 0 if part == "patterns" else pairs)
+        store.put(name, variant, {**facts, "seconds": round(time.monotonic() - begun, 1)})
+    return True
+
+
+def document(store: Store) -> None:
+    """Write the tables between their marks in the document."""
+    text = DOCUMENT.read_text()
+    for title, table in tables(store.points).items():
+        marks = f"<!-- {title} -->", f"<!-- end of {title} -->"
+        text = re.sub(f"(?s){marks[0]}.*?{marks[1]}", lambda _, t=table, m=marks: f"{m[0]}\n{t}{m[1]}", text)
+    DOCUMENT.write_text(text)
 
 
 def main() -> None:
-    """Print the table, write the JSON."""
+    """Make what is missing, or write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--json", type=Path, default=OUT)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--part", choices=list(PARTS), default="types")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--document", action="store_true")
     parser.add_argument("--large", type=Path, nargs="*", default=[])
     parser.add_argument("names", nargs="*", choices=[[], *CASES])
     given = parser.parse_args()
-    if set(given.names or CASES) - {"resnet50", "bert_base"} and not given.large and not shared().is_dir():
+    store, end = Store(given.json), time.monotonic() + given.seconds
+    if given.document:
+        return document(store)
+    chosen = {name: CASES[name] for name in given.names or ([] if given.large else CASES)}
+    if chosen.keys() - UNTRAINED and not shared().is_dir():
         sys.exit(f"no materials under {shared()}: set SPARSECC_SHARED")
-    rows = []
-    for path in given.large:
-        rows += run_case(path.stem, large(path), given.pairs, everything=given.all)
-    for name in given.names or ([] if given.large else CASES):
-        rows += run_case(name, CASES[name](), given.pairs, everything=given.all)
-    if given.json:
-        facts = {
-            "processor": platform.processor(),
-            "machine": platform.machine(),
-            "onnxruntime": ort.__version__,
-        }
-        given.json.write_text(json.dumps({"host": facts, "rows": rows}, indent=1))
+    chosen |= {path.stem: partial(large, path) for path in given.large}
+    for name, build in chosen.items():
+        if not run_case(name, build(), store, given.part, given.pairs, end, again=given.again):
+            sys.exit("out of time: run again for the rest")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""The tables of docs/quantization.md, from the points that `benchmarks/quantization.py` stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Points = dict[str, dict[str, dict[str, Any]]]
+TYPES = ("int8", "int8-dynamic", "int4", "fp16", "pruned", "pruned + int8")
+
+
+def tables(points: Points) -> dict[str, str]:
+    """Markdown by the name of its marks."""
+    return {
+        "measured types": types_table(points),
+        "measured rounding": quality_table(points, "int"),
+        "measured patterns": patterns_table(points),
+    }
+
+
+def types_table(points: Points) -> str:
+    """One row per model and type, with onnxruntime's own beside it."""
+    lines = [
+        "| model | variant | score | agrees | size | speed against fp32 | int, float kernels "
+        "| onnxruntime's own: score, size, speed, kernels |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, rows in points.items():
+        first = f"{model}, {_score(rows['fp32'])}" if rows["fp32"].get("score") is not None else model
+        for variant in TYPES:
+            if variant not in rows:
+                continue
+            row, whole = rows[variant], rows["fp32"]["bytes"]
+            own = rows.get(f"onnxruntime {variant}")
+            beside = "" if own is None else ", ".join(part for part in _cells(own, whole) if part)
+            cells = _cells(row, whole)
+            agreement = "" if "error" in row else f"{row['agreement']:.3f}"
+            columns = [first, variant, cells[0], agreement, *cells[1:], beside]
+            lines.append(f"| {' | '.join(columns)} |")
+            first = ""
+    return "\n".join(lines) + "\n"
+
+
+def quality_table(points: Points, start: str) -> str:
+    """Score and output error of the ways to choose ranges and to round."""
+    lines = ["| model | variant | score | output error | size |", "|---|---|---|---|---|"]
+    for model, rows in points.items():
+        first = f"{model}, {_score(rows['fp32'])}"
+        for variant, row in rows.items():
+            if variant.startswith(start) and "error" not in row and not variant.startswith("int8-"):
+                size = row["bytes"] / rows["fp32"]["bytes"]
+                lines.append(
+                    f"| {first} | {variant} | {_score(row)} | {row['relative_error']:.1e} | {size:.2f} |"
+                )
+                first = ""
+    return "\n".join(lines) + "\n"
+
+
+def patterns_table(points: Points) -> str:
+    """Weight kept, layer output error and score of 2:4, method by method."""
+    lines = [
+        "| model | method | layers | weight kept | layer error | output error | score |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, rows in points.items():
+        first = f"{model}, {_score(rows['fp32'])}"
+        for variant, row in rows.items():
+            if not variant.startswith("2:4") or "error" in row:
+                continue
+            error = f"{row['output_error']:.1e}" if "output_error" in row else ""
+            lines.append(
+                f"| {first} | {variant[4:]} | {row['layers']} | {row['kept_saliency']:.3f} | {error} "
+                f"| {row['relative_error']:.1e} | {_score(row)} |"
+            )
+            first = ""
+    return "\n".join(lines) + "\n"
+
+
+def _score(row: dict[str, Any]) -> str:
+    return "" if row.get("score") is None else f"{row['score']:.3f}"
+
+
+def _cells(row: dict[str, Any], whole: int) -> tuple[str, str, str, str]:
+    """Score, size, speed, kernels."""
+    if "error" in row:
+        return f"fails: {row['error']}", "", "", ""
+    ratio = row["speedup"]
+    speed = f"{ratio['estimate']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})"
+    return _score(row), f"{row['bytes'] / whole:.2f}", speed, f"{row['integer']}, {row['float']}"
