@@ -13,6 +13,7 @@ from sparsecc.allocators import Candidate, Selection, allocator_named
 from sparsecc.allocators.additive import distortion, losses_of
 from sparsecc.allocators.curves import known_or_measured
 from sparsecc.axes import Atom
+from sparsecc.calibrate.matched import matched
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
@@ -123,7 +124,11 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
         return Evidence(weights)
     samples = source.samples()
     settings = {"seed": options.seed, "threads": options.threads, "memory": options.calib_memory}
-    return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
+    if samples.real:
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
+    walked = {"threads": options.threads, "memory": options.calib_memory}
+    with matched(analysis.model, samples, source.scratch, **walked):
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
 
 
 def with_curves(

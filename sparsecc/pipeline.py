@@ -30,7 +30,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reconstruct.distilled import distil
-from sparsecc.reconstruct.stage import facts_of, kept_values, method_for, run_repair
+from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, method_for, run_repair
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
@@ -208,18 +208,19 @@ def note_choice(job: Job, choice: Choice) -> None:
 
 def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     """New weights for what is left, so that its layers give what the dense ones gave on the samples."""
-    method, plan = method_for(job.options), decision.plan
+    method, plan = method_for(job.options, analysis.model), decision.plan
     if method == "none" or not plan.removes_anything:
         return
     samples = job.samples_for(analysis)
     if not samples.real:
-        job.warnings.append(f"--recover {method} without --calib works on random inputs: check the accuracy")
+        data = data_of(samples, analysis.model)
+        job.warnings.append(f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy")
     dense, kept = job.scratch / "dense" / "model.onnx", kept_values(analysis, decision.choice.keep)
     progress = _progress(job.emit, 0.35, 0.05)
     found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress)
     plan.repaired = sorted(set(found.changed))
     job.skipped.extend(("repair", skip) for skip in found.skipped)
-    job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples)})
+    job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples, analysis.model)})
     if job.options.recover == "distill":
         budget, seed = job.options.recover_budget, job.options.seed
         facts, changed = distil(

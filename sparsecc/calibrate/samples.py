@@ -46,7 +46,9 @@ class Samples:
 
 
 def samples_of(spec: str | None, model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int) -> Samples:
-    """The samples of `--calib`, or N(0, 1) inputs of the given sizes without it. InputError on bad data."""
+    """The samples of `--calib`, or random inputs of the given sizes without it: N(0, 1), in the frequencies of
+    photographs where the shape is that of an image. InputError on bad data.
+    """
     if spec is not None and spec != SYNTHETIC:
         found = Samples(tuple(merged(feeds_from(spec, model), model)), real=True)
         if not found.number:
@@ -56,8 +58,26 @@ def samples_of(spec: str | None, model: ir.Model, *, sizes: dict[str, tuple[int,
     for number in range(DRAWN):
         if sum(_length(d) for d in drawn) >= DRAWN:
             break
-        drawn.append(random_feeds(model, seed=seed + number, sizes=sizes))
+        feeds = random_feeds(model, seed=seed + number, sizes=sizes)
+        drawn.append({name: image_like(array) for name, array in feeds.items()})
     return Samples(tuple(merged(drawn, model)), real=False)
+
+
+def image_like(array: np.ndarray) -> np.ndarray:
+    """Noise with an image's shape (four axes, at most four channels) with amplitudes that fall as 1/frequency,
+    as those of natural images do (Field, 1987); anything else as it is."""
+    if array.ndim != 4 or array.dtype.kind != "f" or min(array.shape[1], array.shape[3]) > 4:
+        return array
+    axes = (2, 3) if array.shape[1] <= 4 else (1, 2)
+    sizes = [array.shape[axis] for axis in axes]
+    if min(sizes) < 4:
+        return array
+    down, across = np.fft.fftfreq(sizes[0]), np.fft.rfftfreq(sizes[1])
+    frequency = np.maximum(np.hypot(down[:, None], across[None, :]), 1 / max(sizes))
+    shape = [1] * 4
+    shape[axes[0]], shape[axes[1]] = frequency.shape
+    filtered = np.fft.irfft2(np.fft.rfft2(array, axes=axes) / frequency.reshape(shape), s=sizes, axes=axes)
+    return np.asarray(filtered / filtered.std(axis=axes, keepdims=True)).astype(array.dtype)
 
 
 def merged(feeds: Iterable[Feeds], model: ir.Model) -> list[Feeds]:

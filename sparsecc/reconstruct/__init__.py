@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 METHODS = ("none", "bias", "bn", "reconstruct")
-"""`bias` restores the means of layer outputs, `bn` means and variances, `reconstruct` refits the weights."""
+"""`bias` restores the means of layer outputs as far as their signal is left, `bn` means and variances,
+`reconstruct` refits the weights."""

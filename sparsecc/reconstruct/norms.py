@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.reconstruct.solve import fading
+
 _SMALLEST = 1e-3
 
 
@@ -20,17 +22,48 @@ def shift_statistics(node: ir.Node, pairs: Iterable[tuple[np.ndarray, np.ndarray
     own = [v is not None and v.is_initializer() and len(v.uses()) == 1 for v in (mean, variance)]
     if not all(own) or mean is None or variance is None:
         return []
-    sums = [_sums(dense) + _sums(pruned) for dense, pruned in pairs]
-    total = np.sum([np.stack(s) for s in sums], axis=0)  # (count, sum, squares) of dense, then of pruned
-    means = total[1] / total[0], total[4] / total[3]
-    variances = [total[i + 2] / total[i] - np.square(m) for i, m in zip((0, 3), means, strict=True)]
-    if not np.isfinite(total).all() or (np.allclose(means[0], means[1]) and np.allclose(*variances)):
+    moments = _moments(pairs)
+    if moments is None:
         return []
+    means, variances = moments
     floor = _SMALLEST * max(float(np.abs(variances[0]).max()), 1e-12)
     ratio = np.maximum(variances[1], floor) / np.maximum(variances[0], floor)
     _write(mean, _read(mean) + means[1] - means[0])
     _write(variance, _read(variance) * ratio)
     return [mean.name or "", variance.name or ""]
+
+
+def shift_offset(node: ir.Node, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """Move the offset so that outputs keep their ratio of mean to deviation (see `solve.faded_bias_for`).
+
+    Returns the initializers that changed.
+    """
+    scale, offset, mean, variance = node.inputs[1:5]
+    values = (scale, offset, mean, variance)
+    if offset is None or any(v is None or v.const_value is None for v in values) or len(offset.uses()) > 1:
+        return []
+    moments = _moments(pairs)
+    if moments is None:
+        return []
+    means, variances = moments
+    gain, at, centre, spread = (_read(v) for v in values if v is not None)
+    gain = gain / np.sqrt(spread + node.attributes.get_float("epsilon", 1e-5))
+    dense, pruned = ((m - centre) * gain for m in means)
+    _write(offset, fading(variances[1], variances[0]) * (dense + at) - pruned)
+    return [offset.name or ""]
+
+
+def _moments(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """Means and variances of (dense, pruned) inputs; None where they are the same, or no numbers."""
+    sums = [_sums(dense) + _sums(pruned) for dense, pruned in pairs]
+    total = np.sum([np.stack(s) for s in sums], axis=0)  # (count, sum, squares) of dense, then of pruned
+    means = [total[1] / total[0], total[4] / total[3]]
+    variances = [total[i + 2] / total[i] - np.square(m) for i, m in zip((0, 3), means, strict=True)]
+    if not np.isfinite(total).all() or (np.allclose(*means) and np.allclose(*variances)):
+        return None
+    return means, variances
 
 
 def _sums(array: np.ndarray) -> list[np.ndarray]:

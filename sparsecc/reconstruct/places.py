@@ -83,6 +83,12 @@ def outlet_of(consumer: Consumer) -> Outlet | str:
     return Outlet(consumer, adder, own, following[0].outputs[0], following[1])
 
 
+def feeds_norm(outlet: Outlet) -> bool:
+    """Whether a batch norm alone reads a consumer's result: its offset then takes a bias up."""
+    uses = list(outlet.own.uses())
+    return len(uses) == 1 and uses[0].node.op_type == "BatchNormalization" and uses[0].idx == 0
+
+
 def _constant(node: ir.Node, array: np.ndarray) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)

@@ -41,6 +41,25 @@ def bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
     return np.asarray(moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
 
 
+def faded_bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
+    """The bias with which each output has its target's ratio of mean to deviation: (groups, outputs).
+
+    Without some of its inputs a layer's signal is weaker. The full mean with a weaker signal would leave most
+    of a ReLU's inputs on one side of zero, layer after layer, until nothing gets through; a mean that fades as
+    the signal does keeps who fires. An output as strong as its target gets the target's mean.
+    """
+    variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)
+    share = fading(variance, moments.target_variance())
+    return np.asarray(share * moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
+
+
+def fading(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How much of its deviation a signal has left, at most all of it."""
+    known = (variance > 0) & (wanted > 0)
+    share = np.sqrt(np.where(known, variance, 1.0) / np.where(known, wanted, 1.0))
+    return np.asarray(np.minimum(share, 1.0))
+
+
 def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """The weight with each output's variance that of its target: what re-estimating a batch norm would do."""
     variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)

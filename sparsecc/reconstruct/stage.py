@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, mask
+from sparsecc.calibrate.matched import matched, matched_pair, norms_of
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
@@ -18,8 +19,9 @@ from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.sweep import Kept, Repair, Settings, repair
 
 
-def method_for(options: CompileOptions) -> str:
-    """`auto` refits where there are samples, and leaves the weights alone where there are none.
+def method_for(options: CompileOptions, model: ir.Model) -> str:
+    """`auto` refits where there are samples. Where random inputs were asked for, it restores variances if the
+    batch norms tell what they should be; else it leaves the weights alone.
 
     Distillation starts from refitted weights.
     """
@@ -27,7 +29,9 @@ def method_for(options: CompileOptions) -> str:
         return "reconstruct"
     if options.recover != "auto":
         return options.recover
-    return "reconstruct" if options.calibration not in (None, SYNTHETIC) else "none"
+    if options.calibration == SYNTHETIC:
+        return "bn" if norms_of(model) else "none"
+    return "reconstruct" if options.calibration is not None else "none"
 
 
 def kept_values(analysis: Analysis, keep: Keep) -> Kept:
@@ -49,25 +53,43 @@ def run_repair(
     scratch: Path,
     progress: Callable[[str, float], None],
 ) -> Repair:
-    """Repair a pruned model in place against the dense one on disk."""
+    """Repair a pruned model in place against the dense one on disk.
+
+    Random inputs are matched to what batch norms remember, where there are any.
+    """
     settings = Settings(
-        method_for(options),
+        method_for(options, pruned),
         seed=options.seed,
         threads=options.threads,
         memory=options.calib_memory,
         progress=progress,
     )
-    return repair(normalise(load_ir(dense)), pruned, kept, samples, scratch, settings)
+    wide = normalise(load_ir(dense))
+    if samples.real:
+        return repair(wide, pruned, kept, samples, scratch, settings)
+    with (
+        matched(wide, samples, scratch, threads=options.threads, memory=options.calib_memory),
+        matched_pair(wide, pruned, kept),
+    ):
+        return repair(wide, pruned, kept, samples, scratch, settings)
 
 
-def facts_of(found: Repair, method: str, samples: Samples) -> dict[str, Any]:
+def data_of(samples: Samples, model: ir.Model) -> str:
+    """What a repair learnt from, in words."""
+    if samples.real:
+        return "calibration samples"
+    number = len(norms_of(model))
+    return f"random inputs matched to {number} batch norms" if number else "random inputs"
+
+
+def facts_of(found: Repair, method: str, samples: Samples, model: ir.Model) -> dict[str, Any]:
     """What the report keeps of a repair."""
     errors = [(row["error_before"], row["error_after"]) for row in found.layers]
     finite = [pair for pair in errors if np.isfinite(pair).all()]
     return {
         "method": method,
         "samples": samples.number,
-        "data": "calibration samples" if samples.real else "random inputs",
+        "data": data_of(samples, model),
         "tensors_changed": len(found.changed),
         "mean_layer_error": {
             "before": float(np.mean([b for b, _ in finite])) if finite else 0.0,

@@ -16,8 +16,8 @@ from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.walk import MEMORY, Walk
 from sparsecc.passes.base import Skip
 from sparsecc.reconstruct import solve, wide
-from sparsecc.reconstruct.norms import shift_statistics
-from sparsecc.reconstruct.places import Outlet, outlet_of
+from sparsecc.reconstruct.norms import shift_offset, shift_statistics
+from sparsecc.reconstruct.places import Outlet, feeds_norm, outlet_of
 
 Kept = Callable[[str, int], np.ndarray | None]
 """(value of the dense model, axis) -> boolean mask of its slots that are left, None where all are."""
@@ -91,9 +91,9 @@ class _Sweep:
         for node in pruned.graph:
             consumer = consumer_of(node)
             outlet = outlet_of(consumer) if isinstance(consumer, Consumer) else consumer
-            if isinstance(outlet, Outlet):
+            if isinstance(outlet, Outlet) and not (self.settings.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
-            elif outlet is not None:
+            elif isinstance(outlet, str):
                 self.found.skipped.append(Skip(node.name or "", outlet))
         return outlets
 
@@ -229,7 +229,8 @@ class _Sweep:
         if before < UNCHANGED:
             return
         new = self._new_weight(weight, moments, has_bias=bias is not None, matched=matched)
-        offset = solve.bias_for(new, moments) if bias is not None else None
+        bias_for = solve.faded_bias_for if self.settings.method == "bias" else solve.bias_for
+        offset = bias_for(new, moments) if bias is not None else None
         after = solve.relative_error(new, offset, moments)
         self._write(outlet, None if new is weight else new, offset, (before, after))
 
@@ -263,12 +264,13 @@ class _Sweep:
     def _restate(self, node: ir.Node) -> None:
         data = node.inputs[0]
         name = (data.name or "") if data is not None else ""
-        if name not in self.dense.made_at or self.settings.method == "bias":
+        if name not in self.dense.made_at:
             return
         self.dense.reach(name)
         pairs = (
             (self._left(self.dense.value(name, b), name, 1), self.pruned.value(name, b))
             for b in range(self.pruned.batches)
         )
-        self.found.changed += shift_statistics(node, pairs)
+        restated = shift_offset if self.settings.method == "bias" else shift_statistics
+        self.found.changed += restated(node, pairs)
         self.dense.release(name)

@@ -1,0 +1,175 @@
+"""Repair without samples: what batch norms remember, and biases that leave deep networks alive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import sparsecc
+from sparsecc.allocators.curves import divergence
+from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+from sparsecc.calibrate.matched import matched, matched_pair, norm_of, norms_of
+from sparsecc.calibrate.samples import Samples, image_like
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import find_groups
+from sparsecc.graph.rewrite import remove
+from sparsecc.reconstruct.stage import kept_values
+from sparsecc.reconstruct.sweep import Settings, repair
+from tests.repair_models import analysed, normal
+
+WIDTH, DEPTH = 16, 12
+NOISE = Samples(({"x": normal(256, 8, seed=5)},), False)
+
+
+def real_inputs() -> dict[str, np.ndarray]:
+    """Nothing like N(0, 1)."""
+    return {"x": 6 * normal(400, 8, seed=6) + 4}
+
+
+def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = open_session(ir.to_proto(model).SerializeToString(), session_options(threads=1, level="none"))
+    return OrtRunner(session, "model").run(feeds)
+
+
+def normed() -> Analysis:
+    """8 -> 16 -> 16 -> 3 with batch norms whose statistics are those of `real_inputs`."""
+    text = """g (float[n, 8] x) => (float[n, 3] y) {
+        a = Gemm(x, w0)
+        b = BatchNormalization(a, s0, o0, m0, v0)
+        c = Relu(b)
+        d = Gemm(c, w1)
+        e = BatchNormalization(d, s1, o1, m1, v1)
+        f = Relu(e)
+        y = Gemm(f, w2)
+    }"""
+    weights = {"w0": normal(8, 16), "w1": normal(16, 16, seed=1), "w2": normal(16, 3, seed=2)}
+    for i in (0, 1):
+        weights |= {f"s{i}": 1 + 0.3 * normal(16, seed=10 + i), f"o{i}": 0.5 * normal(16, seed=20 + i)}
+    data = real_inputs()["x"] @ weights["w0"]
+    weights |= {"m0": data.mean(axis=0), "v0": data.var(axis=0)}
+    scaled = (data - weights["m0"]) / np.sqrt(weights["v0"] + 1e-5) * weights["s0"] + weights["o0"]
+    data = np.maximum(scaled, 0) @ weights["w1"]
+    return analysed(text, weights | {"m1": data.mean(axis=0), "v1": data.var(axis=0)})
+
+
+def cut(analysis: Analysis, share: int) -> tuple[ir.Model, dict]:  # type: ignore[type-arg]
+    """One slot in `share` of every free group goes; the dense model, and what stays."""
+    keep = {g.atom: np.arange(g.size) % share != 0 for g in find_groups(analysis) if g.is_free}
+    dense = analysis.model.clone()
+    remove(analysis, keep)
+    return dense, keep
+
+
+def test_inside_batch_norms_hold_the_statistics_of_the_samples_and_then_their_own_again(
+    tmp_path: Path,
+) -> None:
+    model = normed().model
+    before = [norm_of(node) for node in norms_of(model)]
+    wanted = norm_of(norms_of(normed().model)[0])
+    with matched(model, NOISE, tmp_path, threads=1, memory=1 << 24):
+        inside = norm_of(norms_of(model)[0])
+        passed = outputs_at(model, "b", NOISE.batches[0])
+    assert np.abs(inside.mean - wanted.mean).max() > 1
+    scale, offset = 1 + 0.3 * normal(16, seed=10), 0.5 * normal(16, seed=20)
+    np.testing.assert_allclose(passed.mean(axis=0), offset, atol=1e-3)
+    np.testing.assert_allclose(passed.std(axis=0), np.abs(scale), rtol=1e-2)
+    for node, norm in zip(norms_of(model), before, strict=True):
+        np.testing.assert_array_equal(norm_of(node).mean, norm.mean)
+        np.testing.assert_array_equal(norm_of(node).variance, norm.variance)
+
+
+def outputs_at(model: ir.Model, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    from sparsecc.calibrate.samples import Samples
+    from sparsecc.calibrate.walk import Walk
+
+    walk = Walk(model, Samples((feeds,), True).batches, Path("/nonexistent"), wanted=[name])
+    walk.reach(name)
+    return walk.value(name, 0)
+
+
+@pytest.mark.parametrize("method", ["bn", "reconstruct", "bias"])
+def test_noise_matched_to_batch_norms_mends_what_plain_noise_does_not(method: str, tmp_path: Path) -> None:
+    feeds, errors = real_inputs(), {}
+    for way in ("none", "plain", "matched"):
+        analysis = normed()
+        dense, keep = cut(analysis, 4)
+        kept = kept_values(analysis, keep)
+        if way == "plain":
+            repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
+        elif way == "matched":
+            with (
+                matched(dense, NOISE, tmp_path / way, threads=1, memory=1 << 24),
+                matched_pair(dense, analysis.model, kept),
+            ):
+                repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
+        errors[way] = divergence([outputs(normed().model, feeds)], [outputs(analysis.model, feeds)])
+    assert errors["matched"] < (0.5 if method == "reconstruct" else 0.95) * errors["none"]
+    assert errors["matched"] < 0.8 * errors["plain"]
+
+
+def test_nothing_pruned_changes_nothing(tmp_path: Path) -> None:
+    analysis = normed()
+    before = {n: v.const_value.numpy() for n, v in analysis.model.graph.initializers.items() if v.const_value}
+    dense = normed().model
+    with (
+        matched(dense, NOISE, tmp_path, threads=1, memory=1 << 24),
+        matched_pair(dense, analysis.model, lambda name, axis: None),
+    ):
+        repair(dense, analysis.model, lambda name, axis: None, NOISE, tmp_path, Settings("bn"))
+    for name, value in analysis.model.graph.initializers.items():
+        assert value.const_value is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), before[name])
+
+
+def deep() -> Analysis:
+    """A ReLU network of 12 layers."""
+    lines, weights, last = [], {}, "x"
+    for i in range(DEPTH):
+        weights[f"w{i}"] = normal(8 if i == 0 else WIDTH, WIDTH, seed=i) / np.float32(2.5)
+        weights[f"b{i}"] = 0.3 * normal(WIDTH, seed=100 + i) - np.float32(0.2)
+        lines.append(f"a{i} = Gemm({last}, w{i}, b{i}) h{i} = Relu(a{i})")
+        last = f"h{i}"
+    weights["w"] = normal(WIDTH, 4, seed=50)
+    text = f"g (float[n, 8] x) => (float[n, 4] y) {{ {' '.join(lines)} y = Gemm({last}, w) }}"
+    return analysed(text, weights)
+
+
+def test_biases_keep_the_signal_of_a_deep_network_alive(tmp_path: Path) -> None:
+    feeds = {"x": normal(400, 8, seed=6)}
+    strength = {}
+    for method in ("none", "bias"):
+        analysis = deep()
+        dense, keep = cut(analysis, 2)
+        if method == "bias":
+            kept = kept_values(analysis, keep)
+            repair(dense, analysis.model, kept, Samples((feeds,), True), tmp_path, Settings(method))
+        found = outputs(analysis.model, feeds)["y"]
+        strength[method] = float((found.std(axis=0) / (np.abs(found.mean(axis=0)) + 1e-9)).mean())
+    wanted = outputs(deep().model, feeds)["y"]
+    dense_strength = float((wanted.std(axis=0) / (np.abs(wanted.mean(axis=0)) + 1e-9)).mean())
+    assert strength["bias"] > 0.3 * dense_strength
+
+
+def test_noise_for_images_has_more_in_low_frequencies() -> None:
+    drawn = image_like(normal(4, 3, 32, 32))
+    power = np.abs(np.fft.rfft2(drawn)) ** 2
+    assert power[..., 1, 1].mean() > 50 * power[..., 15, 15].mean()
+    np.testing.assert_allclose(drawn.std(axis=(2, 3)), 1, rtol=1e-3)
+    assert drawn.dtype == np.float32
+    last = image_like(normal(4, 32, 32, 3))
+    np.testing.assert_allclose(last.std(axis=(1, 2)), 1, rtol=1e-3)
+    other = normal(4, 16, 32, 32)
+    assert image_like(other) is other
+
+
+def test_a_compile_with_synthetic_inputs_says_what_it_matched(tmp_path: Path) -> None:
+    ir.save(normed().model, tmp_path / "m.onnx")
+    options = {"ratio": 0.3, "calibration": "synthetic", "align": 1, "measure": False}
+    made = sparsecc.compile(tmp_path / "m.onnx", output=tmp_path / "out", **options)
+    facts = next(p for p in made.report["passes"] if p["name"] == "repair" and "facts" in p)["facts"]
+    assert (facts["method"], facts["data"]) == ("bn", "random inputs matched to 2 batch norms")
+    assert any("works on random inputs matched to 2 batch norms" in w for w in made.report["warnings"])
+    assert {"w1", "w2"} <= set(made.plan["repaired"])
