@@ -91,7 +91,10 @@ def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def imagenet(name: str) -> Pair:
-    """An ImageNet classifier: every fifth image of the sample calibrates, the others score."""
+    """An ImageNet classifier: every fifth image of the sample calibrates, the others score.
+
+    The images are 224 x 224 already: resized and cropped when the sample was taken, and not once more here.
+    """
     from PIL import Image
 
     folder = SHARED / "imagenet1000"
@@ -104,10 +107,7 @@ def imagenet(name: str) -> Pair:
         labels.append(classes.index(found.group()) if found else int(re.findall(r"\d+", file.stem)[-1]))
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-        short = 256 / min(image.size)
-        image = image.resize((round(image.width * short), round(image.height * short)))
-        left, top = (image.width - 224) // 2, (image.height - 224) // 2
-        scaled = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32) / 255
+        scaled = np.asarray(image, dtype=np.float32) / 255
         mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
         images.append((scaled * 2 - 1 if mobile else (scaled - mean) / deviation).transpose(2, 0, 1))
     data, truth = np.stack(images), np.array(labels)
