@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sparsecc.bodies import bodies_of, has_body
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import collect
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
@@ -146,10 +147,7 @@ class _HalfConversion:
             return f"operator of {node.domain}: its types are not known"
         if node.op_type in KEPT_FLOAT:
             return f"{node.op_type} is kept in float32 for its range"
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
+        if has_body(node):
             return "it holds a subgraph"
         if not onnx.defs.has(node.op_type, self.opset, ""):
             return f"operator {node.op_type} is not known at opset {self.opset}"
@@ -248,7 +246,8 @@ class _HalfConversion:
 
     def _restore_captures(self, nodes: list[ir.Node]) -> None:
         """Subgraphs stay float: what they read of the outer graph is cast back."""
-        for value in [output for node in nodes for output in node.outputs]:
+        made = [output for node in nodes for output in node.outputs]
+        for value in (*self.model.graph.inputs, *made):
             if self.types.get(value) != self.half:
                 continue
             for consumer, index in value.uses():
@@ -301,10 +300,19 @@ def _output_types(
         elif node.op_type == "ConstantOfShape":
             fill = node.attributes.get("value")
             yield ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
+        elif has_body(node):
+            yield _handed_out(node, index)
         elif schema is None:
             yield None
         else:
             yield _from_schema(schema, index, node, types)
+
+
+def _handed_out(node: ir.Node, output: int) -> ir.DataType | None:
+    """The type of what a body gives; the first output of a Loop's body is its condition."""
+    place = output + 1 if node.op_type == "Loop" else output
+    given = [body.outputs[place].dtype for body in bodies_of(node) if place < len(body.outputs)]
+    return given[0] if given else None
 
 
 def _from_schema(

@@ -42,7 +42,7 @@ def _changed_io(analysis: Analysis, keep: Keep) -> dict[ir.Value, ir.Shape]:
     """New shapes of inputs and outputs that lost slots: of bodies, and of the model where it was asked for."""
     changed: dict[ir.Value, ir.Shape] = {}
     graph = analysis.model.graph
-    inside = [value for body in graph.subgraphs() for value in body.inputs]
+    inside = [value for body in graph.subgraphs() for value in (*body.inputs, *body.outputs)]
     for value in (*graph.inputs, *graph.outputs, *inside):
         axes = analysis.record.axes.get(value)
         if axes is None or value.shape is None or not any(_lost(a, keep) for a in axes):
@@ -170,6 +170,7 @@ def _forget_shapes(analysis: Analysis, changed: dict[ir.Value, ir.Shape]) -> Non
     """Recorded shapes of inner values are stale now; runtimes infer them."""
     graph = analysis.model.graph
     outside = set(graph.inputs) | set(graph.outputs) | set(graph.initializers.values())
+    outside |= {value for body in graph.subgraphs() for value in body.outputs}  # a Scan needs their shapes
     for node in graph.all_nodes():
         for value in node.outputs:
             if value not in outside:
