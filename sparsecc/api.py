@@ -139,11 +139,13 @@ def verify(
     *,
     model: str | os.PathLike[str] | None = None,
     reproduce: bool = False,
+    key: str | os.PathLike[str] | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
-    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared.
+    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; with the
+    public `key` (PEM), the bundle must be signed by its private half.
     GoalError names the first check that failed.
     """
     if reproduce and model is None:
@@ -152,12 +154,25 @@ def verify(
         "bundle": str(bundle),
         "model": str(model) if model is not None else None,
         "reproduce": reproduce,
+        "key": os.path.abspath(key) if key is not None else None,
     }
     found: dict[str, Any] = _run("sparsecc.examine:verify", request, None, None, on_event)
-    failed = [c for c in found["checks"] if not c["ok"]]
+    failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
     return found
+
+
+def sign(
+    bundle: str | os.PathLike[str], key: str | os.PathLike[str], *, on_event: Event | None = None
+) -> dict[str, Any]:
+    """Sign a bundle with a private key (PEM, on P-256, P-384 or P-521) in the OpenSSF model-signing format.
+
+    The password of an encrypted key is read from the environment variable SPARSECC_KEY_PASSWORD.
+    """
+    request = {"bundle": str(bundle), "key": os.path.abspath(key)}
+    signed: dict[str, Any] = _run("sparsecc.signing:sign", request, None, None, on_event)
+    return signed
 
 
 def build(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
+"""Of the finished bundle, so that the manifest cannot list it."""
 SCHEMA = "sparsecc.manifest/1"
 JSON_LIMIT = 256 << 20
 """Bytes of a JSON file of a bundle that we are ready to read."""
@@ -230,7 +232,7 @@ class Bundle:
     def verify_manifest(self) -> list[str]:
         """One line for every file that is missing, changed, a link or not listed; empty when all is well."""
         listed = self.manifest["files"]
-        present = set(_files(self.folder)) - {MANIFEST}
+        present = set(_files(self.folder)) - {MANIFEST, SIGNATURE}
         problems = [f"{quoted(name)} is missing" for name in sorted(set(listed) - present)]
         problems += [f"{quoted(name)} is not in the manifest" for name in sorted(present - set(listed))]
         for name in sorted(present & set(listed)):

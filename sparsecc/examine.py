@@ -70,6 +70,7 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         ],
         "pins": pinned_reasons(groups),
         "unknown_ops": _unfollowed(analysis),
+        "counted_once": [node.name for node in analysis.record.counted_once],
         "graph": topology(model),
     }
     if request.get("why"):

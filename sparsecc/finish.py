@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.bundle import MANIFEST, Bundle, BundleWriter
+from sparsecc.bundle import MANIFEST, SIGNATURE, Bundle, BundleWriter
 from sparsecc.errors import InputError
 from sparsecc.targets import target_named
 
@@ -32,7 +32,10 @@ def build(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     with BundleWriter(bundle.folder, force=True) as writer:
         writer.facts = facts
         shutil.copytree(
-            bundle.folder, writer.folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+            bundle.folder,
+            writer.folder,
+            ignore=shutil.ignore_patterns(MANIFEST, SIGNATURE),
+            dirs_exist_ok=True,
         )
         artefact = backend.finish(
             writer.folder,

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gate": ("gate_", "Fail a CI job when a model became slower than its baseline."),
     "build": ("build_", "Finish a bundle that --emit onnx left: build its engine, here or on a device."),
     "verify": ("verify_", "Check a bundle: its files, its plan and its numerics."),
+    "sign": ("sign_", "Sign a bundle with a private key."),
     "reduce": ("reduce_", "Shrink a failing model to the fewest nodes that still fail."),
     "cache": ("cache_", "Show what the cache holds, and make room."),
     "doctor": ("doctor", "Show which targets and devices work here, and what the others need."),

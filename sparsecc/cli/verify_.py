@@ -47,7 +47,11 @@ command = Command(
     "verify",
     run,
     about="Check BUNDLE: every file against the manifest, the plan, and with --model the numerics.",
-    examples=("sparsecc verify out/", "sparsecc verify out/ --model model.onnx --reproduce"),
+    examples=(
+        "sparsecc verify out/",
+        "sparsecc verify out/ --model model.onnx --reproduce",
+        "sparsecc verify out/ --key key.pub",
+    ),
     arguments=(options.model("bundle"),),
     sections={
         "Checks": (
@@ -59,6 +63,12 @@ command = Command(
             ),
             click.Option(
                 ["--reproduce"], is_flag=True, help="Compile the original again and compare the bytes."
+            ),
+            click.Option(
+                ["--key"],
+                type=click.Path(),
+                metavar="PEM",
+                help="Check that the bundle is signed by the owner of this public key (see `sparsecc sign`).",
             ),
         )
     },
