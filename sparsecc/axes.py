@@ -10,6 +10,7 @@ Axes of size 1 carry no constraint. All walks are iterative, so depth is bounded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -78,7 +79,7 @@ def resolve(axis: Axis) -> Axis:
 
 def cat(parts: Iterable[Axis]) -> Axis:
     """The parts side by side; one part alone is itself."""
-    flat = list(_flat_parts(parts))
+    flat = [part for part in _flat(parts, Cat) if part.size != 0]
     if len(flat) == 1:
         return flat[0]
     size: Size = 0
@@ -90,7 +91,7 @@ def cat(parts: Iterable[Axis]) -> Axis:
 def mul(factors: Iterable[Axis]) -> Axis:
     """The row-major product; factors of size 1 vanish, one factor alone is itself."""
     given = list(factors)
-    flat = [f for f in _flat_factors(given) if f.size != 1]
+    flat = [f for f in _flat(given, Mul) if f.size != 1]
     if len(flat) == 1:
         return flat[0]
     if not flat:
@@ -98,42 +99,29 @@ def mul(factors: Iterable[Axis]) -> Axis:
     return Mul(tuple(flat), product(f.size for f in flat))
 
 
-def _flat_parts(parts: Iterable[Axis]) -> Iterator[Axis]:
-    stack = [iter(tuple(parts))]
+def _flat(axes: Iterable[Axis], kind: type[Axis]) -> Iterator[Axis]:
+    """The axes, each Cat (or Mul, as `kind` says) among them replaced by what it is made of."""
+    stack = [iter(tuple(axes))]
     while stack:
-        part = next(stack[-1], None)
-        if part is None:
+        axis = next(stack[-1], None)
+        if axis is None:
             stack.pop()
             continue
-        part = resolve(part)
-        if isinstance(part, Cat):
-            stack.append(iter(part.parts))
-        elif part.size != 0:
-            yield part
-
-
-def _flat_factors(factors: Iterable[Axis]) -> Iterator[Axis]:
-    stack = [iter(tuple(factors))]
-    while stack:
-        factor = next(stack[-1], None)
-        if factor is None:
-            stack.pop()
-            continue
-        factor = resolve(factor)
-        if isinstance(factor, Mul):
-            stack.append(iter(factor.factors))
+        axis = resolve(axis)
+        if isinstance(axis, (Cat, Mul)) and isinstance(axis, kind):
+            stack.append(iter(axis.parts if isinstance(axis, Cat) else axis.factors))
         else:
-            yield factor
+            yield axis
 
 
 def parts_of(axis: Axis) -> list[Axis]:
     """The parts of a Cat, flattened; any other axis is its own only part."""
-    return list(_flat_parts((axis,)))
+    return [part for part in _flat((axis,), Cat) if part.size != 0]
 
 
 def factors_of(axis: Axis) -> list[Axis]:
     """The factors of a Mul, flattened; any other axis is its own only factor."""
-    return list(_flat_factors((axis,)))
+    return list(_flat((axis,), Mul))
 
 
 def atoms_of(axis: Axis) -> list[Atom]:
@@ -149,6 +137,10 @@ def atoms_of(axis: Axis) -> list[Atom]:
         elif isinstance(top, Mul):
             stack.extend(reversed(top.factors))
     return list(found)
+
+
+MOST_COPIES = 16
+"""Copies of an axis that are written out side by side at most."""
 
 
 class Space:
@@ -268,7 +260,7 @@ class Space:
                 larger, rest, outer = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
                 inner = quotient(larger.size, outer)
                 if inner is None:
-                    return False
+                    return self._match_copies(mul([p, *left[::-1]]), mul([q, *right[::-1]]), pending)
                 split = Atom(outer), Atom(inner)
                 product_axis = Mul(split, larger.size)
                 if isinstance(larger, Atom):
@@ -279,6 +271,18 @@ class Space:
                 p, q = (split[0], q) if rest is left else (p, split[0])
             pending.append((p, q))
         return not left and not right
+
+    def _match_copies(self, a: Axis, b: Axis, pending: list[tuple[Axis, Axis]]) -> bool:
+        """Outer factors that do not divide (3 x 16 in 2 x 24): the one of fewer copies is written out."""
+        fewer, other = (a, b) if smaller(factors_of(a)[0].size, factors_of(b)[0].size) else (b, a)
+        copies, *inner = factors_of(fewer)
+        together = math.gcd(*(at(x.size, 0) // at(factors_of(x)[0].size, 0) for x in (a, b)))
+        if together == 1 or not isinstance(copies.size, int) or copies.size > MOST_COPIES:
+            return False
+        if self.pieces(copies, [1] * copies.size) is None:
+            return False
+        pending.append((cat([mul(inner)] * copies.size), other))
+        return True
 
     def _cut_cat(self, axis: Cat, after: Size) -> tuple[Axis, Axis] | None:
         rest = parts_of(axis)[::-1]
@@ -319,11 +323,7 @@ class Space:
 
 
 def _shown(axis: Axis) -> str:
-    return "×".join(_size_shown(f.size) for f in factors_of(axis))
-
-
-def _size_shown(size: Size) -> str:
-    return str(size) if is_static(size) else "dynamic"
+    return "×".join(str(f.size) if is_static(f.size) else "dynamic" for f in factors_of(axis))
 
 
 Keep = Mapping[Atom, np.ndarray]

@@ -161,6 +161,18 @@ def test_a_product_is_cut_inside_a_row() -> None:
     assert [a.size for a in atoms_of(inner)] == [2, 2]
 
 
+def test_groups_of_two_widths_agree_on_what_divides_both() -> None:
+    """Three groups of 16 beside 24 more, seen as three groups of 24: the same place of every 8 can go."""
+    space, inner, beside = Space(), Atom(16), Atom(24)
+    grouped = space.factored(joined_axes := cat([mul([Atom(3), inner]), beside]), (3, 24))
+    assert grouped is not None
+    (free,) = {a for a in atoms_of(joined_axes) if a.size != 1}
+    assert free.size == 8
+    keep = {free: np.arange(8) % 2 == 0}
+    assert np.array_equal(mask(joined_axes, keep), np.tile(keep[free], 9))
+    assert all(a.pin is None for a in atoms_of(joined_axes))
+
+
 @pytest.mark.parametrize(
     ("x", "y"),
     [
