@@ -1,6 +1,6 @@
 """Prune half of every free group of every zoo model at random, compare with the masked dense model.
 
-python benchmarks/zoo.py [--exporter dynamo] [--json FILE] [NAME …]
+python benchmarks/zoo.py [--exporter dynamo] [--form onnxslim] [--json FILE] [NAME …]
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sparsecc.errors import SparseccError
 from tests.pruning import prune_half
 from tests.zoo import ZOO
-from tests.zoo.export import EXPORTERS, ZooUnavailable, onnx_path
+from tests.zoo.export import EXPORTERS, FORMS, Exporter, Form, ZooUnavailable, onnx_path
 
 
-def row(name: str, exporter: Any) -> dict[str, Any] | None:
+def row(name: str, exporter: Exporter, form: Form = "plain") -> dict[str, Any] | None:
     """One entry from one exporter, None where that exporter cannot export it."""
     try:
-        path = onnx_path(name, exporter)
+        path = onnx_path(name, exporter, form)
     except ZooUnavailable:
         return None
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,12 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--exporter", choices=EXPORTERS)
+    parser.add_argument("--form", choices=FORMS, default="plain")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows = []
     for name in given.names or ZOO:
         for exporter in [given.exporter] if given.exporter else EXPORTERS:
-            found = row(name, exporter)
+            found = row(name, exporter, given.form)
             if found is not None:
                 rows.append(found)
                 print(line(found), flush=True)

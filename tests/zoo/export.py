@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import onnx
+import onnxruntime as ort
 import platformdirs
 import torch
 
@@ -23,7 +24,7 @@ from tests.zoo import ZOO, known, registry, weights
 from tests.zoo.registry import Entry, Model
 
 Exporter = Literal["dynamo", "torchscript"]
-Form = Literal["plain", "unoptimized", "onnxslim", "onnxsim"]
+Form = Literal["plain", "unoptimized", "onnxslim", "onnxsim", "ort-basic", "ort-extended"]
 EXPORTERS: tuple[Exporter, ...] = get_args(Exporter)
 FORMS: tuple[Form, ...] = get_args(Form)
 _RECURRENT = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
@@ -40,8 +41,8 @@ def onnx_path(name: str, exporter: Exporter = "dynamo", form: Form = "plain") ->
     """The ONNX file of a zoo entry, exported now unless the cache holds it.
 
     `form`: "plain" as the exporter gives it, "unoptimized" without the exporter's own optimizer (dynamo
-    only), or put through "onnxslim" or "onnxsim". ZooUnavailable when the exporter is known or found to fail
-    on it.
+    only), put through "onnxslim" or "onnxsim", or saved by ONNX Runtime after its basic or its extended
+    optimizations. ZooUnavailable when the exporter is known or found to fail on it.
     """
     if name not in ZOO:
         raise ZooUnavailable(f"no zoo entry is named '{name}': see tests.zoo.ZOO")
@@ -114,8 +115,8 @@ def _to_null(descriptor: int) -> Iterator[None]:
 
 
 def _make(entry: Entry, exporter: Exporter, form: Form) -> onnx.ModelProto:
-    if form in ("onnxslim", "onnxsim"):
-        return _simplified(onnx.load(onnx_path(entry.name, exporter)), form, entry.name)
+    if form not in ("plain", "unoptimized"):
+        return in_form(onnx_path(entry.name, exporter), form)
     static = known.STATIC.get((entry.name, exporter), known.Static())
     try:
         proto = export(entry.build(), exporter, optimize=form == "plain", fixed=static.dimensions)
@@ -173,7 +174,11 @@ def export(
     return program.model_proto
 
 
-def _simplified(proto: onnx.ModelProto, form: Form, name: str) -> onnx.ModelProto:
+def in_form(path: Path, form: Form) -> onnx.ModelProto:
+    """The model of a file as onnxslim, onnxsim or ONNX Runtime leave it. ZooUnavailable where they fail."""
+    if form in _LEVELS:
+        return _saved_by_runtime(path, _LEVELS[form])
+    proto = onnx.load(path)
     result: Any
     if form == "onnxslim":
         import onnxslim
@@ -184,10 +189,26 @@ def _simplified(proto: onnx.ModelProto, form: Form, name: str) -> onnx.ModelProt
 
         result, valid = onnxsim.simplify(proto)
         if not valid:
-            raise ZooUnavailable(f"onnxsim says its own result for {name} is wrong")
+            raise ZooUnavailable(f"onnxsim says its own result for {path.name} is wrong")
     if not isinstance(result, onnx.ModelProto):
-        raise ZooUnavailable(f"{form} gives no model for {name}")
+        raise ZooUnavailable(f"{form} gives no model for {path.name}")
     return result
+
+
+_LEVELS: dict[str, ort.GraphOptimizationLevel] = {
+    "ort-basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "ort-extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+
+
+def _saved_by_runtime(path: Path, level: ort.GraphOptimizationLevel) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        options.log_severity_level = 3
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath)
 
 
 def _write(path: Path, proto: onnx.ModelProto) -> None:
