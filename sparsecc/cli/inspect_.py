@@ -52,6 +52,7 @@ def inspect_view(found: Mapping[str, Any]) -> list[Block]:
         *_groups(found),
         *_pins(found),
         *_unknown(found),
+        *_once(found),
     ]
 
 
@@ -106,6 +107,14 @@ def _pins(found: Mapping[str, Any]) -> list[Block]:
 def _unknown(found: Mapping[str, Any]) -> list[Block]:
     rows = [(op["op"], str(_number(op["nodes"])), op["reason"]) for op in found["unknown_ops"]]
     return [Line(""), Grid(("operator without a rule", ">nodes", "reason"), rows)] if rows else []
+
+
+def _once(found: Mapping[str, Any]) -> list[Block]:
+    """Loops whose MACs are more than the sum says."""
+    names = [str(name) for name in found.get("counted_once", ())]
+    told = ", ".join(names[:TOP])
+    line = f"MACs in {plural(len(names), 'loop')} count once, as the data says how often: {told}"
+    return [Line(""), Line(line, "dim")] if names else []
 
 
 def _number(nodes: Any) -> int:

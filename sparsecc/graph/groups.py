@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, atoms_of
+from sparsecc.collection import collector_paused
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
@@ -46,6 +47,7 @@ class Group:
         return self.pinned is None
 
 
+@collector_paused()
 def find_groups(
     analysis: Analysis,
     *,
@@ -162,10 +164,10 @@ def _users(analysis: Analysis) -> dict[Atom, dict[ir.Node, None]]:
 
 
 def nodes_holding(analysis: Analysis) -> dict[Atom, list[str]]:
-    """The names of all nodes that read or write slots of each atom, in the model's order."""
+    """The names of all nodes that read or write slots of each atom, in the model's order, bodies included."""
     record = analysis.record
     found: dict[Atom, dict[str, None]] = {}
-    for node in analysis.model.graph:
+    for node in analysis.model.graph.all_nodes():
         held_axes = [
             axes
             for operand, value in enumerate(node.inputs)
