@@ -216,25 +216,6 @@ def test_tied_parameters_stay_one() -> None:
     assert small.out.weight.shape[1] < 16
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "fisher", "snip"])
-def test_gradient_criteria_find_the_slots_that_matter(criterion: str) -> None:
-    """A channel whose output is not read has no gradient: it goes first, whatever its weights."""
-    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    with torch.no_grad():
-        module.get_parameter("0.weight")[[1, 4, 6]] = 50.0
-        module.get_parameter("2.weight")[:, [1, 4, 6]] = 0.0
-    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
-
-    def loss(m: nn.Module, batch: Tensor) -> Tensor:
-        found: Tensor = m(batch).square().mean()
-        return found
-
-    small = st.prune(module, x, ratio=0.375, align=1, criterion=criterion, batches=[x, -x], loss=loss)
-    assert st.plan_of(small).tensors["0.weight"][0].tolist() == [0, 2, 3, 5, 7]
-    by_weight = st.prune(module, x, ratio=0.375, align=1, criterion="l2")
-    assert st.plan_of(by_weight).tensors["0.weight"][0].tolist() != [0, 2, 3, 5, 7]
-
-
 def test_unknown_operators_pin_with_a_reason() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

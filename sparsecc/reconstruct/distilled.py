@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsecc.calibrate.samples import Samples
 from sparsecc.errors import InputError
+from sparsecc.reconstruct.sweep import Kept
 
 DISTILL = "sparsecc.torch.distillation:distill"
 """Named, not imported: nothing on the ONNX path loads torch unless this is asked for."""
@@ -21,6 +22,7 @@ def distil(
     model: ir.Model,
     dense: Path,
     samples: Samples,
+    kept: Kept,
     scratch: Path,
     *,
     budget: str,
@@ -29,7 +31,8 @@ def distil(
 ) -> tuple[dict[str, Any], list[str]]:
     """Train the pruned `model` in place to answer like `dense`. Returns facts and the weights that changed.
 
-    InputError without real samples; UnavailableError without torch.
+    `kept` says which slots of the dense model's values are left. InputError without real samples;
+    UnavailableError without torch.
     """
     if not samples.real:
         raise InputError("--recover distill learns from samples: give --calib PATH")
@@ -43,6 +46,7 @@ def distil(
         samples.batches,
         budget=budget,
         seed=seed,
+        kept=kept,
         progress=lambda share, line: progress(f"distil: {line}", share),
         output=trained,
     )

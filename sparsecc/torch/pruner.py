@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecc.axes import Atom, atoms_of, mask, owners_of
+from sparsecc.axes import Atom, atoms_of, mask
 from sparsecc.errors import InputError
-from sparsecc.torch.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.plan import TorchPlan, owned
-from sparsecc.torch.pruning import Loss, decide, realise, study
+from sparsecc.torch.pruning import Loss, decide, fresh_scores, realise, study
+from sparsecc.torch.regularisers import REGULARISERS, Regulariser, owned_by
 
 Schedule = Callable[[float], float]
 """Share of the steps done -> share of the final ratio, both from 0 to 1."""
+ROUNDS = 5
 
 
 def one_shot(done: float) -> float:
@@ -34,7 +36,23 @@ def cubic(done: float) -> float:
     return 1 - (1 - done) ** 3
 
 
-SCHEDULES: Mapping[str, Schedule] = {"one-shot": one_shot, "linear": linear, "cubic": cubic}
+def iterative(done: float) -> float:
+    """In five rounds with training between them ("The Lottery Ticket Hypothesis", Frankle and Carbin, 2019)."""
+    return math.floor(done * ROUNDS + 1e-9) / ROUNDS
+
+
+def at_end(done: float) -> float:
+    """All at the last step: a regulariser works until then."""
+    return float(done >= 1)
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "one-shot": one_shot,
+    "linear": linear,
+    "cubic": cubic,
+    "iterative": iterative,
+    "at-end": at_end,
+}
 
 
 class Pruner:
@@ -42,7 +60,8 @@ class Pruner:
 
     Call `step()` after every optimizer step. Over `steps` of them the ratio grows as the schedule says; every
     `every` steps the masks are chosen anew, and masked slots are held at zero in every tensor of their group.
-    `penalty()` is a group lasso to add to the loss: it draws the slots that will go towards zero.
+    With `rewind=N` the weights of step N return whenever more slots are masked (for "iterative"; the
+    optimizer's state stays). `penalty()` is the regulariser to add to the loss: it draws slots towards zero.
     `finish()` gives the smaller module. The criteria that need gradients take `batches` and `loss`.
     """
 
@@ -55,24 +74,26 @@ class Pruner:
         steps: int = 1000,
         every: int = 10,
         schedule: str | Schedule = "cubic",
+        rewind: int | None = None,
+        regulariser: str | Regulariser = "lasso",
         criterion: str = "auto",
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(schedule, str) and schedule not in SCHEDULES:
-            raise InputError(f"unknown schedule '{schedule}': choose from {', '.join(SCHEDULES)}")
         if steps < 1 or every < 1:
             raise InputError(f"steps={steps}, every={every}: both must be at least 1")
-        self.schedule = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+        self.schedule: Schedule = _named("schedule", schedule, SCHEDULES)
+        self.regulariser: Regulariser = _named("regulariser", regulariser, REGULARISERS)
         self.criterion, self.batches, self.loss = criterion, batches, loss
-        own = "auto" if criterion in GRADIENT_CRITERIA else criterion
-        self.study = study(module, example_inputs, criterion=own, **options)
-        self.ratio, self.steps, self.every, self.done = ratio, steps, every, 0
+        self.study = study(module, example_inputs, criterion=criterion, **options)
+        self.ratio, self.steps, self.every, self.rewind, self.done = ratio, steps, every, rewind, 0
         self.masks: dict[Atom, np.ndarray] = {}
         self.plan: TorchPlan | None = None
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
-        self._owners = self._find_owners()
+        self._doomed: dict[Atom, Tensor] | None = None
+        self._early = self._weights() if rewind == 0 else []
+        self._owned = owned_by(self.study.free, self.study.analysis, self.study.program, self._live())
 
     @property
     def current_ratio(self) -> float:
@@ -82,10 +103,15 @@ class Pruner:
     def step(self) -> None:
         """After an optimizer step: choose masks when it is time, and hold what they say at zero."""
         self.done += 1
+        if self.done == self.rewind:
+            self._early = self._weights()
         last = self.done == self.steps
         first = self.done == 1 and self.schedule(0.0) > 0
         if self.done <= self.steps and (self.done % self.every == 0 or last or first):
+            before = self.plan.after if self.plan is not None else math.inf
             self._choose(self.current_ratio)
+            if self.plan is not None and self.masks and self.plan.after < before:
+                self._return()
         self.apply_masks()
 
     @torch.no_grad()
@@ -97,24 +123,15 @@ class Pruner:
             tensor.mul_(stays.to(tensor.device, tensor.dtype).reshape(shape))
 
     def penalty(self) -> Tensor:
-        """Group lasso: per slot the norm of all it owns, weighted by the root of its elements, averaged."""
-        total = torch.zeros(())
-        count = 0
-        for group, uses in self._owners:
-            squares: Tensor | None = None
-            elements = 0.0
-            for tensor, axis, owner in uses:
-                others = [i for i in range(tensor.dim()) if i != axis]
-                sums = tensor.square().sum(others) if others else tensor.square()
-                seen = owner >= 0
-                spread = torch.zeros(group, device=tensor.device, dtype=tensor.dtype)
-                spread = spread.index_add(0, owner[seen].to(tensor.device), sums[seen.to(tensor.device)])
-                squares = spread if squares is None else squares + spread
-                elements += tensor.numel() / group
-            if squares is not None:
-                total = total.to(squares.device) + (squares + 1e-12).sqrt().sum() / elements**0.5
-                count += group
-        return total / max(count, 1)
+        """What the regulariser says, averaged over slots."""
+        done = min(self.done / self.steps, 1.0)
+        doomed = self._going()
+        terms = [self.regulariser(o.squares(), doomed[o.group.atom], done) for o in self._owned]
+        if not terms:
+            return torch.zeros(())
+        return torch.stack([t.to(terms[0].device) for t in terms]).sum() / sum(
+            o.group.size for o in self._owned
+        )
 
     def finish(self, *, form: str = "auto") -> nn.Module:
         """The smaller module without the slots that are masked at the final ratio; it trains on."""
@@ -125,17 +142,27 @@ class Pruner:
         return realise(self.study, self.masks, self.plan, form=form)
 
     def _choose(self, ratio: float) -> None:
-        self.masks, self.plan = decide(self.study, ratio, self._scores())
+        scores = fresh_scores(self.study, self.criterion, self.batches, self.loss)
+        self.masks, self.plan = decide(self.study, ratio, scores)
         self._tensors = self._masked_tensors()
+        self._doomed = None
 
-    def _scores(self) -> dict[Atom, np.ndarray] | None:
-        """Fresh scores from gradients; None where those of the weights do."""
-        if self.criterion not in GRADIENT_CRITERIA:
-            return None
-        found = self.study
-        return gradient_scores(
-            found.module, found.program, found.analysis, found.free, self.criterion, self.batches, self.loss
-        )
+    def _going(self) -> dict[Atom, Tensor]:
+        """The slots that go at the final ratio, as far as the weights tell since masks were last chosen."""
+        if self._doomed is None:
+            scores = fresh_scores(self.study, self.criterion, self.batches, self.loss)
+            masks, _ = decide(self.study, self.ratio, scores)
+            whole = {o.group.atom: np.ones(o.group.size, bool) for o in self._owned}
+            self._doomed = {atom: torch.from_numpy(~slots) for atom, slots in {**whole, **masks}.items()}
+        return self._doomed
+
+    def _weights(self) -> list[tuple[Tensor, Tensor]]:
+        return [(p, p.detach().clone()) for p in self.study.module.parameters()]
+
+    @torch.no_grad()
+    def _return(self) -> None:
+        for parameter, early in self._early:
+            parameter.copy_(early)
 
     def _live(self) -> dict[str, Tensor]:
         return {full: tensor for full, _, _, tensor in owned(self.study.module)}
@@ -152,17 +179,13 @@ class Pruner:
                         found[id(live[name]), position] = (live[name], position, torch.from_numpy(slots))
         return list(found.values())
 
-    def _find_owners(self) -> list[tuple[int, Sequence[tuple[Tensor, int, Tensor]]]]:
-        live, program = self._live(), self.study.program
-        parameters = {n: t for n, t in live.items() if isinstance(t, nn.Parameter) and t.is_floating_point()}
-        found: list[tuple[int, Sequence[tuple[Tensor, int, Tensor]]]] = []
-        for group in self.study.free:
-            uses: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}
-            for value, axes in self.study.analysis.weights():
-                name = program.names[value.name or ""][0]
-                for position, axis in enumerate(axes):
-                    if name in parameters and group.atom in atoms_of(axis):
-                        owner = torch.from_numpy(owners_of(axis, group.atom))
-                        uses[id(parameters[name]), position] = (parameters[name], position, owner)
-            found.append((group.size, list(uses.values())))
-        return found
+
+Row = TypeVar("Row")
+
+
+def _named(what: str, given: str | Row, table: Mapping[str, Row]) -> Row:
+    if not isinstance(given, str):
+        return given
+    if given not in table:
+        raise InputError(f"unknown {what} '{given}': choose from {', '.join(table)}")
+    return table[given]

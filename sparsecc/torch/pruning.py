@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program import Program, trace
 from sparsecc.torch.scores import WEIGHT_CRITERIA, candidates, cost_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TOLERANCE = 1e-4
 FORMS = ("auto", "module", "graph")
@@ -57,6 +60,7 @@ def study(
     module: nn.Module,
     example_inputs: Any,
     *,
+    criterion: str = "auto",
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     keep: Sequence[str] = (),
@@ -66,11 +70,32 @@ def study(
 ) -> Study:
     """Export a module and find its groups of coupled slots."""
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    given = CompileOptions(keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
+    own = criterion if criterion in WEIGHT_CRITERIA else "auto"
+    given = CompileOptions(criterion=own, keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
     program = trace(module, args, kwargs, dynamic_shapes)
     analysis = analyse(program)
     groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
     return Study(module, args, dict(kwargs or {}), program, analysis, groups, given)
+
+
+class Options(TypedDict, total=False):
+    """What `study`, `prune` and `Pruner` take besides their own arguments.
+
+    `metric` is macs, params or channels; `align` "auto" (the multiples that the target's kernels like) or a
+    number; `keep` and `only` are shell patterns over parameter names; `kinds` are of channels, heads and
+    head_dims; `kwargs` are keyword arguments of forward; `dynamic_shapes` are those of torch.export.
+    """
+
+    metric: str
+    allocator: str
+    align: str | int
+    target: str
+    keep: Sequence[str]
+    only: Sequence[str]
+    kinds: Sequence[str]
+    kwargs: Mapping[str, Any] | None
+    dynamic_shapes: Any
+    seed: int
 
 
 def prune(
@@ -78,21 +103,12 @@ def prune(
     example_inputs: Any,
     *,
     ratio: float = 0.5,
-    metric: str = "macs",
     criterion: str = "auto",
-    allocator: str = "auto",
-    align: str | int = "auto",
-    target: str = "onnxruntime",
-    keep: Sequence[str] = (),
-    only: Sequence[str] = (),
-    kinds: Sequence[str] = ("channels", "heads", "head_dims"),
-    kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-    form: str = "auto",
-    inplace: bool = False,
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    seed: int = 0,
+    form: str = "auto",
+    inplace: bool = False,
+    **options: Unpack[Options],
 ) -> nn.Module:
     """A smaller module that trains on, with `ratio` of the metric removed.
 
@@ -100,48 +116,41 @@ def prune(
     free in the graph form). The user's own modules are kept where their forward allows it (`form="module"`),
     otherwise the exported graph is returned (`form="graph"`); "auto" takes the first that computes what the
     dense module does with the removed slots without effect, to 1e-4. With `inplace`, `module` itself is
-    changed. The criteria taylor, fisher and snip need `batches` and `loss(module, batch)`.
+    changed. The criteria of GRADIENT_CRITERIA need `batches` and `loss(module, batch)`.
 
     InputError: torch.export cannot follow the module, or an option is wrong. GoalError: the ratio is out of
     reach, or the result differs from the masked dense module.
     """
+    _check(form, inplace, criterion)
+    found = study(module, example_inputs, criterion=criterion, **options)
+    scores = fresh_scores(found, criterion, batches, loss)
+    masks, plan = decide(found, ratio, scores)
+    if not plan.reached:
+        raise GoalError(
+            f"{type(module).__name__}: only {plan.removed:.1%} of the {plan.metric} can go, not {ratio:.1%}: "
+            "lower the ratio or free more groups"
+        )
+    small = None if form == "graph" else _module_form(found, ratio, scores, inplace=inplace)
+    return realise(found, masks, plan, form=form, inplace=inplace) if small is None else small
+
+
+def _check(form: str, inplace: bool, criterion: str) -> None:
     if form not in FORMS:
         raise InputError(f"unknown form '{form}': choose from {', '.join(FORMS)}")
     if inplace and form == "graph":
         raise InputError("inplace needs the user's own modules: use form='module' or 'auto'")
-    gradients = criterion in GRADIENT_CRITERIA
-    if not gradients and criterion not in WEIGHT_CRITERIA:
-        known = ", ".join((*WEIGHT_CRITERIA, *GRADIENT_CRITERIA))
-        raise InputError(f"unknown criterion '{criterion}': choose from {known}")
-    found = study(
-        module,
-        example_inputs,
-        kwargs=kwargs,
-        dynamic_shapes=dynamic_shapes,
-        keep=keep,
-        only=only,
-        kinds=kinds,
-        target=target,
-        metric=metric,
-        criterion="auto" if gradients else criterion,
-        allocator=allocator,
-        align=align,
-        seed=seed,
-    )
-    scores = None
-    if gradients:
-        scores = gradient_scores(module, found.program, found.analysis, found.free, criterion, batches, loss)
-    masks, plan = decide(found, ratio, scores)
-    if not plan.reached:
-        raise GoalError(
-            f"{type(module).__name__}: only {plan.removed:.1%} of the {metric} can go, not {ratio:.1%}: "
-            "lower the ratio or free more groups"
-        )
-    if form != "graph":
-        small = _module_form(found, ratio, scores, inplace=inplace)
-        if small is not None:
-            return small
-    return realise(found, masks, plan, form=form, inplace=inplace)
+    known = (*WEIGHT_CRITERIA, *GRADIENT_CRITERIA)
+    if criterion not in known:
+        raise InputError(f"unknown criterion '{criterion}': choose from {', '.join(known)}")
+
+
+def fresh_scores(
+    found: Study, criterion: str, batches: Iterable[Any] | None, loss: Loss | None
+) -> dict[Atom, np.ndarray] | None:
+    """Scores from gradients; None for a criterion that looks at weights alone."""
+    if criterion not in GRADIENT_CRITERIA:
+        return None
+    return gradient_scores(found.module, found.program, found.analysis, found.free, criterion, batches, loss)
 
 
 _FEWER: tuple[frozenset[str], ...] = (frozenset(), frozenset({"head_dim"}), frozenset({"head_dim", "head"}))
@@ -177,25 +186,22 @@ def decide(
     found: Study, ratio: float, scores: Mapping[Atom, np.ndarray] | None = None
 ) -> tuple[dict[Atom, np.ndarray], TorchPlan]:
     """Keep-masks for a ratio, and the plan of what they mean for every tensor."""
-    free = found.free
-    cost = cost_of(found.analysis, free, found.options.metric)
-    before = cost.total({})
-    offered = candidates(found.analysis, free, found.options, scores)
+    cost = cost_of(found.analysis, found.free, found.options.metric)
+    offered = candidates(found.analysis, found.free, found.options, scores)
     if ratio == 0 or not offered:
-        plan = TorchPlan({}, described(found.groups, {}), found.options.metric, before, before, ratio == 0)
-        return {}, plan
-    selection = allocator_named(found.options.allocator)(offered, cost, (1 - ratio) * before)
+        return {}, planned(found, {}, reached=ratio == 0)
+    selection = allocator_named(found.options.allocator)(offered, cost, (1 - ratio) * cost.total({}))
     masks = {c.atom: c.best(selection.counts[c.atom]) for c in offered if selection.counts[c.atom] < c.size}
+    return masks, planned(found, masks, reached=selection.reached)
+
+
+def planned(found: Study, masks: Mapping[Atom, np.ndarray], *, reached: bool = True) -> TorchPlan:
+    """What keep-masks mean for every tensor, and what they leave of the metric."""
+    cost = cost_of(found.analysis, found.free, found.options.metric)
+    left = cost.total({atom: int(slots.sum()) for atom, slots in masks.items()})
     tensors = kept_slots(found.program, found.analysis, masks)
-    plan = TorchPlan(
-        tensors,
-        described(found.groups, masks),
-        found.options.metric,
-        before,
-        selection.cost,
-        selection.reached,
-    )
-    return masks, plan
+    rows = described(found.groups, masks)
+    return TorchPlan(tensors, rows, found.options.metric, cost.total({}), left, reached)
 
 
 def realise(
@@ -204,7 +210,7 @@ def realise(
     """Remove what the masks say, physically, and check the result against the masked dense module."""
     changes = changes_of(found.program, found.analysis, masks)
     wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
-    reason = ""
+    name, reason = type(found.module).__name__, ""
     if form != "graph":
         small = copy.deepcopy(found.module)
         edits = attribute_edits(small, plan.tensors, changes)
@@ -216,16 +222,14 @@ def realise(
             return _in_place(found.module, plan, edits) if inplace else _labelled(small, plan)
         if form == "module" or inplace:
             raise GoalError(
-                f"{type(found.module).__name__}: its own forward does not allow these sizes ({reason}): "
+                f"{name}: its own forward does not allow these sizes ({reason}): "
                 "use form='graph', or keep what it names"
             )
     graph = graph_form(found.program, plan.tensors, changes)
     graph.eval()
     error, failure = _error(graph, found, wanted)
     if error > TOLERANCE:
-        raise GoalError(
-            f"{type(found.module).__name__}: the pruned graph is wrong ({failure}): please report it"
-        )
+        raise GoalError(f"{name}: the pruned graph is wrong ({failure}): please report it")
     graph.train(found.module.training)
     return _labelled(graph, replace(plan, form="graph", error=error, reason=reason))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from sparsecc.errors import InputError
 
 HELD_OUT = 0.1
-MOST_HELD_OUT = 1000
+MOST_HELD_OUT = 512
 SMALLEST_SIDE = 16
 """Images with shorter sides are not shifted."""
 
@@ -99,13 +100,26 @@ class Samples:
         return {n: share * t + (1 - share) * t[order] for n, t in found.items()}
 
     def _moved(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
+        """Every image shifted on its own, half of them flipped; what a shift uncovers repeats the edge."""
+        count, _, height, width = images.shape
         reach = max(1, min(height, width) // 8)
         padded = F.pad(images, [reach] * 4, mode="replicate")
-        down, right = (int(v) for v in torch.randint(0, 2 * reach + 1, (2,), generator=self.random))
-        cut = padded[..., down : down + height, right : right + width]
-        flips = torch.rand(len(images), generator=self.random) < 0.5
-        return torch.where(flips.reshape(-1, 1, 1, 1), cut.flip(-1), cut)
+        shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=self.random)
+        down, right = shifts[0] + torch.arange(height), shifts[1] + torch.arange(width)
+        flips = torch.rand((count, 1), generator=self.random) < 0.5
+        right = torch.where(flips, right.flip(1), right)
+        rows = torch.arange(count).reshape(-1, 1, 1)
+        moved: Tensor = padded[rows, :, down[:, :, None], right[:, None, :]]
+        return moved.permute(0, 3, 1, 2)  # channels last in memory: convolutions are faster so
+
+    def position(self) -> dict[str, Any]:
+        """Where the drawing of batches is."""
+        return {"order": list(self._order), "random": self.random.get_state()}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Draw on from where `position` was taken."""
+        self._order = list(position["order"])
+        self.random.set_state(position["random"].cpu())
 
 
 def _rows(feed: Mapping[str, Tensor]) -> int:

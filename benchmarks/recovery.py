@@ -1,0 +1,240 @@
+"""Accuracy brought back without labels: CIFAR-10 ResNets from their ONNX files, and torch-pruning beside them.
+
+    python benchmarks/recovery.py [--models resnet56,resnet20] [--ratios 0.5] [--budget 15m] [--methods …]
+
+A point is a model, a share of the multiply-accumulates to remove, and a way of recovery: `none`, `bias`, `bn`
+and `reconstruct` see 512 training images, `distill` learns from 24,000 unlabelled ones within the budget,
+starting from `reconstruct`. `peer` is what torch-pruning leaves of the torch module at the same share, `peer
+distill` the same after the same budget of the same training (same teacher, images, steps, rate), its batch
+norms in training mode. Accuracy is top-1 on 1,000 test images.
+
+Points are stored as they are done and skipped when they are there; a training that is killed goes on where it
+was. Needs the shared materials (SPARSECC_SHARED or ../shared), pillow and torch-pruning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.accuracy import Pair, cifar, cifar_batch
+from benchmarks.cifar_data import FOLDER, module, training_images
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.calibrate.samples import Samples as Calibration
+from sparsecc.choose import Source, choose
+from sparsecc.graph.analysis import analyse
+from sparsecc.graph.groups import find_groups
+from sparsecc.graph.rewrite import remove
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.stage import kept_values
+from sparsecc.reconstruct.sweep import Settings, repair
+from sparsecc.torch.checkpoints import Checkpoints, key_of
+from sparsecc.torch.distillation import Budget, distill
+from sparsecc.torch.onnx_module import from_onnx
+from sparsecc.torch.samples import Samples
+from sparsecc.torch.training import Training
+from sparsecc.verify.prove import write
+
+ROOT = Path(__file__).resolve().parents[1]
+REPAIRS = ("none", "bias", "bn", "reconstruct")
+METHODS = (*REPAIRS, "distill", "peer", "peer distill")
+CALIBRATION = 512
+RATE = 1e-3
+BATCH = 64
+
+pair = cache(cifar)
+images = cache(training_images)
+
+
+class Kept:
+    """Which slots of the dense model's values are left, stored beside the pruned file."""
+
+    def __init__(self, masks: Mapping[str, np.ndarray]) -> None:
+        self.masks = masks
+
+    def __call__(self, name: str, axis: int) -> np.ndarray | None:
+        return self.masks.get(f"{name}:{axis}")
+
+
+def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
+    """Prune once, repair in every way, and store the files; facts of the choice."""
+    facts = folder / "facts.json"
+    if facts.exists():
+        return dict(json.loads(facts.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    given, _ = cifar_batch(0)
+    batches = tuple({"image": given[i : i + 64]} for i in range(0, CALIBRATION, 64))
+    samples, dense = Calibration(batches, True), pair(name).model
+    begun = time.perf_counter()
+    analysis = analyse(normalise(load_ir(dense)))
+    options = CompileOptions(ratio=ratio, calibration="samples")
+    source = Source(lambda: samples, folder)
+    chosen = choose(analysis, find_groups(analysis, prune=options.prune), options, ratio, source)
+    kept = kept_values(analysis, chosen.keep)
+    values = [v.name or "" for node in analysis.model.graph for v in node.outputs]
+    ranks = {v.name: len(axes) for v, axes in analysis.record.axes.items()}
+    masks = {f"{v}:{axis}": kept(v, axis) for v in values for axis in range(ranks.get(v, 0))}
+    np.savez(folder / "kept.npz", **{k: m for k, m in masks.items() if m is not None})  # type: ignore[arg-type]
+    remove(analysis, chosen.keep)
+    found = {"removed": chosen.removed, "choose_s": time.perf_counter() - begun}
+    for method in REPAIRS:
+        begun = time.perf_counter()
+        model = analysis.model.clone()
+        if method != "none":
+            repair(normalise(load_ir(dense)), model, kept, samples, folder, Settings(method))
+        write(model, folder / f"{method}.onnx")
+        found[f"{method}_s"] = time.perf_counter() - begun
+    facts.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def accuracy_of(path: Path, of: Pair) -> float:
+    """Top-1 of an ONNX file."""
+    return of.accuracy(OnnxRuntimeCpu().load(path, threads=1).run)
+
+
+def repaired(name: str, ratio: float, method: str, budget: str, folder: Path) -> dict[str, Any]:
+    facts = prepare(name, ratio, folder)
+    accuracy = accuracy_of(folder / f"{method}.onnx", pair(name))
+    return {"accuracy": accuracy, "removed": facts["removed"], "seconds": facts[f"{method}_s"]}
+
+
+def distilled(name: str, ratio: float, method: str, budget: str, folder: Path) -> dict[str, Any]:
+    facts = prepare(name, ratio, folder)
+    output = folder / f"distill_{budget.replace(':', '_')}.onnx"
+    kept = Kept(np.load(folder / "kept.npz"))
+    found = distill(
+        pair(name).model, folder / "reconstruct.onnx", [{"image": images()}], budget=budget, output=output,
+        rate=RATE, batch=BATCH, kept=kept, progress=show,
+    )  # fmt: skip
+    return {"accuracy": accuracy_of(output, pair(name)), "removed": facts["removed"], **found}
+
+
+class Named(nn.Module):
+    """A module with an image input as the training sees it; batch norms learn only while gradients do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.inner.train(torch.is_grad_enabled())
+        return {"logits": self.inner(feed["image"])}
+
+
+def peer(name: str, ratio: float, method: str, budget: str, folder: Path) -> dict[str, Any]:
+    """torch-pruning's result as it is, or trained like ours."""
+    small, removed, ratio_given = peer_pruned(name, ratio)
+    facts: dict[str, Any] = {"removed": removed, "pruning_ratio": ratio_given}
+    if method == "peer distill":
+        facts |= taught(small, name, budget)
+    small.eval()
+
+    @torch.no_grad()
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": small(torch.from_numpy(feed["image"])).numpy()}
+
+    return {"accuracy": pair(name).accuracy(run), **facts}
+
+
+def peer_pruned(name: str, ratio: float) -> tuple[nn.Module, float, float]:
+    """(module, share of multiply-accumulates removed, the ratio of channels that gives it).
+
+    Its shortcuts pad channels, which torch-pruning does not follow: the stem and the second convolution of
+    every block are left whole by hand.
+    """
+    import torch_pruning as tp
+
+    example = torch.zeros(1, 3, 32, 32)
+    dense, _ = tp.utils.count_ops_and_params(module(name), example)
+    low, high, best = 0.0, 1.0, (module(name), 0.0, 0.0)
+    for _ in range(8):
+        share = (low + high) / 2
+        small = module(name)
+        left = [m for n, m in small.named_modules() if n in ("conv1", "linear") or n.endswith(".conv2")]
+        tp.pruner.BasePruner(
+            small, example, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=share,
+            ignored_layers=left,
+        ).step()  # fmt: skip
+        macs, _ = tp.utils.count_ops_and_params(small, example)
+        if 1 - macs / dense >= ratio:
+            high, best = share, (small, 1 - macs / dense, share)
+        else:
+            low = share
+    return best
+
+
+def taught(small: nn.Module, name: str, budget: str) -> dict[str, Any]:
+    """The same training as ours, on the outputs."""
+    teacher = from_onnx(pair(name).model).eval()
+    (output,) = teacher.output_names
+    feeds, device = [{"image": images()}], torch.device("cpu")
+    samples = Samples.of(feeds, teacher.model, batch=BATCH, seed=0, augment=True, device=device)
+    recipe = {"peer": name, "budget": budget, "elements": sum(p.numel() for p in small.parameters())}
+    student = Named(small)
+    training = Training(
+        lambda feed: {"logits": teacher(feed)[output]}, student, ["logits"], samples, limit=Budget.of(budget),
+        rate=RATE, checkpoints=Checkpoints(key_of([pair(name).model], [], recipe), device),
+    )  # fmt: skip
+    state = training.run(show)
+    return {
+        "steps": state.steps, "seconds": state.seconds, "resumed_at": state.resumed_at,
+        "agreement_before": state.first[1], "agreement_after": state.best[1],
+    }  # fmt: skip
+
+
+def show(share: float, line: str) -> None:
+    print(f"  {share:4.0%} {line}", file=sys.stderr, flush=True)
+
+
+POINTS: dict[str, Callable[[str, float, str, str, Path], dict[str, Any]]] = {
+    **dict.fromkeys(REPAIRS, repaired),
+    "distill": distilled,
+    "peer": peer,
+    "peer distill": peer,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", default="resnet56,resnet20")
+    parser.add_argument("--ratios", default="0.3,0.5,0.6")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--budget", default="15m", help="of every training: 15m, 90s or steps:3000")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks" / "recovery.json")
+    given = parser.parse_args()
+    if not FOLDER.is_dir():
+        sys.exit(f"no CIFAR-10 under {FOLDER}: set SPARSECC_SHARED")
+    torch.set_num_threads(given.threads)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    for name in given.models.split(","):
+        for ratio in map(float, given.ratios.split(",")):
+            for method in given.methods.split(","):
+                budget = given.budget if method.endswith("distill") else ""
+                key = " ".join(filter(None, (name, f"{ratio:g}", method, budget)))
+                if key not in stored:
+                    folder = given.out.with_suffix("") / f"{name}_{ratio:g}"
+                    stored[key] = POINTS[method](name, ratio, method, budget, folder)
+                    given.out.write_text(json.dumps(stored, indent=1))
+                row = stored[key]
+                print(f"{key:36s} -{row['removed']:.1%} MACs  accuracy {row['accuracy']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
