@@ -25,16 +25,17 @@ LARGEST = 0.97
 
 _GOOD = (-0.035, 0.015)
 _CLOSE = 0.008
-_FIELDS = ("speedup", "latency", "fps", "size", "max_drop")
+_FIELDS = ("speedup", "latency", "fps", "size", "working_memory", "max_drop")
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in _FIELDS} | {"working_memory": "--memory"}
 
 
 @dataclass(frozen=True)
 class Trial:
     """A model that was made at a ratio, and what was measured of it.
 
-    `speedup` is that over the dense model, `ms` and `dense_ms` the medians of both by the same clock; `score`
-    and `dense_score` are those of `--eval`. None where it was not measured. `exhausted` says that nothing
-    more can be removed, `held` why.
+    `speedup` is that over the dense model, `ms` and `dense_ms` the medians of both by the same clock; `memory`
+    and `dense_memory` the bytes that loading and running adds to a process; `score` and `dense_score` are those
+    of `--eval`. None where it was not measured. `exhausted` says that nothing more can be removed, `held` why.
     """
 
     ratio: float
@@ -47,6 +48,8 @@ class Trial:
     ci95: tuple[float, float] | None = None
     ms: float | None = None
     dense_ms: float | None = None
+    memory: int | None = None
+    dense_memory: int | None = None
     score: float | None = None
     dense_score: float | None = None
 
@@ -60,19 +63,21 @@ Attempt = Callable[[float], Trial]
 
 @dataclass(frozen=True)
 class Goal:
-    """What was asked: times faster, milliseconds a run, runs a second, bytes of model, loss of accuracy."""
+    """What was asked: times faster, milliseconds a run, runs a second, bytes of model, bytes of memory to load
+    and run it, loss of accuracy."""
 
     speedup: float | None = None
     latency: float | None = None
     fps: float | None = None
     size: float | None = None
+    working_memory: float | None = None
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.asked.items():
             least = 1.0 if name == "speedup" else 0.0
             if not math.isfinite(value) or value < least or (value == least and name != "max_drop"):
-                raise InputError(f"--{name.replace('_', '-')} {value:g} is no goal: give more than {least:g}")
+                raise InputError(f"{_FLAGS[name]} {value:g} is no goal: give more than {least:g}")
 
     @staticmethod
     def of(options: CompileOptions) -> Goal | None:
@@ -81,11 +86,14 @@ class Goal:
         if not given:
             return None
         timed = [name for name in ("speedup", "latency", "fps") if name in given]
-        sized = [f"--{name}" for name in timed] + (["--ratio"] if options.ratio is not None else [])
+        sized = [_FLAGS[name] for name in timed] + (["--ratio"] if options.ratio is not None else [])
         if len(timed) > 1 or (timed and options.ratio is not None):
             raise InputError(f"{' and '.join(sized)} are different budgets: give one of them")
-        if timed and not options.measure:
-            raise InputError(f"--{timed[0]} needs the measurement: leave out --no-measure")
+        if "working_memory" in given and options.device != "local":
+            raise InputError(f"--memory is measured on this machine: leave out --device {options.device}")
+        for name in (*timed, "working_memory"):
+            if name in given and not options.measure:
+                raise InputError(f"{_FLAGS[name]} needs the measurement: leave out --no-measure")
         if "max_drop" in given and options.evaluate is None:
             raise InputError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
         return Goal(**given)
@@ -101,7 +109,7 @@ class Goal:
     @property
     def has_target(self) -> bool:
         """Whether a smallest ratio is wanted; with `max_drop` alone the largest is."""
-        return self.is_timed or self.size is not None
+        return self.is_timed or self.size is not None or self.working_memory is not None
 
     @property
     def first_ratio(self) -> float:
@@ -118,6 +126,8 @@ class Goal:
         over = [-math.inf]
         if self.size is not None:
             over.append(math.log(trial.bytes / self.size))
+        if self.working_memory is not None and trial.memory is not None:
+            over.append(math.log(max(trial.memory, 1) / self.working_memory))
         if self.speedup is not None and trial.speedup is not None:
             over.append(math.log(self.speedup / trial.speedup))
         limit = self.milliseconds
@@ -128,7 +138,7 @@ class Goal:
     def excess_of_dense(self, trial: Trial) -> float:
         """The same of the dense model that a trial was measured against."""
         dense = Trial(0, 0, trial.dense_bytes, trial.dense_bytes, speedup=1.0, dense_ms=trial.dense_ms)
-        return self.excess(dense)
+        return self.excess(replace(dense, memory=trial.dense_memory))
 
     def loses_too_much(self, trial: Trial) -> bool:
         if self.max_drop is None or trial.score is None or trial.dense_score is None:
@@ -137,7 +147,12 @@ class Goal:
 
     def words(self) -> str:
         """`--speedup 2, --max-drop 0.01`."""
-        return ", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in self.asked.items())
+        return ", ".join(f"{_FLAGS[name]} {_number(value)}" for name, value in self.asked.items())
+
+
+def _number(value: float) -> str:
+    """Bytes are whole numbers and may be many."""
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -250,6 +265,8 @@ def _short(goal: Goal, best: Trial, excess: float) -> str:
         reached.append(f"{best.dense_ms / best.speedup:.3g} ms")
     if goal.size is not None:
         reached.append(f"{best.bytes} bytes")
+    if goal.working_memory is not None and best.memory is not None:
+        reached.append(f"{best.memory} bytes of memory")
     held = f": {best.held}" if best.held else ""
     return (
         f"{goal.words()} is {math.expm1(excess):.0%} out of reach: the best is "
@@ -266,6 +283,8 @@ def judge(goal: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any
         speedup = float(latency["speedup"]["estimate"])
         dense = float(latency["before_ms"]["p50"])
         found = replace(found, speedup=speedup, dense_ms=dense, ms=dense / speedup)
+    if asked.working_memory is not None:
+        found = replace(found, memory=measured["footprint"]["after"]["model_memory_bytes"])
     excess = asked.excess(found)
     return {
         "asked": asked.asked,

@@ -26,9 +26,6 @@ METRICS = ("macs", "params", "channels", "latency")
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
-SMALLEST_MEMORY = 16 << 20
-"""Bytes that calibration needs at least."""
-
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -47,8 +44,8 @@ class CompileOptions:
     fps: float | None = None
     max_drop: float | None = None
     size: float | None = None
+    working_memory: float | None = None
     calibration: str | None = None
-    calib_memory: int = 2 << 30
     calib_memory: int = 2 << 30
     evaluate: str | None = None
     inputs: tuple[tuple[str, Dims], ...] = ()
@@ -76,9 +73,6 @@ class CompileOptions:
         target_named(self.target)
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
-        if self.calib_memory < SMALLEST_MEMORY:
-            least = f"{SMALLEST_MEMORY >> 20}MiB"
-            raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")
         if self.calib_memory < SMALLEST_MEMORY:
             least = f"{SMALLEST_MEMORY >> 20}MiB"
             raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")

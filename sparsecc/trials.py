@@ -21,6 +21,7 @@ from sparsecc.graph.analysis import analyse
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
@@ -51,7 +52,14 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if settled.excess > REFUSED:
         raise GoalError(settled.notes[-1])
     resolved = replace(
-        options, ratio=settled.ratio, speedup=None, latency=None, fps=None, size=None, max_drop=None
+        options,
+        ratio=settled.ratio,
+        speedup=None,
+        latency=None,
+        fps=None,
+        size=None,
+        working_memory=None,
+        max_drop=None,
     )
     facts = {
         "asked": goal.asked,
@@ -78,14 +86,15 @@ class Workshop:
     sizes: list[dict[str, tuple[int, ...]]]
     made: list[Trial] = field(default_factory=list)
     dense_score: float | None = None
+    dense_memory: int | None = None
 
     @staticmethod
     def open(job: Job, goal: Goal) -> Workshop:
         """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed."""
         backend = backend_named(target_named(job.options.target).backend)
-        if goal.is_timed and not isinstance(backend, OnnxRuntimeCpu):
+        if (goal.is_timed or goal.working_memory) and not isinstance(backend, OnnxRuntimeCpu):
             raise UnavailableError(
-                f"target {job.options.target} cannot be timed here: give --ratio instead of {goal.words()}"
+                f"target {job.options.target} cannot be measured here: give --ratio instead of {goal.words()}"
             )
         job.emit({"stage": "load", "share": 0.0})
         analysis, probes = pipeline.open_for_compile(job)
@@ -94,6 +103,8 @@ class Workshop:
         shop = Workshop(job, goal, probes, [dict(one) for one in analysis.shapes.inputs])
         if goal.max_drop is not None:
             shop.dense_score = shop.score(probes.dense)
+        if goal.working_memory is not None:
+            shop.dense_memory = shop.memory_of(job.model)
         return shop
 
     def settle(self) -> Settled:
@@ -156,9 +167,18 @@ class Workshop:
             trial = self.timed(trial, model, _COARSE, 4)
             if abs(self.goal.excess(trial)) < _NEARBY:
                 trial = self.timed(trial, model, _FINE, 8)
+        if self.goal.working_memory is not None:
+            trial = replace(trial, memory=self.memory_of(model), dense_memory=self.dense_memory)
         if self.goal.max_drop is not None:
             trial = replace(trial, score=self.score(model), dense_score=self.dense_score)
         return trial
+
+    def memory_of(self, model: Path) -> int:
+        """Bytes that loading and running a model once adds to a process."""
+        small = None if model == self.job.model else self.probes.small_feeds
+        return footprint(
+            model, small or self.probes.feeds[0], threads=self.job.options.threads
+        ).model_memory_bytes
 
     def timed(self, trial: Trial, model: Path, budget: Budget, rounds: int) -> Trial:
         """With its speed, interleaved with the dense model on the device."""

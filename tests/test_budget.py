@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import sparsecc
 from sparsecc.budget import NEAR, TRIALS, Goal, Trial, judge, settle
 from sparsecc.errors import GoalError, InputError
+from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions
 
 
@@ -186,3 +187,28 @@ def test_what_cannot_be_reached_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(GoalError, match=r"--size 100 is .* out of reach: the best is \d+ bytes"):
         sparsecc.compile(source, size=100, measure=False, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_compile_meets_a_memory(tmp_path: Path) -> None:
+    source = perceptron(tmp_path / "wide.onnx", 1024, 6)
+    dense = footprint(source, {"h0": np.zeros((32, 64), np.float32)}).model_memory_bytes
+    made = sparsecc.compile(source, working_memory=0.6 * dense, output=tmp_path / "out")
+    report = made.report
+    assert report["goal"]["met"]
+    assert report["after"]["memory_bytes"] < 0.66 * report["before"]["memory_bytes"]
+    assert report["after"]["memory_bytes"] == report["footprint"]["after"]["model_memory_bytes"]
+    assert all("memory" in trial for trial in report["trials"])
+    assert "working_memory" not in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_memory_is_a_goal_of_its_own() -> None:
+    goal = Goal(working_memory=100.0)
+    assert goal.has_target
+    assert goal.words() == "--memory 100"
+    trial = Trial(0.5, 0.5, 10, 20, memory=200, dense_memory=400)
+    assert goal.excess(trial) == pytest.approx(math.log(2))
+    assert goal.excess_of_dense(trial) == pytest.approx(math.log(4))
+    with pytest.raises(InputError, match="--memory needs the measurement"):
+        Goal.of(CompileOptions(working_memory=100.0, measure=False))
+    with pytest.raises(InputError, match="--memory is measured on this machine"):
+        Goal.of(CompileOptions(working_memory=100.0, device="ssh://pi@board"))

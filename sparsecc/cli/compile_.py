@@ -127,6 +127,13 @@ BUDGET = (
         help="Compile until it takes this long, e.g. 5ms.",
     ),
     _option("--fps", type=Value("RATE", values.rate), help="Compile until it runs this often a second."),
+    _option("--size", type=Value("SIZE", values.size), help="Compile until it is this small, e.g. 5MiB."),
+    _option(
+        "working_memory",
+        "--memory",
+        type=Value("SIZE", values.size),
+        help="Compile until loading and running it takes no more than this memory.",
+    ),
     _option(
         "--max-drop",
         type=Value("SHARE", values.share),
@@ -181,12 +188,6 @@ DATA = (
         "--eval",
         metavar="FILE.py:FUNCTION",
         help="A function that scores a model: accuracy before and after.",
-    ),
-    _option(
-        "--calib-memory",
-        type=Value("SIZE", values.size),
-        help="Memory that calibration and repair may hold, e.g. 4GiB; beyond it they use the disk and several "
-        "passes.  [default: 2GiB]",
     ),
     _option(
         "--calib-memory",

@@ -16,6 +16,7 @@ from sparsecc.budget import judge
 from sparsecc.bundle import versions
 from sparsecc.cost import macs_model, params_model
 from sparsecc.graph.analysis import Analysis
+from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
@@ -99,8 +100,19 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
             after_feeds=probes.small_feeds,
         )
         facts["latency"] = told.to_json()
+        if asked.device == "local":
+            facts |= _footprints(job, compiled, probes)
         facts |= _against_pruned(job, compiled, probes)
     return facts
+
+
+def _footprints(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """Load time, first inference and memory of the given model and of the compiled one, each in a process of its
+    own on this machine."""
+    dense, small = probes.feeds[0], probes.small_feeds
+    models = {"before": (job.model, dense), "after": (compiled, dense if small is None else small)}
+    threads = job.options.threads
+    return {"footprint": {s: footprint(m, f, threads=threads).to_json() for s, (m, f) in models.items()}}
 
 
 def _against_pruned(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
@@ -146,7 +158,10 @@ def report(
     }
     for side in ("before", "after"):
         made[side] = {**decision.costs[side], **({"bytes": sizes[side]} if sizes else {})}
-    made |= {name: measured[name] for name in ("latency", "parts", "census") if name in measured}
+        if footprints := measured.get("footprint"):
+            made[side]["memory_bytes"] = footprints[side]["model_memory_bytes"]
+    told = ("latency", "footprint", "parts", "census")
+    made |= {name: measured[name] for name in told if name in measured}
     if built := measured.get("built"):
         made["build"] = dict(built)
         if "plan_bytes" in built:
