@@ -142,7 +142,7 @@ OWN = {"recipe", "no_measure", "as_json", "quiet", "verbose", "html"}
 """Options that a command settles itself."""
 
 
-@pytest.mark.parametrize("name", ["compile", "inspect", "profile", "compare", "verify"])
+@pytest.mark.parametrize("name", ["compile", "inspect", "profile", "compare", "search", "verify"])
 def test_every_option_is_one_that_the_api_takes(name: str) -> None:
     import dataclasses
     import inspect
@@ -151,7 +151,7 @@ def test_every_option_is_one_that_the_api_takes(name: str) -> None:
     from sparsecc.options import CompileOptions
 
     taken = set(inspect.signature(getattr(api, name)).parameters)
-    if name == "compile":
+    if name in ("compile", "search"):
         taken |= {field.name for field in dataclasses.fields(CompileOptions)}
     command = root.get_command(click.Context(root), name)
     assert command is not None

@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.trail import trail
+
+DEBUG = "On an error, show the traceback and keep a folder for a bug report."
 
 Run = Callable[[Terminal, dict[str, Any]], int | None]
 """A command's body: the terminal, and the options that the user gave. Returns an exit code, or None for 0."""
@@ -19,7 +22,13 @@ def shared_options() -> list[click.Parameter]:
         click.Option(["as_json", "--json"], is_flag=True, help="Print the result as JSON on stdout."),
         click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but errors (and JSON if asked)."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Log every step to stderr."),
-        click.Option(["--debug"], is_flag=True, expose_value=False, help="On an error, show the traceback."),
+        click.Option(
+            ["--log-json"],
+            is_flag=True,
+            expose_value=False,
+            help="Log every step to stderr, one JSON object a line: time, level, stage.",
+        ),
+        click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG),
     ]
 
 
@@ -65,7 +74,9 @@ def _call(run: Run, values: dict[str, Any]) -> int | None:
     terminal = Terminal(
         as_json=values.pop("as_json"), quiet=values.pop("quiet"), verbose=values.pop("verbose")
     )
-    return run(terminal, {name: value for name, value in values.items() if _is_given(value)})
+    given = {name: value for name, value in values.items() if _is_given(value)}
+    trail().options = dict(given)
+    return run(terminal, given)
 
 
 def _is_given(value: Any) -> bool:

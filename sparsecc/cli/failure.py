@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 
+from sparsecc.cli.trail import Trail
 from sparsecc.errors import SparseccError
 
 INTERRUPTED = 130
@@ -15,25 +16,21 @@ USAGE = 2
 BUG = 70
 
 
-def exit_code_of(command: Callable[[], object], *, debug: bool) -> int:
+def exit_code_of(command: Callable[[], object], trail: Trail) -> int:
     """Call `command`; its integer result, or the exit code of what it raised, after saying so in one line."""
     try:
         result = command()
     except SparseccError as error:
-        _explain(str(error), debug)
-        return error.exit_code
+        return _explain(str(error), error.exit_code, trail)
     except click.UsageError as error:
-        _explain(_usage_message(error), debug)
-        return USAGE
+        return _explain(_usage_message(error), USAGE, trail)
     except click.ClickException as error:
-        _explain(error.format_message(), debug)
-        return USAGE
+        return _explain(error.format_message(), USAGE, trail)
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was written")
+        trail.say("warning", "interrupted; nothing was written", exit=INTERRUPTED)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last door: whatever else arrives here is our fault
-        _explain(_bug_message(error), debug)
-        return BUG
+        return _explain(_bug_message(error), BUG, trail)
     return result if isinstance(result, int) else 0
 
 
@@ -47,16 +44,18 @@ def _bug_message(error: Exception) -> str:
     return f"{kind}: {error}: a bug in sparsecc; please report it {_crash_report(error)}"
 
 
-def _explain(message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    _say(f"error: {message}")
-
-
-def _say(message: str) -> None:
+def _explain(message: str, code: int, trail: Trail) -> int:
     from sparsecc.text import one_line
 
-    click.echo(f"sparsecc: {one_line(message)}", err=True)
+    if trail.keeps_debug and not trail.speaks_json:
+        traceback.print_exc()
+    trail.say("error", one_line(message), exit=code)
+    folder = trail.write_debug() if trail.keeps_debug else None
+    if folder is not None:
+        trail.say(
+            "info", f"kept {folder}: command, options, versions, log and traceback, nothing of the model"
+        )
+    return code
 
 
 def _crash_report(error: Exception) -> str:

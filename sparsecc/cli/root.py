@@ -7,11 +7,13 @@ from importlib import import_module
 
 import click
 
+from sparsecc.cli.command import DEBUG
 from sparsecc.cli.failure import installed_version
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile_", "Make a model smaller and faster for the runtime it will run on."),
     "inspect": ("inspect_", "Show what can be removed, what must go together, and what is pinned and why."),
+    "search": ("search_", "Find the front of latency, size and work against accuracy."),
     "profile": ("profile_", "Measure the latency of a model, layer by layer."),
     "compare": ("compare_", "Compare two models: outputs and latency, interleaved."),
     "gate": ("gate_", "Fail a CI job when a model became slower than its baseline."),
@@ -88,6 +90,6 @@ root = LazyCommands(
             callback=_print_version,
             help="Show the version and exit.",
         ),
-        click.Option(["--debug"], is_flag=True, expose_value=False, help="On an error, show the traceback."),
+        click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG),
     ],
 )

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from sparsecc.cli.trail import trail
 from sparsecc.errors import SystemFailureError
 
 if TYPE_CHECKING:
@@ -50,16 +49,22 @@ class Terminal:
         from sparsecc.text import one_line
 
         if not self.quiet:
-            click.echo(f"sparsecc: {one_line(message)}", err=True)
+            trail().say("info", one_line(message))
 
     @contextmanager
     def progress(self) -> Iterator[OnEvent]:
         """Yields the `on_event` for the API; a bar appears on stderr once the work takes over two seconds."""
         from sparsecc.cli.progress import Progress
 
-        shown = Progress(lines=self.verbose and not self.quiet, bar=not self.quiet and sys.stderr.isatty())
-        with shown:
-            yield shown.on_event
+        ours = trail()
+        quiet = self.quiet or ours.speaks_json
+        with Progress(lines=self.verbose and not quiet, bar=not quiet and sys.stderr.isatty()) as shown:
+
+            def on_event(event: Mapping[str, Any]) -> None:
+                ours.add("info", event)
+                shown.on_event(event)
+
+            yield on_event
 
     def _drawn(self, blocks: Sequence[Block]) -> str:
         from sparsecc.cli.render import draw

@@ -67,14 +67,17 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel) -> d
         work = getattr(importlib.import_module(module), function)
         return _plain({"result": work(message["request"], channel.emit)})
     except SparseccError as e:
-        return {"error": type(e).__name__, "message": str(e)}
+        return {"error": type(e).__name__, "message": str(e), "traceback": _traced(e)}
     except MemoryError:
         return {"memory": True}
     except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
         if any(phrase in str(e) for phrase in _OUT_OF_MEMORY):
             return {"memory": True}
-        text = "".join(traceback.format_exception(e))
-        return {"fault": f"{type(e).__name__}: {e}", "traceback": text[-65536:]}
+        return {"fault": f"{type(e).__name__}: {e}", "traceback": _traced(e)}
+
+
+def _traced(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))[-65536:]
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sparsecc.litter import locked_folder, sweep_folders
 from sparsecc.memory import default_limit, held_by
 from sparsecc.text import one_line
 from sparsecc.worker.crash import write_report
-from sparsecc.worker.protocol import RESULT_LIMIT, error_named, is_task
+from sparsecc.worker.protocol import RESULT_LIMIT, InWorker, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
 """Called with each progress event; its "stage", when it has one, is named if the worker dies."""
@@ -210,13 +210,16 @@ class Worker:
             raise self._death(child, task, request)
         if "result" in answer:
             return answer["result"]
+        trace = str(answer.get("traceback", ""))
         if "error" in answer:
-            raise error_named(answer["error"], answer.get("message", ""))
+            raise error_named(answer["error"], answer.get("message", "")) from InWorker(trace)
         if "memory" in answer:
             raise self._out_of_memory(child)
         fault = one_line(str(answer.get("fault", "a message it cannot have sent")))
-        where = _report(child, task, request, fault, str(answer.get("traceback", "")))
-        raise InternalError(f"a fault of sparsecc while {one_line(child.stage)}: {fault}{where}")
+        where = _report(child, task, request, fault, trace)
+        raise InternalError(
+            f"a fault of sparsecc while {one_line(child.stage)}: {fault}{where}"
+        ) from InWorker(trace)
 
     def _death(self, child: _Child, task: str, request: dict[str, Any]) -> SparseccError:
         _kill(child.process)

@@ -3,7 +3,7 @@
 parent -> child   {"task": "package.module:function", "request": {...}}
 child -> parent   {"event": {...}}*  then one of
                   {"result": ...}
-                  {"error": class name, "message": one line}     a SparseccError
+                  {"error": class name, "message": one line, "traceback": text}     a SparseccError
                   {"memory": true}                               a MemoryError
                   {"fault": one line, "traceback": text}         anything else
 """
@@ -24,6 +24,13 @@ RESULT_LIMIT = 64 << 20
 """Bytes of one line of any kind: the result is plain data, arrays travel in files."""
 
 _TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z]\w*", re.ASCII)
+
+
+class InWorker(Exception):
+    """The traceback of a child's exception, as the cause of the one that is raised for it here."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
 
 
 def is_task(task: str, allowed: Collection[str]) -> bool:
