@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +15,18 @@ from sparsecc.passes.quantize.sites import Site, constant_array, is_float_consta
 
 
 def correct_biases(
-    model: ir.Model, sites: Iterable[Site], context: PassContext, *, per_channel: bool, limit: int
+    model: ir.Model,
+    sites: Iterable[Site],
+    before: Mapping[str, np.ndarray],
+    context: PassContext,
+    *,
+    per_channel: bool,
+    limit: int,
 ) -> list[str]:
-    """b' = b - (W_rounded - W) E[x] for every Conv and Gemm that will be int8; their names."""
+    """b' = b - (W_rounded - W) E[x] for every Conv and Gemm that will be int8; their names.
+
+    `before` has W by node name where the weight was rounded already.
+    """
     wanted = [
         site
         for site in sites
@@ -26,7 +35,8 @@ def correct_biases(
     moments = collect_moments(model, wanted, context)
     editor = GraphEditor(model)
     for site in wanted:
-        change = site.matrix(restored_weight(site, per_channel=per_channel, limit=limit) - site.array())
+        exact = before.get(site.name, site.array())
+        change = site.matrix(restored_weight(site, per_channel=per_channel, limit=limit) - exact)
         rows = len(change) // site.group
         mean = moments[site.name].mean
         shift = np.concatenate([change[g * rows : (g + 1) * rows] @ mean[g] for g in range(site.group)])

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
-from sparsecc.passes.base import Pass, PassContext, PassResult
+from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.calibrate import require_calibration
+from sparsecc.passes.quantize.decide import Decision
+from sparsecc.passes.quantize.descent import round_weights
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
 from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.equalize import equalize_convolutions
@@ -36,7 +39,8 @@ class Quantize(Pass):
     method: how int8 and fp8 activation ranges are chosen: minmax, percentile, entropy, mse.
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
-    algorithm, block: int4 rounding (rtn, gptq, awq) and inputs per scale.
+    algorithm: how weights are rounded: rtn to nearest; gptq by what it does to the layer's output (int8 and int4,
+    needs data); awq (int4) scales inputs first. block: inputs per scale of int4.
     smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: the bias
     takes back the mean error of rounded weights.
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
@@ -128,6 +132,7 @@ class Quantize(Pass):
 
     def _static(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         require_calibration(context.calibration, self.type)
+        self._check_rounding()
         facts: dict[str, Any] = {"type": self.type}
         self._improve(model, context, facts)
         options = StaticOptions(
@@ -144,13 +149,31 @@ class Quantize(Pass):
         facts["weight_sqnr_db"] = weight_noise(decision, self.per_channel)
         facts.update(quantizer.facts(decision))
         quantizer.spec(decision).record(plan)
+        left = self._round(model, decision, context, facts)
+        return PassResult(facts, (*quantizer.lower(model, exclude).skipped, *left))
+
+    def _round(
+        self, model: ir.Model, decision: Decision, context: PassContext, facts: dict[str, Any]
+    ) -> list[Skip]:
+        """Give the weights their rounded numbers, and the biases what that shifts; what was left alone."""
+        before: dict[str, np.ndarray] = {}
+        left: list[Skip] = []
+        limit = 63 if self.reduce_range else 127
+        if self.algorithm == "gptq":
+            before, left = round_weights(model, decision.sites, context, limit)
         if self.correct_bias:
-            limit = 63 if self.reduce_range else 127
             facts["corrected"] = correct_biases(
-                model, decision.sites, context, per_channel=self.per_channel, limit=limit
+                model, decision.sites, before, context, per_channel=self.per_channel, limit=limit
             )
-        decision = quantizer.lower(model, exclude)
-        return PassResult(facts, tuple(decision.skipped))
+        return left
+
+    def _check_rounding(self) -> None:
+        allowed = ("rtn", "gptq") if self.type == "int8" and self.per_channel else ("rtn",)
+        if self.algorithm not in allowed:
+            what = self.type if self.per_channel else f"{self.type} per tensor"
+            raise InputError(
+                f"quantize: no rounding '{self.algorithm}' for {what}: it is one of {', '.join(allowed)}"
+            )
 
     def _improve(self, model: ir.Model, context: PassContext, facts: dict[str, Any]) -> None:
         """Exact changes of the float model that make it lose less in 8 bits."""
