@@ -84,6 +84,15 @@ def test_numbers_at_an_output_pin_the_experts() -> None:
     assert "numbers of its slots reach graph output 'i'" in why_pinned(text, "w2:0")
 
 
+def test_numbers_read_in_a_body_that_is_not_followed_pin_the_experts() -> None:
+    body = (
+        "o = If(c) <then_branch = then () => (float t) { t = Cast<to = 1>(i) }, "
+        "else_branch = other () => (float e) { f = Cast<to = 1>(i) e = ReduceMax<keepdims = 0>(f) }> "
+    )
+    text = mixture(ROUTERS["softmax first"] + body).replace("(float[N, 6] x", "(bool c, float[N, 6] x")
+    assert "different ranks" in why_pinned(text, "w2:0")
+
+
 def test_a_table_looked_up_by_numbers_is_no_mixture() -> None:
     text = (
         "(float[N, 6] x, float[6, 8] w0, float[8, 4] w1, float[4, 2] w9) => (float y) <int64[1] two = {2}> "

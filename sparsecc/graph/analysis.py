@@ -148,7 +148,7 @@ def pin_all(analysis: Analysis, site: Site, reason: str) -> None:
     analysis.record.reductions[:] = [r for r in analysis.record.reductions if r.node not in untouched]
     analysis.record.unfollowed.update(dict.fromkeys(inside, reason))
     for value in reads(site.node):
-        for axis in analysis.record.axes.get(value, []):
+        for axis in (*analysis.record.axes.get(value, []), *_numbered(analysis, value)):
             analysis.space.pin(axis, reason)
     for value in site.node.outputs:
         shape = analysis.shapes.of(value)
@@ -156,6 +156,11 @@ def pin_all(analysis: Analysis, site: Site, reason: str) -> None:
             analysis.record.axes[value] = [Atom(size) for size in shape]
             for axis in analysis.record.axes[value]:
                 analysis.space.pin(axis, reason)
+
+
+def _numbered(analysis: Analysis, value: ir.Value) -> list[Axis]:
+    """The axis whose slots a value holds numbers of."""
+    return [analysis.record.numbers[value]] if value in analysis.record.numbers else []
 
 
 def _pin_operands(analysis: Analysis, node: ir.Node, reason: str) -> None:
