@@ -3,7 +3,7 @@
     python benchmarks/rtx.py [--json FILE] [--seconds 280] [NAME …]     again until it says that all is done
     python benchmarks/rtx.py --publish docs/tensorrt.md                  write its tables between the marks there
 
-Every model goes through `sparsecc.compile` at ratio 0.5; its plan stands beside that of the dense model in fp32.
+Every model is compiled as by `sparsecc compile --ratio 0.5`; its plan stands beside that of the dense model in fp32.
 Types in `CORE` are made of all architectures, the others of the first `MANY`. Each row is stored as soon as it
 stands, and rows that are stored are not made again. Sizes are exact; times are wall clock of one build on
 a machine that may be busy. Needs the extra: pip install 'sparsecc[tensorrt-rtx]'.
@@ -19,15 +19,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sparsecc import api
 from sparsecc.errors import SparseccError
+from sparsecc.worker import Worker
 from tests.zoo import ZOO
 from tests.zoo.export import ZooUnavailable, onnx_path
 from tests.zoo.registry import Model
@@ -41,6 +41,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 MANY = 20
 RATIO = 0.5
+DEADLINE = 300.0
 _DATA = {"calibration": "synthetic"}
 _ANY_WIDTH = {"sparsity": "2:4", "sparsity_options": {"min_channels": "4"}}
 _HALF_REST = {"quantize_options": {"rest": "fp16"}}
@@ -81,35 +82,37 @@ def ranges(model: Model) -> dict[str, list[list[int]]]:
     }
 
 
-def compiled(path: Path, inputs: dict[str, Any], ratio: float, options: dict[str, Any]) -> Row:
+def compiled(
+    worker: Worker, path: Path, inputs: dict[str, Any], ratio: float, options: dict[str, Any]
+) -> Row:
     """Plan size, build time and what was laid over the layers; or the one line of the refusal."""
     given = {"target": "tensorrt-rtx", "ratio": ratio, "inputs": inputs, "recover": "none", **options}
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
+        request = {"model": str(path), "output": str(Path(folder) / "out"), "options": given}
         try:
-            made = api.compile(path, output=Path(folder) / "out", **given)
+            made = worker.run("sparsecc.pipeline:compile_model", request, deadline=DEADLINE)
         except SparseccError as e:
             return {"built": False, "kind": type(e).__name__, "reason": str(e)}
         plan = (Path(folder) / "out" / "model.engine").stat().st_size
-    stages = {one["name"]: one["seconds"] for one in made.report["passes"] if "seconds" in one}
+    stages = {one["name"]: one["seconds"] for one in made["report"]["passes"] if "seconds" in one}
     return {
         "built": True,
         "plan_bytes": plan,
         "build_seconds": stages["build"],
         "compile_seconds": round(time.perf_counter() - begun, 2),
-        "types": {**Counter(entry["type"] for entry in made.plan["quantization"].values())},
-        "patterns": len(made.plan["patterns"]),
-        "skipped": {**Counter(one["reason"] for one in made.report["skipped"])},
-        "warnings": made.report["warnings"],
+        "types": {**Counter(entry["type"] for entry in made["plan"]["quantization"].values())},
+        "patterns": len(made["plan"]["patterns"]),
+        "skipped": {**Counter(one["reason"] for one in made["report"]["skipped"])},
+        "warnings": made["report"]["warnings"],
     }
 
 
-def wanted(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(architecture, type) of every row, the dense one of an architecture first."""
-    for name in names:
-        for type_ in ("dense", *TYPES):
-            if type_ in CORE or name in ARCHITECTURES[:MANY]:
-                yield name, type_
+def wanted(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(architecture, type) of every row: the core types of all first, the dense one before the others."""
+    others = [type_ for type_ in TYPES if type_ not in CORE]
+    core = [(name, type_) for name in names for type_ in CORE]
+    return core + [(name, type_) for name in names if name in ARCHITECTURES[:MANY] for type_ in others]
 
 
 def run(names: Sequence[str], store: Path, seconds: float) -> list[Row]:
@@ -121,28 +124,25 @@ def run(names: Sequence[str], store: Path, seconds: float) -> list[Row]:
     host = {"machine": platform.machine(), "tensorrt_rtx": version("tensorrt_rtx_cu12_bindings")}
     store.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
-    for number, (name, type_) in enumerate(todo):
-        if time.monotonic() > end:
-            print(f"{len(todo) - number} rows are left: run it again")
-            break
-        rows.append({"name": name, "type": type_, **row_of(name, type_)})
-        print(line_of(rows[-1]), flush=True)
-        store.write_text(json.dumps({"host": host, "ratio": RATIO, "rows": rows}, indent=1))
-    else:
-        print("all is done")
+    with Worker() as worker:
+        while todo and time.monotonic() < end:
+            name, type_ = todo.pop(0)
+            rows.append({"name": name, "type": type_, **row_of(worker, name, type_)})
+            print(line_of(rows[-1]), flush=True)
+            store.write_text(json.dumps({"host": host, "ratio": RATIO, "rows": rows}, indent=1))
+    print(f"{len(todo)} rows are left: run it again" if todo else "all is done")
     return rows
 
 
-def row_of(name: str, type_: str) -> Row:
+def row_of(worker: Worker, name: str, type_: str) -> Row:
     """One architecture in one type."""
     try:
         path = onnx_path(name)
     except ZooUnavailable as e:
         return {"built": False, "kind": "not exported", "reason": str(e)}
     inputs = ranges(ZOO[name].build())
-    return (
-        compiled(path, inputs, 0.0, {}) if type_ == "dense" else compiled(path, inputs, RATIO, TYPES[type_])
-    )
+    ratio, options = (0.0, {}) if type_ == "dense" else (RATIO, TYPES[type_])
+    return compiled(worker, path, inputs, ratio, options)
 
 
 def line_of(row: Row) -> str:
