@@ -1,12 +1,20 @@
 """sparsecc.torch beside torch-pruning on the same models: who gives a right smaller module without arguments.
 
-    python benchmarks/torch_parity.py [--ratio 0.3] [--out results.json] [name ...]
+    python benchmarks/torch_parity.py [--ratio 0.5] [--out FILE] [--seconds 280] [NAME …]
 
-Both get the module, example inputs and a ratio: ours of the multiply-accumulates, the peer's of the channels
-of every layer but the last; `smaller` is the share of parameters that went. The verdict is not that forward
-runs. A result is `exact` when the masked dense module (removed slices of the peer's consumers at zero) gives
-the same outputs to 1e-4, `wrong` when it does not, `crash` when pruning or forward raised, `nothing` when no
-parameter went. Norms that mix channels cannot be judged by zeros: there the peer's result counts as `runs`.
+Both get the module and example inputs, nothing about the model (torch-pruning is told to leave the last linear
+layer, as its examples do), and remove the same share of every group of channels, the smallest by magnitude.
+
+`verdict` is not that forward runs. What stayed of every parameter is read off its values; where the sets agree
+over coupled tensors, the dense module with the removed slots without effect (left out of sums, means and norms)
+says what the smaller one must give: `exact` to 1e-4, `wrong` else. `uneven`: what went does not agree over
+coupled tensors, so no dense module means the same. `crash`: `stage` says whether it was while the dependencies
+were built, while slots were removed, or in the pruned module's own forward; none of these runs code of ours for
+torch-pruning. `nothing`: no parameter went.
+
+`removed` is the share of parameters that went, `touched` the share of parameters in tensors that lost slots:
+the same quantities for both. Each run is a process of its own; `seconds` is the time of pruning, `memory_mb`
+what its peak adds to the process. Stored rows are skipped.
 """
 
 from __future__ import annotations
@@ -14,24 +22,33 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
+import multiprocessing
+import resource
 import sys
 import time
 import warnings
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sparsecc.axes import Atom, atoms_of, owners_of
 from sparsecc.errors import SparseccError
-from sparsecc.torch.masked import difference
-from sparsecc.torch.pruning import plan_of, prune
+from sparsecc.torch.masked import difference, masked_outputs
+from sparsecc.torch.pruning import Study, planned, realise, study
+from sparsecc.torch.scores import candidates
 from tests.zoo import FAST, ZOO, Model
 
+ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
-PEER_FAILURES = (
+MORE = ("resnet_bottleneck", "inception", "squeezenet", "se_resnet", "mobilenet_v2", "convnext")
+FAILURES = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -39,98 +56,192 @@ PEER_FAILURES = (
     AttributeError,
     AssertionError,
     NotImplementedError,
+    SparseccError,
 )
-MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+Kept = dict[tuple[str, int], np.ndarray]
+"""(parameter, axis) -> mask of the slots that stay, for axes that lost some."""
+
+
+def ours(model: Model, ratio: float) -> nn.Module:
+    found = study(model.module, model.example(), align=1)
+    offered = candidates(found.analysis, found.free, found.options)
+    masks = {c.atom: c.best(max(1, c.size - math.floor(ratio * c.size))) for c in offered}
+    return realise(found, masks, planned(found, masks))
+
+
+def peer(model: Model, ratio: float) -> nn.Module:
+    """torch-pruning 1.6 with magnitude importance."""
+    import torch_pruning as tp
+
+    small = model.module
+    last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1:]
+    pruner = at(
+        "building", tp.pruner.BasePruner, small, model.example(),
+        importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last,
+    )  # fmt: skip
+    at("removing", pruner.step)
+    return small
+
+
+class StageError(Exception):
+    """What failed, and where."""
+
+
+def at(stage: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+    """The call's result; StageError names the stage where it fails."""
+    try:
+        return call(*args, **kwargs)
+    except FAILURES as e:
+        lines = str(e).strip().splitlines() or [""]
+        raise StageError(stage, f"{type(e).__name__}: {lines[0][:120]}") from e
+
+
+SIDES = {"ours": ours, "peer": peer}
+
+
+def row(name: str, side: str, ratio: float) -> dict[str, Any]:
+    """Prune one entry one way and judge the result."""
+    model, dense = ZOO[name].build(), ZOO[name].build()
+    at_rest, begun = memory(), time.perf_counter()
+    try:
+        small = at("pruning", SIDES[side], model, ratio)
+        seconds, peak = time.perf_counter() - begun, memory() - at_rest
+        with torch.no_grad():
+            outputs = at("forward", small.eval(), *dense.example())
+    except StageError as e:
+        return {
+            "verdict": "crash",
+            "stage": e.args[0],
+            "why": e.args[1],
+            "seconds": time.perf_counter() - begun,
+        }
+    kept = {} if side == "peer" and not elements(small) else slots_left(dense.module, small)
+    before = elements(dense.module)
+    touched = {n for n, _ in kept}
+    own = {n: p.numel() for n, p in dense.module.named_parameters()}
+    facts = {
+        "seconds": seconds, "memory_mb": peak, "removed": 1 - elements(small) / before,
+        "touched": sum(own[n] for n in touched if n in own) / before,
+    }  # fmt: skip
+    return {**judged(dense, kept, outputs), **facts}
+
+
+def judged(dense: Model, kept: Kept, outputs: Any) -> dict[str, Any]:
+    """The verdict on outputs, from the dense module and what stayed of its parameters."""
+    if not kept:
+        return {"verdict": "nothing"}
+    found = study(copy.deepcopy(dense.module), dense.example(), align=1)
+    keep = slots_of_atoms(found, kept)
+    if keep is None:
+        return {"verdict": "uneven"}
+    wanted = masked_outputs(found.program, found.analysis, keep, found.args, found.kwargs)
+    error = difference(outputs, wanted)
+    return {"verdict": "exact" if error <= TOLERANCE else "wrong", "error": error}
+
+
+def slots_left(dense: nn.Module, small: nn.Module) -> Kept:
+    """What stayed of every parameter, found by the values, which are random and not changed by pruning."""
+    found: Kept = {}
+    left = dict(small.named_parameters(remove_duplicate=False))
+    for name, parameter in dense.named_parameters(remove_duplicate=False):
+        now = left.get(name)
+        if now is None or now.shape == parameter.shape or now.dim() != parameter.dim():
+            continue
+        places = positions(parameter.detach(), now.detach())
+        for axis in range(now.dim()):
+            if now.shape[axis] != parameter.shape[axis]:
+                mask = np.zeros(parameter.shape[axis], dtype=bool)
+                mask[np.unique(places[axis])] = True
+                found[name, axis] = mask
+    return found
+
+
+def positions(dense: Tensor, left: Tensor) -> tuple[np.ndarray, ...]:
+    """Where the elements of a sliced tensor stood; elements whose value is not unique are passed over."""
+    values, first, counts = np.unique(dense.numpy().ravel(), return_index=True, return_counts=True)
+    wanted = left.numpy().ravel()
+    place = np.searchsorted(values, wanted).clip(max=len(values) - 1)
+    sure = (values[place] == wanted) & (counts[place] == 1)
+    return np.unravel_index(first[place[sure]], dense.shape)
+
+
+def slots_of_atoms(found: Study, kept: Kept) -> dict[Atom, np.ndarray] | None:
+    """Keep-masks of atoms that say the same as those of tensors; None where coupled tensors disagree."""
+    keep: dict[Atom, np.ndarray] = {}
+    parameters = dict(found.module.named_parameters(remove_duplicate=False))
+    for value, axes in found.analysis.weights():
+        name = next((n for n in found.program.names[value.name or ""] if n in parameters), None)
+        for position, axis in enumerate(axes) if name is not None else ():
+            mask = kept.get((name, position), np.ones(parameters[name].shape[position], dtype=bool))
+            for atom in atoms_of(axis):
+                if isinstance(atom.size, int) and atom.size > 1:
+                    owner = owners_of(axis, atom)
+                    own = np.zeros(atom.size, dtype=bool)
+                    np.logical_or.at(own, owner[owner >= 0], mask[owner >= 0])
+                    if atom in keep and not np.array_equal(keep[atom], own):
+                        return None
+                    keep[atom] = own
+    return {atom: slots for atom, slots in keep.items() if not slots.all()}
 
 
 def elements(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def ours(model: Model, ratio: float) -> dict[str, Any]:
-    before, started = elements(model.module), time.perf_counter()
+def memory() -> float:
+    """The most that this process has held so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def apart(name: str, side: str, ratio: float) -> dict[str, Any]:
+    """`row` in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_child, args=(there, name, side, ratio))
+    child.start()
+    there.close()
     try:
-        small = prune(model.module, model.example(), ratio=ratio, align=1)
-    except SparseccError as e:
-        return {"verdict": "crash", "why": str(e)[:120], "seconds": time.perf_counter() - started}
-    plan = plan_of(small)
-    return {
-        "verdict": "exact" if plan.error <= TOLERANCE else "wrong", "form": plan.form, "error": plan.error,
-        "seconds": time.perf_counter() - started, "smaller": 1 - elements(small) / before,
-    }  # fmt: skip
+        found: dict[str, Any] = here.recv()
+    except EOFError:
+        found = {"verdict": "crash", "stage": "process", "why": "the process died", "seconds": 0.0}
+    child.join()
+    return found
 
 
-def peer(model: Model, ratio: float) -> dict[str, Any]:
-    """torch-pruning 1.6 with magnitude importance; the last linear layer is left out, as its examples do."""
-    import torch_pruning as tp
-
-    small, example, started = copy.deepcopy(model.module), model.example(), time.perf_counter()
-    zeroed = copy.deepcopy(model.module)
-    before = elements(small)
-    try:
-        classes = [m for m in small.modules() if isinstance(m, nn.Linear)][-1:]
-        pruner = tp.pruner.MagnitudePruner(
-            small, example, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio,
-            ignored_layers=classes, global_pruning=False,
-        )  # fmt: skip
-        for group in pruner.step(interactive=True):
-            _zero(group, small, zeroed)
-            group.prune()
-        with torch.no_grad():
-            found, wanted = small(*example), zeroed(*example)
-    except PEER_FAILURES as e:
-        why = f"{type(e).__name__}: {str(e)[:100]}"
-        return {"verdict": "crash", "why": why, "seconds": time.perf_counter() - started}
-    seconds, gone = time.perf_counter() - started, 1 - elements(small) / before
-    error = difference(found, wanted)
-    mixes = any(isinstance(m, MIXING) for m in small.modules())
-    verdict = "exact" if error <= TOLERANCE else "runs" if mixes and error < float("inf") else "wrong"
-    return {
-        "verdict": "nothing" if gone == 0 else verdict,
-        "error": error,
-        "seconds": seconds,
-        "smaller": gone,
-    }
+def _child(pipe: Connection, name: str, side: str, ratio: float) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    pipe.send(row(name, side, ratio))
 
 
-def _zero(group: Any, small: nn.Module, zeroed: nn.Module) -> None:
-    """Zero in the dense copy what this group removes of outputs; earlier groups moved the numbers."""
-    names = {m: n for n, m in small.named_modules()}
-    for dependency, indices in group:
-        layer = dependency.target.module
-        name = names.get(layer)
-        if name is None or not hasattr(layer, "weight") or "out_channels" not in dependency.handler.__name__:
-            continue
-        other = zeroed.get_submodule(name)
-        left = getattr(other, "_left", None)
-        left = list(range(len(other.weight))) if left is None else left
-        gone = [left[i] for i in indices]
-        other._left = [i for i in left if i not in set(gone)]
-        axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
-        with torch.no_grad():
-            for tensor, place in ((other.weight, axis), (getattr(other, "bias", None), 0)):
-                if tensor is not None:
-                    tensor.index_fill_(place, torch.tensor(gone), 0.0)
+def cell(found: dict[str, Any]) -> str:
+    """One side of a row of the table."""
+    if found["verdict"] == "crash":
+        return f"crash ({found['stage']}) {found['why'][:50]}"
+    shares = f"-{found['removed']:4.0%} of parameters, {found['touched']:4.0%} touched"
+    return f"{found['verdict']:7s} {shares} {found['seconds']:5.1f} s {found['memory_mb']:4.0f} MB"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("names", nargs="*", default=[])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=280)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks" / "torch_parity.json")
+    parser.add_argument("names", nargs="*")
     given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rows: dict[str, dict[str, Any]] = {}
-    print(f"{'model':<22} {'sparsecc':<28} torch-pruning")
-    for name in given.names or FAST:
-        row = {"ours": ours(ZOO[name].build(), given.ratio), "peer": peer(ZOO[name].build(), given.ratio)}
-        rows[name] = row
-        cells = [f"{r['verdict']} {r.get('smaller', 0):.0%} {r['seconds']:.1f} s" for r in row.values()]
-        print(f"{name:<22} {cells[0]:<28} {cells[1]} {row['peer'].get('why', '')}", flush=True)
-        if given.out:
+    import torch_pruning  # noqa: F401  (loaded before the processes part, so that no side pays for it)
+
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    started = time.monotonic()
+    for name in given.names or (*FAST, *MORE):
+        if name not in rows or name in given.names:
+            if time.monotonic() - started > given.seconds:
+                break
+            rows[name] = {side: apart(name, side, given.ratio) for side in SIDES}
             given.out.write_text(json.dumps(rows, indent=1))
-    for side in ("ours", "peer"):
+        print(f"{name:18s} {cell(rows[name]['ours'])}\n{'':18s} {cell(rows[name]['peer'])}", flush=True)
+    for side in SIDES:
         print(side, dict(Counter(r[side]["verdict"] for r in rows.values())))
 
 

@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
     batch = {0: torch.export.Dim("batch")}
     torch.onnx.export(small.eval(), (x[:2],), file, dynamo=True, dynamic_shapes=(batch,), verbose=False)
     result = sparsecc.compile(file, target="onnxruntime", ratio=0.0, output=folder / "bundle")  # *
-    print(result)
+    print(f"compiled {file.stat().st_size} bytes into {result.bundle}")
 
 
 if __name__ == "__main__":
