@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
+    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, search, verify
     from sparsecc.fleet import profile_fleet
 
 # ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
@@ -24,6 +24,7 @@ __all__ = [
     "doctor",
     "inspect",
     "profile",
+    "search",
     "profile_fleet",
     "verify",
 ]

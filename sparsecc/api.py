@@ -74,6 +74,54 @@ def compile(
     return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
 
 
+def search(
+    model: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = (0.2, 0.35, 0.5, 0.65),
+    criteria: Sequence[str] = ("auto",),
+    allocators: Sequence[str] = ("auto",),
+    recovers: Sequence[str] = ("auto",),
+    quantizes: Sequence[str | None] = (None,),
+    rounds: int = 1,
+    jobs: int = 1,
+    cluster: str | None = None,
+    deadline: float | None = None,
+    memory: int | None = None,
+    on_event: Event | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The front of latency, size and work against quality, over every combination of what is given.
+
+    After the grid, `rounds` rounds look between neighbours on the front. `output` (by default the model's name)
+    holds every finished point, so that a search that was ended goes on where it was; with them front.json,
+    whose content is returned, front.html, and a recipe per point that gives the same bytes again. `jobs`
+    compiles run at once here, or on the Dask scheduler `cluster`. `options` are those of `compile`.
+    GoalError where no point could be made.
+    """
+    from sparsecc.search import runners
+    from sparsecc.search.run import search as run_search
+    from sparsecc.search.space import Space
+
+    path = Path(os.path.abspath(model))
+    if not path.is_file():
+        raise InputError(f"{model}: no such file: a search needs a model on disk")
+    folder = Path(output) if output is not None else Path(f"{path.stem}.search")
+    base = {k: v for k, v in options.items() if v is not None}
+    base["inputs"] = _pairs(base.get("inputs", ()))
+    space = Space(tuple(ratios), tuple(criteria), tuple(allocators), tuple(recovers), tuple(quantizes))
+    return run_search(
+        path,
+        folder,
+        space,
+        base,
+        runner=runners.local(jobs) if cluster is None else runners.cluster(cluster),
+        limits={"deadline": deadline, "memory": memory},
+        rounds=rounds,
+        on_event=on_event or (lambda event: None),
+    )
+
+
 def inspect(
     model: Model,
     *,

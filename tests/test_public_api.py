@@ -13,7 +13,7 @@ import sparsecc
 from sparsecc.cli import main
 
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich", "scipy", "torch", "yaml"}
-PUBLIC = {"CompileResult", "build", "compare", "compile", "doctor", "inspect", "profile", "verify"} | {
+PUBLIC = {"CompileResult", "build", "compare", "compile", "doctor", "inspect", "profile", "search", "verify"} | {
     "profile_fleet"
 }
 

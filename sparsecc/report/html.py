@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sparsecc.report import numbers
 from sparsecc.report.compile_page import CompilePage
+from sparsecc.report.front_page import FrontPage
 from sparsecc.report.inspect_page import InspectPage
 from sparsecc.report.profile_page import ProfilePage
 from sparsecc.report.trend_page import TrendPage
@@ -41,6 +42,11 @@ def profile_page(measured: Mapping[str, Any]) -> str:
 def trend_page(entries: Sequence[Mapping[str, Any]]) -> str:
     """The change of each model in a gate's history, from its lines."""
     return _template("trend.html.j2").render(page=TrendPage.of(entries))
+
+
+def front_page(found: Mapping[str, Any]) -> str:
+    """The front of a search, from front.json."""
+    return _template("front.html.j2").render(page=FrontPage.of(found))
 
 
 @cache

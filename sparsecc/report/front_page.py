@@ -1,0 +1,123 @@
+"""What the page of a search shows: one plot per cost, and a table of the points on the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsecc.report import numbers
+from sparsecc.report.charts import WIDTH, Tick, round_values
+
+HEIGHT = 300
+LABELS = {
+    "latency": "latency, share of the dense model's",
+    "macs": "multiply-accumulates, share of the dense model's",
+    "bytes": "size, share of the dense model's",
+}
+QUALITY = {"accuracy": "accuracy", "sqnr_db": "signal to error, dB"}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One point; `kind` is `after` on the front and `before` elsewhere."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Quality over one cost, in a box of WIDTH x HEIGHT; `path` joins the front."""
+
+    label: str
+    quality: str
+    dots: Sequence[Dot]
+    path: str
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    height: int = HEIGHT
+
+
+@dataclass(frozen=True)
+class FrontPage:
+    """Everything the template draws."""
+
+    title: str
+    cards: Sequence[tuple[str, str]]
+    plots: Sequence[Plot]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    failed: Sequence[tuple[str, str]]
+    versions: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> FrontPage:
+        """Gather it from front.json."""
+        plots = [_plot(found, cost) for cost in found["fronts"]]
+        quality = QUALITY[found["quality"]]
+        columns = ("plan", "speed-up", "MACs", "size", quality, "compile it with")
+        shown = list(dict.fromkeys(name for names in found["fronts"].values() for name in names))
+        by_id = {point["id"]: point for point in found["points"]}
+        rows = [_row(by_id[name]) for name in shown]
+        failed = [(plan_text(row["options"]), row["error"]) for row in found["failed"]]
+        versions = [(name, str(value)) for name, value in sorted(found["versions"].items())]
+        return cls(found["model"]["name"], _cards(found), plots, columns, rows, failed, versions)
+
+
+def plan_text(options: Mapping[str, Any]) -> str:
+    """`ratio 0.5, obs, reconstruct`: what is not automatic."""
+    others = [str(value) for name, value in options.items() if name != "ratio" and value != "auto"]
+    return ", ".join([f"ratio {options['ratio']:g}", *others])
+
+
+def _cards(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cards = [("points made", str(len(found["points"]))), ("failed", str(len(found["failed"])))]
+    cards += [(f"on the front by {cost}", str(len(names))) for cost, names in found["fronts"].items()]
+    if found["dense_quality"] is not None:
+        cards.append((f"{QUALITY[found['quality']]} of the dense model", f"{found['dense_quality']:.4g}"))
+    return cards
+
+
+def _row(point: Mapping[str, Any]) -> list[str]:
+    before, after = point["before"], point["after"]
+    shares = [numbers.percent(after[key] / before[key] if before[key] else None) for key in ("macs", "bytes")]
+    speed = f"{point['speedup']:.2f}x" if point.get("speedup") else "–"
+    return [plan_text(point["options"]), speed, *shares, f"{point['quality']:.4g}", point["compile"]]
+
+
+def _plot(found: Mapping[str, Any], cost: str) -> Plot:
+    prices, front = found["costs"][cost], found["fronts"][cost]
+    points = [p for p in found["points"] if prices[p["id"]] is not None and p["quality"] is not None]
+    across = _range([prices[p["id"]] for p in points])
+    up = _range([p["quality"] for p in points])
+    places = {p["id"]: (_at(prices[p["id"]], across, WIDTH), _at(p["quality"], up, HEIGHT)) for p in points}
+    dots = [
+        Dot(x, HEIGHT - y, "after" if p["id"] in front else "before", _title(p, prices[p["id"]]))
+        for p, (x, y) in ((p, places[p["id"]]) for p in points)
+    ]
+    path = " ".join(f"{places[name][0]:.1f},{HEIGHT - places[name][1]:.1f}" for name in front)
+    return Plot(
+        LABELS[cost],
+        QUALITY[found["quality"]],
+        dots,
+        path,
+        [Tick(_at(v, across, WIDTH), f"{v:g}") for v in round_values(*across)],
+        [Tick(HEIGHT - _at(v, up, HEIGHT), f"{v:g}") for v in round_values(*up)],
+    )
+
+
+def _title(point: Mapping[str, Any], price: float) -> str:
+    return f"{plan_text(point['options'])}: {point['quality']:.4g} at {price:.3f}"
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def _at(value: float, span: tuple[float, float], size: int) -> float:
+    return round(size * (value - span[0]) / (span[1] - span[0]), 1)

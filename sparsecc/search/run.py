@@ -1,0 +1,164 @@
+"""A search: make the points that are missing, round after round; write the front, the page and the recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsecc.bundle import file_sha256, versions, write_json
+from sparsecc.errors import GoalError
+from sparsecc.options import CompileOptions
+from sparsecc.recipe_file import names_code
+from sparsecc.search.front import COSTS, fronts
+from sparsecc.search.ledger import Ledger
+from sparsecc.search.point import id_of
+from sparsecc.search.runners import Runner
+from sparsecc.search.space import Space, between
+
+SCHEMA = "sparsecc.search/1"
+RECIPE = "sparsecc.recipe/1"
+Event = Callable[[dict[str, Any]], None]
+
+
+def search(
+    model: Path,
+    folder: Path,
+    space: Space,
+    base: Mapping[str, Any],
+    *,
+    runner: Runner,
+    limits: Mapping[str, float | None],
+    rounds: int,
+    on_event: Event,
+) -> dict[str, Any]:
+    """What `front.json` in `folder` then holds. GoalError where no point could be made."""
+    space.require_known(base)
+    sha = file_sha256(model)
+    data = _data_of(base)
+    with Ledger(folder, sha) as ledger:
+        asked: set[str] = set()
+        wanted = _requests(space.grid(), model, sha, base, data)
+        for number in range(rounds + 1):
+            limited = [{**request, "limits": dict(limits)} for request in wanted]
+            _make(ledger, limited, runner, on_event, f"round {number + 1} of {rounds + 1}")
+            asked |= {request["id"] for request in wanted}
+            rows = [row for row in _sound(ledger) if row["id"] in asked]
+            if number < rounds:
+                wanted = _requests(between(rows, _main_front(rows)), model, sha, base, data)
+        return {**_written(folder, model, sha, ledger, base), "folder": str(folder)}
+
+
+def _requests(
+    points: Sequence[dict[str, Any]] | Iterator[dict[str, Any]],
+    model: Path,
+    sha: str,
+    base: Mapping[str, Any],
+    data: str,
+) -> list[dict[str, Any]]:
+    requests = []
+    for point in points:
+        options = CompileOptions.of({**base, **point}).to_recipe()
+        name = id_of(sha, options, data)
+        requests.append(
+            {"id": name, "model": str(model), "model_sha256": sha, "varied": point, "options": options}
+        )
+    return requests
+
+
+def _make(
+    ledger: Ledger, requests: list[dict[str, Any]], runner: Runner, on_event: Event, label: str
+) -> None:
+    missing = [request for request in requests if not ledger.has(request["id"])]
+    done = len(requests) - len(missing)
+    on_event({"stage": f"{label}: {done} of {len(requests)} points", "share": done / max(len(requests), 1)})
+    for row in runner(missing) if missing else ():
+        ledger.add(row)
+        done += 1
+        share = done / len(requests)
+        on_event({"stage": f"{label}: {done} of {len(requests)} points", "share": share, "note": _note(row)})
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """`ratio 0.5 criterion l2: quality 0.91, 1.8x`."""
+    what = " ".join(f"{name} {value}" for name, value in row["options"].items())
+    if "error" in row:
+        return f"{what}: {row['error']}"
+    speed = f", {row['speedup']:.2f}x" if row.get("speedup") else ""
+    return f"{what}: quality {row['quality']:.4g}{speed}" if row["quality"] is not None else what
+
+
+def _sound(ledger: Ledger) -> list[dict[str, Any]]:
+    """The points that were made, in an order that does not depend on which was quicker."""
+    return sorted((r for r in ledger.rows.values() if "error" not in r), key=_order)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (f"{row['options']['ratio']:.6f}", *(str(v) for v in row["options"].values()), row["id"])
+
+
+def _main_front(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return next(iter(fronts(rows).values()), [])
+
+
+def _written(folder: Path, model: Path, sha: str, ledger: Ledger, base: Mapping[str, Any]) -> dict[str, Any]:
+    from sparsecc.report.html import front_page
+
+    rows = _sound(ledger)
+    failed = [row for row in ledger.rows.values() if "error" in row]
+    if not rows:
+        why = f": {failed[0]['error']}" if failed else ""
+        raise GoalError(f"no point of the search could be made{why}")
+    found = {
+        "schema": SCHEMA,
+        "model": {"name": model.name, "sha256": sha, **rows[0]["before"]},
+        "quality": "accuracy" if rows[0]["accuracy"] else "sqnr_db",
+        "dense_quality": rows[0]["accuracy"]["before"] if rows[0]["accuracy"] else None,
+        "costs": {cost: {r["id"]: COSTS[cost](r) for r in rows} for cost in COSTS},
+        "fronts": fronts(rows),
+        "points": [_public(row, base) for row in rows],
+        "failed": [{k: row[k] for k in ("id", "options", "error")} for row in failed],
+        "versions": versions(),
+    }
+    recipes = folder / "points"
+    recipes.mkdir(exist_ok=True)
+    for row in rows:
+        about = {"schema": RECIPE, "model": model.name, "input_sha256": sha}
+        _replace(recipes / f"{row['id']}.json", {**about, **row["recipe"]})
+    _replace(folder / "front.json", found)
+    page = folder / ".front.html.new"
+    page.write_text(front_page(found), encoding="utf-8")
+    os.replace(page, folder / "front.html")
+    return found
+
+
+def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the command that makes it again."""
+    told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
+    again = [f"--recipe points/{row['id']}.json"]
+    for option, name in (("--calib", "calibration"), ("--eval", "evaluate")):
+        if names_code(base.get(name)):
+            again.append(f"{option} {base[name]}")
+    return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
+
+
+def _replace(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one."""
+    fresh = path.with_name(f".{path.name}.new")
+    write_json(fresh, data)
+    os.replace(fresh, path)
+
+
+def _data_of(base: Mapping[str, Any]) -> str:
+    """A hash of where the samples and the metric come from: names, sizes and times of their files."""
+    digest = hashlib.sha256()
+    for name in ("calibration", "evaluate"):
+        text = str(base.get(name) or "")
+        path = Path(text.removeprefix("py:").rpartition(":")[0] if names_code(text) else text)
+        files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []
+        for file in files:
+            facts = file.stat()
+            digest.update(repr((file.name, facts.st_size, facts.st_mtime_ns)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Where the points of a search are made: threads here that each start a worker, or the machines of a cluster."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.errors import InternalError, UnavailableError
+from sparsecc.search.point import make
+from sparsecc.text import one_line
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Request = dict[str, Any]
+Row = dict[str, Any]
+Runner = Callable[[Sequence[Request]], Iterator[Row]]
+"""Makes points and gives their rows as they finish, in any order."""
+
+
+def local(jobs: int) -> Runner:
+    """So many at once on this machine. The threads are daemons: an interrupted search ends at once, and each
+    worker with the thread that began it."""
+
+    def run(requests: Sequence[Request]) -> Iterator[Row]:
+        waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        for request in requests:
+            waiting.put(request)
+        for _ in range(min(jobs, len(requests))):
+            threading.Thread(target=_serve, args=(waiting, done), daemon=True).start()
+        for _ in requests:
+            row = done.get()
+            if row is None:
+                raise InternalError("a point of the search ended in a fault of sparsecc: see the traceback")
+            yield row
+
+    return run
+
+
+def _serve(waiting: queue.SimpleQueue[Request], done: queue.SimpleQueue[Row | None]) -> None:
+    while (request := _next(waiting)) is not None:
+        row = None
+        try:
+            row = make(request)
+        finally:
+            done.put(row)
+
+
+def _next(waiting: queue.SimpleQueue[Request]) -> Request | None:
+    try:
+        return waiting.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def cluster(address: str) -> Runner:
+    """On the workers of a Dask scheduler (`tcp://host:8786`, or the path of its scheduler file).
+
+    The model and the data must lie under the same paths there. UnavailableError without the extra, or where
+    the scheduler does not answer.
+    """
+    _client(address).close()
+
+    def run(requests: Sequence[Request]) -> Iterator[Row]:
+        from distributed import as_completed
+
+        client = _client(address)
+        futures = [
+            client.submit(make, request, key=f"sparsecc-{request['id']}", pure=False) for request in requests
+        ]
+        try:
+            for _, row in as_completed(futures, loop=client.loop, with_results=True):
+                yield row
+        finally:
+            client.cancel(futures)
+            client.close()
+
+    return run
+
+
+def _client(address: str) -> Client:
+    """A connection to the scheduler."""
+    try:
+        from distributed import Client
+    except ImportError as e:
+        raise UnavailableError("--cluster needs Dask: run pip install 'sparsecc[cluster]'") from e
+    try:
+        return Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as e:
+        shown = one_line(address, 80)
+        raise UnavailableError(
+            f"no Dask scheduler answers at {shown}: start one, or leave out --cluster"
+        ) from e

@@ -1,0 +1,72 @@
+"""Which compiles a search tries: a grid first, then between neighbours on the front."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsecc.errors import InputError
+from sparsecc.options import RECOVERIES, CompileOptions
+
+CLOSEST = 0.02
+"""Ratios nearer than this are not told apart."""
+VARIED = ("ratio", "criterion", "allocator", "recover", "quantize")
+"""The options that a search sets."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every combination of these is a point; None in `quantizes` leaves the types as they are."""
+
+    ratios: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65)
+    criteria: tuple[str, ...] = ("auto",)
+    allocators: tuple[str, ...] = ("auto",)
+    recovers: tuple[str, ...] = ("auto",)
+    quantizes: tuple[str | None, ...] = (None,)
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """The options of each point, small ratios first, so that an interrupted search has a whole picture."""
+        for values in itertools.product(
+            self.ratios, self.criteria, self.allocators, self.recovers, self.quantizes
+        ):
+            yield {k: v for k, v in zip(VARIED, values, strict=True) if v is not None}
+
+    def require_known(self, base: Mapping[str, Any]) -> None:
+        """InputError for a point that no compile would take, before any is made."""
+        from sparsecc.allocators import allocator_named
+        from sparsecc.criteria import criterion_named
+        from sparsecc.names import unknown
+        from sparsecc.stages import passes_for
+
+        for name in self.criteria:
+            if criterion_named(name).needs_data and not base.get("calibration"):
+                raise InputError(f"criterion {name} looks at activations: give samples with --calib")
+        for name in self.allocators:
+            allocator_named(name)
+        for name in self.recovers:
+            if name not in RECOVERIES:
+                raise unknown("recovery", "recoveries", name, RECOVERIES)
+        taken = [name for name in VARIED if name in base]
+        if taken:
+            raise InputError(f"a search sets {taken[0]} itself: give the values to try")
+        points = list(self.grid())
+        if not points:
+            raise InputError(
+                "there is nothing to try: give at least one value of each, e.g. --ratios 0.3,0.5"
+            )
+        for point in points:
+            passes_for(CompileOptions.of({**base, **point}))
+
+
+def between(rows: Sequence[Mapping[str, Any]], front: Sequence[str]) -> list[dict[str, Any]]:
+    """Points between neighbours on the front: the ratio in the middle, in the ways of both ends."""
+    by_id = {row["id"]: row["options"] for row in rows}
+    chosen = sorted((by_id[one] for one in front), key=lambda options: float(options["ratio"]))
+    found = []
+    for one, other in itertools.pairwise(chosen):
+        if other["ratio"] - one["ratio"] > 2 * CLOSEST:
+            ratio = round((one["ratio"] + other["ratio"]) / 2, 4)
+            found += [{**end, "ratio": ratio} for end in (one, other)]
+    return [point for number, point in enumerate(found) if point not in found[:number]]
