@@ -235,9 +235,12 @@ def test_a_bug_is_70_and_leaves_a_private_report(
     assert written.stat().st_mode & 0o077 == 0
 
 
-def test_debug_shows_the_traceback(api: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(
+    api: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     api.error = InputError("no such thing")
     assert main(["inspect", "m.onnx", "--debug"]) == 2
     text = capsys.readouterr().err
     assert text.startswith("Traceback")
-    assert text.endswith("sparsecc: error: no such thing\n")
+    assert "\nsparsecc: error: no such thing\n" in text

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx
+from google.protobuf.message import Message
 
 from sparsecc.errors import InputError
 from sparsecc.loading.calls import inlined_nodes
@@ -57,6 +58,7 @@ class _Walk:
 
     def check_header(self) -> None:
         model = self.model
+        require_text("the header", model)
         if not model.HasField("graph"):
             raise InputError("the file holds no graph: it is not an ONNX model, or only the start of one")
         if not 1 <= model.ir_version <= onnx.IR_VERSION:
@@ -67,7 +69,7 @@ class _Walk:
         if not model.opset_import and model.ir_version >= 3:
             raise InputError("the model declares no opset: export it again with an opset import")
         for function in model.functions:
-            require_text("functions", function.domain, function.name, function.overload)
+            require_text("functions", function)
             key = (normal_domain(function.domain), function.name, function.overload)
             if key in self.functions:
                 raise InputError(f"function {quoted(function.name)} is defined twice: export the model again")
@@ -102,7 +104,7 @@ class _Walk:
         return opsets
 
     def _enter(self, room: Room) -> None:
-        require_text(room.where, *room.input_names(), *room.output_names(), *room.initializer_names())
+        require_text(room.where, room.proto)
         if isinstance(room.proto, onnx.GraphProto):
             self._enter_values(room, room.proto)
         for index, node in enumerate(room.proto.node):
@@ -111,9 +113,7 @@ class _Walk:
                 raise InputError(
                     f"{where}: the model has over {self.limits.nodes} nodes: raise the limit nodes"
                 )
-            require_text(
-                where, node.op_type, node.domain, node.overload, node.name, *node.input, *node.output
-            )
+            require_text(where, node)
             self._enter_attributes(room, index, node, where)
             self._enter_operator(room, node, where)
 
@@ -145,7 +145,6 @@ class _Walk:
 
     def _enter_attributes(self, room: Room, index: int, node: onnx.NodeProto, where: str) -> None:
         names = [attribute.name for attribute in node.attribute]
-        require_text(where, *names)
         if len(set(names)) < len(names):
             raise InputError(f"{where}: an attribute is given twice: export the model again")
         for attribute in node.attribute:
@@ -172,13 +171,24 @@ class _Walk:
         outer.inner.setdefault(index, []).append(inner)
 
 
-def require_text(where: str, *names: str | bytes) -> None:
-    """InputError when a name is not UTF-8: protobuf then hands out bytes."""
-    for name in names:
-        if not isinstance(name, str):
-            raise InputError(
-                f"{where}: name {quoted(name)} is not UTF-8: the file is damaged, fetch it again"
-            )
+def require_text(where: str, message: Message) -> None:
+    """InputError when a text of the message is not UTF-8: protobuf then hands out bytes. Nodes and graphs inside
+    it have their own turn."""
+    stack = [message]
+    while stack:
+        top = stack.pop()
+        for kind, value in top.ListFields():
+            if kind.type == kind.TYPE_STRING:
+                for text in (value,) if isinstance(value, str | bytes) else value:
+                    if not isinstance(text, str):
+                        raise InputError(
+                            f"{where}: {quoted(text)} is not UTF-8: the file is damaged, fetch it again"
+                        )
+            elif kind.type == kind.TYPE_MESSAGE and kind.message_type.name not in _OWN_TURN:
+                stack += [value] if isinstance(value, Message) else value
+
+
+_OWN_TURN = frozenset({"GraphProto", "NodeProto", "FunctionProto"})
 
 
 def _tensors(attribute: onnx.AttributeProto) -> list[onnx.TensorProto]:
