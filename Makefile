@@ -1,4 +1,4 @@
-# Everything runs from a fresh clone with python3 and make:  make setup | demo | test | slow | package | fuzz | bench
+# Everything runs from a fresh clone with python3 and make:  make setup | demo | test | slow | contract | package | fuzz | bench
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ JOBS ?= 2
 TYPED := tests models/digits.py models/train_digits.py noxfile.py
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: setup demo test lint types tests slow package fuzz bench clean
+.PHONY: setup demo test lint types tests slow contract package fuzz bench clean
 
 setup: $(VENV)/.ready-dev
 
@@ -44,6 +44,10 @@ tests: setup
 
 slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+
+# Downloads NVIDIA's Python bindings of TensorRT 10 and 11 (2 MB) and checks every use of them.
+contract: setup
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_tensorrt_contract.py
 
 package: setup
 	$(BIN)/python -m pytest -m "not gpu" tests/test_packaging.py

@@ -10,6 +10,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from sparsecc.backends.tensorrt_api import RTX
+from sparsecc.backends.tensorrt_build import build_plan
+from sparsecc.backends.tensorrt_options import BuildOptions
+from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
 from tests.quantize_models import convolutions, feeds_for, transformer
@@ -37,40 +41,20 @@ STEPS: dict[str, list[Any]] = {
     "fp16": [Quantize(type="fp16")],
     "bf16": [Quantize(type="bf16")],
     "2:4": [Sparsify()],
-    "int8+fp16": [Quantize(type="int8"), Quantize(type="fp16")],
-    "fp8+fp16": [Quantize(type="fp8"), Quantize(type="fp16")],
-    "int4+fp16": [Quantize(type="int4"), Quantize(type="fp16")],
+    "int8+fp16": [Quantize(type="int8", rest="fp16")],
+    "int8+bf16": [Quantize(type="int8", rest="bf16")],
+    "fp8+fp16": [Quantize(type="fp8", rest="fp16")],
+    "int4+fp16": [Quantize(type="int4", rest="fp16")],
     "2:4+int8": [Sparsify(), Quantize(type="int8")],
     "2:4+fp16": [Sparsify(), Quantize(type="fp16")],
 }
 
 
 def build(path: Path, *, sparse: bool) -> int:
-    """Bytes of the engine; fails with the parser's messages."""
-    import tensorrt_rtx_bindings as loaded  # type: ignore[import-not-found,unused-ignore]
-
-    trt: Any = loaded
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    parsed = parser.parse_from_file(str(path))
-    errors = [
-        f"{parser.get_error(i).node_name()}: {parser.get_error(i).desc()}" for i in range(parser.num_errors)
-    ]
-    assert parsed, errors
-    config = builder.create_builder_config()
-    if sparse and hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = [1 if side < 0 else side for side in tensor.shape]
-        profile.set_shape(tensor.name, shape, shape, shape)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    assert engine is not None
-    return int(engine.nbytes)
+    """Bytes of the engine. InputError with what the parser or builder says."""
+    options = BuildOptions(sparse_weights=sparse)
+    facts = build_plan(RTX, path, path.with_suffix(".engine"), options, lambda what, share: None)
+    return int(facts["plan_bytes"])
 
 
 FAST = {"int8", "fp16", "2:4+int8"}
@@ -104,5 +88,28 @@ def test_the_onnxruntime_form_would_be_refused(tmp_path: Path) -> None:
     model = convolutions()
     apply(Quantize(type="int8"), model, "onnxruntime", [feeds_for(model)])
     ir.save(model, tmp_path / "model.onnx")
-    with pytest.raises(AssertionError):
+    with pytest.raises(InputError, match="does not build: node"):
         build(tmp_path / "model.onnx", sparse=False)
+
+
+def test_the_rest_is_half_and_both_types_are_recorded() -> None:
+    model = transformer()
+    plan = apply(Quantize(type="int8", rest="fp16"), model, "tensorrt-rtx", [feeds_for(model)])[1]
+    kinds = {entry["type"] for entry in plan.quantization.values()}
+    assert kinds == {"int8", "fp16"}
+    halved = {v.dtype for node in model.graph for v in node.inputs if v is not None and v.is_initializer()}
+    assert ir.DataType.FLOAT16 in halved
+
+
+@pytest.mark.parametrize(
+    ("type_", "rest", "words"),
+    [
+        ("int8", "int4", "rest is one of fp16, bf16, beside int8, int4 or fp8"),
+        ("fp16", "bf16", "rest 'bf16' beside 'fp16'"),
+        ("int8", "fp4", "does not accelerate 'fp4'"),
+    ],
+)
+def test_a_rest_that_cannot_be_is_refused(type_: str, rest: str, words: str) -> None:
+    model = transformer()
+    with pytest.raises(InputError, match=words):
+        apply(Quantize(type=type_, rest=rest), model, "tensorrt-rtx", [feeds_for(model)])
