@@ -153,8 +153,8 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
 
 
 def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
-    """The folder with the model as it stands, written once and not loaded."""
-    _write_plain(without_traces(model), folder / "model.onnx", chosen.external_above)
+    """The folder with the model as it stands, written once, tensor by tensor, and not loaded."""
+    _write_plain(without_traces(model), folder / "model.onnx", min(chosen.external_above, memory.HELD))
     return folder
 
 

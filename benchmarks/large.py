@@ -31,7 +31,7 @@ from sparsecc.worker import Worker
 
 HALF = TensorProto.FLOAT16
 LONGEST = 128
-PLAIN = {"ratio": 0.3, "measure": False, "prune": ["channels", "heads"]}
+PLAIN = {"ratio": 0.3, "measure": False, "prune": ["channels", "heads"], "align": 32}
 TASKS: dict[str, dict[str, Any]] = {
     "inspect": {},
     "prune": {**PLAIN, "target": "onnx"},
@@ -190,7 +190,9 @@ def measured(task: str, request: dict[str, Any], memory: int, deadline: float) -
     with Worker(memory=memory) as worker, Watch(worker) as watch:
 
         def note(event: dict[str, Any]) -> None:
-            stages.append((str(event.get("stage")), round(time.perf_counter() - begun, 1), watch.peak))
+            stage = str(event.get("stage"))
+            if not stages or stage != stages[-1][0]:
+                stages.append((stage, round(time.perf_counter() - begun, 1), watch.peak))
 
         try:
             answer = worker.run(task, request, deadline=deadline, on_event=note)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, count, factors_of, resolve
+from sparsecc.collection import collector_paused
 from sparsecc.graph.analysis import Analysis
 from sparsecc.sizes import at, is_unknown
 
@@ -61,6 +62,7 @@ class CostModel:
         return after - before
 
 
+@collector_paused()
 def macs_model(analysis: Analysis) -> CostModel:
     """Multiply-accumulates of convolutions and matrix products, at the first probe's input sizes.
 
@@ -74,6 +76,7 @@ def macs_model(analysis: Analysis) -> CostModel:
     return CostModel("macs", terms)
 
 
+@collector_paused()
 def params_model(analysis: Analysis) -> CostModel:
     """Elements of all weights. A constant whose uses lose different slots counts once per variant."""
     uses: dict[ir.Value, dict[tuple[object, ...], list[Axis]]] = {}

@@ -17,9 +17,6 @@ HELD = 1 << 20
 BESIDE = 1 << 30
 """Weights of more bytes go into a file beside the model; protobuf ends at twice that."""
 
-PART = 384 << 20
-"""Bytes of weights that one part of a model has, where it is run by parts."""
-
 _TIMES = 8
 """A whole compile holds several sessions, each with its weights packed or cast: about so many times their bytes."""
 
@@ -63,6 +60,11 @@ def weight_bytes(model: ir.Model) -> int:
 def fits(weights: int) -> bool:
     """Whether a model with so many bytes of weights can be run and optimized whole in this process."""
     return weights * _TIMES <= ceiling()
+
+
+def part_bytes() -> int:
+    """Bytes of weights, in single precision, that one part of a model has where it is run by parts."""
+    return min(384 << 20, ceiling() // 16)
 
 
 def gigabytes(number: int) -> str:

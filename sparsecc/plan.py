@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.collection import collector_paused
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.graph.summed import zeroable
@@ -57,6 +58,7 @@ class Plan:
         return any(g["mixes"] and g["kept"] < g["size"] for g in self.groups)
 
 
+@collector_paused()
 def make_plan(analysis: Analysis, groups: Sequence[Group], keep: Keep, facts: Mapping[str, Any]) -> Plan:
     """Write down what the keep-masks mean for every constant of the input model."""
     lost = {atom for atom, slots in keep.items() if not slots.all()}

@@ -9,12 +9,16 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from sparsecc.mapped import Spool
+
 
 class GraphEditor:
-    """Adds constants and nodes to the main graph of `model` under names that are free."""
+    """Adds constants and nodes to the main graph of `model` under names that are free; large constants wait on
+    the `spool` where there is one."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, spool: Spool | None = None) -> None:
         self.model = model
+        self.spool = spool
         self.graph = model.graph
         self._names: set[str] = set(self.graph.initializers)
         self._names.update(value.name or "" for value in self.graph.inputs)
@@ -40,6 +44,8 @@ class GraphEditor:
         else:
             tensor = array
         tensor.name = name
+        if self.spool is not None:
+            tensor = self.spool.keep(tensor)
         value = ir.Value(
             name=name,
             shape=ir.Shape(tensor.shape.numpy()),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import cholesky
 
 from sparsecc.passes.quantize.gram import damped, output_error
+
+ELEMENTS = 1 << 20
+"""Numbers of a matrix that are expanded to single precision at a time."""
 
 AWQ_ROWS = 128
 """Output rows on which an input scale is judged."""
@@ -33,22 +39,72 @@ class Blocks:
         return np.asarray((self.levels.astype(np.float32) - zero) * scale, np.float32)
 
 
-def block_scale(block: np.ndarray, bits: int, *, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, zero), each (out,), of one block (out, size). Zero is always one of the levels."""
+def block_scale(
+    block: np.ndarray, bits: int, *, symmetric: bool, stored: npt.DTypeLike = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, zero), each (...) float32, of blocks (..., size). Zero is always one of the levels.
+
+    `stored` is the type that the scale will be kept in: it is rounded to that first.
+    """
     top = 2**bits - 1
     if symmetric:
         middle = 2 ** (bits - 1)
-        scale = np.abs(block).max(axis=1) / (middle - 1)
-        return np.where(scale > 0, scale, 1.0).astype(np.float32), np.full(len(block), middle, np.float32)
-    low, high = np.minimum(block.min(axis=1), 0), np.maximum(block.max(axis=1), 0)
-    scale = (high - low) / top
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        scale = _storable(np.abs(block).max(axis=-1) / (middle - 1), stored)
+        return scale, np.full(scale.shape, middle, np.float32)
+    low, high = np.minimum(block.min(axis=-1), 0), np.maximum(block.max(axis=-1), 0)
+    scale = _storable((high - low) / top, stored)
     return scale, np.clip(np.rint(-low / scale), 0, top).astype(np.float32)
 
 
-def round_to_nearest(matrix: np.ndarray, size: int, bits: int = 4, *, symmetric: bool = False) -> Blocks:
-    """Each number to its nearest level."""
-    return _blocked(matrix, size, bits, symmetric, feedback=None)
+def _storable(scale: np.ndarray, stored: npt.DTypeLike) -> np.ndarray:
+    """Blocks of zeros, and of numbers too small for the type, get the scale 1."""
+    rounded = scale.astype(stored).astype(np.float32)
+    return np.where(rounded > 0, rounded, np.float32(1.0))
+
+
+def round_to_nearest(
+    matrix: np.ndarray,
+    size: int,
+    bits: int = 4,
+    *,
+    symmetric: bool = False,
+    stored: npt.DTypeLike = np.float32,
+) -> Blocks:
+    """Each number of a matrix (out, k) of any float type to its nearest level, some rows at a time."""
+    rows, columns = matrix.shape
+    count = -(-columns // size)
+    levels = np.empty((rows, columns), np.uint8)
+    scales, zeros = np.empty((rows, count), np.float32), np.empty((rows, count), np.float32)
+    for part in row_blocks(matrix):
+        work = np.zeros((len(matrix[part]), count * size), np.float32)
+        work[:, :columns] = matrix[part]
+        work = work.reshape(len(work), count, size)
+        scale, zero = block_scale(work, bits, symmetric=symmetric, stored=stored)
+        scales[part], zeros[part] = scale, zero
+        work /= scale[:, :, None]
+        np.rint(work, out=work)
+        work += zero[:, :, None]
+        np.clip(work, 0, 2**bits - 1, out=work)
+        levels[part] = work.reshape(len(work), -1)[:, :columns]
+    return Blocks(levels, scales, zeros, size)
+
+
+def row_blocks(matrix: np.ndarray) -> Iterator[slice]:
+    """Rows of about `ELEMENTS` numbers at a time."""
+    step = max(1, ELEMENTS // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        yield slice(start, start + step)
+
+
+def noise_db(matrix: np.ndarray, blocks: Blocks) -> float:
+    """Signal to noise of the rounded matrix in dB, some rows at a time; infinite when nothing is lost."""
+    noise = power = 0.0
+    for part in row_blocks(matrix):
+        exact = matrix[part].astype(np.float32)
+        rough = Blocks(blocks.levels[part], blocks.scale[part], blocks.zero[part], blocks.size).real()
+        power += float(np.square(exact).sum(dtype=np.float64))
+        noise += float(np.square(exact - rough).sum(dtype=np.float64))
+    return 10 * math.log10(max(power, 1e-300) / noise) if noise else math.inf
 
 
 def gptq(
@@ -60,11 +116,11 @@ def gptq(
     """
     inverse = np.linalg.inv(damped(gram))
     upper = cholesky((inverse + inverse.T) / 2, lower=False)
-    return _blocked(matrix.astype(np.float64), size, bits, symmetric, feedback=upper)
+    return _with_feedback(matrix.astype(np.float64), size, bits, symmetric, upper)
 
 
-def _blocked(work: np.ndarray, size: int, bits: int, symmetric: bool, feedback: np.ndarray | None) -> Blocks:
-    work = work.copy()
+def _with_feedback(work: np.ndarray, size: int, bits: int, symmetric: bool, feedback: np.ndarray) -> Blocks:
+    """`work` is used up."""
     rows, columns = work.shape
     count = -(-columns // size)
     levels = np.zeros((rows, columns), np.uint8)
@@ -73,10 +129,6 @@ def _blocked(work: np.ndarray, size: int, bits: int, symmetric: bool, feedback: 
         start, end = block * size, min(columns, (block + 1) * size)
         scale, zero = block_scale(work[:, start:end], bits, symmetric=symmetric)
         scales[:, block], zeros[:, block] = scale, zero
-        if feedback is None:
-            whole = np.rint(work[:, start:end] / scale[:, None]) + zero[:, None]
-            levels[:, start:end] = np.clip(whole, 0, 2**bits - 1)
-            continue
         errors = np.zeros((rows, end - start))
         for column in range(start, end):
             level = np.clip(np.rint(work[:, column] / scale) + zero, 0, 2**bits - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,18 @@ class Site:
     def op_type(self) -> str:
         return self.node.op_type
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        assert self.weight.const_value is not None
+        return tuple(int(size) for size in self.weight.const_value.shape.numpy())
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Of the weight."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value.dtype
+
     def array(self) -> np.ndarray:
         """The weight as float32, in its own layout."""
         return constant_array(self.weight).astype(np.float32, copy=False)
@@ -62,7 +75,7 @@ class Site:
     def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
         """The inverse of `matrix`: back to the layout of the weight."""
         if self.op_type == "Conv":
-            out, channels, *kernel = (int(size) for size in constant_array(self.weight).shape)
+            out, channels, *kernel = self.shape
             return np.ascontiguousarray(np.moveaxis(matrix.reshape(out, *kernel, channels), -1, 1))
         return np.ascontiguousarray(matrix if self.out_axis == 0 else matrix.T)
 
@@ -74,14 +87,18 @@ def constant_array(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def is_float_constant(value: ir.Value | None) -> bool:
-    """Whether a value is a float32 initializer that no caller can override."""
+SINGLE = (ir.DataType.FLOAT,)
+SINGLE_OR_HALF = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def is_float_constant(value: ir.Value | None, types: Collection[ir.DataType] = SINGLE) -> bool:
+    """Whether a value is an initializer of one of these types that no caller can override."""
     return (
         value is not None
         and value.const_value is not None
         and value.is_initializer()
         and not value.is_graph_input()
-        and value.const_value.dtype == ir.DataType.FLOAT
+        and value.const_value.dtype in types
     )
 
 
@@ -103,14 +120,15 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else attribute.as_float()
 
 
-def find_sites(model: ir.Model) -> tuple[list[Site], list[Skip]]:
-    """All sites of the main graph in its order, and the weighted nodes that are none, with the reason."""
+def find_sites(model: ir.Model, types: Collection[ir.DataType] = SINGLE) -> tuple[list[Site], list[Skip]]:
+    """All sites of the main graph whose weights have one of these types, in its order, and the weighted nodes
+    that are none, with the reason."""
     sites: list[Site] = []
     skipped: list[Skip] = []
     for node in model.graph:
         if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
             continue
-        reason = _why_not(node)
+        reason = _why_not(node, types)
         if reason:
             skipped.append(Skip(node.name or "", reason))
         else:
@@ -118,15 +136,16 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Skip]]:
     return sites, skipped
 
 
-def _why_not(node: ir.Node) -> str:
+def _why_not(node: ir.Node, types: Collection[ir.DataType]) -> str:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
         producer = None if weight is None else weight.producer()
         if producer is not None and producer.op_type in INTEGER_OPS:
             return "already quantized"
         return "both operands are activations"
-    if not is_float_constant(weight):
-        return f"its weight '{weight.name}' is not a fixed float32 initializer"
+    if not is_float_constant(weight, types):
+        known = " or ".join(dtype.numpy().name for dtype in types)
+        return f"its weight '{weight.name}' is not a fixed {known} initializer"
     if node.inputs[0] is None or node.inputs[0].const_value is not None:
         return "its data operand is constant"
     rank = len(weight.const_value.shape)

@@ -11,15 +11,17 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
+from sparsecc.mapped import Spool
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
+from sparsecc.passes.quantize.descent import round_by_output
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
 from sparsecc.passes.quantize.gram import Moments, collect_moments
 from sparsecc.passes.quantize.integer_matmul import trailing_bias
-from sparsecc.passes.quantize.rounding import Blocks, awq_scale, gptq, round_to_nearest
+from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
-from sparsecc.passes.quantize.sites import Site, find_sites
-from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec, sqnr
+from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec
 
 ALGORITHMS = ("rtn", "gptq", "awq")
 BLOCKED_OPSET = 21
@@ -54,7 +56,7 @@ def quantize_weights(
     to_onnxruntime = context.target.backend == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
-    sites, skipped = find_sites(model)
+    sites, skipped = find_sites(model, SINGLE_OR_HALF)
     chosen = []
     for site in sites:
         reason = "left in float" if site.name in exclude else _why_not(site, options.block, to_onnxruntime)
@@ -66,12 +68,13 @@ def quantize_weights(
     moments = _moments(model, chosen, context, options)
     if options.algorithm == "awq":
         _scale_all(model, chosen, moments, options, symmetric=not to_onnxruntime)
-    editor = GraphEditor(model)
+    editor = GraphEditor(model, Spool(context.scratch))
     spec, noise = QuantizationSpec(), {}
-    for site in chosen:
-        matrix = site.matrix(site.array())
+    for number, site in enumerate(chosen):
+        matrix = site.matrix(constant_array(site.weight))
         blocks = _round(matrix, moments.get(site.name), options, symmetric=not to_onnxruntime)
-        noise[names[site.name]] = round(sqnr(matrix, blocks.real()), 2)
+        noise[names[site.name]] = round(noise_db(matrix, blocks), 2)
+        context.progress("int4", (number + 1) / len(chosen))
         lower = _lower_onnxruntime if to_onnxruntime else _lower_blocked
         lower(editor, site, blocks, options)
         spec.nodes.append(site.name)
@@ -87,7 +90,7 @@ def quantize_weights(
 def _why_not(site: Site, block: int, to_onnxruntime: bool) -> str:
     if site.op_type == "Conv":
         return "convolution: no target has int4 convolutions"
-    inputs = site.array().shape[site.in_axis]
+    inputs = site.shape[site.in_axis]
     if inputs < MIN_INPUTS:
         return f"{inputs} inputs: too few for int4"
     if not to_onnxruntime and inputs % block:
@@ -130,8 +133,8 @@ def _round(
     matrix: np.ndarray, moments: Moments | None, options: WeightOnlyOptions, *, symmetric: bool
 ) -> Blocks:
     if options.algorithm == "gptq" and moments is not None:
-        return gptq(matrix, moments.gram[0], options.block, symmetric=symmetric)
-    return round_to_nearest(matrix, options.block, symmetric=symmetric)
+        return round_by_output(matrix, moments.gram[0], options.block, symmetric=symmetric)
+    return round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
 
 
 def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options: WeightOnlyOptions) -> None:
@@ -146,7 +149,7 @@ def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options:
     operands = [
         site.data,
         editor.constant(f"{name}_int4", packed),
-        editor.constant(f"{name}_scale", blocks.scale.reshape(-1)),
+        editor.constant(f"{name}_scale", blocks.scale.reshape(-1).astype(site.dtype.numpy())),
         editor.constant(f"{name}_zero_point", (zeros[:, 0::2] | (zeros[:, 1::2] << 4)).reshape(-1)),
     ]
     attributes = {
@@ -156,11 +159,11 @@ def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options:
     bias, result = (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
     product = editor.add(
         "MatMulNBits", operands, attributes, base=f"{site.name}_int4", before=site.node,
-        domain="com.microsoft", dtype=ir.DataType.FLOAT, like=result,
+        domain="com.microsoft", dtype=site.dtype, like=result,
     )  # fmt: skip
     if bias is not None:
         product = editor.add(
-            "Add", [product, bias], base=f"{site.name}_biased", before=site.node, dtype=ir.DataType.FLOAT
+            "Add", [product, bias], base=f"{site.name}_biased", before=site.node, dtype=site.dtype
         )
     editor.replace_value(result, product)
 
@@ -169,13 +172,13 @@ def _lower_blocked(editor: GraphEditor, site: Site, blocks: Blocks, options: Wei
     """The weight as an int4 constant behind a DequantizeLinear with a scale per block of inputs."""
     name = site.weight.name or ""
     levels = (blocks.levels.astype(np.int8) - 8).astype(ml_dtypes.int4)
-    scale = blocks.scale
+    scale = blocks.scale.astype(site.dtype.numpy())
     if site.out_axis == 1:
         levels, scale = np.ascontiguousarray(levels.T), np.ascontiguousarray(scale.T)
     stored = editor.constant(f"{name}_int4", levels)
     step = editor.constant(f"{name}_scale", scale)
     restored = editor.add(
         "DequantizeLinear", [stored, step], {"axis": site.in_axis, "block_size": blocks.size},
-        base=f"{name}_restored", dtype=ir.DataType.FLOAT, like=site.weight,
+        base=f"{name}_restored", dtype=site.dtype, like=site.weight,
     )  # fmt: skip
     site.node.replace_input_with(1, restored)

@@ -27,15 +27,24 @@ class Pattern:
         """Whether it is an N:M pattern."""
         return self.m > 0
 
-    def mask(self, scores: np.ndarray) -> np.ndarray:
-        """Booleans like `scores` (out, k): the best that the pattern lets stay. Ties keep the first."""
-        if self.is_grouped:
-            groups = scores.reshape(len(scores), -1, self.m)
-            order = np.argsort(-groups, axis=2, kind="stable")
-            kept = np.zeros(groups.shape, bool)
-            np.put_along_axis(kept, order[:, :, : self.n], True, axis=2)
-            return kept.reshape(scores.shape)
-        return self._block_mask(scores)
+    def mask(self, scores: np.ndarray, axis: int = 1) -> np.ndarray:
+        """Booleans like `scores` (out, k): the best that the pattern lets stay. Ties keep the first.
+
+        N:M patterns take scores of any rank and run along `axis`.
+        """
+        if not self.is_grouped:
+            return self._block_mask(scores)
+        kept = np.zeros(scores.shape, bool)
+        places = [(slice(None),) * axis + (slice(i, None, self.m),) for i in range(self.m)]
+        ahead = [np.zeros(scores[place].shape, np.uint8) for place in places]
+        for i in range(self.m):
+            for j in range(i + 1, self.m):
+                later = scores[places[j]] > scores[places[i]]
+                ahead[i] += later
+                ahead[j] += ~later
+        for place, number in zip(places, ahead, strict=True):
+            kept[place] = number < self.n
+        return kept
 
     def _block_mask(self, scores: np.ndarray) -> np.ndarray:
         height, width = self.block

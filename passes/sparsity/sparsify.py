@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError, InternalError
+from sparsecc.mapped import Spool
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.editor import GraphEditor, prepare
 from sparsecc.passes.quantize.gram import Moments, collect_moments, output_error
-from sparsecc.passes.quantize.sites import Site, find_sites
-from sparsecc.passes.sparsity.masks import magnitude_scores, wanda_scores
+from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.sparsity.masks import magnitude_order, magnitude_scores, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import apply_order, best_order, find_region
 from sparsecc.passes.sparsity.refit import refit_rows
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 METHODS = ("auto", "magnitude", "wanda", "sparsegpt", "refit")
 REFIT_LIMIT = 1024
 """`auto` repairs exactly up to this reduction length; one solve per row costs its cube."""
+
+BLOCK = 1 << 22
+"""Elements of a weight looked at in one go."""
 
 PAYS_FROM = 256
 """Channels from which sparse tensor cores usually win (NVIDIA's guidance)."""
@@ -54,7 +58,7 @@ class Sparsify(Pass):
         """Zero in place. InputError when the target runs no such pattern faster."""
         pattern = self._check(context)
         prepare(model)
-        sites, skipped = find_sites(model)
+        sites, skipped = find_sites(model, SINGLE_OR_HALF)
         job = _Job(self, pattern, model, context)
         chosen = []
         for site in sites:
@@ -95,6 +99,10 @@ class _Job:
     model: ir.Model
     context: PassContext
     moments: dict[str, Moments] = field(default_factory=dict)
+    spool: Spool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spool = Spool(self.context.scratch)
 
     @property
     def method(self) -> str:
@@ -109,8 +117,7 @@ class _Job:
         others = [node for node, index in site.weight.uses() if node is not site.node]
         if others:
             return f"its weight is also read by '{others[0].name}'"
-        shape = site.array().shape
-        inputs, outputs = int(shape[site.in_axis]), int(shape[site.out_axis])
+        inputs, outputs = site.shape[site.in_axis], site.shape[site.out_axis]
         if not self.pattern.is_grouped:
             return ""
         if inputs % self.pattern.m:
@@ -156,6 +163,27 @@ class _Job:
         return layers
 
     def _zero_site(self, site: Site) -> dict[str, Any]:
+        """Write the pattern into one weight."""
+        if self.pattern.is_grouped and site.name not in self.moments:
+            weight, kept_share = by_magnitude(constant_array(site.weight), site.in_axis, self.pattern)
+            return self._stored(site, weight, kept_share)
+        return self._zero_matrices(site)
+
+    def _stored(self, site: Site, weight: np.ndarray, kept_share: float) -> dict[str, Any]:
+        """Put the new weight in its place; the facts about it."""
+        tensor = ir.Tensor(weight.astype(site.dtype.numpy(), copy=False), name=site.weight.name)
+        site.weight.const_value = self.spool.keep(tensor)
+        wide = min(site.shape[site.in_axis], site.shape[site.out_axis]) >= PAYS_FROM
+        facts: dict[str, Any] = {
+            "weight": site.weight.name,
+            "axis": site.in_axis,
+            "kept_saliency": round(kept_share, 4),
+            "large_enough_to_pay": wide,
+        }
+        return facts | (self._validity(site, weight) if self.pattern.is_grouped else {})
+
+    def _zero_matrices(self, site: Site) -> dict[str, Any]:
+        """Group by group, with the statistics of the inputs where there are any."""
         dense = site.matrix(site.array()).astype(np.float64)
         seen = self.moments.get(site.name)
         rows = len(dense) // site.group
@@ -171,19 +199,9 @@ class _Job:
             if gram is not None:
                 errors.append(output_error(new - part, part, gram))
         kept = np.concatenate(masks)
-        weight = site.from_matrix(np.concatenate(parts)).astype(np.float32)
-        site.weight.const_value = ir.tensor(weight, name=site.weight.name)
-        facts: dict[str, Any] = {
-            "weight": site.weight.name,
-            "axis": site.in_axis,
-            "kept_saliency": round(float(np.abs(dense[kept]).sum() / max(np.abs(dense).sum(), 1e-30)), 4),
-            "large_enough_to_pay": min(weight.shape[site.in_axis], weight.shape[site.out_axis]) >= PAYS_FROM,
-        }
-        if errors:
-            facts["output_error"] = float(np.mean(errors))
-        if self.pattern.is_grouped:
-            facts.update(self._validity(site, weight))
-        return facts
+        share = float(np.abs(dense[kept]).sum() / max(np.abs(dense).sum(), 1e-30))
+        facts = self._stored(site, site.from_matrix(np.concatenate(parts)), share)
+        return facts | ({"output_error": float(np.mean(errors))} if errors else {})
 
     def _validity(self, site: Site, weight: np.ndarray) -> dict[str, int]:
         invalid, groups = invalid_groups(weight, site.in_axis, self.pattern.n, self.pattern.m)
@@ -206,6 +224,22 @@ class _Job:
         if self.method == "wanda":
             return np.where(mask, matrix, 0.0), mask
         return refit_rows(matrix, mask, gram), mask
+
+
+def by_magnitude(weight: np.ndarray, axis: int, pattern: Pattern) -> tuple[np.ndarray, float]:
+    """A float weight with all but the largest numbers of every group along `axis` zero, and the share of its
+    magnitude that is left."""
+    result, order = np.empty(weight.shape, weight.dtype), np.dtype(f"u{weight.dtype.itemsize}")
+    lines, new = np.moveaxis(weight, axis, 0), np.moveaxis(result, axis, 0)
+    step = pattern.m * max(1, BLOCK * len(lines) // (pattern.m * weight.size or 1))
+    before = after = 0.0
+    for start in range(0, len(lines), step):
+        block = np.ascontiguousarray(lines[start : start + step])
+        kept = (block.view(order) * pattern.mask(magnitude_order(block), axis=0)).view(block.dtype)
+        new[start : start + step] = kept
+        before += float(np.abs(block.astype(np.float32, copy=False)).sum(dtype=np.float64))
+        after += float(np.abs(kept.astype(np.float32, copy=False)).sum(dtype=np.float64))
+    return result, after / max(before, 1e-30)
 
 
 def _channel_scores(site: Site) -> np.ndarray:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+_BLOCK = 1 << 22
+"""Elements looked at in one go."""
+
 
 def invalid_groups(weight: np.ndarray, axis: int, n: int, m: int) -> tuple[int, int]:
     """(groups with more than `n` nonzeros, all groups) among aligned runs of `m` along `axis`.
@@ -18,5 +21,9 @@ def invalid_groups(weight: np.ndarray, axis: int, n: int, m: int) -> tuple[int, 
     if size % m:
         total = weight.size // max(1, size) * -(-size // m)
         return total, total
-    counts = np.add.reduceat((weight != 0).astype(np.int32), np.arange(0, size, m), axis=axis)
-    return int((counts > n).sum()), int(counts.size)
+    lines, step = np.moveaxis(weight, axis, 0), m * max(1, _BLOCK * size // (m * weight.size or 1))
+    invalid = 0
+    for start in range(0, size, step):
+        groups = (lines[start : start + step] != 0).reshape(-1, m, *lines.shape[1:])
+        invalid += int((groups.sum(axis=1, dtype=np.uint8) > n).sum())
+    return invalid, weight.size // m

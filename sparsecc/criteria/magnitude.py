@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsecc.axes import owners_of, slot_sums
 from sparsecc.criteria.evidence import Evidence
+from sparsecc.criteria.weights import BLOCK
 from sparsecc.graph.groups import Group
 
 
@@ -59,15 +60,25 @@ def fpgm(group: Group, evidence: Evidence) -> np.ndarray:
     total = np.zeros(group.size)
     for value, position, axis in evidence.weights.values(group):
         assert value.const_value is not None
-        array = np.moveaxis(value.const_value.numpy().astype(np.float64), position, 0)
+        array = np.moveaxis(value.const_value.numpy(), position, 0)
         owners = owners_of(axis, group.atom)
-        rows = array.reshape(len(owners), -1)[owners >= 0]
-        squares = np.square(rows).sum(axis=1)
-        gaps = np.maximum(squares[:, None] + squares[None, :] - 2 * rows @ rows.T, 0)
+        inner = _products(array.reshape(len(owners), -1)[owners >= 0])
+        squares = np.diagonal(inner)
+        gaps = np.maximum(squares[:, None] + squares[None, :] - 2 * inner, 0)
         sums = np.bincount(owners[owners >= 0], weights=np.sqrt(gaps).sum(axis=1), minlength=group.size)
         if np.isfinite(sums).all() and sums.mean() > 0:
             total += sums / sums.mean()
     return total
+
+
+def _products(rows: np.ndarray) -> np.ndarray:
+    """rows @ rows.T in double precision, some columns at a time."""
+    inner = np.zeros((len(rows), len(rows)))
+    width = max(1, BLOCK // max(len(rows), 1))
+    for start in range(0, rows.shape[1], width):
+        block = rows[:, start : start + width].astype(np.float64)
+        inner += block @ block.T
+    return inner
 
 
 def _normalised(group: Group, evidence: Evidence, power: int) -> np.ndarray:

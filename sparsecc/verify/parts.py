@@ -6,7 +6,7 @@ from their file or cut as they are read, and gone when the part has run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, sessi
 from sparsecc.bodies import reads
 from sparsecc.calibrate.walk import segment_proto
 from sparsecc.errors import InputError
-from sparsecc.memory import HELD, PART
+from sparsecc.memory import HELD, part_bytes
 
 _NO_TENSORS = frozenset(
     {
@@ -46,10 +46,10 @@ class Part:
 class PartedRunner:
     """A model as it stands now, run part by part on the CPU. It has the `run` of a loaded model."""
 
-    def __init__(self, model: ir.Model, *, threads: int = 1, size: int = PART) -> None:
+    def __init__(self, model: ir.Model, *, threads: int = 1, size: int | None = None) -> None:
         self._model = model.clone()
         self._threads = threads
-        self.parts = parts_of(self._model, size)
+        self.parts = parts_of(self._model, size or part_bytes())
 
     def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
         """Output name -> array. InputError when a part fails, or takes longer than `seconds`."""
@@ -83,9 +83,9 @@ class PartedRunner:
         return {value: found[name] for name, value in gives.items()}
 
 
-def parts_of(model: ir.Model, size: int = PART) -> list[Part]:
+def parts_of(model: ir.Model, size: int) -> list[Part]:
     """The main graph cut into parts of about `size` bytes of weights, where few values cross."""
-    nodes = list(model.graph)
+    nodes = _late(model)
     read = [tuple(dict.fromkeys(reads(node))) for node in nodes]
     last: dict[ir.Value, int] = {value: number for number, values in enumerate(read) for value in values}
     last |= dict.fromkeys(model.graph.outputs, len(nodes))
@@ -94,6 +94,37 @@ def parts_of(model: ir.Model, size: int = PART) -> list[Part]:
         parts.append(_part(nodes[begun:end], read[begun:end], last, end))
         begun = end
     return parts
+
+
+def _late(model: ir.Model) -> list[ir.Node]:
+    """The nodes in an order that computes what depends on constants alone just before it is read: weights that
+    are dequantized at run time must not all live at once."""
+    waiting: dict[ir.Value, ir.Node] = {}
+    ordered: list[ir.Node] = []
+    for node in model.graph:
+        operands = reads(node)
+        if operands and all(value.is_initializer() or value in waiting for value in operands):
+            waiting |= dict.fromkeys(node.outputs, node)
+            continue
+        ordered += _needed(operands, waiting)
+        ordered.append(node)
+    return [*ordered, *_needed(model.graph.outputs, waiting)]
+
+
+def _needed(values: Iterable[ir.Value], waiting: dict[ir.Value, ir.Node]) -> list[ir.Node]:
+    """The waiting nodes that these values need, in order; they wait no more."""
+    found: list[ir.Node] = []
+    stack = [waiting[value] for value in values if value in waiting]
+    while stack:
+        missing = [waiting[value] for value in reads(stack[-1]) if value in waiting]
+        if missing:
+            stack += missing
+            continue
+        node = stack.pop()
+        given = [waiting.pop(value, None) for value in node.outputs]
+        if any(given):
+            found.append(node)
+    return found
 
 
 def _cuts(
@@ -106,7 +137,7 @@ def _cuts(
     for number, values in enumerate(read):
         new = {value for value in values if _is_weight(value)} - seen
         added = sum(_bytes(value) for value in new)
-        if weight + added > size and number > begun:
+        if added and weight + added > size and number > begun:
             yield (cut := best if best > begun else number)
             begun, best = cut, 0
             seen = {v for values in read[cut:number] for v in values if _is_weight(v)}
@@ -156,8 +187,9 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _bytes(value: ir.Value) -> int:
+    """Of a constant in single precision: the CPU casts halves to that, and few bits are expanded to it."""
     tensor = value.const_value
-    return tensor.nbytes if tensor is not None and tensor.dtype != ir.DataType.STRING else 0
+    return 4 * int(tensor.size) if tensor is not None and tensor.dtype != ir.DataType.STRING else 0
 
 
 def _array(value: ir.Value) -> np.ndarray:

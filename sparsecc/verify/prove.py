@@ -307,7 +307,7 @@ def prove(job: Job, pruned: ir.Model, probes: Probes, proof: Sequence[Masked]) -
 
 
 def _parts(runner: PartedRunner) -> dict[str, Any]:
-    return {"by_parts": {"parts": len(runner.parts), "weight_bytes_per_part": memory.PART}}
+    return {"by_parts": {"parts": len(runner.parts), "weight_bytes_per_part": memory.part_bytes()}}
 
 
 def moved_by_rounding(runner: Runs, feeds: Feeds, wanted: Outputs) -> float:

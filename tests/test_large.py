@@ -1,0 +1,260 @@
+"""Models beyond memory: run, proved and written by parts, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from benchmarks.large import Decoder, measured
+from sparsecc import memory
+from sparsecc.allocators.base import Candidate
+from sparsecc.allocators.threshold import _Nearest
+from sparsecc.axes import Atom
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.criteria import weights
+from sparsecc.depth import Depth
+from sparsecc.errors import InputError, InternalError
+from sparsecc.feeds import random_feeds
+from sparsecc.graph.rewrite import remove
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.mapped import MappedFile, Spool
+from sparsecc.options import CompileOptions
+from sparsecc.pipeline import Decision, Job, decide, open_for_compile
+from sparsecc.verify import parts
+from sparsecc.verify.numerics import worst_error
+from sparsecc.verify.parts import PartedRunner
+from sparsecc.verify.prove import Probes, prove, write
+
+BARE = 140
+"""Megabytes of a worker that has loaded its libraries."""
+SMALL = {"width": 128, "layers": 2, "words": 512}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder of 1 MB with external data."""
+    return Decoder(tmp_path_factory.mktemp("decoder"), **SMALL).write()
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model fits, and constants of all sizes count as large."""
+    monkeypatch.setattr(memory, "fits", lambda weights: False)
+    monkeypatch.setattr(parts, "HELD", 0)
+
+
+BRANCHES = """
+<ir_version: 8, opset_import: ["": 17]>
+branches (float[2,4] x, bool flag) => (float[2,4] y, float[2,4] same)
+<float[4,4] w = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}, float[2,4] same = {1,2,3,4,5,6,7,8}> {
+  a = MatMul(x, w)
+  b = Relu(a)
+  c = If(flag) <then_branch = yes () => (float[2,4] p) { p = Add(a, b) },
+                else_branch = no () => (float[2,4] q) { q = MatMul(b, w) }>
+  d = SequenceConstruct(b, c)
+  e = ConcatFromSequence <axis = 0, new_axis = 1> (d)
+  y = ReduceSum <keepdims = 0> (e, axes)
+}
+"""
+
+
+def branching() -> ir.Model:
+    """A body that reads outer values and a constant, a sequence, a constant that is an output."""
+    text = BRANCHES.replace("(e, axes)", "(e, zero)").replace(
+        "<float[4,4] w", "<int64[1] zero = {0}, float[4,4] w"
+    )
+    return normalise(ir.from_onnx_text(text))
+
+
+@pytest.mark.parametrize("size", [1, 1 << 30])
+def test_parts_compute_what_the_whole_computes(no_room: None, size: int) -> None:
+    model = branching()
+    runner = PartedRunner(model, size=size)
+    for flag in (True, False):
+        feeds = {"x": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4), "flag": np.asarray(flag)}
+        whole = OnnxRuntimeCpu().load(ir.to_proto(model).SerializeToString(), level="none").run(feeds)
+        assert worst_error(whole, runner.run(feeds)) == 0
+    assert (len(runner.parts) > 1) is (size == 1)
+
+
+def test_no_sequence_crosses_from_part_to_part(no_room: None) -> None:
+    crossing = {v.name for part in PartedRunner(branching(), size=1).parts for v in part.gives}
+    assert "d" not in crossing
+
+
+def test_a_decoder_runs_by_parts(decoder: Path, tmp_path: Path, no_room: None) -> None:
+    model = normalise(load_ir(decoder))
+    feeds = random_feeds(model, seed=0, sizes={"ids": (2, 7)})
+    whole = OnnxRuntimeCpu().load(write(model, tmp_path / "model.onnx"), level="none").run(feeds)
+    runner = PartedRunner(model, size=1 << 18)
+    assert len(runner.parts) > 4
+    assert worst_error(whole, runner.run(feeds)) < 2e-3  # halves are rounded at every cut
+    with pytest.raises(InputError, match=r"ONNX Runtime .* refuses it"):
+        runner.run({"ids": np.zeros((2, 7), np.float32)})
+
+
+DEQUANTIZED = """
+<ir_version: 8, opset_import: ["": 17]>
+dequantized (float[1,8] x) => (float[1,8] y)
+<int8[8,8] w1, int8[8,8] w2, float s = {0.5}> {
+  a = DequantizeLinear(w1, s)
+  b = DequantizeLinear(w2, s)
+  c = MatMul(x, a)
+  y = MatMul(c, b)
+}
+"""
+
+
+def test_weights_are_dequantized_just_before_they_are_read(no_room: None) -> None:
+    """Exporters put all of them first, where all would live at once."""
+    found = [[node.op_type for node in part.nodes] for part in parts.parts_of(dequantized(), 100)]
+    assert found == [["DequantizeLinear", "MatMul"], ["DequantizeLinear", "MatMul"]]
+
+
+def dequantized() -> ir.Model:
+    text = DEQUANTIZED
+    for name in ("w1", "w2"):
+        text = text.replace(f"[8,8] {name},", f"[8,8] {name} = {{{', '.join(['1'] * 64)}}},")
+    return normalise(ir.from_onnx_text(text))
+
+
+def started(path: Path, scratch: Path, **options: Any) -> tuple[Job, Any, Probes, Decision]:
+    job = Job(path, CompileOptions(measure=False, **options), scratch, lambda event: None)
+    analysis, probes = open_for_compile(job)
+    return job, analysis, probes, decide(job, analysis, Depth())
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_proof_by_parts_finds_a_wrong_weight(
+    decoder: Path, tmp_path: Path, no_room: None, corrupt: bool
+) -> None:
+    job, analysis, probes, decision = started(decoder, tmp_path, ratio=0.3, target="onnx")
+    keep = decision.choice.keep
+    proof = probes.of_removal(analysis, keep)
+    remove(analysis, keep)
+    if corrupt:
+        value = analysis.model.graph.initializers["l1.up"]
+        assert value.const_value is not None
+        wrong = value.const_value.numpy().copy()
+        wrong[:, 3] = wrong[:, 2]
+        value.const_value = ir.Tensor(wrong, name=value.name)
+        with pytest.raises(InternalError, match="differs from the masked dense one"):
+            prove(job, analysis.model, probes, proof)
+        return
+    verdict = prove(job, analysis.model, probes, proof)
+    assert verdict["by_parts"]["parts"] == len(PartedRunner(analysis.model).parts)
+    assert verdict["max_relative_error"] < 1e-2
+    assert not list(tmp_path.rglob("*.onnx"))  # nothing was copied
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"calibration": "synthetic"}, "--calib"),
+        ({"prune": ("layers",)}, "--prune layers"),
+        ({"recover": "bias"}, "--recover bias"),
+        ({"emit": "ort"}, "--emit ort"),
+        ({"target": "tensorrt"}, "target tensorrt"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(
+    decoder: Path, tmp_path: Path, no_room: None, asked: dict[str, Any], named: str
+) -> None:
+    model = normalise(load_ir(decoder))
+    with pytest.raises(InputError, match=f"{named} needs it whole: raise --memory-limit"):
+        Probes(tmp_path, model, CompileOptions(**asked)).require_room()
+
+
+def test_streamed_and_whole_builds_give_the_same_bytes(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(memory, "HELD", 1024)
+    for name, fits in (("whole", True), ("streamed", False), ("again", False)):
+        monkeypatch.setattr(memory, "fits", lambda weights, fits=fits: fits)
+        (tmp_path / name).mkdir()
+        options = {"level": "none", "external_above": 1024}
+        made = OnnxRuntimeCpu().build(
+            normalise(load_ir(decoder)), tmp_path / name, options, lambda what, share: None
+        )
+        assert set(made.files) == {"model.onnx", "model.onnx.data"}
+        found.append({f: hashlib.sha256((tmp_path / name / f).read_bytes()).hexdigest() for f in made.files})
+    assert found[0] == found[1] == found[2]
+
+
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """160 MB of weights under a limit of 0.5 GiB: pruned, zeroed in a pattern and rounded."""
+    path = Decoder(tmp_path, 1024, 5, 8192).write()
+    size = (tmp_path / "decoder.onnx.data").stat().st_size
+    options = {"ratio": 0.3, "align": 32, "target": "onnx", "sparsity": "2:4", "quantize": "int4"}
+    request = {"model": str(path), "output": str(tmp_path / "out"), "options": {**options, "measure": False}}
+    found = measured("sparsecc.pipeline:compile_model", request, 512 << 20, 300)
+    assert found["came"] == "done"
+    assert size > 140e6
+    assert found["peak_mb"] < 1.75 * size / 1e6 + BARE, found
+    assert found["verification"]["by_parts"]["parts"] > 2
+    assert found["after"]["bytes"] < 0.4 * size
+
+
+def test_large_pieces_leave_with_their_array(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    data = np.random.default_rng(0).integers(0, 256, 3 << 20, dtype=np.uint8)
+    path.write_bytes(data.tobytes())
+    with path.open("rb") as file:
+        mapped = MappedFile(os.dup(file.fileno()), data.size)
+    offset = mmap.PAGESIZE + 5
+    piece = mapped.read(offset, 2 << 20)
+    assert np.array_equal(piece, data[offset : offset + (2 << 20)])
+    assert str(path) in Path("/proc/self/maps").read_text()
+    del piece
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.INT4])
+def test_spooled_tensors_are_what_they_were(tmp_path: Path, dtype: ir.DataType) -> None:
+    spool = Spool(tmp_path)
+    numbers = np.random.default_rng(0).integers(-8, 8, (2, 1536, 1024)).astype(dtype.numpy())
+    tensors = [ir.Tensor(one, name=f"t{i}") for i, one in enumerate(numbers)]
+    kept = [spool.keep(ir.tensor(t.numpy(), dtype=dtype, name=t.name)) for t in tensors]
+    assert [t.nbytes > memory.HELD for t in kept] == [isinstance(t, ir.LazyTensor) for t in kept]
+    for before, after in zip(tensors, kept, strict=True):
+        assert (after.name, after.dtype, list(after.shape)) == (before.name, dtype, [1536, 1024])
+        assert np.array_equal(after.numpy(), before.numpy())
+        assert after.tobytes() == before.tobytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 9), (4, 3, 2, 2)])
+@pytest.mark.parametrize("power", [1, 2])
+def test_sums_per_axis_come_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], power: int
+) -> None:
+    monkeypatch.setattr(weights, "BLOCK", 11)
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    array.flat[2] = np.nan
+    found = weights.axis_sums(array, power, range(len(shape)))
+    for position, sums in found.items():
+        others = tuple(axis for axis in range(len(shape)) if axis != position)
+        wanted = (np.abs(array.astype(np.float64)) ** power).sum(axis=others)
+        assert np.allclose(sums, np.where(np.isnan(wanted), np.inf, wanted), rtol=1e-6)
+
+
+def test_counts_round_to_the_nearest_that_may_be_kept() -> None:
+    grid = [(n, s, f) for n in (1, 2, 5, 12, 17, 64) for s in (1, 2, 3, 8) for f in (1, 7) if f <= n]
+    candidates = [Candidate(Atom(n), n, np.zeros(n), step, floor) for n, step, floor in grid]
+    nearest = _Nearest(candidates)
+    for wanted in range(65):
+        counts = np.array([min(wanted, c.size) for c in candidates])
+        best = [
+            min(c.counts(), key=lambda n, k=k: (abs(n - k), n))
+            for c, k in zip(candidates, counts, strict=True)
+        ]
+        assert nearest(counts).tolist() == best
