@@ -14,7 +14,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile_", "Make a model smaller and faster for the runtime it will run on."),
     "inspect": ("inspect_", "Show what can be removed, what must go together, and what is pinned and why."),
     "search": ("search_", "Find the front of latency, size and work against accuracy."),
-    "search": ("search_", "Find the front of latency, size and work against accuracy."),
     "profile": ("profile_", "Measure the latency of a model, layer by layer."),
     "compare": ("compare_", "Compare two models: outputs and latency, interleaved."),
     "gate": ("gate_", "Fail a CI job when a model became slower than its baseline."),
