@@ -190,11 +190,8 @@ def taught(small: nn.Module, name: str, budget: str) -> dict[str, Any]:
         lambda feed: {"logits": teacher(feed)[output]}, student, ["logits"], samples, limit=Budget.of(budget),
         rate=RATE, checkpoints=Checkpoints(key_of([pair(name).model], [], recipe), device),
     )  # fmt: skip
-    state = training.run(show)
-    return {
-        "steps": state.steps, "seconds": state.seconds, "resumed_at": state.resumed_at,
-        "agreement_before": state.first[1], "agreement_after": state.best[1],
-    }  # fmt: skip
+    training.run(show)
+    return training.facts()
 
 
 def show(share: float, line: str) -> None:

@@ -13,8 +13,8 @@ were built, while slots were removed, or in the pruned module's own forward; non
 torch-pruning. `nothing`: no parameter went.
 
 `removed` is the share of parameters that went, `touched` the share of parameters in tensors that lost slots:
-the same quantities for both. Each run is a process of its own; `seconds` is the time of pruning, `memory_mb`
-what its peak adds to the process. Stored rows are skipped.
+the same quantities for both. Each run is a process of its own; `seconds` is the processor time of pruning,
+`memory_mb` what its peak adds to the process. Stored rows are skipped.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ SIDES = {"ours": ours, "peer": peer}
 def row(name: str, side: str, ratio: float) -> dict[str, Any]:
     """Prune one entry one way and judge the result."""
     model, dense = ZOO[name].build(), ZOO[name].build()
-    at_rest, begun = memory(), time.perf_counter()
+    at_rest, begun = memory(), time.process_time()
     try:
         small = at("pruning", SIDES[side], model, ratio)
-        seconds, peak = time.perf_counter() - begun, memory() - at_rest
+        seconds, peak = time.process_time() - begun, memory() - at_rest
         with torch.no_grad():
             outputs = at("forward", small.eval(), *dense.example())
     except StageError as e:
@@ -113,7 +113,7 @@ def row(name: str, side: str, ratio: float) -> dict[str, Any]:
             "verdict": "crash",
             "stage": e.args[0],
             "why": e.args[1],
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.process_time() - begun,
         }
     kept = {} if side == "peer" and not elements(small) else slots_left(dense.module, small)
     before = elements(dense.module)

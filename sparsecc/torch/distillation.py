@@ -81,21 +81,15 @@ def distill(
     `feeds` are calibration inputs by name; a tenth of them is held out. `augment` shifts, flips and mixes
     images (the teacher sees what the student sees). `kept` says which slots of the dense model's inner values
     are left; without it only inner values of equal shapes are compared. With `resume` the state is saved in
-    the user's cache, and the same call goes on from there after a kill. Facts: `steps`, `seconds`, `samples`,
-    `held_out`, `loss_before`, `loss_after` (relative squared error on held-out inputs), `agreement_before`
-    and `agreement_after` (share of equal arg max, None where no output has classes), `features`, `stopped`,
-    `resumed_at` (steps), `precision`, `device`.
+    the user's cache, and the same call goes on from there after a kill. Facts are those of `Training`, with
+    the names of the `features` and the `device`.
     InputError: an operator that torch does not run, too few inputs, or a budget that is not understood.
     """
-    limit = Budget.of(budget)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    feeds = list(feeds)
-    checkpoints = None
-    if resume:
-        recipe = {"budget": str(budget), "seed": seed, "rate": rate, "batch": batch, "augment": augment}
-        key = key_of((Path(dense_onnx), Path(pruned_onnx)), feeds, recipe)
-        checkpoints = Checkpoints(key, device)
-    teacher, student = from_onnx(dense_onnx).to(device).eval(), from_onnx(pruned_onnx).to(device).train()
+    feeds, files = list(feeds), (Path(dense_onnx), Path(pruned_onnx))
+    limit, device = Budget.of(budget), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = {"budget": str(budget), "seed": seed, "rate": rate, "batch": batch, "augment": augment}
+    checkpoints = Checkpoints(key_of(files, feeds, recipe), device) if resume else None
+    teacher, student = (from_onnx(file).to(device) for file in files)
     samples = Samples.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
     features = _shared_values(teacher, student, samples.held_out[0], kept)
     teacher.features = student.features = tuple(features)
@@ -106,15 +100,9 @@ def distill(
     training = Training(
         teach, student, student.output_names, samples, limit=limit, rate=rate, checkpoints=checkpoints
     )
-    state = training.run(progress or (lambda share, line: None))
+    training.run(progress or (lambda share, line: None))
     write_back(student, output)
-    return {
-        "steps": state.steps, "seconds": round(state.seconds, 2), "samples": samples.count,
-        "held_out": samples.held_out_count, "loss_before": state.first[0], "loss_after": state.best[0],
-        "agreement_before": state.first[1], "agreement_after": state.best[1], "features": list(features),
-        "stopped": state.stopped, "resumed_at": state.resumed_at, "device": str(device),
-        "precision": "bfloat16" if training.fast else "float32",
-    }  # fmt: skip
+    return {**training.facts(), "features": list(features), "device": str(device)}
 
 
 def _shared_values(

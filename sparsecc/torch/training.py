@@ -77,7 +77,19 @@ class Training:
         self.fast = False
         self._answers: list[dict[str, Tensor]] = []
 
-    def run(self, progress: Progress) -> State:
+    def facts(self) -> dict[str, Any]:
+        """What a report keeps: steps, losses (relative squared error on held-out inputs), and the share of
+        equal arg max, None where no output has classes; `resumed_at` are steps."""
+        state = self.state
+        return {
+            "steps": state.steps, "seconds": round(state.seconds, 2), "samples": self.samples.count,
+            "held_out": self.samples.held_out_count, "loss_before": state.first[0],
+            "loss_after": state.best[0], "agreement_before": state.first[1],
+            "agreement_after": state.best[1], "stopped": state.stopped, "resumed_at": state.resumed_at,
+            "precision": "bfloat16" if self.fast else "float32",
+        }  # fmt: skip
+
+    def run(self, progress: Progress) -> None:
         """Train until the budget is used or nothing gets better; the student then has its best weights."""
         if not self._resume():
             self.state.first = self.state.best = self._look(self.parameters)
@@ -97,7 +109,6 @@ class Training:
         self._put(self.kept)
         if self.checkpoints is not None:
             self.checkpoints.drop()
-        return state
 
     def _step(self, used: float) -> float:
         state = self.state
