@@ -199,3 +199,95 @@ def test_fills_that_are_integers_stay_integers_in_fp16() -> None:
     assert y.dtype == np.float32
     assert z.dtype == np.int64
     assert (z == 7).all()
+
+
+def lstm_model(form: str, directions: int = 2) -> ir.Model:
+    """Two LSTM directions over (5, n, 12); `form` is how the weights are stored."""
+    rng = np.random.default_rng(3)
+    model = ir.from_onnx_text(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[5,n,12] x) => (float[5,{directions},n,16] y, float[{directions},n,16] h) {{
+          y, h, c = LSTM<hidden_size: int = 16, direction: string = "bidirectional">(x, w, r, b)
+        }}"""
+    )
+    (node,) = model.graph
+    node.name = "lstm"
+    for index, shape in ((1, (directions, 64, 12)), (2, (directions, 64, 16)), (3, (directions, 128))):
+        operand = node.inputs[index]
+        assert operand is not None
+        tensor = ir.tensor(rng.uniform(-0.5, 0.5, shape).astype(np.float32), name=operand.name)
+        if form == "joined" and index < 3:
+            _join(model, node, index, tensor.numpy())
+            continue
+        operand.const_value = tensor
+        model.graph.register_initializer(operand)
+    return model
+
+
+def _join(model: ir.Model, node: ir.Node, index: int, weight: np.ndarray) -> None:
+    """The weight as torch's exporter writes it: gates in another order, sliced and joined."""
+    parts = []
+    for number, gate in enumerate(np.split(weight, 4, axis=1)):
+        value = ir.Value(name=f"gate{index}{number}", const_value=ir.tensor(np.ascontiguousarray(gate)))
+        model.graph.register_initializer(value)
+        parts.append(value)
+    joined = ir.node("Concat", parts, {"axis": 1}, name=f"join{index}")
+    model.graph.insert_before(node, joined)
+    node.replace_input_with(index, joined.outputs[0])
+    joined.outputs[0].name = f"joined{index}"
+
+
+@pytest.mark.parametrize("form", ["stored", "joined"])
+def test_an_lstm_runs_on_integers_when_asked_for_dynamic_int8(form: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((5, 3, 12)).astype(np.float32)}
+    model = lstm_model(form)
+    before = _run_all(model, feeds)
+    result, _ = apply(Quantize(type="int8-dynamic"), model, "onnxruntime", [])
+    after = _run_all(model, feeds)
+    for exact, rough in zip(before, after, strict=True):
+        error = float(np.square(exact - rough).sum() / np.square(exact).sum())
+        assert 0 < error < 2e-4
+    assert result.facts["nodes"] == ["lstm"]
+    assert min(result.facts["weight_sqnr_db"].values()) > 38
+    assert _census(model, tmp_path)["integer"] == {"DynamicQuantizeLSTM": 1}
+
+
+def _run_all(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
+
+
+def test_an_lstm_whose_weights_are_inputs_stays_float_and_says_why() -> None:
+    model = lstm_model("stored")
+    weight = model.graph.initializers.pop("w")
+    weight.const_value = None
+    weight.type, weight.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, 64, 12])
+    model.graph.inputs.append(weight)
+    result, _ = apply(Quantize(type="int8-dynamic"), model, "onnxruntime", [])
+    assert [skip.reason for skip in result.skipped] == ["its weights are not fixed float32 numbers"]
+
+
+@pytest.mark.parametrize("type_", ["int8", "int8-dynamic"])
+def test_weighted_operators_without_integer_kernel_are_named(type_: str) -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,4,8,8] x) => (float[1,4,9,9] y)
+        { y = ConvTranspose(x, w) }"""
+    )
+    weight = next(iter(model.graph)).inputs[1]
+    assert weight is not None
+    weight.const_value = ir.tensor(np.ones((4, 4, 2, 2), np.float32), name="w")
+    model.graph.register_initializer(weight)
+    feeds = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
+    result, _ = apply(Quantize(type=type_), model, "onnxruntime", feeds)
+    (skip,) = result.skipped
+    assert "transposed convolution: ONNX Runtime has no integer kernel" in skip.reason
+    result, _ = apply(Quantize(type="int8"), lstm_model("stored"), "onnxruntime", [_some_x()])
+    assert "int8-dynamic" in result.skipped[0].reason
+
+
+def _some_x() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(0).standard_normal((5, 3, 12)).astype(np.float32)}

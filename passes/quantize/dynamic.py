@@ -1,4 +1,4 @@
-"""int8-dynamic: int8 weights, activations quantized as they come. No calibration; matrix products only.
+"""int8-dynamic: int8 weights, activations quantized as they come. No calibration; matrix products and LSTMs.
 
 Convolutions stay float: ONNX Runtime's ConvInteger is slower than its float convolution.
 """
@@ -13,7 +13,9 @@ import onnx_ir as ir
 
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
+from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
 from sparsecc.passes.quantize.integer_matmul import trailing_bias
+from sparsecc.passes.quantize.no_kernel import without_kernel
 from sparsecc.passes.quantize.sites import Site, find_sites
 from sparsecc.passes.quantize.spec import (
     QuantizationPlan,
@@ -35,10 +37,11 @@ def quantize_dynamic(
     *,
     reduce_range: bool,
 ) -> PassResult:
-    """Every Gemm and MatMul with a constant weight becomes an integer product."""
+    """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM an integer LSTM."""
     raise_opset(model, DYNAMIC_OPSET)
     sites, skipped = find_sites(model)
-    lowering = _Dynamic(GraphEditor(model), 63 if reduce_range else 127)
+    limit = 63 if reduce_range else 127
+    lowering = _Dynamic(GraphEditor(model), limit)
     spec = QuantizationSpec()
     noise: dict[str, float] = {}
     for site in sites:
@@ -50,6 +53,16 @@ def quantize_dynamic(
             spec.nodes.append(site.name)
             spec.values[site.weight.name or ""] = ValueSpec("int8", "weight", "channel", site.out_axis)
             noise[site.weight.name or ""] = round(lowering.lower(site), 2)
+    for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
+        reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
+        if reason:
+            skipped.append(Skip(node.name or "", reason))
+            continue
+        spec.nodes.append(node.name or "")
+        weights = lower_lstm(lowering.editor, node, limit)
+        noise.update(weights)
+        spec.values.update({name: ValueSpec("int8", "weight", "channel", 1) for name in weights})
+    skipped.extend(without_kernel(model, ("LSTM",)))
     spec.record(plan)
     lowering.editor.finish()
     facts: dict[str, Any] = {"type": "int8-dynamic", "nodes": spec.nodes, "weight_sqnr_db": noise}

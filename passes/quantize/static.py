@@ -20,6 +20,7 @@ from sparsecc.passes.quantize.decide import QUANTIZED_OUTPUTS, Decision, decide_
 from sparsecc.passes.quantize.editor import raise_opset
 from sparsecc.passes.quantize.lower_onnxruntime import OnnxRuntimeLowering, restored_weight
 from sparsecc.passes.quantize.lower_tensorrt import TensorRTLowering
+from sparsecc.passes.quantize.no_kernel import without_kernel
 from sparsecc.passes.quantize.qoperator import to_integer_operators
 from sparsecc.passes.quantize.sites import find_sites
 from sparsecc.passes.quantize.spec import (
@@ -85,7 +86,7 @@ class StaticQuantizer:
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
             decision = decide_onnxruntime(model, sites, exclude, outputs)
-        decision.skipped[:0] = skipped
+        decision.skipped[:0] = [*skipped, *without_kernel(model, ())]
         return decision
 
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:

@@ -1,0 +1,26 @@
+"""Operators with weights that stay in float because no kernel or no lowering takes them, said node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from sparsecc.passes.base import Skip
+
+_RECURRENT = "ONNX Runtime has an integer kernel for LSTM alone, and that with --quantize int8-dynamic"
+REASONS = {
+    "ConvTranspose": "transposed convolution: ONNX Runtime has no integer kernel, and there is no other lowering",
+    "LSTM": f"recurrent: {_RECURRENT}",
+    "GRU": f"recurrent: {_RECURRENT}",
+    "RNN": f"recurrent: {_RECURRENT}",
+}
+
+
+def without_kernel(model: ir.Model, taken: Collection[str]) -> list[Skip]:
+    """The nodes of the main graph that REASONS names, save for the operators in `taken`."""
+    return [
+        Skip(node.name or "", REASONS[node.op_type])
+        for node in model.graph
+        if node.op_type in REASONS and node.op_type not in taken and node.domain in ("", "ai.onnx")
+    ]
