@@ -6,12 +6,14 @@ of which return nothing: every class, member and signature is then the real one,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
 from collections.abc import Mapping
@@ -79,11 +81,13 @@ class Bindings:
 def bindings(major: int, cache: Path) -> Bindings:
     """The bindings of TensorRT 10 or 11, made in `cache` unless they lie there. Skips where that cannot be."""
     folder = cache / f"{major}-{sys.version_info.major}.{sys.version_info.minor}"
-    if not (folder / "ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _unpack(_wheel(major, folder), folder / "wheel")
-        _compile_libraries(major, folder / "libraries")
-        (folder / "ready").touch()
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            made = Path(scratch) / "made"
+            _unpack(_wheel(major, Path(scratch)), made / "wheel")
+            _compile_libraries(major, made / "libraries")
+            with contextlib.suppress(OSError):  # another test process was faster
+                made.rename(folder)
     return Bindings(major, folder)
 
 

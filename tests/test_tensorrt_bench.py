@@ -112,9 +112,8 @@ def test_the_whole_script_on_the_cpu(script: ModuleType, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.rtx
 @pytest.mark.filterwarnings("default")
-def test_every_variant_of_every_model_builds(script: ModuleType, tmp_path: Path) -> None:
-    models = _run(script, tmp_path, "--runtime", "tensorrt-rtx")
-    assert set(models) == set(script.MODELS)
-    for rows in models.values():
-        assert set(rows) == set(script.VARIANTS)
-        assert all(row["engine_bytes"] for row in rows.values())
+@pytest.mark.parametrize("model", ["resnet50", "bert-base", "vit-b"])
+def test_every_variant_of_every_model_builds(model: str, script: ModuleType, tmp_path: Path) -> None:
+    rows = _run(script, tmp_path, "--runtime", "tensorrt-rtx", "--models", model)[model]
+    assert set(rows) == set(script.VARIANTS)
+    assert all(row["engine_bytes"] for row in rows.values())

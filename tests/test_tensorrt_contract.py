@@ -228,6 +228,18 @@ def test_only_one_file_imports_tensorrt(root: Path) -> None:
             ]
 
 
+def test_no_command_is_a_string_for_a_shell(root: Path) -> None:
+    """Commands are lists of arguments everywhere; `devices` alone quotes them for the shell on the other side."""
+    for folder in ("backends", "passes", "sparsecc"):
+        for path in sorted((root / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.keyword):
+                    assert node.arg != "shell", path
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    assert (node.value.id, node.attr) not in {("os", "system"), ("os", "popen")}, path
+                    assert not node.attr.startswith(("getoutput", "getstatusoutput")), path
+
+
 def test_nothing_of_nvidias_is_imported_with_the_backends() -> None:
     import subprocess
     import sys

@@ -59,18 +59,13 @@ WARMUP, LAYER_RUNS = 50, 20
 def export(name: str, path: Path, batch: int, *, quick: bool) -> dict[str, np.ndarray]:
     """Write the model to `path` with static shapes; returns one set of inputs. `quick`: a tiny one of its kind."""
     import torch
-    import transformers as hf
+    import transformers
+
+    hf: Any = transformers
 
     torch.manual_seed(0)
-    side, small = (
-        64,
-        {
-            "num_hidden_layers": QUICK_LAYERS,
-            "hidden_size": 128,
-            "num_attention_heads": 4,
-            "intermediate_size": 256,
-        },
-    )
+    side, small = 64, {"num_hidden_layers": QUICK_LAYERS, "hidden_size": 128, "num_attention_heads": 4}
+    small["intermediate_size"] = 256
     pixels = torch.randn(batch, 3, side if quick else 224, side if quick else 224)
     tokens = torch.randint(0, 30522, (batch, 128))
     vision = {**small, "image_size": side} if quick else {}
