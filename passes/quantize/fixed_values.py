@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import serde
@@ -43,5 +45,6 @@ def _computed(value: ir.Value, nodes: list[ir.Node], constants: dict[str, ir.Ten
     output = onnx.helper.make_tensor_value_info(value.name or "", onnx.TensorProto.FLOAT, None)
     made = onnx.helper.make_graph(chosen, "fixed", [], [output], stored)
     opset = onnx.helper.make_opsetid("", graph.opset_imports.get("", 18))
-    found = ReferenceEvaluator(onnx.helper.make_model(made, opset_imports=[opset])).run(None, {})
+    run = ReferenceEvaluator(onnx.helper.make_model(made, opset_imports=[opset])).run
+    found = cast("list[np.ndarray]", run(None, {}))
     return np.asarray(found[0])
