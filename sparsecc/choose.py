@@ -19,6 +19,7 @@ from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
 from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
+from sparsecc.criteria.gradient import Gradients
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
@@ -123,12 +124,13 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     if source is None or not (needs or wants):
         return Evidence(weights)
     samples = source.samples()
+    gradients = Gradients(analysis, samples, options.seed).of
     settings = {"seed": options.seed, "threads": options.threads, "memory": options.calib_memory}
     if samples.real:
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients)
     walked = {"threads": options.threads, "memory": options.calib_memory}
     with matched(analysis.model, samples, source.scratch, **walked):
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings))
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients)
 
 
 def with_curves(

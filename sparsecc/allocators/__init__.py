@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sparsecc.allocators.additive import distortion
 from sparsecc.allocators.base import Allocator, Candidate, Selection
+from sparsecc.allocators.pq import pq
 from sparsecc.allocators.threshold import global_threshold
 from sparsecc.allocators.uniform import uniform
 from sparsecc.names import unknown
@@ -13,6 +14,7 @@ from sparsecc.names import unknown
 ALLOCATORS: Mapping[str, Allocator] = {
     "uniform": uniform,
     "global": global_threshold,
+    "pq": pq,
     "distortion": distortion,
 }
 WITH_CURVES, WITHOUT_CURVES = "distortion", "global"

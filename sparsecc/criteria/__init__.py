@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.criteria import activation, magnitude, obs
+from sparsecc.criteria import activation, gradient, magnitude, obs, relative
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.graph.groups import Group
 from sparsecc.names import unknown
@@ -35,7 +35,10 @@ CRITERIA: Mapping[str, Criterion] = {
     "act_norm": Criterion(activation.act_norm, needs_data=True),
     "wanda": Criterion(activation.wanda, needs_data=True),
     "fluctuation": Criterion(activation.fluctuation, needs_data=True),
+    "cfsp": Criterion(relative.cfsp, needs_data=True),
+    "beta_rank": Criterion(relative.beta_rank, needs_data=True),
     "obs": Criterion(obs.obs, needs_data=True),
+    **{name: Criterion(gradient.by_gradients(name), needs_data=True) for name in gradient.NAMES},
 }
 WITH_DATA, WITHOUT_DATA = "obs", "l2"
 """What `auto` means with and without calibration samples."""

@@ -12,17 +12,17 @@ from sparsecc.graph.groups import Group
 
 def act_norm(group: Group, evidence: Evidence) -> np.ndarray:
     """Mean square of the slot's activations: what CFSP (Wang et al., 2025) scores by as released."""
-    return _summed(group, evidence, lambda layer: layer.variance + np.square(layer.mean))
+    return summed(group, evidence, lambda layer: layer.variance + np.square(layer.mean))
 
 
 def wanda(group: Group, evidence: Evidence) -> np.ndarray:
     """Mean square times squared weights: Wanda (Sun et al., 2024) summed over what a slot owns."""
-    return _summed(group, evidence, lambda layer: (layer.variance + np.square(layer.mean)) * _energy(layer))
+    return summed(group, evidence, lambda layer: (layer.variance + np.square(layer.mean)) * _energy(layer))
 
 
 def fluctuation(group: Group, evidence: Evidence) -> np.ndarray:
     """Variance times squared weights: what a bias cannot take up (FLAP, An et al., 2024)."""
-    return _summed(group, evidence, lambda layer: layer.variance * _energy(layer))
+    return summed(group, evidence, lambda layer: layer.variance * _energy(layer))
 
 
 def _energy(layer: Layer) -> np.ndarray:
@@ -30,7 +30,7 @@ def _energy(layer: Layer) -> np.ndarray:
     return np.asarray(np.square(layer.consumer.matrix()).sum(axis=1))
 
 
-def _summed(group: Group, evidence: Evidence, value: object) -> np.ndarray:
+def summed(group: Group, evidence: Evidence, value: object) -> np.ndarray:
     """Sum per slot over the readers, each normalised to mean 1; magnitudes where no reader has statistics."""
     assert callable(value)
     total = np.zeros(group.size)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from sparsecc.axes import Atom
 from sparsecc.calibrate.stats import Stats
 from sparsecc.criteria.weights import SlotWeights
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The weights slot by slot and, where there are samples, the statistics of every layer's inputs."""
+    """The weights slot by slot and, where there are samples, the statistics of every layer's inputs.
+
+    `gradients` gives the scores of all groups by a gradient criterion.
+    """
 
     weights: SlotWeights
     stats: Stats | None = None
+    gradients: Callable[[str], Mapping[Atom, np.ndarray]] | None = None

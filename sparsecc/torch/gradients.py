@@ -18,7 +18,6 @@ from sparsecc.axes import Atom, Axis, atoms_of, slot_sums
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
-from sparsecc.torch.program import Program
 
 Tensors = dict[str, Tensor]
 Uses = list[tuple[str, int, Axis]]
@@ -120,6 +119,11 @@ def winners(value: Tensor, random: torch.Generator) -> Tensor:
     return value.amax(-1).sum() if value.dim() else value
 
 
+def peaks(value: Tensor, random: torch.Generator) -> Tensor:
+    """The largest output over all positions, on average over samples and outputs: no labels needed."""
+    return value.amax(1).mean() if value.dim() == 3 else value.mean()
+
+
 def mean(value: Tensor, random: torch.Generator) -> Tensor:
     """A loss as it is; outputs by their mean."""
     return value.mean()
@@ -154,27 +158,34 @@ GRADIENT_CRITERIA: Mapping[str, GradientCriterion] = {
     "ntk-adam": GradientCriterion(signed_flow, total_size, projected),
     # Relevance by the 0-rule of LRP, which is activation times gradient ("Pruning by Explaining", Yeom et al., 2021)
     "lrp": GradientCriterion(first_order, share_of_layer, winners),
+    # "NIRVANA: Structured pruning reimagined for large language models compression", Ai et al., 2025
+    "nirvana": GradientCriterion(first_order, total_size, peaks),
 }
-"""Name -> criterion. `loss` gives a scalar; for ntk, ntk-adam and lrp the outputs themselves."""
+"""Name -> criterion. `loss` gives a scalar; for those in ON_OUTPUTS the outputs themselves."""
+
+ON_OUTPUTS = frozenset({"ntk", "ntk-adam", "lrp", "nirvana"})
 
 
 def gradient_scores(
     module: nn.Module,
-    program: Program,
+    names: Mapping[str, Sequence[str]],
     analysis: Analysis,
     groups: Sequence[Group],
     criterion: str,
     batches: Iterable[Any] | None,
     loss: Callable[[nn.Module, Any], Tensor] | None,
 ) -> dict[Atom, np.ndarray]:
-    """Scores of every group, averaged over batches; the module and its gradients stay as they were."""
+    """Scores of every group, averaged over batches; the module and its gradients stay as they were.
+
+    `names` gives the parameters that a value of the analysis stands for.
+    """
     if batches is None or loss is None:
         raise InputError(
             f"criterion '{criterion}' needs gradients: give batches=… and loss=lambda module, batch: …"
         )
     row = GRADIENT_CRITERIA[criterion]
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    uses = {g.atom: _uses(program, analysis, g, parameters) for g in groups}
+    uses = {g.atom: _uses(names, analysis, g, parameters) for g in groups}
     scores = {g.atom: np.zeros(g.size) for g in groups}
     count = 0
     for batch in _differentiated(module, parameters, row, batches, loss):
@@ -189,10 +200,12 @@ def gradient_scores(
     return {atom: (score - min(least, 0.0)) / count for atom, score in scores.items()}
 
 
-def _uses(program: Program, analysis: Analysis, group: Group, parameters: Mapping[str, Any]) -> Uses:
+def _uses(
+    names: Mapping[str, Sequence[str]], analysis: Analysis, group: Group, parameters: Mapping[str, Any]
+) -> Uses:
     found: dict[tuple[str, int], Axis] = {}
     for value, axes in analysis.weights():
-        name = next((n for n in program.names[value.name or ""] if n in parameters), None)
+        name = next((n for n in names.get(value.name or "", ()) if n in parameters), None)
         for position, axis in enumerate(axes):
             if name is not None and group.atom in atoms_of(axis):
                 found.setdefault((name, position), axis)

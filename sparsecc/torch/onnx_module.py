@@ -104,12 +104,17 @@ def from_onnx(path: str | os.PathLike[str]) -> OnnxModule:
     """The ONNX file as a module that can be trained. InputError names operators that do not run here."""
     source = Path(path)
     model = normalise(load_ir(source))
+    require_operators(model, str(source))
+    return OnnxModule(model, source)
+
+
+def require_operators(model: ir.Model, what: str) -> None:
+    """InputError that begins with `what` where operators of the model do not run here."""
     missing = sorted(
         {n.op_type for n in model.graph if n.domain not in ("", "ai.onnx") or n.op_type not in OPS}
     )
     if missing:
-        raise InputError(f"{source}: operators without a torch function: {', '.join(missing)}")
-    return OnnxModule(model, source)
+        raise InputError(f"{what}: operators without a torch function: {', '.join(missing)}")
 
 
 def write_back(module: OnnxModule, output: str | os.PathLike[str]) -> Path:

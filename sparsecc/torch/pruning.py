@@ -150,7 +150,9 @@ def fresh_scores(
     """Scores from gradients; None for a criterion that looks at weights alone."""
     if criterion not in GRADIENT_CRITERIA:
         return None
-    return gradient_scores(found.module, found.program, found.analysis, found.free, criterion, batches, loss)
+    return gradient_scores(
+        found.module, found.program.names, found.analysis, found.free, criterion, batches, loss
+    )
 
 
 _FEWER: tuple[frozenset[str], ...] = (frozenset(), frozenset({"head_dim"}), frozenset({"head_dim", "head"}))

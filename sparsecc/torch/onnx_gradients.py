@@ -1,0 +1,82 @@
+"""Gradient criteria for an ONNX graph: the graph as a torch module, its own predictions as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsecc.axes import Atom
+from sparsecc.calibrate.samples import Feeds, Samples
+from sparsecc.errors import InputError
+from sparsecc.feed_files import is_fixed
+from sparsecc.feeds import input_values
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import find_groups
+from sparsecc.torch.gradients import ON_OUTPUTS, gradient_scores
+from sparsecc.torch.onnx_module import OnnxModule, require_operators
+
+SAMPLES = 64
+"""More change the order of slots little, and every one costs a backward pass."""
+TOGETHER = 4
+"""Samples whose gradients are taken together."""
+
+
+def scores_of(analysis: Analysis, criterion: str, samples: Samples, *, seed: int) -> dict[Atom, np.ndarray]:
+    """One score per slot of every free group. InputError for operators that torch cannot run.
+
+    Without labels, the loss is -log p of labels drawn from the model's own prediction, whose squared gradient is
+    the Fisher information; of outputs that are no class scores, the squared distance to themselves with noise.
+    """
+    require_operators(analysis.model, "criterion " + criterion)
+    module = OnnxModule(analysis.model)
+    parameters = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {name: [parameters[id(parameter)]] for name, parameter in module.named.items()}
+    random = torch.Generator().manual_seed(seed)
+    groups = [group for group in find_groups(analysis) if group.is_free]
+
+    def loss(runner: nn.Module, feeds: Any) -> Tensor:
+        value = _first_float(runner({n: torch.from_numpy(np.array(a)) for n, a in feeds.items()}))
+        return value if criterion in ON_OUTPUTS else surprise(value, random)
+
+    batches = list(_few(samples, analysis.model))
+    return gradient_scores(module, names, analysis, groups, criterion, batches, loss)
+
+
+def surprise(value: Tensor, random: torch.Generator) -> Tensor:
+    """-log p of a label drawn from p, a model's own prediction. `value` holds scores, probabilities, or neither."""
+    if value.dim() < 2 or value.shape[-1] < 2:
+        noise = torch.randn(value.shape, generator=random) * value.detach().std(correction=0)
+        return 0.5 * (value - (value.detach() + noise)).square().mean()
+    rows = value.reshape(-1, value.shape[-1])
+    are_shares = bool((rows >= 0).all()) and bool(
+        torch.allclose(rows.sum(-1), torch.ones(len(rows)), atol=1e-3)
+    )
+    logs = rows.clamp_min(1e-12).log() if are_shares else F.log_softmax(rows, -1)
+    labels = torch.multinomial(logs.detach().exp(), 1, generator=random)[:, 0]
+    return F.nll_loss(logs, labels)
+
+
+def _first_float(outputs: dict[str, Tensor]) -> Tensor:
+    found = next((t for t in outputs.values() if t.is_floating_point()), None)
+    if found is None:
+        raise InputError("gradient criteria need an output of floating point: choose another criterion")
+    return found.float()
+
+
+def _few(samples: Samples, model: ir.Model) -> Iterator[Feeds]:
+    """SAMPLES samples, TOGETHER at a time where the model's batch size is free."""
+    free = all(v.shape is not None and len(v.shape) and not is_fixed(v.shape[0]) for v in input_values(model))
+    for batch in samples.first(SAMPLES).batches:
+        yield from _parts(batch) if free else [batch]
+
+
+def _parts(batch: Feeds) -> Sequence[Feeds]:
+    number = len(next(iter(batch.values())))
+    starts = range(0, min(number, SAMPLES), TOGETHER)
+    return [{name: array[start : start + TOGETHER] for name, array in batch.items()} for start in starts]
