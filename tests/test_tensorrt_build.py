@@ -90,6 +90,17 @@ def test_what_cannot_be_finished_says_so(bundle: Path, tmp_path: Path) -> None:
         api.build(tmp_path / "nothing")
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_profiling_says_what_it_lacks(bundle: Path, board: Server) -> None:
+    """An engine, a GPU, or a manifest that vouches for the engine: then nothing is sent to the board."""
+    with pytest.raises(InputError, match=r"holds no model\.engine: give the folder of a compile"):
+        api.profile(bundle, target="tensorrt")
+    (bundle / "model.engine").write_bytes(b"plan from elsewhere")
+    with pytest.raises(InputError, match=r"does not name 'model\.engine': compile again"):
+        api.profile(bundle, target="tensorrt", device=board.spec)
+    assert not [path for path in board.folder.iterdir() if path.name.startswith("tmp.")]
+
+
 def test_a_bundle_of_another_target_has_nothing_to_build(tmp_path: Path, models_dir: Path) -> None:
     model, out = models_dir / "digits_resnet.onnx", tmp_path / "out"
     api.compile(model, ratio=0.0, measure=False, output=out)

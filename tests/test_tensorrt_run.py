@@ -7,6 +7,7 @@ engine is a stand-in too, in Python: it doubles its input, through the addresses
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from sparsecc.backends.tensorrt_cuda import Cuda
+from sparsecc.backends.tensorrt_profile import profile_plan
 from sparsecc.backends.tensorrt_run import EngineRunner
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError
 
@@ -186,3 +188,23 @@ def test_cuda_failures_are_one_line(library: str) -> None:
         Cuda(device=1, library=library)
     with pytest.raises(UnavailableError, match="no CUDA driver here"):
         Cuda(library=str(Path("/no/such/libcuda.so")))
+
+
+def test_a_bundle_is_profiled_on_the_gpu_here(library: str, tmp_path: Path) -> None:
+    """Times by events, times per layer with kind and type from the stored information; the memory goes."""
+    before = ctypes.CDLL(library).stand_in_live()
+    layer = {"Name": "double", "LayerType": "Scale", "Outputs": [{"Name": "y", "Datatype": "Half"}]}
+    (tmp_path / "model.engine").write_bytes(b"plan")
+    (tmp_path / "model.layers.json").write_text(json.dumps({"Layers": [layer]}))
+    backend: Any = SimpleNamespace(load=lambda path: _runner(library)[0])
+    found = profile_plan(backend, tmp_path, {"x": np.ones((2, 5), np.float32)}, layers=True)
+    assert found["samples_ms"]["gpu"] == [0.25] * 100
+    assert (found["gpu_ms"]["p50"], found["gpu_ms"]["n"]) == (0.25, 100)
+    (row,) = found["layers"]
+    assert (row["name"], row["op_type"], row["type"], row["microseconds"]) == (
+        "double",
+        "Scale",
+        "fp16",
+        125.0,
+    )
+    assert ctypes.CDLL(library).stand_in_live() == before
