@@ -53,10 +53,30 @@ package: setup
 	$(BIN)/python -m pytest -m "not gpu" tests/test_packaging.py
 
 fuzz: setup
+	$(PIP) atheris
+	$(BIN)/python -m tests.fuzz.run --seconds 1200
 	$(BIN)/python -m pytest -n $(JOBS) -m "fuzz and not gpu"
 
 bench: $(VENV)/.ready-bench
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+# Its own environment: what looks at the packages is none of them.
+$(VENV)/.ready-tools: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		cyclonedx-bom pip-audit
+	touch $@
+
+sbom: setup $(VENV)/.ready-tools
+	mkdir -p out
+	$(VENV)/tools/bin/cyclonedx-py environment --output-reproducible --of JSON --pyproject pyproject.toml \
+		-o out/sbom.json $(BIN)/python
+
+# Asks the vulnerability database over the network, so it is no part of `make test`.
+audit: setup $(VENV)/.ready-tools
+	$(VENV)/tools/bin/pip-audit --progress-spinner off --path "$$($(BIN)/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:
 	rm -rf build out

@@ -143,6 +143,8 @@ EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "dims too large": (lambda m: set_raw(m, dims=[5, 3, 3, 3]), "432 bytes where shape and type need 540"),
     "dims too small": (lambda m: set_raw(m, dims=[3, 3, 3, 3]), "432 bytes where shape and type need 324"),
     "dims overflow": (lambda m: set_raw(m, dims=[1 << 62, 1 << 62, 16]), "where shape and type need"),
+    "dims too many": (lambda m: set_raw(m, dims=[1] * 65), "65 axes"),
+    "dims of nothing": (lambda m: set_raw(m, dims=[1 << 62, 3, 0]), "too long for any memory"),
     "dims negative": (lambda m: set_raw(m, dims=[-4, -3, 3, 3]), "negative dimension"),
     "no payload": (lambda m: weight(m).ClearField("raw_data"), "has 0 bytes"),
     "type undefined": (lambda m: set_raw(m, data_type=0), "type 0"),

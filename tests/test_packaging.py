@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -115,9 +116,15 @@ def test_image_runs_sparsecc_without_being_root() -> None:
 def test_dockerfile_installs_a_working_command(source: Path, tmp_path: Path) -> None:
     prefix = tmp_path / "sparsecc"
     runs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
-    assert len(runs) == 1
+    assert len(runs) == 2
     python_first = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    call("bash", "-ec", runs[0].replace("/opt/sparsecc", str(prefix)), cwd=source, environment=python_first)
+    for run in runs:
+        here = run.replace("/opt/", f"{tmp_path}/")
+        call("bash", "-ec", here, cwd=source, environment=python_first)
+    parts = json.loads((prefix / "sbom.json").read_text())
+    assert parts["bomFormat"] == "CycloneDX"
+    assert parts["metadata"]["component"]["name"] == "sparsecc"
+    assert {"onnxruntime", "onnx", "numpy", "model-signing"} <= {part["name"] for part in parts["components"]}
     assert "compile" in call(prefix / "bin" / "sparsecc", "--help", cwd=tmp_path)
     place = call(prefix / "bin" / "python", "-c", "import sparsecc; print(sparsecc.__file__)", cwd=tmp_path)
     assert place.startswith(str(prefix))

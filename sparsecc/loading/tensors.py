@@ -38,6 +38,12 @@ _FIELD_OF: dict[int, tuple[str, int]] = {
 }
 """Where a type keeps its values when not in raw_data, and entries per element; the others use int32_data."""
 
+MOST_AXES = 64
+"""Axes that a NumPy array can have; no runtime takes as many."""
+
+_MOST_OF_NOTHING = 1 << 58
+"""What the other axes of an empty tensor may multiply to: NumPy counts their bytes."""
+
 _TYPED_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
@@ -137,8 +143,12 @@ class TensorChecker:
 def element_count(dims: object, where: str) -> int:
     """The product of the dimensions in unbounded integers; InputError when one is negative."""
     sizes = [int(d) for d in dims]  # type: ignore[attr-defined]
+    if len(sizes) > MOST_AXES:
+        raise InputError(f"{where}: the tensor has {len(sizes)} axes, over {MOST_AXES}: the file is damaged")
     if any(size < 0 for size in sizes):
         raise InputError(f"{where}: the tensor has a negative dimension: the file is damaged")
+    if 0 in sizes and math.prod(size for size in sizes if size) > _MOST_OF_NOTHING:
+        raise InputError(f"{where}: an empty tensor has axes too long for any memory: the file is damaged")
     return math.prod(sizes)
 
 
