@@ -21,12 +21,12 @@ LOOP = (
 )
 SCAN = (
     "(float[N, 5, 6] x, float[6, 8] w1, float[8, 8] w2, float[8, 3] w3, float[1, 8] w4) "
-    "=> (float[N, 3] y, float[N, 5, 3] z) <int64[1] axis = {0}> { xp = MatMul(x, w1) b = ReduceMax<keepdims = 1>(xp, axes) "
-    "bs = Squeeze(b, axes) zero = Mul(bs, nothing) h0 = Add(zero, w4) "
+    "=> (float[N, 3] y, float[N, 5, 3] z) <int64[1] axes = {1}, float nothing = {0}> { xp = MatMul(x, w1) "
+    "b = ReduceMax<keepdims = 1>(xp, axes) bs = Squeeze(b, axes) zero = Mul(bs, nothing) h0 = Add(zero, w4) "
     "h, hs = Scan(h0, xp) <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [-2], "
     "body = body (float[N, 8] hi, float[N, 8] xi) => (float[N, 8] ho, float[N, 8] so) "
     "{ r = MatMul(hi, w2) s = Add(xi, r) ho = Tanh(s) so = Neg(ho) }> y = MatMul(h, w3) z = MatMul(hs, w3) }"
-).replace("int64[1] axis = {0}", "int64[1] axes = {1}, float nothing = {0}")
+)
 BRANCHES = (
     "(bool c, float[N, 6] x, float[6, 8] w1, float[8, 12] w2, float[8, 12] w3, float[12, 3] w4) "
     "=> (float[N, 3] y) { h = MatMul(x, w1) g = If(c) "
@@ -148,3 +148,60 @@ def test_a_mapped_sequence_pins() -> None:
         "t = SequenceMap(s) <body = body (float[8] si) => (float[8] so) { so = Relu(si) }> }"
     )
     assert why_pinned(text, "w1:1")
+
+
+PICKED = (
+    "({x} x, float[6, 8] w1, float[16, 3] w2) => ({y} y) <int64[1] ax = {1}, int64[1] first = {0}, "
+    "int64[1] flat = {-1}, int64 zero = {0}, int64 one = {1}, float low = {0.5}> { h = MatMul(x, w1) "
+    "m = ReduceMax<keepdims = 0>(x, ax) b = Greater(m, low) nz = NonZero(b) ix = Squeeze(nz, first) "
+    "g = Gather(h, ix) gg = Concat<axis = 1>(g, g) s = Shape(gg) s0 = Gather(s, zero) s1 = Gather(s, one) "
+    "p = Mul(s0, s1) q = Reshape(p, flat) r = Reshape(gg, q) "
+)
+
+
+@pytest.mark.parametrize("batch", ["8", "N"])
+def test_sizes_that_only_the_data_knows_are_dynamic(batch: str) -> None:
+    """A reshape by a computed size of rows that NonZero picked, also where all inputs are static."""
+    text = PICKED.replace("{x}", f"float[{batch}, 6]").replace("{y}", "float[k, 3]")
+    check(text + "u = Relu(r) v = Reshape(u, s) y = MatMul(v, w2) }", "w1:1 w2:0")
+
+
+def test_sums_over_what_only_the_data_counts_pin() -> None:
+    text = (
+        PICKED.replace("{x}", "float[N, 6]").replace("{y}", "float").replace("float[16, 3] w2", "float[2] w2")
+    )
+    reason = why_pinned(
+        text + "u = ReduceMean<keepdims = 0>(r) y0 = Mul(u, w2) y = ReduceMax<keepdims = 0>(y0) }", "w1:1"
+    )
+    assert "as many others as the data says" in reason
+
+
+def test_a_shape_that_is_an_output_stays_dense() -> None:
+    text = "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float[N, 3] y, int64[2] s) "
+    check(text + "{ h = MatMul(x, w1) s = Shape(h) y = MatMul(h, w2) }", "w1:1 w2:0")
+
+
+def test_a_shape_handed_out_of_a_body_stays_dense() -> None:
+    text = (
+        "(bool c, float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float[N, 3] y, int64[2] s) { "
+        "h = MatMul(x, w1) s = If(c) <then_branch = t () => (int64[2] p) { p = Shape(h) }, "
+        "else_branch = e () => (int64[2] q) { r = Relu(h) q = Shape(r) }> y = MatMul(h, w2) }"
+    )
+    check(text, "w1:1 w2:0", feeds={"c": np.asarray(True)})
+
+
+def test_a_state_that_starts_as_a_weight_and_a_body_that_swaps() -> None:
+    text = (
+        "(float[2, 6] x, float[6, 8] w1, float[8, 3] w2, float[2, 8] w3) => (float[2, 3] y) "
+        "<int64 n = {3}, bool c = {1}> { h = MatMul(x, w1) s, t = Loop(n, c, h, w3) <body = body (int64 i, bool ci, "
+        "float[2, 8] a, float[2, 8] b) => (bool ci, float[2, 8] b, float[2, 8] d) { d = Neg(a) }> "
+        "u = Add(s, t) y = MatMul(u, w2) }"
+    )
+    check(text, "w1:1 w3:1 w2:0")
+
+
+def test_a_condition_that_looks_at_slots_is_masked() -> None:
+    text = LOOP.replace("co = Identity(ci) ", "").replace(
+        "so = Relu(ho) }", "so = Relu(ho) m = ReduceMax<keepdims = 0>(ho) co = Less(m, w5) }"
+    )
+    check(text.replace("float[8, 3] w3)", "float[8, 3] w3, float w5)"), "w1:1 w2:0 w2:1 w3:0")
