@@ -36,6 +36,20 @@ def test_transposed_convolution(group: int) -> None:
     )
 
 
+SHUFFLED = (
+    "(float[N, 3, 5, 5] x, float[12, 3, 1, 1] w1, float[9, 4, 1, 1] w3, float[9] w4, float[9, 2] w9) "
+    "=> (float y) <int64[5] apart = {0, 3, 4, 5, 5}, int64[4] together = {0, 12, 5, 5}> "
+    "{ h = Conv(x, w1) s = Reshape(h, apart) t = Transpose<perm = [0, 2, 1, 3, 4]>(s) u = Reshape(t, together) "
+    "c = Conv<group = 3>(u, w3, w4) "
+)
+
+
+def test_groups_that_a_shuffle_has_crossed_hold_the_input_alone() -> None:
+    text = SHUFFLED + IMAGE.format("c")
+    check(text, "w3:0 w4:0 w9:0")
+    assert "cannot be seen as 3 groups" in why_pinned(text, "w3:1")
+
+
 def test_deformable_convolution() -> None:
     check_free(
         "(float[2, 3, 5, 5] x, float[2, 18, 3, 3] o, float[8, 3, 1, 1] w1, float[6, 8, 3, 3] w3, float[6] "
@@ -99,7 +113,13 @@ def test_products_of_two_activations() -> None:
 
 @pytest.mark.parametrize(
     ("equation", "shape", "free"),
-    [("bsd,df->bsf", "6, 8", "w1:1"), ("bsd,fd->bsf", "8, 6", "w1:0"), ("bcx,xd", "6, 8", "w1:1")],
+    [
+        ("bsd,df->bsf", "6, 8", "w1:1"),
+        ("bsd,fd->bsf", "8, 6", "w1:0"),
+        ("bcx,xd", "6, 8", "w1:1"),
+        ("...d,df->...f", "6, 8", "w1:1"),
+        ("...d,df", "6, 8", "w1:1"),
+    ],
 )
 def test_einsum(equation: str, shape: str, free: str) -> None:
     check(

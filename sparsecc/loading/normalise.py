@@ -14,13 +14,15 @@ from sparsecc.bodies import name_values, one_scope
 from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
+from sparsecc.loading.sequences import split_sequences
 from sparsecc.text import one_line, quoted
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
 
-    An If whose condition is the same for every input gives way to its branch. Weights inside bodies become
+    An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
+    of a tensor on to a Split. Weights inside bodies become
     weights of the main graph, which the bodies read.
 
     Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Weights
@@ -35,6 +37,7 @@ def normalise(model: ir.Model) -> ir.Model:
     if model.functions:
         model = _inlined(model)
     one_scope(model)
+    split_sequences(model)
     if model.ir_version < 4:
         RemoveInitializersFromInputsPass()(model)
     _mend_header(model)

@@ -15,12 +15,14 @@ def mend_group(edit: Edit) -> None:
 
 
 def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
+    """The groups and the channels of each; both stay where another grouping of the same channels is in the way."""
     size = axis.size
     if not isinstance(size, int) or size % groups:
         raise CannotFollowError(f"{what} are not a multiple of group={groups}")
     found = site.space.factored(axis, (groups, size // groups))
     if found is None:
-        raise CannotFollowError(f"{what} cannot be seen as {groups} groups")
+        reason = f"{what} that cannot be seen as {groups} groups"
+        return [site.fixed(groups, reason), site.fixed(size // groups, reason)]
     return found
 
 
@@ -135,16 +137,16 @@ def gemm(site: Site) -> None:
 
 @rule("Einsum")
 def einsum(site: Site) -> None:
-    """Letters are axes; those missing on the right are summed."""
-    equation = site.string("equation").replace(" ", "")
-    if "..." in equation:
-        raise CannotFollowError("an equation with an ellipsis is not followed")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
+    """Letters are axes; those missing on the right are summed, and an ellipsis stands for any batch axes."""
+    left, arrow, right = site.string("equation").replace(" ", "").partition("->")
     if not arrow:
-        letters = sorted(set(left) - {","})
-        right = "".join(c for c in letters if left.count(c) == 1)
-    relate_letters(site, terms, right)
+        letters = sorted(set(left) - {",", "."})
+        right = ("..." if "." in left else "") + "".join(c for c in letters if left.count(c) == 1)
+    terms = left.split(",")
+    held = [max(site.rank(i) - len(t.replace("...", "")), 0) if "." in t else 0 for i, t in enumerate(terms)]
+    batch = "".join(map(chr, range(ord("0"), ord("0") + max(held))))
+    spelt = [t.replace("...", batch[len(batch) - n :]) for t, n in zip(terms, held, strict=True)]
+    relate_letters(site, spelt, right.replace("...", batch))
 
 
 def relate_letters(site: Site, terms: list[str], right: str) -> None:
