@@ -13,7 +13,7 @@ Kept = dict[int, np.ndarray]
 def kept_slots(dense: np.ndarray, small: np.ndarray) -> Kept | None:
     """The slots that are left along every axis that got shorter; None where `small` is no slice of `dense`.
 
-    Works where the values are distinct, as random weights are.
+    Works where the values are distinct, as random weights are. What is left may lie in another order.
     """
     if dense.ndim != small.ndim or any(s > d for s, d in zip(small.shape, dense.shape, strict=True)):
         return None
@@ -26,10 +26,10 @@ def kept_slots(dense: np.ndarray, small: np.ndarray) -> Kept | None:
     every: Kept = {}
     for axis in range(dense.ndim):
         rows = np.moveaxis(places[axis].reshape(small.shape), axis, 0).reshape(small.shape[axis], -1)
-        every[axis] = np.sort(np.median(rows, axis=1).astype(np.int64))
+        every[axis] = np.median(rows, axis=1).astype(np.int64)
     if not np.array_equal(dense[np.ix_(*every.values())], small):
         return None
-    return {axis: slots for axis, slots in every.items() if len(slots) < dense.shape[axis]}
+    return {axis: np.sort(slots) for axis, slots in every.items() if len(slots) < dense.shape[axis]}
 
 
 def changed(dense: Mapping[str, np.ndarray], small: Mapping[str, np.ndarray]) -> dict[str, Kept | None]:

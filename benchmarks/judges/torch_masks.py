@@ -52,7 +52,7 @@ def _mask(root: nn.Module, name: str, module: nn.Module, small: nn.Module) -> No
         or "RMSNorm" in type(module).__name__
         or "LayerNorm" in type(module).__name__
     ):
-        module.forward = partial(_norm, small, weight[0])  # type: ignore[method-assign]
+        module.forward = partial(_norm, _cut_norm(module, small, weight[0]), weight[0])  # type: ignore[method-assign]
     elif isinstance(module, _BATCH_NORMS):
         _mask_output(module, weight.get(0), 1)
     elif isinstance(module, nn.Embedding):
@@ -112,10 +112,19 @@ def _zero_but(x: Tensor, kept: Any, dim: int) -> Tensor:
     return result.index_copy(dim, slots, x.index_select(dim, slots))
 
 
+def _cut_norm(module: nn.Module, small: nn.Module, kept: Any) -> nn.Module:
+    """The smaller norm with the weights of the dense one in their order."""
+    cut = copy.deepcopy(small)
+    for name, parameter in module.named_parameters("", False):
+        cut.get_parameter(name).data = parameter.detach()[torch.as_tensor(kept)]
+    return cut
+
+
 def _norm(small: nn.Module, kept: Any, x: Tensor, *_: Any) -> Tensor:
-    """A norm over the kept slots of the last axis, zero elsewhere."""
+    """A norm over the kept channels, zero elsewhere."""
+    dim = 1 if getattr(small, "data_format", "") == "channels_first" else -1
     result, slots = torch.zeros_like(x), torch.as_tensor(kept)
-    return result.index_copy(-1, slots, small(x.index_select(-1, slots)))
+    return result.index_copy(dim, slots, small(x.index_select(dim, slots)))
 
 
 def _group_norm(module: nn.GroupNorm, kept: Any, x: Tensor) -> Tensor:

@@ -1,13 +1,20 @@
-"""Breaks every rule in turn and says which breakage no case notices: `python -m tests.rule_mutants`.
+"""Break every rule in turn and say which breakage no case of the rule tests notices.
+
+    python benchmarks/rule_mutants.py [--json FILE] [--seconds 240] [--again] [OPERATOR ...]
 
 A mutant drops a rule (the operator is pinned), drops its fix (sizes stay dense) or frees every pin it sets.
 It is caught when a case that contains the operator finds other free slots, other outputs or another reason.
+Results are stored as they come, and known ones are not run again: with `--seconds` in pieces. Exits with 1
+where less than GOAL of the mutants are caught.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +24,15 @@ from unittest import mock
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from sparsecc.rules import RULES, Rule
 from sparsecc.rules.site import Site
 from tests import rule_checks
 
-FILES = sorted(Path(__file__).parent.glob("test_rules_*.py"))
+FILES = sorted((Path(__file__).resolve().parents[1] / "tests").glob("test_rules_*.py"))
+GOAL = 0.95
+OUT = Path("out/benchmarks/rule_mutants.json")
 Check = Callable[..., Any]
 
 
@@ -73,13 +84,23 @@ def pins_nothing() -> Iterator[None]:
         yield
 
 
-def mutants() -> Iterator[tuple[str, str, Rule | None]]:
-    """(domain, operator, the rule in its place)."""
+def mutants() -> Iterator[tuple[str, str, str, Rule | None]]:
+    """(domain, operator, what is broken, the rule in its place)."""
     for (domain, name), rule in list(RULES.items()):
-        yield domain, name, None
+        yield domain, name, "rule", None
         if rule.fix is not None:
-            yield domain, name, replace(rule, fix=None)
-        yield domain, name, replace(rule, follow=_unpinned(rule))
+            yield domain, name, "fix", replace(rule, fix=None)
+        yield domain, name, "pins", replace(rule, follow=_unpinned(rule))
+
+
+@contextmanager
+def in_force(domain: str, name: str, rule: Rule | None) -> Iterator[None]:
+    """The mutated rule in place of the real one."""
+    original = RULES.pop((domain, name))
+    if rule is not None:
+        RULES[domain, name] = rule
+    yield
+    RULES[domain, name] = original
 
 
 def _unpinned(rule: Rule) -> Callable[[Site], None]:
@@ -106,27 +127,44 @@ def is_caught(domain: str, name: str, cases: list[Case]) -> bool:
     return False
 
 
+def counted(rows: dict[str, bool]) -> dict[str, bool]:
+    """Those that say something: most rules set no pin, or one that the case's inputs or outputs set as well."""
+    return {title: caught for title, caught in rows.items() if caught or not title.endswith(": pins")}
+
+
 def main() -> None:
-    """Print what survives."""
-    cases, survivors, total = recorded_cases(), [], 0
-    for domain, name, rule in mutants():
-        original = RULES[domain, name]
-        kind = (
-            "dropped" if rule is None else "fix dropped" if rule.fix is not original.fix else "pins dropped"
-        )
-        if rule is None:
-            del RULES[domain, name]
-        else:
-            RULES[domain, name] = rule
-        caught = is_caught(domain, name, cases)
-        RULES[domain, name] = original
-        if kind == "pins dropped" and not caught:
-            continue  # most rules set no pin, or one that the case's graph input or output sets as well
-        total += 1
-        if not caught:
-            survivors.append(f"{domain or 'onnx'}.{name}: {kind}")
-    print("\n".join(survivors))
-    print(f"{total - len(survivors)} of {total} mutants caught")
+    """Run what is not known yet, print what survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operators", nargs="*")
+    parser.add_argument("--json", type=Path, default=OUT)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    rows: dict[str, bool] = json.loads(given.json.read_text()) if given.json.exists() else {}
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + given.seconds
+    waiting = [m for m in mutants() if not given.operators or m[1] in given.operators]
+    if not given.again:
+        waiting = [m for m in waiting if _title(*m[:3]) not in rows]
+    cases = recorded_cases() if waiting else []
+    for domain, name, what, rule in waiting:
+        if time.monotonic() > end:
+            break
+        with in_force(domain, name, rule):
+            rows[_title(domain, name, what)] = is_caught(domain, name, cases)
+        given.json.write_text(json.dumps(rows, indent=1))
+    told = counted(rows)
+    print(*(title for title, caught in told.items() if not caught), sep="\n")
+    print(f"{sum(told.values())} of {len(told)} mutants caught, {_left(rows)} not run yet")
+    sys.exit(sum(told.values()) < GOAL * len(told))
+
+
+def _title(domain: str, name: str, what: str) -> str:
+    return f"{domain or 'onnx'}.{name}: {what}"
+
+
+def _left(rows: dict[str, bool]) -> int:
+    return sum(_title(*m[:3]) not in rows for m in mutants())
 
 
 if __name__ == "__main__":
