@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.base import Skip
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
+from sparsecc.report.against_parts import quantized_part
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.stages import build_options, passes_for
 from tests.quantize_models import convolutions, feeds_for, transformer
@@ -125,7 +127,7 @@ def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
         assert found[0].startswith("1.14x slower than the pruned model alone (95 % interval 1.05 to 1.25)")
 
 
-def test_a_combination_is_timed_against_the_pruned_model(models_dir: Path, tmp_path: Path) -> None:
+def test_a_combination_is_timed_against_its_parts(models_dir: Path, tmp_path: Path) -> None:
     made = api.compile(
         models_dir / "digits_resnet.onnx",
         ratio=0.3,
@@ -133,10 +135,25 @@ def test_a_combination_is_timed_against_the_pruned_model(models_dir: Path, tmp_p
         recover="none",
         output=tmp_path / "out",
     )
-    low, high = made.report["parts"]["pruned"]["ci95"]
-    assert 0 < low <= high
-    slower = [w for w in made.report["warnings"] if "slower than the pruned model alone" in w]
-    assert bool(slower) == (high < 1)
+    assert set(made.report["parts"]) == {"pruned", "quantized"}
+    for part, ratio in made.report["parts"].items():
+        low, high = ratio["ci95"]
+        assert 0 < low <= high
+        slower = [w for w in made.report["warnings"] if f"slower than the {part} model alone" in w]
+        assert bool(slower) == (high < 1)
+
+
+def test_the_quantized_part_is_the_dense_model_on_integers(models_dir: Path, tmp_path: Path) -> None:
+    dense = models_dir / "digits_resnet.onnx"
+    asked = options(quantize="int8", quantize_options={"max_drop": "0.5"}, ratio=0.3)
+    job: Any = SimpleNamespace(scratch=tmp_path, options=asked, skipped=[], model=dense)
+    probes: Any = SimpleNamespace(dense=dense, feeds=[{"image": np.ones((1, 1, 16, 16), np.float32)}])
+    part = quantized_part(job, probes)
+    assert part is not None
+    assert sum(census(part)["integer"].values()) >= sum(census(dense)["float"].values()) - 1
+    probes.feeds[0]["image"][:] = np.nan
+    assert quantized_part(job, probes) is None
+    assert "not timed against the quantized model" in job.skipped[0][1].reason
 
 
 @pytest.mark.parametrize("type_", ["int4", "int8-dynamic"])

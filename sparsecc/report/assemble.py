@@ -17,9 +17,9 @@ from sparsecc.bundle import versions
 from sparsecc.cost import macs_model, params_model
 from sparsecc.graph.analysis import Analysis
 from sparsecc.measure.footprint import footprint
-from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
+from sparsecc.report.against_parts import against_parts
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.sizes import at
 
@@ -102,7 +102,7 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
         facts["latency"] = told.to_json()
         if asked.device == "local":
             facts |= _footprints(job, compiled, probes)
-        facts |= _against_pruned(job, compiled, probes)
+        facts |= against_parts(job, compiled, probes)
     return facts
 
 
@@ -113,20 +113,6 @@ def _footprints(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
     models = {"before": (job.model, dense), "after": (compiled, dense if small is None else small)}
     threads = job.options.threads
     return {"footprint": {s: footprint(m, f, threads=threads).to_json() for s, (m, f) in models.items()}}
-
-
-def _against_pruned(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
-    """A compile that prunes and quantizes, timed against the pruned model alone: {"parts": {"pruned": …}}."""
-    asked, pruned = job.options, job.scratch / "pruned" / "model.onnx"
-    if not asked.ratio or not (asked.quantize or asked.sparsity) or not pruned.is_file():
-        return {}
-    feeds = probes.feeds[0] if probes.small_feeds is None else probes.small_feeds
-    budget = Budget(pairs=60, seconds=4.0, warmup_seconds=0.3)
-    told = measure_pair(
-        pruned, compiled, feeds,
-        device=asked.device, threads=asked.threads, seed=asked.seed, rounds=3, budget=budget,
-    )  # fmt: skip
-    return {"parts": {"pruned": told.ratio().to_json()}}
 
 
 def report(
