@@ -12,6 +12,8 @@ import pytest
 from sparsecc import api
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
+from sparsecc.passes.quantize import Quantize
+from tests.test_quantize import apply
 
 TEXT = """<ir_version: 10, opset_import: ["" : 22]>
 g (float[3,64] x) => (float[3,8] y) {
@@ -76,3 +78,21 @@ def test_a_whole_compile_in_bfloat16(models_dir: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert 20 < made.report["fidelity"]["sqnr_db"] < 60
     assert {entry["type"] for entry in made.plan["quantization"].values()} == {"bf16"}
+
+
+def test_infinities_of_a_model_stay_what_they_are_in_half() -> None:
+    """The logarithm of zero that a later Where drops, as in relative positions, is no overflow."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[4] x) => (float[4] y) <float zero = {0.0}, float big = {40000.0}> {
+            a = Log(x)
+            c = Equal(x, zero)
+            b = Where(c, x, a)
+            d = Mul(x, big)
+            y = Add(b, d)
+        }"""
+    )
+    feeds = [{"x": np.array([0.0, 1.0, 0.5, 1.0], np.float32)}]
+    result = apply(Quantize(type="fp16"), model, "tensorrt-rtx", feeds)[0]
+    kept = {skip.where for skip in result.skipped}
+    assert kept == {"Mul_3", "Add_4"}

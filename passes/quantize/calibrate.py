@@ -50,8 +50,15 @@ class Observer:
     """Runs a model over feeds and hands out chosen values. The model itself is not changed."""
 
     def __init__(
-        self, model: ir.Model, names: Sequence[str], scratch: Path, level: str = "ENABLE_ALL"
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        scratch: Path,
+        level: str = "ENABLE_ALL",
+        *,
+        infinite: bool = False,
     ) -> None:
+        self._infinite = infinite
         self.names = list(dict.fromkeys(names))
         copy = model.clone()
         inputs = {value.name for value in copy.graph.inputs}
@@ -65,7 +72,10 @@ class Observer:
         self._chunk = min(8, len(wanted))
 
     def values(self, feeds: Feeds) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of every chosen value for one set of inputs. InputError on NaN or infinity."""
+        """(name, array) of every chosen value for one set of inputs.
+
+        InputError on NaN or infinity; where these are allowed they are left out of the array.
+        """
         for name in self._inputs:
             yield name, self._checked(name, np.asarray(feeds[name]))
         start = 0
@@ -78,9 +88,10 @@ class Observer:
             held = max(1, sum(array.nbytes for array in arrays) // len(names))
             self._chunk = max(1, min(len(self._wanted), _RUN_BYTES // held))
 
-    @staticmethod
-    def _checked(name: str, array: np.ndarray) -> np.ndarray:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+    def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            if self._infinite:
+                return np.asarray(array[finite])
             raise InputError(
                 f"calibration: value '{name}' holds NaN or infinity: check the calibration data and the model"
             )
@@ -134,9 +145,13 @@ def collect(
     *,
     histogram: bool,
     level: str = "ENABLE_ALL",
+    infinite: bool = False,
 ) -> dict[str, ValueStats]:
-    """Ranges (and histograms, in a second run) of values over the calibration set."""
-    observer = Observer(model, names, scratch, level)
+    """Ranges (and histograms, in a second run) of values over the calibration set.
+
+    InputError on NaN or infinity unless `infinite`, which takes the ranges of the finite numbers.
+    """
+    observer = Observer(model, names, scratch, level, infinite=infinite)
     stats = {name: ValueStats() for name in observer.names}
     for feeds in calibration:
         for name, array in observer.values(feeds):

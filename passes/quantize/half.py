@@ -70,16 +70,23 @@ def convert_to_half(
 
 
 def _overflowing(model: ir.Model, context: PassContext) -> dict[str, str]:
-    """Nodes that read or write values near the limit of fp16 on the calibration data."""
+    """Nodes that read or write values near the limit of fp16 on the calibration data.
+
+    Infinity is no such value: masks and logarithms of zero have it on purpose, and fp16 has it too.
+    """
+    types = value_types(model)
     floats = [
-        output.name or ""
+        output.name
         for node in model.graph
         for output in node.outputs
-        if output.name and output.dtype == ir.DataType.FLOAT
+        if output.name and types.get(output) == ir.DataType.FLOAT
     ]
     if not floats:
         return {}
-    stats = collect(model, floats, context.calibration, context.scratch, histogram=False, level="DISABLE_ALL")
+    stats = collect(
+        model, floats, context.calibration, context.scratch,
+        histogram=False, level="DISABLE_ALL", infinite=True,
+    )  # fmt: skip
     large = {name for name, seen in stats.items() if max(-seen.low, seen.high) > LARGE}
     reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
     return {
