@@ -31,8 +31,9 @@ FLOOR = 0.1
 """The share of a group that always stays: an emptied layer cuts the network."""
 
 
-POOR = 0.5
-"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much."""
+POOR = 0.4
+"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much: measured
+models lose two points of accuracy or more beyond it, less below (docs/methods.md)."""
 
 
 @dataclass(frozen=True)

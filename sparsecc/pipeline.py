@@ -203,7 +203,8 @@ def note_choice(job: Job, choice: Choice) -> None:
         job.seconds.append({"name": "choose", "facts": facts})
     if choice.advised is not None:
         kept = f"at ratio {choice.advised:g} it is below {POOR:g}" if choice.advised else "less is advised"
-        job.warnings.append(f"ratio {choice.asked:g} is predicted to change outputs a lot: {kept}")
+        more = "" if job.options.recover == "distill" else "; --recover distill regains part of it"
+        job.warnings.append(f"ratio {choice.asked:g} is predicted to change outputs a lot: {kept}{more}")
 
 
 def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
