@@ -20,7 +20,10 @@ def locked_folder(parent: Path, stem: str) -> tuple[Path, int]:
     while True:
         folder = parent / f".{stem}{_MARK}{secrets.token_hex(8)}"
         os.mkdir(folder, 0o700)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another run took it for litter already: take another name
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.stat(folder)):
@@ -28,7 +31,7 @@ def locked_folder(parent: Path, stem: str) -> tuple[Path, int]:
         except OSError as e:
             if e.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
                 return folder, lock  # a file system without such locks: nobody can sweep there either
-        os.close(lock)  # another run took it for litter between the two steps: take another name
+        os.close(lock)  # the same, between that step and this
 
 
 def sweep_folders(parent: Path, stem: str) -> list[str]:

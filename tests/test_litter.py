@@ -1,0 +1,69 @@
+"""Folders that vanish with their process: those of the living stay, whoever sweeps meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from sparsecc.litter import locked_folder, sweep_folders
+
+
+def test_a_folder_is_never_swept_from_under_its_maker(tmp_path: Path) -> None:
+    stop = threading.Event()
+    swept = 0
+
+    def sweep() -> None:
+        nonlocal swept
+        while not stop.is_set():
+            swept += len(sweep_folders(tmp_path, "worker"))
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(3)]
+    for thread in sweepers:
+        thread.start()
+    try:
+        for number in range(300):
+            folder, lock = locked_folder(tmp_path, "worker")
+            (folder / "file").write_text(str(number))
+            assert (folder / "file").read_text() == str(number)
+            os.close(lock)
+    finally:
+        stop.set()
+        for thread in sweepers:
+            thread.join()
+    sweep_folders(tmp_path, "worker")
+    assert swept > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    mkdir = os.mkdir
+
+    def swept_once(path: Path, mode: int) -> None:
+        mkdir(path, mode)
+        made.append(path)
+        if len(made) == 1:
+            assert sweep_folders(tmp_path, "worker") == [path.name]
+
+    monkeypatch.setattr(os, "mkdir", swept_once)
+    folder, lock = locked_folder(tmp_path, "worker")
+    assert sweep_folders(tmp_path, "worker") == []
+    assert [folder] == made[1:]
+    os.close(lock)
+
+
+def test_what_is_no_litter_of_ours_stays(tmp_path: Path) -> None:
+    names = (".worker.sparsecc-short", ".other.sparsecc-0123456789abcdef", "worker.sparsecc-0123456789abcdef")
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".worker.sparsecc-0123456789abcdef").symlink_to(tmp_path / names[0])
+    (tmp_path / ".worker.sparsecc-fedcba9876543210").mkdir()
+    assert sweep_folders(tmp_path, "worker") == [".worker.sparsecc-fedcba9876543210"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        (*names, ".worker.sparsecc-0123456789abcdef")
+    )
