@@ -53,6 +53,11 @@ def built(name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 def test_pruned_models_build(name: str, type_: str, tmp_path: Path) -> None:
     made = built(name, tmp_path, {"ratio": RATIO, **TYPES[type_]})
     assert made["engine"] > 10_000
+    sizes = made["report"]["after"]
+    assert (sizes["bytes"], sizes["engine_bytes"]) == (
+        (tmp_path / "out" / "model.onnx").stat().st_size,
+        made["engine"],
+    )
     assert made["report"]["after"]["macs"] < made["report"]["before"]["macs"]
     kinds = {entry["type"] for entry in made["plan"]["quantization"].values()}
     assert kinds == ({type_} if type_ != "fp32" else set())
