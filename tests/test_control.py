@@ -15,7 +15,7 @@ from sparsecc.bodies import one_scope
 from sparsecc.pipeline import compile_model
 from tests.control_models import ModelWithBodies
 from tests.pruning import Pruned, prune_half
-from tests.rule_checks import run
+from tests.rule_checks import model_of, run
 
 SEEDS = range(10)
 
@@ -40,6 +40,16 @@ def test_bodies_within_bodies(seed: int, tmp_path: Path) -> None:
     result = pruned(ModelWithBodies(seed, same_names=seed % 2 == 1).model(), tmp_path, seed)
     assert result.coverage == 1
     assert set(result.pins) == {"graph input 'x'", "graph output 'y'"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 100))
+def test_bodies_deep_within_bodies(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(ModelWithBodies(seed, same_names=seed % 2 == 1).model(steps=6, depth=3), path)
+    result = prune_half(path, tmp_path / "scratch", seed)
+    assert result.is_exact, result
+    assert result.coverage == 1
 
 
 @pytest.mark.parametrize("seed", [1, 3])
@@ -170,3 +180,20 @@ def test_a_whole_compile_halves_types_around_bodies(tmp_path: Path) -> None:
     assert report["removed"]["share"] > 0.3
     types = {n.op_type for n in ir.load(tmp_path / "out" / "model.onnx").graph.all_nodes()}
     assert types & {"If", "Loop", "Scan"}
+
+
+@pytest.mark.parametrize(("activation", "stays_zero"), [("Tanh", True), ("Sigmoid", False)])
+def test_a_state_is_zero_where_it_starts_so_and_stays_so(
+    activation: str, stays_zero: bool, tmp_path: Path
+) -> None:
+    """The square of a state is summed: zeroing weights in the input model is exact only if the state stays zero."""
+    text = (
+        "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float[N, 3] y) <int64 n = {3}, bool c = {1}, "
+        "int64[1] last = {-1}> { h0 = MatMul(x, w1) h, qs = Loop(n, c, h0) <body = body (int64 i, bool ci, "
+        "float[N, 8] hi) => (bool co, float[N, 8] ho, float[N, 1] q) { co = Identity(ci) a = Mul(hi, hi) "
+        f"q = ReduceSum(a, last) ho = {activation}(hi) }}> t = ReduceMean<keepdims = 0>(qs, first) "
+        "g = MatMul(h, w2) y = Add(g, t) }"
+    )
+    text = text.replace("int64[1] last = {-1}", "int64[1] last = {-1}, int64[1] first = {0}")
+    result = pruned(model_of(text, opset=20), tmp_path)
+    assert (result.planned_error is not None) == stays_zero

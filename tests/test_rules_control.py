@@ -205,3 +205,13 @@ def test_a_condition_that_looks_at_slots_is_masked() -> None:
         "so = Relu(ho) }", "so = Relu(ho) m = ReduceMax<keepdims = 0>(ho) co = Less(m, w5) }"
     )
     check(text.replace("float[8, 3] w3)", "float[8, 3] w3, float w5)"), "w1:1 w2:0 w2:1 w3:0")
+
+
+def test_a_branch_that_is_a_constant() -> None:
+    numbers = ", ".join(str(n / 10) for n in range(24))
+    text = BRANCHES.replace(
+        "b = Tanh(h) q = MatMul(b, w3)", f"q = Constant<value = float[2, 12] {{{numbers}}}>()"
+    )
+    text = text.replace("float[8, 12] w3, ", "").replace("float[N,", "float[2,")
+    for condition in (True, False):
+        check(text, "w1:1 w2:0 w2:1 q:1 w4:0", feeds={"c": np.asarray(condition)})

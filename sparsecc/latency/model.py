@@ -194,7 +194,7 @@ def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
 
 def _structure(analysis: Analysis) -> str:
     digest = hashlib.sha256(repr(analysis.shapes.inputs[0]).encode())
-    for node in analysis.model.graph:
+    for node in analysis.model.graph.all_nodes():
         sizes = [_size([axis], {}) for value in node.outputs for axis in analysis.record.axes.get(value, [])]
         digest.update(
             repr(

@@ -75,7 +75,7 @@ def _error(reference: Any, found: Any) -> float:
 
 def is_quantized(model: ir.Model) -> bool:
     """Whether a graph computes in integers, or may: then kernels round differently at different levels."""
-    return any(node.op_type in _QUANTIZERS for node in model.graph)
+    return any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes())
 
 
 def tolerance_of(outputs: Outputs) -> float:
