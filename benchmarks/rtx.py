@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sparsecc.errors import SparseccError
 from sparsecc.worker import Worker
-from tests.zoo import ZOO
+from tests.zoo import ZOO, known
 from tests.zoo.export import ZooUnavailable, onnx_path
-from tests.zoo.registry import Model
 
 ARCHITECTURES = (
     "resnet_basic", "resnet_bottleneck", "resnext", "densenet", "inception", "se_resnet", "mobilenet_v2",
@@ -69,9 +68,11 @@ MARKS = ("<!-- made by benchmarks/rtx.py -->", "<!-- end of benchmarks/rtx.py --
 Row = dict[str, Any]
 
 
-def ranges(model: Model) -> dict[str, list[list[int]]]:
+def ranges(name: str) -> dict[str, list[list[int]]]:
     """(least, usual, largest) shape per input, for the sizes that the zoo runs the model at."""
-    sizes, others = {**model.sizes, "batch": 2}, {**model.sizes, **model.other_sizes, "batch": 5}
+    model, static = ZOO[name].build(), known.STATIC.get((name, "dynamo"), known.Static())
+    free = {key: size for key, size in model.other_sizes.items() if key not in static.dimensions}
+    sizes, others = {**model.sizes, "batch": 2}, {**model.sizes, **free, "batch": 5}
     least = {**{name: min(sizes[name], others[name]) for name in sizes}, "batch": 1}
     most = {name: max(sizes[name], others[name]) for name in sizes}
     return {
@@ -140,7 +141,7 @@ def row_of(worker: Worker, name: str, type_: str) -> Row:
         path = onnx_path(name)
     except ZooUnavailable as e:
         return {"built": False, "kind": "not exported", "reason": str(e)}
-    inputs = ranges(ZOO[name].build())
+    inputs = ranges(name)
     ratio, options = (0.0, {}) if type_ == "dense" else (RATIO, TYPES[type_])
     return compiled(worker, path, inputs, ratio, options)
 

@@ -14,7 +14,6 @@ if importlib.util.find_spec("torch") is None:
 from benchmarks.rtx import ARCHITECTURES, RATIO, TYPES, ranges
 from sparsecc.errors import InputError
 from sparsecc.pipeline import compile_model
-from tests.zoo import ZOO
 from tests.zoo.export import onnx_path
 
 pytestmark = pytest.mark.rtx
@@ -42,7 +41,7 @@ def built(name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         "target": "tensorrt-rtx",
         "measure": False,
         "recover": "none",
-        "inputs": ranges(ZOO[name].build()),
+        "inputs": ranges(name),
     }
     request = {"model": str(onnx_path(name)), "output": str(folder / "out"), "options": {**asked, **options}}
     made = compile_model(request, _ignore)
