@@ -120,9 +120,8 @@ def infer(
     failures = (False, 0)
     for sizes in assignments(model, dims or {}, sample):
         probes = [walker.walk(inputs, number) for number, inputs in enumerate(sizes)]
-        if (
-            len(probes) == 1 and probes[0].guessed
-        ):  # what nobody can know is dynamic, though all inputs are static
+        if len(probes) == 1 and probes[0].guessed:
+            # all inputs are static, but what nobody can know is dynamic all the same
             probes.append(walker.walk(sizes[0], 1))
         works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
         failed = (not works, sum(len(p.failures) for p in probes))
