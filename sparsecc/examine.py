@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sparsecc import memory
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.bundle import SIGNATURE, Bundle, file_sha256
+from sparsecc.bundle import SIGNATURE, Bundle, file_sha256, size_of
 from sparsecc.cost import macs_model, params_model
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.feeds import feeds_from, random_feeds
@@ -37,6 +38,7 @@ from sparsecc.targets import target_named
 from sparsecc.verify.foreign_plan import read_plan, require_fits
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
+from sparsecc.verify.parts import PartedRunner
 from sparsecc.verify.planned import zeroed
 from sparsecc.verify.prove import Probes, write
 from sparsecc.verify.reproduce import reproduced
@@ -242,8 +244,10 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         checks.append(signature_check(bundle, request.get("key")))
     compiled = _model_file(Path(request["bundle"]))
     emit({"stage": "load", "share": 0.2})
-    runner = OnnxRuntimeCpu().load(compiled)
-    checks.append({"check": "loads", "ok": True, "detail": f"{compiled.name} loads in ONNX Runtime"})
+    by_parts = not memory.fits(size_of(bundle.folder))
+    runner = PartedRunner(load_ir(compiled)) if by_parts else OnnxRuntimeCpu().load(compiled)
+    how = "is read by parts: it is too large to load whole" if by_parts else "loads in ONNX Runtime"
+    checks.append({"check": "loads", "ok": True, "detail": f"{compiled.name} {how}"})
     if request.get("model"):
         checks += _against_original(bundle, Path(request["model"]), runner, emit)
     if request.get("reproduce"):
@@ -276,10 +280,14 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         in_integers = is_quantized(model)
         require_fits(plan, model)
         sizes = _compared_sizes(bundle)
-        path = write(zeroed(model, plan), Path(scratch) / "zeroed" / "model.onnx")
+        cut = zeroed(model, plan)
         feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(bundle))
         narrowed = Narrowed.from_json(plan["io"])
-        dense = OnnxRuntimeCpu().load(path, level="none").run(feeds)
+        if memory.fits(memory.weight_bytes(cut)):
+            path = write(cut, Path(scratch) / "zeroed" / "model.onnx")
+            dense = OnnxRuntimeCpu().load(path, level="none").run(feeds)
+        else:
+            dense = PartedRunner(cut).run(feeds)
         try:
             wanted, smaller = narrowed.wanted(dense), narrowed.feeds(feeds)
         except (KeyError, IndexError) as e:

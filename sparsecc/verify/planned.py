@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.memory import HELD
 from sparsecc.verify.dropped import dropped_branches, silenced
 
 
@@ -32,13 +33,18 @@ def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
 def _zero(value: ir.Value, axes: Mapping[str, Any]) -> None:
     tensor = value.const_value
     assert tensor is not None
-    array = tensor.numpy().copy()
-    for axis, fact in axes.items():
-        if not fact["summed"]:
-            continue
-        gone = np.setdiff1d(np.arange(fact["size"]), fact["keep"])
-        array[(slice(None),) * int(axis) + (gone,)] = 0
-    value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+
+    def with_zeros() -> ir.TensorProtocol:
+        array = tensor.numpy().copy()
+        for axis, fact in axes.items():
+            if fact["summed"]:
+                gone = np.setdiff1d(np.arange(fact["size"]), fact["keep"])
+                array[(slice(None),) * int(axis) + (gone,)] = 0
+        return ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+
+    shape = ir.Shape(tensor.shape.numpy())
+    lazy = ir.LazyTensor(with_zeros, dtype=tensor.dtype, shape=shape, name=value.name)
+    value.const_value = lazy if tensor.nbytes > HELD else with_zeros()
 
 
 def _zero_use(model: ir.Model, value: ir.Value, use: str, axes: Mapping[str, Any]) -> None:
