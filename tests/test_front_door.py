@@ -331,9 +331,9 @@ def test_long_chains_take_little_time() -> None:
     times = []
     for count in (10_000, 50_000):
         data = chain(count)
-        start = time.perf_counter()
+        start = time.process_time()
         loaded = load_ir_bytes(data)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         assert len(loaded.graph) == count
         assert loaded.meta[NOTES] != ()
     assert times[1] < 20
