@@ -197,3 +197,15 @@ def test_a_state_is_zero_where_it_starts_so_and_stays_so(
     text = text.replace("int64[1] last = {-1}", "int64[1] last = {-1}, int64[1] first = {0}")
     result = pruned(model_of(text, opset=20), tmp_path)
     assert (result.planned_error is not None) == stays_zero
+
+
+def test_a_plan_names_the_use_of_a_constant_inside_a_body(tmp_path: Path) -> None:
+    """One bias serves two groups, in a body and outside: each use is listed by its node."""
+    text = (
+        "(bool c, float[N, 6] x, float[6, 8] w1, float[8, 8] w2, float[8] w3, float[8, 3] w4) => (float[N, 3] y) { "
+        "h = MatMul(x, w1) g = If(c) <then_branch = t () => (float[N, 8] p) { a = Add(h, w3) p = Relu(a) }, "
+        "else_branch = e () => (float[N, 8] q) { q = Tanh(h) }> k = MatMul(g, w2) l = Add(k, w3) y = MatMul(l, w4) }"
+    )
+    result = pruned(model_of(text, opset=20), tmp_path)
+    assert result.free == 2
+    assert result.planned_error is not None
