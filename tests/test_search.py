@@ -242,7 +242,7 @@ def test_the_command_line_shows_the_front(
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert f"of {len(found['points'])} points on the front by macs" in shown
-    assert "ratio 0.2, l2" in shown
+    assert "ratio 0.2, criterion l2" in shown
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fronts"] == found["fronts"]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_ROWS = 256
+
 
 @dataclass
 class Moments:
@@ -59,7 +61,11 @@ class Moments:
 
     def covariance(self) -> np.ndarray:
         """(groups, columns, columns)."""
-        return np.asarray(self.second - self.mean[:, :, None] * self.mean[:, None, :])
+        found, mean = self.second, self.mean
+        for start in range(0, mean.shape[1], _ROWS):  # a product of the means at once would double the memory
+            rows = slice(start, start + _ROWS)
+            found[:, rows] -= mean[:, rows, None] * mean[:, None, :]
+        return found
 
     def cross_covariance(self) -> np.ndarray:
         """Of targets with rows: (groups, outputs, columns)."""

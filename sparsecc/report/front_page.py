@@ -68,8 +68,8 @@ class FrontPage:
 
 
 def plan_text(options: Mapping[str, Any]) -> str:
-    """`ratio 0.5, obs, reconstruct`: what is not automatic."""
-    others = [str(value) for name, value in options.items() if name != "ratio" and value != "auto"]
+    """`ratio 0.5, criterion obs`: what is not automatic."""
+    others = [f"{name} {value}" for name, value in options.items() if name != "ratio" and value != "auto"]
     return ", ".join([f"ratio {options['ratio']:g}", *others])
 
 
