@@ -215,3 +215,13 @@ def test_a_branch_that_is_a_constant() -> None:
     text = text.replace("float[8, 12] w3, ", "").replace("float[N,", "float[2,")
     for condition in (True, False):
         check(text, "w1:1 w2:0 w2:1 q:1 w4:0", feeds={"c": np.asarray(condition)})
+
+
+def test_a_loop_that_starts_from_a_weight_is_no_constant() -> None:
+    text = (
+        "(float[2, 6] x, float[6, 8] w1, float[8, 3] w2, float[2, 8] w3) => (float[2, 3] y) "
+        "<int64 n = {3}, bool c = {1}> { h = MatMul(x, w1) s = Loop(n, c, w3) <body = body (int64 i, bool ci, "
+        "float[2, 8] a) => (bool ci, float[2, 8] d) { d = Add(a, h) }> y = MatMul(s, w2) }"
+    )
+    check(text, "w1:1 w3:1 w2:0")
+    assert not {"s", "y"} & {v.name for v in analyse(loaded(model_of(text))).record.constant}
