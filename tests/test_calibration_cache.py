@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -149,7 +150,7 @@ def test_the_cache_lets_go_of_the_oldest(tmp_path: Path) -> None:
 
 
 def test_a_compile_says_what_calibration_took(models_dir: Path, tmp_path: Path) -> None:
-    options = {"ratio": 0.3, "calibration": f"{models_dir / 'digits.py'}:calibration"}
+    options: dict[str, Any] = {"ratio": 0.3, "calibration": f"{models_dir / 'digits.py'}:calibration"}
     model = models_dir / "digits_lstm.onnx"
     first = sparsecc.compile(model, output=tmp_path / "a", **options)
     second = sparsecc.compile(model, output=tmp_path / "b", **options)

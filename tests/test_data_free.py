@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import pytest
 
 import sparsecc
 from sparsecc.allocators.curves import divergence
+from sparsecc.axes import Atom
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 from sparsecc.calibrate.matched import matched, matched_pair, norm_of, norms_of
 from sparsecc.calibrate.samples import Samples, image_like
@@ -55,7 +57,7 @@ def normed() -> Analysis:
     return analysed(text, weights | {"m1": data.mean(axis=0), "v1": data.var(axis=0)})
 
 
-def cut(analysis: Analysis, share: int) -> tuple[ir.Model, dict]:  # type: ignore[type-arg]
+def cut(analysis: Analysis, share: int) -> tuple[ir.Model, dict[Atom, np.ndarray]]:
     """One slot in `share` of every free group goes; the dense model, and what stays."""
     keep = {g.atom: np.arange(g.size) % share != 0 for g in find_groups(analysis) if g.is_free}
     dense = analysis.model.clone()
@@ -167,7 +169,7 @@ def test_noise_for_images_has_more_in_low_frequencies() -> None:
 
 def test_a_compile_with_synthetic_inputs_says_what_it_matched(tmp_path: Path) -> None:
     ir.save(normed().model, tmp_path / "m.onnx")
-    options = {"ratio": 0.3, "calibration": "synthetic", "align": 1, "measure": False}
+    options: dict[str, Any] = {"ratio": 0.3, "calibration": "synthetic", "align": 1, "measure": False}
     made = sparsecc.compile(tmp_path / "m.onnx", output=tmp_path / "out", **options)
     facts = next(p for p in made.report["passes"] if p["name"] == "repair" and "facts" in p)["facts"]
     assert (facts["method"], facts["data"]) == ("bn", "random inputs matched to 2 batch norms")
