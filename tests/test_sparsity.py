@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, InternalError
+from sparsecc.mapped import Spool
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.gram import collect_moments
 from sparsecc.passes.quantize.sites import find_sites
-from sparsecc.passes.sparsity import Sparsify
+from sparsecc.passes.sparsity import Sparsify, permute
 from sparsecc.passes.sparsity.pattern import parse_pattern
-from sparsecc.passes.sparsity.permute import best_order
+from sparsecc.passes.sparsity.permute import best_order, reorder
 from sparsecc.passes.sparsity.refit import refit_rows
 from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
@@ -140,11 +143,11 @@ def test_moments_are_those_of_the_convolution_itself() -> None:
 
 def test_reordering_channels_keeps_the_function_and_more_weight() -> None:
     saliency = {}
-    for permute in (False, True):
+    for moves in (False, True):
         model = convolutions()
-        step = Sparsify(method="magnitude", permute=permute, min_channels=4)
+        step = Sparsify(method="magnitude", permute=moves, min_channels=4)
         result, _ = apply(step, model, "tensorrt")
-        saliency[permute] = result.facts["layers"]["Conv_conv3.weight"]["kept_saliency"]
+        saliency[moves] = result.facts["layers"]["Conv_conv3.weight"]["kept_saliency"]
     assert saliency[True] > saliency[False] + 0.005
     model = convolutions()
     feeds = feeds_for(model)
@@ -168,12 +171,65 @@ def test_a_reordered_model_without_zeros_computes_the_same(monkeypatch: pytest.M
         assert relative_error(before, outputs(model, feeds)) < 1e-10
 
 
-def test_the_residual_stream_is_not_reordered_and_says_why() -> None:
-    model = convolutions()
-    result, _ = apply(Sparsify(method="magnitude", permute=True, min_channels=4), model, "tensorrt")
-    reasons = [skip.reason for skip in result.skipped if "not reordered" in skip.reason]
-    assert reasons
-    assert any("also reads" in reason or "reads the channels" in reason for reason in reasons)
+def gated() -> ir.Model:
+    """A residual stream of 16 around a gated product of 24, as in language models."""
+    rng = np.random.default_rng(5)
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n,8] x) => (float[n,8] y) {
+          r = MatMul(x, embed)
+          a = MatMul(r, gate)
+          b = MatMul(r, up)
+          s = Sigmoid(a)
+          h = Mul(s, b)
+          d = MatMul(h, down)
+          z = Add(d, r)
+          y = MatMul(z, head)
+        }"""
+    )
+    sizes = {"embed": (8, 16), "gate": (16, 24), "up": (16, 24), "down": (24, 16), "head": (16, 8)}
+    for node in model.graph:
+        node.name = node.outputs[0].name
+        for value in node.inputs:
+            if value is not None and value.name in sizes:
+                array = rng.gamma(0.3, size=sizes[value.name]) * rng.choice([-1, 1], sizes[value.name])
+                value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+                model.graph.register_initializer(value)
+    return model
+
+
+def test_channels_move_through_residual_sums_and_gates_and_the_function_stays(tmp_path: Path) -> None:
+    model = gated()
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+    before, sites = outputs(model, feeds), find_sites(model)[0]
+    first = {name: weight(model, name).copy() for name in ("embed", "gate", "up", "down", "head")}
+    assert reorder(model, sites, parse_pattern("2:4"), 0, Spool(tmp_path)) == {"r": "graph input 'x'"}
+    assert relative_error(before, outputs(model, feeds)) < 1e-10
+    for name, array in first.items():
+        assert not np.array_equal(array, weight(model, name))
+        assert sorted(array.ravel()) == sorted(weight(model, name).ravel())
+
+    def kept(values: Mapping[str, np.ndarray]) -> float:
+        """What 2:4 keeps of the layers that read the two groups of channels."""
+        readers = [values[name].T for name in ("gate", "up", "down", "head")]
+        return sum(float(np.abs(w)[parse_pattern("2:4").mask(np.abs(w))].sum()) for w in readers)
+
+    assert kept({name: weight(model, name) for name in first}) > 1.03 * kept(first)
+
+
+def test_a_reordering_that_changes_the_outputs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order that only half of the group follows must not get through."""
+    model = gated()
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+    honest = permute._taken
+
+    def forgetful(value: ir.Value, moved: Any) -> np.ndarray:
+        assert value.const_value is not None
+        return value.const_value.numpy() if value.name == "up" else honest(value, moved)
+
+    monkeypatch.setattr(permute, "_taken", forgetful)
+    with pytest.raises(InternalError, match="changed the outputs"):
+        apply(Sparsify(method="magnitude", permute=True, min_channels=4), model, "tensorrt", [feeds])
 
 
 @given(st.integers(0, 1000))

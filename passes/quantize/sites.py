@@ -62,6 +62,13 @@ class Site:
         assert self.weight.const_value is not None
         return self.weight.const_value.dtype
 
+    def refresh(self) -> None:
+        """Look up weight and bias again, after operands of the node were replaced."""
+        weight = self.node.inputs[1]
+        assert weight is not None
+        self.weight = weight
+        self.bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
     def array(self) -> np.ndarray:
         """The weight as float32, in its own layout."""
         return constant_array(self.weight).astype(np.float32, copy=False)

@@ -1,102 +1,69 @@
-"""Reorder input channels so that an N:M pattern keeps more, where producer and consumers can follow."""
+"""Reorder channels so that an N:M pattern keeps more: every tensor of a coupled group follows, exactly.
+
+The groups are those that pruning finds: where slots may go together they may move together, through
+residual sums, gates and heads alike.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, parts_of, resolve
+from sparsecc.errors import InputError
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.groups import find_groups
+from sparsecc.mapped import Spool
 from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import Site, constant_array, is_float_constant
+from sparsecc.passes.quantize.sites import Site
+from sparsecc.passes.sparsity.pattern import Pattern
 
-CHANNELWISE = frozenset(
-    {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Elu", "HardSigmoid", "HardSwish", "Gelu", "Softplus",
-     "Clip", "Mul", "Add", "Sub", "Div", "Pow", "Sqrt", "Neg", "Identity"}
-)  # fmt: skip
-POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+Orders = Mapping[Atom, np.ndarray]
 
 
-@dataclass
-class Region:
-    """Channels that one site writes and others read, with only channelwise operators between them."""
+@dataclass(frozen=True)
+class Movable:
+    """Channels that may change places, and the sites that read them along their reduction axis."""
 
-    producer: Site
+    atom: Atom
     readers: list[Site]
-    vectors: list[tuple[ir.Node, int]] = field(default_factory=list)
 
 
-def find_region(data: ir.Value, sites: dict[ir.Node, Site]) -> Region | str:
-    """The region that `data` belongs to, or why its channels may not be reordered."""
-    producer = _producing_site(data, sites)
-    if isinstance(producer, str):
-        return producer
-    region = Region(producer, [])
-    inside = {producer.node.outputs[0]}
-    pending = [producer.node.outputs[0]]
-    while pending:
-        value = pending.pop()
-        if value.is_graph_output():
-            return f"channels of '{value.name}' leave the model"
-        for node, index in value.uses():
-            problem = _enter(region, node, index, inside, pending, sites)
-            if problem:
-                return problem
-    for value in inside:
-        for node in value.consumers():
-            outside = [v for v in node.inputs if v is not None and v not in inside and v.const_value is None]
-            if outside and node not in sites:
-                return f"'{node.name}' also reads '{outside[0].name}'"
-    return region
+def find_movable(analysis: Analysis, sites: Sequence[Site]) -> tuple[list[Movable], dict[str, str]]:
+    """The channels that sites read and that may move; by node name, why the channels of the others may not."""
+    free = {group.atom: group for group in find_groups(analysis)}
+    found: dict[Atom, list[Site]] = {}
+    reasons: dict[str, str] = {}
+    for site in sites:
+        axis = analysis.record.uses.get((site.node, 1), [])
+        inner = _innermost(axis[site.in_axis]) if site.group == 1 and axis else None
+        group = free.get(inner) if inner is not None else None
+        if site.group != 1:
+            reasons[site.name] = "a grouped convolution"
+        elif inner is None or group is None:
+            reasons[site.name] = "its channels are joined or split between layers"
+        elif not group.is_free or group.least > 1:
+            reasons[site.name] = group.pinned or "some are chosen by their number at run time"
+        else:
+            found.setdefault(inner, []).append(site)
+    return [Movable(atom, readers) for atom, readers in found.items()], reasons
 
 
-def _producing_site(data: ir.Value, sites: dict[ir.Node, Site]) -> Site | str:
-    value = data
-    while True:
-        node = value.producer()
-        if node is None:
-            return f"'{value.name}' is an input of the model"
-        if node in sites:
-            site = sites[node]
-            return site if site.group == 1 else f"'{site.name}' is a grouped convolution"
-        if node.op_type not in CHANNELWISE | POOLS:
-            return f"{node.op_type} '{node.name}' comes between"
-        varying = [v for v in node.inputs if v is not None and v.const_value is None]
-        if not varying:
-            return f"'{node.name}' reads only constants"
-        value = varying[0]
+def _innermost(axis: Axis) -> Atom | None:
+    """The atom whose slots lie side by side on an axis, if there is one."""
+    axis = resolve(axis)
+    while isinstance(axis, Mul):
+        axis = resolve(axis.factors[-1])
+    return axis if isinstance(axis, Atom) else None
 
 
-def _enter(
-    region: Region,
-    node: ir.Node,
-    index: int,
-    inside: set[ir.Value],
-    pending: list[ir.Value],
-    sites: dict[ir.Node, Site],
-) -> str:
-    """Take one consumer into the region; the reason when that is impossible."""
-    if node in sites and index == 0:
-        if sites[node].group != 1 or (sites[node].op_type == "Conv") != (region.producer.op_type == "Conv"):
-            return f"'{node.name}' reads the channels in groups"
-        region.readers.append(sites[node])
-        return ""
-    spatial = region.producer.op_type == "Conv"
-    if node.op_type not in CHANNELWISE and not (spatial and node.op_type in POOLS):
-        return f"{node.op_type} '{node.name}' reads the channels"
-    for position, value in enumerate(node.inputs):
-        if value is None or value.const_value is None or constant_array(value).size == 1:
-            continue
-        channels = region.producer.array().shape[region.producer.out_axis]
-        is_vector = constant_array(value).shape == (channels,) and is_float_constant(value)
-        if spatial or not is_vector:
-            return f"'{node.name}' has a constant along the channels"
-        region.vectors.append((node, position))
-    for output in node.outputs:
-        if output not in inside:
-            inside.add(output)
-            pending.append(output)
-    return ""
+def channel_scores(site: Site, channels: int) -> np.ndarray:
+    """(rows, channels): magnitudes; every output, kernel position and head is a row."""
+    weight = np.moveaxis(np.abs(site.array()), site.in_axis, -1)
+    return np.asarray(weight.reshape(-1, channels))
 
 
 def best_order(scores: np.ndarray, n: int, m: int, seed: int, rounds: int = 4000) -> np.ndarray:
@@ -134,32 +101,86 @@ def best_order(scores: np.ndarray, n: int, m: int, seed: int, rounds: int = 4000
     return order
 
 
-def apply_order(editor: GraphEditor, region: Region, order: np.ndarray) -> None:
-    """Reorder the producer's outputs and every reader's inputs; the function of the model does not change."""
-    producer = region.producer
-    _replace(editor, producer.node, 1, np.take(producer.array(), order, axis=producer.out_axis))
-    producer.weight = _operand(producer.node, 1)
-    if producer.bias is not None:
-        _replace(editor, producer.node, 2, np.take(constant_array(producer.bias).reshape(-1), order))
-        producer.bias = _operand(producer.node, 2)
-    for node, position in region.vectors:
-        _replace(editor, node, position, np.take(constant_array(_operand(node, position)), order))
-    for reader in region.readers:
-        _replace(editor, reader.node, 1, np.take(reader.array(), order, axis=reader.in_axis))
-        reader.weight = _operand(reader.node, 1)
+def apply_orders(analysis: Analysis, orders: Orders, spool: Spool) -> None:
+    """Give every constant the slots of the atoms in their new order; the function of the model does not change."""
+    editor = GraphEditor(analysis.model, spool)
+    for value in list(analysis.model.graph.initializers.values()):
+        by_index: dict[tuple[bytes, ...], tuple[list[np.ndarray | None], list[tuple[ir.Node, int]]]] = {}
+        for use in value.uses():
+            axes = analysis.record.uses.get((use.node, use.idx), [])
+            moved = [_index(axis, orders) if _moves(axis, orders) else None for axis in axes]
+            key = tuple(b"" if index is None else index.tobytes() for index in moved)
+            by_index.setdefault(key, (moved, []))[1].append((use.node, use.idx))
+        alone = len(by_index) == 1 and not value.is_graph_output()
+        for moved, uses in by_index.values():
+            if any(index is not None for index in moved):
+                _store(editor, spool, value, _taken(value, moved), None if alone else uses)
 
 
-def _operand(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
+def _moves(axis: Axis, orders: Orders) -> bool:
+    return any(atom in orders for atom in atoms_of(axis))
 
 
-def _replace(editor: GraphEditor, node: ir.Node, index: int, numbers: np.ndarray) -> None:
-    """A reordered constant for this one use; the name stays when nothing else reads the old one."""
-    old = _operand(node, index)
-    if len(old.uses()) == 1:
-        tensor = ir.tensor(np.ascontiguousarray(numbers), name=old.name)
-        old.const_value = tensor
-    else:
-        node.replace_input_with(index, editor.constant(f"{old.name}_ordered", np.ascontiguousarray(numbers)))
+def _index(axis: Axis, orders: Orders) -> np.ndarray:
+    """Where each slot of an axis comes from."""
+    axis = resolve(axis)
+    if isinstance(axis, Atom):
+        assert isinstance(axis.size, int)
+        return orders[axis] if axis in orders else np.arange(axis.size)
+    if isinstance(axis, Cat):
+        total = np.zeros(0, np.int64)
+        for part in parts_of(axis):
+            total = np.concatenate([total, _index(part, orders) + len(total)])
+        return total
+    assert isinstance(axis, Mul)
+    total = np.zeros(1, np.int64)
+    for factor in axis.factors:
+        index = _index(factor, orders)
+        total = (total[:, None] * len(index) + index[None, :]).ravel()
+    return total
+
+
+def _taken(value: ir.Value, moved: Sequence[np.ndarray | None]) -> np.ndarray:
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    for axis, index in enumerate(moved):
+        array = array if index is None else np.take(array, index, axis=axis)
+    return np.ascontiguousarray(array)
+
+
+def _store(
+    editor: GraphEditor,
+    spool: Spool,
+    value: ir.Value,
+    array: np.ndarray,
+    uses: Sequence[tuple[ir.Node, int]] | None,
+) -> None:
+    """The reordered constant under its own name where all its readers see that order, else a copy for `uses`."""
+    assert value.const_value is not None
+    tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
+    if uses is None:
+        value.const_value = spool.keep(tensor)
+        return
+    copy = editor.constant(f"{value.name}_ordered", tensor)
+    for node, operand in uses:
+        node.replace_input_with(operand, copy)
+
+
+def reorder(
+    model: ir.Model, sites: Sequence[Site], pattern: Pattern, seed: int, spool: Spool
+) -> dict[str, str]:
+    """Move the channels that `sites` read so that an N:M pattern keeps more of them; why some did not."""
+    try:
+        analysis = analyse(model)
+    except InputError as e:
+        return {site.name: str(e) for site in sites}
+    movable, reasons = find_movable(analysis, sites)
+    orders: dict[Atom, np.ndarray] = {}
+    for one in movable:
+        assert isinstance(one.atom.size, int)
+        scores = np.concatenate([channel_scores(site, one.atom.size) for site in one.readers])
+        orders[one.atom] = best_order(scores, pattern.n, pattern.m, seed)
+    apply_orders(analysis, orders, spool)
+    for site in sites:
+        site.refresh()
+    return reasons

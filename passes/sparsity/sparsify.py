@@ -12,12 +12,14 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.mapped import Spool
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
-from sparsecc.passes.quantize.editor import GraphEditor, prepare
+from sparsecc.passes.quantize.editor import prepare
+from sparsecc.passes.quantize.fidelity import float_outputs
 from sparsecc.passes.quantize.gram import Moments, collect_moments, output_error
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.quantize.spec import sqnr
 from sparsecc.passes.sparsity.masks import magnitude_order, magnitude_scores, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
-from sparsecc.passes.sparsity.permute import apply_order, best_order, find_region
+from sparsecc.passes.sparsity.permute import reorder
 from sparsecc.passes.sparsity.refit import refit_rows
 from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
@@ -31,6 +33,9 @@ REFIT_LIMIT = 1024
 
 BLOCK = 1 << 22
 """Elements of a weight looked at in one go."""
+
+LEAST_SQNR = 60.0
+"""In dB: what rounding leaves of the outputs when channels only changed places."""
 
 PAYS_FROM = 256
 """Channels from which sparse tensor cores usually win (NVIDIA's guidance)."""
@@ -68,7 +73,7 @@ class Sparsify(Pass):
             else:
                 chosen.append(site)
         if self.permute and pattern.is_grouped:
-            skipped.extend(job.reorder(sites, chosen))
+            skipped.extend(job.reorder(chosen))
         layers = job.zero(chosen)
         for site in chosen:
             plan.patterns[site.weight.name or ""] = {"pattern": pattern.text, "axis": site.in_axis}
@@ -131,25 +136,14 @@ class _Job:
             return f"{inputs} inputs and {outputs // site.group} outputs: fewer than {least}"
         return ""
 
-    def reorder(self, sites: list[Site], chosen: list[Site]) -> list[Skip]:
-        """Permute input channels region by region; layers whose channels are tied are named."""
-        editor = GraphEditor(self.model)
-        by_node = {site.node: site for site in sites}
-        skipped: list[Skip] = []
-        done: set[ir.Node] = set()
-        for site in chosen:
-            if site.node in done:
-                continue
-            region = find_region(site.data, by_node)
-            if isinstance(region, str):
-                skipped.append(Skip(site.name, f"channels not reordered: {region}"))
-                continue
-            readers = [reader for reader in region.readers if reader in chosen]
-            done.update(reader.node for reader in region.readers)
-            scores = np.concatenate([_channel_scores(reader) for reader in readers])
-            order = best_order(scores, self.pattern.n, self.pattern.m, self.context.seed)
-            apply_order(editor, region, order)
-        return skipped
+    def reorder(self, chosen: list[Site]) -> list[Skip]:
+        """Move input channels where their whole group can follow; layers whose channels stay are named."""
+        before = float_outputs(self.model, self.context)
+        reasons = reorder(self.model, chosen, self.pattern, self.context.seed, self.spool)
+        for old, new in zip(before, float_outputs(self.model, self.context), strict=True):
+            if old.dtype.kind == "f" and sqnr(old, new) < LEAST_SQNR:
+                raise InternalError("sparsity: reordering channels changed the outputs: leave permute out")
+        return [Skip(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
 
     def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
         """Write the pattern into every chosen weight; what each layer kept and lost."""
@@ -240,9 +234,3 @@ def by_magnitude(weight: np.ndarray, axis: int, pattern: Pattern) -> tuple[np.nd
         before += float(np.abs(block.astype(np.float32, copy=False)).sum(dtype=np.float64))
         after += float(np.abs(kept.astype(np.float32, copy=False)).sum(dtype=np.float64))
     return result, after / max(before, 1e-30)
-
-
-def _channel_scores(site: Site) -> np.ndarray:
-    """(rows, input channels): magnitudes with every output and kernel position as a row."""
-    weight = np.abs(site.array())
-    return np.asarray(np.moveaxis(weight, site.in_axis, -1).reshape(-1, weight.shape[site.in_axis]))
