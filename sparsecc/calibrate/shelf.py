@@ -34,7 +34,7 @@ class Shelf:
         self._cache: Cache | None = None
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._cache = Cache(cache_folder() / "calibration")
+            self._cache = Cache(cache_folder() / "calibration", KEPT)
         except SystemFailureError as e:
             self.refusal = str(e)
 
@@ -62,11 +62,6 @@ class Shelf:
             self._cache.put(name, path.read_bytes())
         except SystemFailureError as e:
             self.refusal = str(e)
-
-    def tidy(self) -> None:
-        """Let go of what the cache holds beyond its share of the disk."""
-        if self._cache is not None:
-            self._cache.trim(KEPT)
 
 
 def digest_of(model: ir.Model, samples: Samples, *about: object) -> str:

@@ -216,7 +216,6 @@ def _keep_index(layers: list[Layer], shelf: Shelf, digest: str) -> None:
     with shelf.path(f"{digest}-index").open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     shelf.keep(f"{digest}-index")
-    shelf.tidy()
 
 
 def _facts(layers: list[Layer], samples: Samples, source: str, shelf: Shelf) -> dict[str, Any]:
