@@ -206,6 +206,11 @@ POINTS: dict[str, Callable[[str, float, str, str, Path], dict[str, Any]]] = {
 }
 
 
+def stored_points(path: Path) -> dict[str, Any]:
+    """The points that are done, by this run and by others."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", default="resnet56,resnet20")
@@ -219,7 +224,7 @@ def main() -> None:
         sys.exit(f"no CIFAR-10 under {FOLDER}: set SPARSECC_SHARED")
     torch.set_num_threads(given.threads)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    stored: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    stored = stored_points(given.out)
     for name in given.models.split(","):
         for ratio in map(float, given.ratios.split(",")):
             for method in given.methods.split(","):
@@ -227,7 +232,8 @@ def main() -> None:
                 key = " ".join(filter(None, (name, f"{ratio:g}", method, budget)))
                 if key not in stored:
                     folder = given.out.with_suffix("") / f"{name}_{ratio:g}"
-                    stored[key] = POINTS[method](name, ratio, method, budget, folder)
+                    found = POINTS[method](name, ratio, method, budget, folder)
+                    stored = {**stored_points(given.out), key: found}
                     given.out.write_text(json.dumps(stored, indent=1))
                 row = stored[key]
                 print(f"{key:36s} -{row['removed']:.1%} MACs  accuracy {row['accuracy']:.3f}", flush=True)

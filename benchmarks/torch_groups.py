@@ -2,7 +2,7 @@
 
     python benchmarks/torch_groups.py [--exporter dynamo] [--out FILE] [--seconds 280] [NAME …]
 
-`equal` says that the free groups are the same sets of (parameter, axis), as far as both sides have the
+`equal` says that the free groups are the same sets of (parameter, axis, places there), as far as both sides have the
 parameter (exporters fold and fuse some). Then a random half of every group that both sides have is removed on
 both sides; `error` is the largest difference of their outputs, relative to the largest output. Entries that
 are stored already are skipped; the run stops after `--seconds`.
@@ -40,7 +40,7 @@ def row(name: str, exporter: Any) -> dict[str, Any]:
         differ = sorted(set(both.torch_groups) ^ set(both.onnx_groups), key=sorted)
         found = {
             "torch": len(both.torch_groups), "onnx": len(both.onnx_groups), "shared": len(both.shared),
-            "equal": both.is_equal, "differ": [sorted(f"{t}:{a}" for t, a in m) for m in differ][:4],
+            "equal": both.is_equal, "differ": [sorted(f"{t}:{a}" for t, a, _ in m) for m in differ][:4],
         }  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             found["error"] = plan_error(both, ZOO[name].build().example(), Path(scratch))

@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
 MORE = ("resnet_bottleneck", "inception", "squeezenet", "se_resnet", "mobilenet_v2", "convnext")
 FAILURES = (
+    ArithmeticError,
     RuntimeError,
     ValueError,
     TypeError,
@@ -171,8 +172,10 @@ def slots_of_atoms(found: Study, kept: Kept) -> dict[Atom, np.ndarray] | None:
     parameters = dict(found.module.named_parameters(remove_duplicate=False))
     for value, axes in found.analysis.weights():
         name = next((n for n in found.program.names[value.name or ""] if n in parameters), None)
-        for position, axis in enumerate(axes) if name is not None else ():
-            mask = kept.get((name, position), np.ones(parameters[name].shape[position], dtype=bool))
+        if name is None:
+            continue
+        for position, axis in enumerate(axes):
+            mask = kept.get((name, position), np.full(parameters[name].shape[position], True))
             for atom in atoms_of(axis):
                 if isinstance(atom.size, int) and atom.size > 1:
                     owner = owners_of(axis, atom)

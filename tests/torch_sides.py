@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from tests.zoo import ZOO
 from tests.zoo.export import Exporter, onnx_path
 
 Member = tuple[str, int]
-Members = frozenset[Member]
-"""(parameter in torch, axis there) of one group, as far as both sides have the parameter."""
+Members = frozenset[tuple[str, int, str]]
+"""(parameter in torch, axis there, which places of it go together) of one group, as far as both sides have it."""
 Names = dict[str, tuple[str, bool]]
 """Initializer -> (parameter in torch, whether it is stored transposed)."""
 
@@ -68,10 +69,10 @@ def sides(name: str, exporter: Exporter = "dynamo") -> Sides:
     known = {parameter for parameter, _ in names.values()}
     same = _aliases(found)
     on_torch = _by_members(
-        found.groups, {n: (same.get(n, n), False) for n in tensors if same.get(n, n) in known}
+        found.analysis, found.groups, {n: (same.get(n, n), False) for n in tensors if same.get(n, n) in known}
     )
     known_names = {n: (same.get(p, p), turned) for n, (p, turned) in names.items()}
-    return Sides(found, analysis, names, on_torch, _by_members(find_groups(analysis), known_names))
+    return Sides(found, analysis, names, on_torch, _by_members(analysis, find_groups(analysis), known_names))
 
 
 def _aliases(found: Study) -> dict[str, str]:
@@ -100,15 +101,25 @@ def _names(tensors: Mapping[str, Tensor], proto: ir.Model) -> Names:
     return found
 
 
-def _by_members(groups: list[Group], names: Names) -> dict[Members, list[Group]]:
+def _by_members(analysis: Analysis, groups: list[Group], names: Names) -> dict[Members, list[Group]]:
     found: dict[Members, list[Group]] = {}
     for group in groups:
-        if group.is_free:
-            named = [(names[n], axis) for n, axis in group.members if n in names]
-            members = frozenset((p, 1 - axis if turned else axis) for (p, turned), axis in named)
-            if members:
-                found.setdefault(members, []).append(group)
+        members = set()
+        for tensor, position, axis in _uses(analysis, group) if group.is_free else ():
+            if tensor in names:
+                parameter, turned = names[tensor]
+                place = 1 - position if turned else position
+                members.add((parameter, place, _pattern(owners_of(axis, group.atom))))
+        if members:
+            found.setdefault(frozenset(members), []).append(group)
     return found
+
+
+def _pattern(owner: np.ndarray) -> str:
+    """The same text for the same partition of places into slots, however the slots are numbered."""
+    order: dict[int, int] = {-1: -1}
+    numbered = [order.setdefault(int(slot), len(order)) for slot in owner]
+    return hashlib.sha256(np.array(numbered).tobytes()).hexdigest()[:8]
 
 
 def plan_error(both: Sides, inputs: tuple[Any, ...], scratch: Path, seed: int = 0) -> float:
