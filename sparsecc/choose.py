@@ -16,6 +16,7 @@ from sparsecc.axes import Atom
 from sparsecc.calibrate.matched import matched
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
+from sparsecc.collection import collector_paused
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
 from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
@@ -176,6 +177,7 @@ def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, thread
     return macs_model(analysis)
 
 
+@collector_paused()
 def scored(
     analysis: Analysis, free: Sequence[Group], options: CompileOptions, evidence: Evidence | None = None
 ) -> list[Candidate]:

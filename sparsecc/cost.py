@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, count, factors_of, resolve
@@ -23,10 +25,12 @@ FLOATS = frozenset(
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of a cost, and the atoms it depends on."""
+    """A summand of a cost, and the atoms it depends on. Where it is the product of how many slots some atoms
+    keep, and of nothing else, `factors` are these."""
 
     value: Callable[[Kept], float]
     atoms: tuple[Atom, ...]
+    factors: tuple[Atom, ...] | None = None
 
 
 @dataclass
@@ -42,8 +46,16 @@ class CostModel:
             for atom in term.atoms:
                 self._of.setdefault(atom, []).append(term)
 
+    @cached_property
+    def _products(self) -> _Products:
+        return _Products([term.factors for term in self.terms if term.factors is not None])
+
+    @cached_property
+    def _others(self) -> list[Term]:
+        return [term for term in self.terms if term.factors is None]
+
     def total(self, kept: Kept) -> float:
-        return math.fsum(term.value(kept) for term in self.terms)
+        return math.fsum([self._products.total(kept), *(term.value(kept) for term in self._others)])
 
     def at_stake(self, atom: Atom) -> float:
         """What the terms that depend on an atom cost in the dense model."""
@@ -62,6 +74,25 @@ class CostModel:
         return after - before
 
 
+class _Products:
+    """Many products of counts at once: most of a long model's cost."""
+
+    def __init__(self, products: Sequence[tuple[Atom, ...]]) -> None:
+        self._index = {atom: i + 1 for i, atom in enumerate(dict.fromkeys(a for p in products for a in p))}
+        self._dense = np.array([1.0, *(at(atom.size, 0) for atom in self._index)])
+        self._places = np.zeros((len(products), max(map(len, products), default=0)), dtype=np.int64)
+        for row, product in zip(self._places, products, strict=True):
+            row[: len(product)] = [self._index[atom] for atom in product]
+
+    def total(self, kept: Kept) -> float:
+        """Their sum; exact up to 2^53."""
+        counts = self._dense.copy()
+        for atom, number in kept.items():
+            counts[self._index.get(atom, 0)] = number
+        counts[0] = 1.0
+        return float(counts[self._places].prod(axis=1).sum())
+
+
 @collector_paused()
 def macs_model(analysis: Analysis) -> CostModel:
     """Multiply-accumulates of convolutions and matrix products, at the first probe's input sizes.
@@ -72,7 +103,10 @@ def macs_model(analysis: Analysis) -> CostModel:
     terms = []
     for products in analysis.record.macs.values():
         for axes in products:
-            terms.append(Term(_product(axes), _atoms(axes)))
+            resolved = [resolve(axis) for axis in axes]
+            atoms = tuple(axis for axis in resolved if isinstance(axis, Atom))
+            factors = atoms if len(atoms) == len(axes) else None
+            terms.append(Term(_product(axes), _atoms(axes), factors))
     return CostModel("macs", terms)
 
 

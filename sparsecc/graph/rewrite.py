@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.collection import collector_paused
 from sparsecc.graph.analysis import Analysis
 from sparsecc.memory import HELD
 from sparsecc.rules import rule_for
@@ -15,6 +16,7 @@ from sparsecc.sizes import is_static
 Use = tuple[ir.Node, int]
 
 
+@collector_paused()
 def remove(analysis: Analysis, keep: Keep) -> None:
     """Edit the analysed model in place so that only the kept slots are left; the analysis is spent then.
 
