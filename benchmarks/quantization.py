@@ -122,12 +122,17 @@ TYPES: dict[str, Maker] = {
     **{f"onnxruntime {kind}": partial(peer, kind) for kind in ("int8", "int8-dynamic", "int4", "fp16")},
 }
 ROUNDING: dict[str, Maker] = {
-    **{f"int8 {method}": partial(passed, Quantize(type="int8", method=method))
-       for method in ("mse", "entropy", "percentile")},
+    "int8 mse": partial(passed, Quantize(type="int8", method="mse")),
+    "int8 entropy": partial(passed, Quantize(type="int8", method="entropy")),
+    "int8 percentile": partial(passed, Quantize(type="int8", method="percentile")),
     "int8 equalized": partial(passed, Quantize(type="int8", equalize=True, correct_bias=True)),
+    "int8 gptq": partial(passed, Quantize(type="int8", algorithm="gptq")),
+    "int8 mse gptq": partial(passed, Quantize(type="int8", method="mse", algorithm="gptq")),
+    "int8 7 bits": partial(passed, Quantize(type="int8", reduce_range=True)),
+    "int8 7 bits gptq": partial(passed, Quantize(type="int8", reduce_range=True, algorithm="gptq")),
     "int4 rtn": partial(passed, Quantize(type="int4", algorithm="rtn")),
     "int4 awq": partial(passed, Quantize(type="int4", algorithm="awq")),
-}  # fmt: skip
+}
 PATTERNS: dict[str, Maker] = {
     f"2:4 {method}{' permuted' if permute else ''}": partial(passed, Sparsify(method=method, permute=permute))
     for permute in (False, True)
@@ -219,7 +224,7 @@ def run_case(name: str, case: Case, store: Store, part: str, pairs: int, end: fl
             return False
         begun = time.monotonic()
         ask = peer_point if variant.startswith("onnxruntime") else point
-        facts = ask(make, case, reference, 0 if part == "patterns" else pairs)
+        facts = ask(make, case, reference, pairs if part == "types" else 0)
         store.put(name, variant, {**facts, "seconds": round(time.monotonic() - begun, 1)})
     return True
 
