@@ -27,6 +27,7 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.mapped import MappedFile, Spool
 from sparsecc.options import CompileOptions
+from sparsecc.passes.quantize import editor
 from sparsecc.pipeline import Decision, Job, decide, open_for_compile
 from sparsecc.verify import parts
 from sparsecc.verify.numerics import worst_error
@@ -230,6 +231,15 @@ def test_spooled_tensors_are_what_they_were(tmp_path: Path, dtype: ir.DataType) 
         assert np.array_equal(after.numpy(), before.numpy())
         assert after.tobytes() == before.tobytes()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_raising_the_opset_leaves_large_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "HELD", 16)
+    model = branching()
+    before = model.graph.initializers["w"].const_value
+    assert editor.raise_opset(model, 21)
+    assert model.opset_imports[""] == 21
+    assert model.graph.initializers["w"].const_value is before
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 9), (4, 3, 2, 2)])

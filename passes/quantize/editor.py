@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from sparsecc.mapped import Spool
+from sparsecc.memory import HELD
 
 
 class GraphEditor:
@@ -147,6 +148,7 @@ def raise_opset(model: ir.Model, version: int) -> bool:
 
     from sparsecc.errors import InputError
 
+    held = _set_aside(model.graph)
     try:
         converted = version_converter.convert_version(ir.to_proto(model), version)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as e:
@@ -155,7 +157,23 @@ def raise_opset(model: ir.Model, version: int) -> bool:
             f"({str(e).splitlines()[0]}): export it at opset {version} or later"
         ) from e
     newer = ir.from_proto(converted)
+    for name, tensor in held.items():
+        newer.graph.initializers[name].const_value = tensor
     model.graph = newer.graph
     model.ir_version = max(model.ir_version or 0, newer.ir_version or 0)
     prepare(model)
     return True
+
+
+def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Take large constants out and leave references to no file: no converter looks at them, or has the memory."""
+    held: dict[str, ir.TensorProtocol] = {}
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > HELD:
+            held[name] = tensor
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(
+                "held", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
+    return held
