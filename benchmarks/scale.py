@@ -14,6 +14,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,21 +76,20 @@ def chain(layers: int) -> Any:
 
 def peer(nodes: int) -> dict[str, Any]:
     """The same chain: exported and grouped here, traced by torch-pruning there."""
-    import io
-
     import onnx_ir as ir
     import torch
     import torch_pruning
 
     from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
-    from sparsecc.loading.models import load_ir_bytes
+    from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
 
     clock, module, image = Clock(), chain(nodes), torch.randn(1, 8, 4, 4)
-    file = io.BytesIO()
-    torch.onnx.export(module, (image,), file, dynamo=False)
-    model: ir.Model = normalise(load_ir_bytes(file.getvalue()))
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "chain.onnx"
+        torch.onnx.export(module, (image,), str(path), dynamo=False)
+        model: ir.Model = normalise(load_ir(path))
     groups = clock.time("sparsecc", lambda: find_groups(analyse(model)))
     graph = torch_pruning.DependencyGraph()
     clock.time("torch-pruning build", lambda: graph.build_dependency(module, example_inputs=image))

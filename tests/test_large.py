@@ -263,8 +263,7 @@ def test_counts_round_to_the_nearest_that_may_be_kept() -> None:
     nearest = _Nearest(candidates)
     for wanted in range(65):
         counts = np.array([min(wanted, c.size) for c in candidates])
-        best = [
-            min(c.counts(), key=lambda n, k=k: (abs(n - k), n))
-            for c, k in zip(candidates, counts, strict=True)
-        ]
-        assert nearest(counts).tolist() == best
+        for candidate, count, found in zip(
+            candidates, counts.tolist(), nearest(counts).tolist(), strict=True
+        ):
+            assert found == min((abs(n - count), n) for n in candidate.counts())[1]
