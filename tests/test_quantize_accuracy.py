@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from benchmarks.quantization_cases import CASES, shared
 from sparsecc.allocators.additive import additive_allocate
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
@@ -17,9 +18,11 @@ from sparsecc.passes.quantize.descent import descend, round_by_output, round_row
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from sparsecc.passes.quantize.gram import damped, output_error
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
+from sparsecc.passes.quantize.sites import find_sites
 from sparsecc.passes.quantize.spec import quantize_weight, weight_scale
+from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
 from tests.quantize_models import convolutions, feeds_for, transformer
-from tests.test_quantize import apply, outputs, relative_error
+from tests.test_quantize import apply, context, outputs, relative_error
 
 
 def scale_constant(model: ir.Model, name: str, factor: np.ndarray | float) -> None:
@@ -243,3 +246,34 @@ def test_a_rounding_that_a_type_lacks_is_refused(options: dict[str, Any], words:
     model = convolutions()
     with pytest.raises(InputError, match=words):
         apply(Quantize(**options), model, feeds=[feeds_for(model)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shared().is_dir(), reason="the shared materials are not here: set SPARSECC_SHARED")
+def test_sensitive_layers_of_a_trained_network_stay_float_and_are_named() -> None:
+    """ResNet-20 on CIFAR-10: within the limit on data it was not chosen on, with as few layers in float."""
+    case = CASES["resnet20"]()
+    model = ir.load(case.path)
+    before = np.concatenate([outputs(model, feeds) for feeds in case.test])
+    result, _ = apply(Quantize(type="int8", max_drop=5e-4), model, feeds=case.calibration)
+    mixed = result.facts["mixed_precision"]
+    assert mixed["error_of_all"] > 5e-4 >= mixed["error"]
+    assert 0 < len(mixed["left_in_float"]) <= 8
+    assert set(mixed["left_in_float"]) <= {skip.where for skip in result.skipped}
+    after = np.concatenate([outputs(model, feeds) for feeds in case.test])
+    assert relative_error(before, after) < 7e-4
+    assert (after.argmax(axis=1) == case.labels).mean() > 0.905
+
+
+def test_a_layer_alone_in_int8_behind_moved_numbers_has_their_range() -> None:
+    """In the whole network the Gemm's input shares the scale of the pooled channels before the Flatten."""
+    model = convolutions()
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    sites = find_sites(model)[0]
+    (last,) = (site.name for site in sites if site.op_type == "Gemm")
+    others = tuple(site.name for site in sites if site.name != last)
+    quantizer = StaticQuantizer(model, context("onnxruntime", [feeds]), StaticOptions())
+    assert not quantizer.whole.values.keys() >= quantizer.decide(model, others).values.keys()
+    quantizer.lower(model, others)
+    assert 0 < relative_error(before, outputs(model, feeds)) < 1e-3

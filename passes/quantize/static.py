@@ -60,8 +60,8 @@ class StaticQuantizer:
         require_calibration(self.context.calibration, self.options.type)
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
         self.is_tensorrt = self.context.target.backend.startswith("tensorrt")
-        decision = self.decide(self.model, ())
-        names = list(decision.values)
+        self.whole = self.decide(self.model, ())
+        names = list(self.whole.values)
         self.stats: dict[str, ValueStats] = {}
         if names:
             self.stats = collect(
@@ -104,9 +104,13 @@ class StaticQuantizer:
                 to_integer_operators(model, self.context.scratch)
         return decision
 
+    def range(self, name: str) -> tuple[float, float]:
+        """The real range of a value. Where more stays in float, one that had shared a scale has its own again."""
+        return self.ranges[self.whole.root(name)]
+
     def scale(self, name: str) -> Scale:
         """The scale of one activation in the target's type."""
-        low, high = self.ranges[name]
+        low, high = self.range(name)
         type_, symmetric = self.activation_form(name)
         return scale_of_range(low, high, type_, symmetric=symmetric)
 
@@ -121,13 +125,13 @@ class StaticQuantizer:
         if self.is_tensorrt:
             return "int8", True
         type_ = self.context.target.activation
-        return type_, type_ == "int8" and self.ranges[name][0] < 0
+        return type_, type_ == "int8" and self.range(name)[0] < 0
 
     def spec(self, decision: Decision) -> QuantizationSpec:
         """The neutral spec of a decision, for the plan."""
         spec = QuantizationSpec(nodes=[site.name for site in decision.sites])
         for name in decision.values:
-            low, high = self.ranges[name]
+            low, high = self.range(name)
             type_, symmetric = self.activation_form(name)
             spec.values[name] = ValueSpec(
                 type_, "activation", symmetric=symmetric, source=self.options.method, low=low, high=high
@@ -144,11 +148,11 @@ class StaticQuantizer:
         noise: dict[str, float] = {}
         warnings = warnings_of(self.stats, [value.name or "" for value in self.model.graph.inputs])
         for name in decision.values:
-            seen = self.stats[name]
+            seen = self.stats[self.whole.root(name)]
             if not seen.sample.size:
                 continue
             noise[name] = round(sqnr(seen.sample, fake_quantize(seen.sample, self.scale(name))), 2)
-            low, high = self.ranges[name]
+            low, high = self.range(name)
             clipped = float(((seen.sample < low) | (seen.sample > high)).mean())
             if clipped > 0.01:
                 warnings.append(f"value '{name}': {clipped:.1%} of the calibration values are clipped")
