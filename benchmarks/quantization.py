@@ -211,8 +211,12 @@ class Store:
 
 def run_case(name: str, case: Case, store: Store, part: str, pairs: int, end: float, *, again: bool) -> bool:
     """All missing points of one model; whether time was left for all of them."""
-    known = store.points.get(name, {})
-    missing = {variant: make for variant, make in PARTS[part].items() if again or variant not in known}
+    known, timed = store.points.get(name, {}), part == "types" and pairs > 0
+    missing = {
+        variant: make
+        for variant, make in PARTS[part].items()
+        if again or variant not in known or (timed and not known[variant].keys() & {"speedup", "error"})
+    }
     if not missing:
         return True
     reference = outputs(case.path, case)

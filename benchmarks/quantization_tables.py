@@ -12,7 +12,7 @@ def tables(points: Points) -> dict[str, str]:
     """Markdown by the name of its marks."""
     return {
         "measured types": types_table(points),
-        "measured rounding": quality_table(points, "int"),
+        "measured rounding": rounding_table(points),
         "measured patterns": patterns_table(points),
     }
 
@@ -40,13 +40,15 @@ def types_table(points: Points) -> str:
     return "\n".join(lines) + "\n"
 
 
-def quality_table(points: Points, start: str) -> str:
+def rounding_table(points: Points) -> str:
     """Score and output error of the ways to choose ranges and to round."""
     lines = ["| model | variant | score | output error | size |", "|---|---|---|---|---|"]
     for model, rows in points.items():
         first = f"{model}, {_score(rows['fp32'])}"
+        if not rows.keys() & {"int8 gptq", "int4 rtn"}:
+            continue
         for variant, row in rows.items():
-            if variant.startswith(start) and "error" not in row and not variant.startswith("int8-"):
+            if variant.startswith(("int8", "int4")) and variant != "int8-dynamic":
                 size = row["bytes"] / rows["fp32"]["bytes"]
                 lines.append(
                     f"| {first} | {variant} | {_score(row)} | {row['relative_error']:.1e} | {size:.2f} |"
@@ -83,6 +85,9 @@ def _cells(row: dict[str, Any], whole: int) -> tuple[str, str, str, str]:
     """Score, size, speed, kernels."""
     if "error" in row:
         return f"fails: {row['error']}", "", "", ""
+    size = f"{row['bytes'] / whole:.2f}"
+    if "speedup" not in row:
+        return _score(row), size, "", ""
     ratio = row["speedup"]
     speed = f"{ratio['estimate']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})"
-    return _score(row), f"{row['bytes'] / whole:.2f}", speed, f"{row['integer']}, {row['float']}"
+    return _score(row), size, speed, f"{row['integer']}, {row['float']}"
