@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis
+from sparsecc.axes import Axis, mul
 from sparsecc.rules.linear import matrix_product, relate_letters
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
@@ -46,9 +46,9 @@ def conv(site: AtenSite) -> None:
     site.multiplies(data[0], out, *site.record.axes[site.node.outputs[0]][2:], *weight[1:])
 
 
-@aten("conv_transpose1d conv_transpose2d conv_transpose3d")
+@aten("conv_transpose1d conv_transpose2d conv_transpose3d", fix=mend_groups)
 def conv_transpose(site: AtenSite) -> None:
-    """Weights (in, out/group, *kernel): input channels are summed."""
+    """Weights (in, out/group, *kernel): input channels are summed; groups go as in conv."""
     data, weight, groups = site.of("input"), site.of("weight"), site.integer("groups", 1)
     site.pin(weight[2:], "the kernel")
     site.pin(data[2:], "a spatial axis")
@@ -56,8 +56,8 @@ def conv_transpose(site: AtenSite) -> None:
     out = weight[1]
     if groups > 1:
         group, _ = _grouped(site, weight[0], groups, "input channels")
-        out = site.fixed(site.out_shape()[1], "the output channels")
-        site.pin([weight[1], group], "the groups")
+        out = mul((group, weight[1]))
+        site.remember(group)
     _finish(site, data, out, weight, 0)
     site.multiplies(*data, *weight[1:])
 
