@@ -3,11 +3,11 @@
     python benchmarks/torch_parity.py [--ratio 0.5] [--out FILE] [--seconds 280] [NAME …]
 
 Both get the module and example inputs, nothing about the model (torch-pruning is told to leave the last linear
-layer, as its examples do), and remove the same share of every group of channels, the smallest by magnitude.
+layer or convolution, as its examples do), and remove the same share of every group of channels, the smallest by magnitude.
 
 `verdict` is not that forward runs. What stayed of every parameter is read off its values; where the sets agree
 over coupled tensors, the dense module with the removed slots without effect (left out of sums, means and norms)
-says what the smaller one must give: `exact` to 1e-4, `wrong` else. `uneven`: what went does not agree over
+says what the smaller one must give: `exact` to 1e-4, `reshaped` where its outputs lost slots, `wrong` else. `uneven`: what went does not agree over
 coupled tensors, so no dense module means the same. `crash`: `stage` says whether it was while the dependencies
 were built, while slots were removed, or in the pruned module's own forward; none of these runs code of ours for
 torch-pruning. `nothing`: no parameter went.
@@ -75,7 +75,7 @@ def peer(model: Model, ratio: float) -> nn.Module:
     import torch_pruning as tp
 
     small = model.module
-    last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1:]
+    last = [m for m in small.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)][-1:]
     pruner = at(
         "building", tp.pruner.BasePruner, small, model.example(),
         importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last,
@@ -124,19 +124,22 @@ def row(name: str, side: str, ratio: float) -> dict[str, Any]:
         "seconds": seconds, "memory_mb": peak, "removed": 1 - elements(small) / before,
         "touched": sum(own[n] for n in touched if n in own) / before,
     }  # fmt: skip
-    return {**judged(dense, kept, outputs), **facts}
+    known = {n for n, _ in small.named_parameters(remove_duplicate=False)}
+    return {**judged(dense, kept, known, outputs), **facts}
 
 
-def judged(dense: Model, kept: Kept, outputs: Any) -> dict[str, Any]:
+def judged(dense: Model, kept: Kept, known: set[str], outputs: Any) -> dict[str, Any]:
     """The verdict on outputs, from the dense module and what stayed of its parameters."""
     if not kept:
         return {"verdict": "nothing"}
     found = study(copy.deepcopy(dense.module), dense.example(), align=1)
-    keep = slots_of_atoms(found, kept)
+    keep = slots_of_atoms(found, kept, known)
     if keep is None:
         return {"verdict": "uneven"}
     wanted = masked_outputs(found.program, found.analysis, keep, found.args, found.kwargs)
     error = difference(outputs, wanted)
+    if math.isinf(error):
+        return {"verdict": "reshaped"}
     return {"verdict": "exact" if error <= TOLERANCE else "wrong", "error": error}
 
 
@@ -166,12 +169,14 @@ def positions(dense: Tensor, left: Tensor) -> tuple[np.ndarray, ...]:
     return np.unravel_index(first[place[sure]], dense.shape)
 
 
-def slots_of_atoms(found: Study, kept: Kept) -> dict[Atom, np.ndarray] | None:
+def slots_of_atoms(found: Study, kept: Kept, known: set[str]) -> dict[Atom, np.ndarray] | None:
     """Keep-masks of atoms that say the same as those of tensors; None where coupled tensors disagree."""
     keep: dict[Atom, np.ndarray] = {}
     parameters = dict(found.module.named_parameters(remove_duplicate=False))
     for value, axes in found.analysis.weights():
-        name = next((n for n in found.program.names[value.name or ""] if n in parameters), None)
+        name = next(
+            (n for n in found.program.names[value.name or ""] if n in parameters and n in known), None
+        )
         if name is None:
             continue
         for position, axis in enumerate(axes):
