@@ -3,11 +3,13 @@
     python benchmarks/torch_parity.py [--ratio 0.5] [--out FILE] [--seconds 280] [NAME …]
 
 Both get the module and example inputs, nothing about the model (torch-pruning is told to leave the last linear
-layer or convolution, as its examples do), and remove the same share of every group of channels, the smallest by magnitude.
+layer or convolution, as its examples do), and remove the same share of every group of channels, the smallest
+by magnitude.
 
 `verdict` is not that forward runs. What stayed of every parameter is read off its values; where the sets agree
 over coupled tensors, the dense module with the removed slots without effect (left out of sums, means and norms)
-says what the smaller one must give: `exact` to 1e-4, `reshaped` where its outputs lost slots, `wrong` else. `uneven`: what went does not agree over
+says what the smaller one must give: `exact` to 1e-4,
+`reshaped` where its outputs lost slots, `wrong` else. `uneven`: what went does not agree over
 coupled tensors, so no dense module means the same. `crash`: `stage` says whether it was while the dependencies
 were built, while slots were removed, or in the pruned module's own forward; none of these runs code of ours for
 torch-pruning. `nothing`: no parameter went.
