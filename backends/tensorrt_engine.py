@@ -84,6 +84,12 @@ class TensorrtEngine:
         """What `load` can run here: a plan that was built here for the GPU, else its `model.onnx`."""
         return path if _has_gpu() and is_built_here(path) else path.with_name(ONNX)
 
+    def runs_here(self, path: Path, options: Mapping[str, Any]) -> bool:
+        """Whether a plan just built can be timed: on the GPU here, or by trtexec where it was built."""
+        if path.suffix == ".onnx":
+            return False
+        return _has_gpu() or self.uses_trtexec(BuildOptions.from_mapping(options))
+
     def census(self, path: Path) -> dict[str, Any]:
         """Counts from the layer information written at build time, else from the plan itself."""
         if path.suffix == ".onnx":
@@ -122,7 +128,7 @@ class TensorrtEngine:
         progress: Progress,
         facts: dict[str, Any],
     ) -> Artefact:
-        if self._uses_trtexec(chosen):
+        if self.uses_trtexec(chosen):
             with open_device(chosen.device) as device:
                 facts = facts | build_on(device, folder, chosen, progress)
             files = (*files, ENGINE, LAYERS, "build.log")
@@ -154,7 +160,8 @@ class TensorrtEngine:
         if chosen.builder == "trtexec" and local_trtexec() is None:
             raise UnavailableError(f"{self.name}: no trtexec on the PATH: add it, or {THREE_WAYS}")
 
-    def _uses_trtexec(self, chosen: BuildOptions) -> bool:
+    def uses_trtexec(self, chosen: BuildOptions) -> bool:
+        """Whether trtexec builds and runs, here or on a device, in place of the Python API."""
         if chosen.device != "local" or chosen.builder == "trtexec":
             return True
         return chosen.builder == "auto" and not availability(self.flavour).ok

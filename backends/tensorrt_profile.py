@@ -67,7 +67,7 @@ def _here(backend: TensorrtEngine, plan: Path, feeds: Feeds, layers: bool) -> Me
 
 def _on_device(spec: str, plan: Path, feeds: Feeds, layers: bool) -> Measured:
     read_vouched(plan)
-    shapes = {name: feeds[name].shape for name in _dynamic_inputs(plan.with_name(ONNX))}
+    shapes = {name: feeds[name].shape for name in dynamic_inputs(plan.with_name(ONNX))}
     with open_device(spec) as device:
         times, per_layer, how = time_on(device, plan, shapes=shapes, iterations=RUNS, layers=layers)
     command = " ".join(how["command"])
@@ -78,7 +78,7 @@ def _on_device(spec: str, plan: Path, feeds: Feeds, layers: bool) -> Measured:
     )
 
 
-def _dynamic_inputs(onnx: Path) -> list[str]:
+def dynamic_inputs(onnx: Path) -> list[str]:
     """trtexec refuses shapes for inputs that have only one."""
     return [
         value.name or ""

@@ -30,7 +30,7 @@ class TensorrtRtx(TensorrtEngine):
         if not found.ok:
             raise UnavailableError(f"{self.name}: {found.reason}: {found.remedy}")
 
-    def _uses_trtexec(self, chosen: BuildOptions) -> bool:
+    def uses_trtexec(self, chosen: BuildOptions) -> bool:
         return False
 
     def _store_layers(self, folder: object, chosen: BuildOptions) -> tuple[str, ...]:

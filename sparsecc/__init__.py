@@ -24,8 +24,8 @@ __all__ = [
     "doctor",
     "inspect",
     "profile",
-    "search",
     "profile_fleet",
+    "search",
     "verify",
 ]
 

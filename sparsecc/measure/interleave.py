@@ -19,7 +19,7 @@ from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_rati
 Run = Callable[[], object]
 """One inference."""
 
-Clock = Literal["cpu", "wall"]
+Clock = Literal["cpu", "wall", "gpu"]
 SHORTEST_SAMPLE = 1e-3
 """Seconds. Runs shorter than this are repeated inside one sample."""
 
@@ -46,7 +46,8 @@ class Comparison:
     """Two runs measured side by side. Arrays hold milliseconds per run, one entry per pair, in time order.
 
     `clock` names the one that `ratio` is computed from: "cpu" is the time that this process (all its
-    threads) spent on the processor, which other processes do not disturb. `rounds` says how many pairs
+    threads) spent on the processor, which other processes do not disturb; "gpu" is that between events on a GPU,
+    which both pairs of arrays then hold. `rounds` says how many pairs
     each round of fresh sessions holds; empty means that all pairs come from one.
     """
 
@@ -104,11 +105,16 @@ class Comparison:
         result = self._clock_json(self.clock)
         result |= {"clock": self.clock, "threads": self.threads, "pairs": self.pairs, "repeats": self.repeats}
         result["rounds"] = len(self.rounds) or 1
-        result["wall" if self.clock == "cpu" else "cpu"] = self._clock_json(
-            "wall" if self.clock == "cpu" else "cpu"
-        )
-        names = ("cpu_before", "cpu_after", "wall_before", "wall_after")
-        result["samples_ms"] = {name: [round(float(t), 6) for t in getattr(self, name)] for name in names}
+        clocks: tuple[Clock, ...] = ("gpu",) if self.clock == "gpu" else ("cpu", "wall")
+        for other in clocks:
+            if other != self.clock:
+                result[other] = self._clock_json(other)
+        sides = {clock: zip(("before", "after"), self._samples(clock), strict=True) for clock in clocks}
+        result["samples_ms"] = {
+            f"{clock}_{side}": [round(float(t), 6) for t in times]
+            for clock, both in sides.items()
+            for side, times in both
+        }
         return result | self.extra
 
     def _clock_json(self, clock: Clock) -> dict[str, Any]:

@@ -12,16 +12,20 @@ import onnx_ir as ir
 
 from sparsecc.axes import Keep, count
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.tensorrt_engine import TensorrtEngine
 from sparsecc.budget import judge
 from sparsecc.bundle import versions
 from sparsecc.cost import macs_model, params_model
+from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import Analysis
+from sparsecc.loading.models import load_ir
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
 from sparsecc.report.against_parts import against_parts
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.sizes import at
+from sparsecc.stages import build_options
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -85,6 +89,8 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
         job.skipped.append(("measure", Skip(job.model.name, reason)))
         job.warnings.append(reason)
         return facts
+    if isinstance(backend, TensorrtEngine):
+        return facts | _plans_timed(job, backend, compiled, probes)
     if not isinstance(backend, OnnxRuntimeCpu):
         return facts
     facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}
@@ -104,6 +110,32 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
             facts |= _footprints(job, compiled, probes)
         facts |= against_parts(job, compiled, probes)
     return facts
+
+
+def _plans_timed(job: Job, backend: TensorrtEngine, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """The plan beside one of the dense model, where this machine or the device can run both."""
+    asked = job.options
+    if not asked.measure or not backend.runs_here(compiled, build_options(asked)):
+        return {}
+    from sparsecc.backends.tensorrt_compare import compare_plans
+
+    feeds = probes.feeds[0], probes.small_feeds or probes.feeds[0]
+    try:
+        told = compare_plans(
+            backend,
+            load_ir(probes.dense),
+            compiled,
+            feeds,
+            build_options(asked),
+            job.scratch,
+            seed=asked.seed,
+        )
+    except SparseccError as e:
+        reason = f"no latency beside the dense model: {e}"
+        job.skipped.append(("measure", Skip(job.model.name, reason)))
+        job.warnings.append(reason)
+        return {}
+    return {"latency": told.to_json()}
 
 
 def _footprints(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:

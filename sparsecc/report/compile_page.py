@@ -12,7 +12,11 @@ from sparsecc.report.summary import TOTALS, Reason, headline, latency_rows, pair
 
 LAYERS_OPEN = 60
 """Layers shown at once; the rest fold away on the screen."""
-CLOCKS = {"cpu": "process CPU time, which other processes do not disturb", "wall": "wall clock"}
+CLOCKS = {
+    "cpu": "process CPU time, which other processes do not disturb",
+    "wall": "wall clock",
+    "gpu": "time on the GPU",
+}
 
 
 @dataclass(frozen=True)
