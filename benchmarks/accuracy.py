@@ -1,30 +1,43 @@
-"""Accuracy against removed work, without training: criteria × allocators × repair on real models and data.
+"""Quality against removed work, without training: criteria x allocators x repair on real models, beside others.
 
-    python benchmarks/accuracy.py [--pairs resnet20,digits_resnet] [--ratios 0.1,0.3,0.5] [--json FILE]
+    python benchmarks/accuracy.py [--pairs resnet20,...] [--methods auto:auto,...] [--ratios 0.1,0.5] [--seconds 240]
+                                                      again until it says that all is done
+    python benchmarks/accuracy.py --publish docs/methods.md    write its tables between the marks there
 
-All pairs but the digits models need the shared materials (SPARSECC_SHARED or ../shared).
+A method is `criterion:allocator` or one of `benchmarks/accuracy_peers.py`; `auto:auto` is what a compile with --calib
+does by default. The default and its rivals come first, for every pair, then all other combinations. Each point is
+stored as soon as it stands (out/benchmarks/accuracy.json), and stored ones are not made again; a plot is drawn
+beside it. Methods in which chance plays a part run with three seeds. One thread. All pairs but
+the digits models need the shared materials (SPARSECC_SHARED or ../shared).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import re
+import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.accuracy_pairs import PAIRS, Pair
+from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
+from benchmarks.accuracy_tables import MARKS, Row, draw, line_of, tables
+from sparsecc.allocators import ALLOCATORS
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.calibrate.samples import Samples, merged
 from sparsecc.choose import Source, choose
+from sparsecc.criteria import CRITERIA
+from sparsecc.criteria.gradient import NAMES as GRADIENTS
+from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -35,159 +48,158 @@ from sparsecc.reconstruct.stage import kept_values
 from sparsecc.reconstruct.sweep import Settings, repair
 from sparsecc.verify.prove import write
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "materials"
-Feeds = dict[str, np.ndarray]
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-
-COMBINATIONS = (
-    ("random", "uniform"), ("l2", "uniform"), ("l2", "global"), ("wanda", "uniform"),
-    ("fluctuation", "global"), ("obs", "uniform"), ("obs", "distortion"),
-)  # fmt: skip
-REPAIRS = ("none", "bn", "reconstruct")
+STORE = Path("out/benchmarks/accuracy.json")
+RATIOS = (0.1, 0.2, 0.3, 0.5)
+REPAIRS = ("none", "reconstruct")
+RIVALS = ("auto:auto", "l2:uniform", *PEERS)
+"""The default, group magnitude, and other tools."""
+OTHERS = tuple(f"{c}:{a}" for c in CRITERIA for a in ALLOCATORS if f"{c}:{a}" not in RIVALS)
+CHANCE = frozenset({"random", *GRADIENTS})
+"""Criteria that draw: noise, or labels from the model's own prediction."""
+SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A model, unlabelled samples, and what its accuracy is measured by."""
+class Point:
+    """One plan: what is cut from which model, how much, and by which method; repaired in each way."""
 
-    model: Path
-    samples: Samples
-    accuracy: Callable[[Run], float]
+    pair: str
+    ratio: float
+    method: str
+    seed: int
 
-
-def digits(name: str) -> Pair:
-    """One of the reference models."""
-    sys.path.insert(0, str(ROOT / "models"))
-    data = importlib.import_module("digits")
-    path = ROOT / "models" / f"{name}.onnx"
-    return Pair(path, Samples(tuple(merged(data.calibration(), load_ir(path))), True), data.accuracy)
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """Other tools repair nothing."""
+        return ("none",) if self.method in PEERS else REPAIRS
 
 
-def cifar(name: str) -> Pair:
-    """A CIFAR-10 ResNet: 256 training images to calibrate on, 1,000 test images to score."""
-    images, _ = cifar_batch(0)
-    test, labels = cifar_batch(50)
-
-    def accuracy(run: Run) -> float:
-        answers = [next(iter(run({"image": test[i : i + 250]}).values())) for i in range(0, 1000, 250)]
-        return float(np.mean(np.concatenate(answers).argmax(axis=1) == labels))
-
-    batches = tuple({"image": images[i : i + 64]} for i in range(0, 256, 64))
-    return Pair(SHARED / "cifar10" / f"{name}_cifar10.onnx", Samples(batches, True), accuracy)
-
-
-def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
-
-    folder = SHARED / "cifar10"
-    found = re.search(r"\[[^\]]*\]", (folder / "cifar10_labels.js").read_text())
-    assert found is not None
-    labels = np.array(json.loads(found.group()))[number * 1000 : (number + 1) * 1000]
-    pixels = np.asarray(Image.open(folder / f"cifar10_batch_{number}.png").convert("RGB"))
-    scaled = pixels.reshape(1000, 32, 32, 3).astype(np.float32) / 255
-    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    return np.ascontiguousarray(((scaled - mean) / deviation).transpose(0, 3, 1, 2)), labels
+def wanted(pairs: Sequence[str], methods: Sequence[str], ratios: Sequence[float]) -> list[Point]:
+    """All points in the order in which they are worth having: rivals of the default before the rest."""
+    found = [
+        Point(pair, ratio, method, seed)
+        for group in ([m for m in methods if m in RIVALS], [m for m in methods if m not in RIVALS])
+        for pair in pairs
+        for ratio in ratios
+        for method in group
+        for seed in range(SEEDS if method.partition(":")[0] in CHANCE else 1)
+    ]
+    return [point for point in found if takes(point.method, point.pair)]
 
 
-def imagenet(name: str) -> Pair:
-    """An ImageNet classifier: every fifth image of the sample calibrates, the others score.
-
-    The images are 224 x 224 already: resized and cropped when the sample was taken, and not once more here.
-    """
-    from PIL import Image
-
-    folder = SHARED / "imagenet1000"
-    classes = [line.split()[0] for line in (folder / "synsets.txt").read_text().splitlines()]
-    mobile = name.startswith("mobilenet")
-    files = sorted(folder.glob("*.jpg"))
-    images, labels = [], []
-    for file in files:
-        found = re.search(r"n\d{8}", file.name)
-        labels.append(classes.index(found.group()) if found else int(re.findall(r"\d+", file.stem)[-1]))
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-        scaled = np.asarray(image, dtype=np.float32) / 255
-        mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-        images.append((scaled * 2 - 1 if mobile else (scaled - mean) / deviation).transpose(2, 0, 1))
-    data, truth = np.stack(images), np.array(labels)
-    scored = np.arange(len(data)) % 5 != 0
-    calibration = data[~scored]
-    test, wanted = data[scored], truth[scored] + (1 if mobile else 0)
-
-    def accuracy(run: Run) -> float:
-        answers = [next(iter(run({"image": test[i : i + 20]}).values())) for i in range(0, len(test), 20)]
-        return float(np.mean(np.concatenate(answers).argmax(axis=1) == wanted))
-
-    batches = tuple({"image": calibration[i : i + 20]} for i in range(0, len(calibration), 20))
-    return Pair(folder / f"{name}.onnx", Samples(batches, True), accuracy)
+@cache
+def loaded(name: str) -> Pair:
+    """A pair, read once."""
+    return PAIRS[name]()
 
 
-PAIRS: dict[str, Callable[[], Pair]] = {
-    "digits_resnet": lambda: digits("digits_resnet"),
-    "digits_vit": lambda: digits("digits_vit"),
-    "digits_lstm": lambda: digits("digits_lstm"),
-    "resnet20": lambda: cifar("resnet20"),
-    "resnet56": lambda: cifar("resnet56"),
-    "mobilenetv2": lambda: imagenet("mobilenetv2_1.0_dy18"),
-    "squeezenet": lambda: imagenet("squeezenet1.1_ts13"),
-}
-
-
-def rows(
-    pair: Pair, ratio: float, criterion: str, allocator: str, repairs: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One plan, repaired in each way: accuracies and times."""
-    begun = time.perf_counter()
-    analysis = analyse(normalise(load_ir(pair.model)))
-    options = CompileOptions(ratio=ratio, criterion=criterion, allocator=allocator, calibration="samples")
-    found = []
+def rows(point: Point) -> list[Row]:
+    """The scores of one point, or why it has none."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Source(lambda: pair.samples, Path(folder))
-        chosen = choose(analysis, find_groups(analysis, prune=options.prune), options, ratio, source)
-        kept = kept_values(analysis, chosen.keep)
-        remove(analysis, chosen.keep)
-        choosing = time.perf_counter() - begun
-        for method in repairs:
-            begun = time.perf_counter()
-            model = analysis.model.clone()
-            if method != "none":
-                dense = normalise(load_ir(pair.model))
-                repair(dense, model, kept, pair.samples, Path(folder), Settings(method))
-            repairing = time.perf_counter() - begun
-            runner = OnnxRuntimeCpu().load(write(model, Path(folder) / "pruned.onnx"), threads=1)
-            found.append(
-                {
-                    "ratio": ratio, "criterion": criterion, "allocator": allocator, "repair": method,
-                    "removed": chosen.removed, "predicted_error": chosen.predicted, "advised": chosen.advised,
-                    "accuracy": pair.accuracy(runner.run), "choose_s": choosing, "repair_s": repairing,
-                }
-            )  # fmt: skip
+        try:
+            make = by_peer if point.method in PEERS else by_sparsecc
+            found = make(point, Path(folder))
+        except SparseccError as e:
+            found = [{"repair": repair_, "reason": str(e)} for repair_ in point.repairs]
+    facts = {"pair": point.pair, "ratio": point.ratio, "method": point.method, "seed": point.seed}
+    return [{**facts, **row} for row in found]
+
+
+def by_sparsecc(point: Point, folder: Path) -> list[Row]:
+    """Choose and remove as a compile with samples does; repair the result in each way."""
+    begun = time.perf_counter()
+    pair = loaded(point.pair)
+    criterion, _, allocator = point.method.partition(":")
+    options = CompileOptions(
+        ratio=point.ratio, criterion=criterion, allocator=allocator, calibration="samples", seed=point.seed
+    )
+    analysis = analyse(normalise(load_ir(pair.model)))
+    groups = find_groups(analysis, prune=options.prune)
+    chosen = choose(analysis, groups, options, point.ratio, Source(lambda: pair.samples, folder))
+    kept = kept_values(analysis, chosen.keep)
+    remove(analysis, chosen.keep)
+    facts = {
+        "removed": chosen.removed, "predicted_error": chosen.predicted, "advised": chosen.advised,
+        "used": chosen.method, "choose_s": round(time.perf_counter() - begun, 2),
+    }  # fmt: skip
+    found = []
+    for method in point.repairs:
+        begun = time.perf_counter()
+        model = analysis.model.clone()
+        if method != "none":
+            dense = normalise(load_ir(pair.model))
+            repair(dense, model, kept, pair.samples, folder, Settings(method))
+        seconds = round(time.perf_counter() - begun, 2)
+        runner = OnnxRuntimeCpu().load(write(model, folder / "pruned.onnx"), threads=1)
+        found.append({"repair": method, "score": pair.accuracy(runner.run), **facts, "repair_s": seconds})
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", default="digits_resnet,resnet20")
-    parser.add_argument("--ratios", default="0.1,0.2,0.3,0.5")
-    parser.add_argument("--combinations", default=",".join(":".join(c) for c in COMBINATIONS))
-    parser.add_argument("--repairs", default=",".join(REPAIRS))
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    results: dict[str, Any] = {}
-    for name in given.pairs.split(","):
-        pair = PAIRS[name]()
-        dense = pair.accuracy(OnnxRuntimeCpu().load(pair.model, threads=1).run)
-        results[name] = {"dense": dense, "rows": []}
-        print(f"{name}: dense {dense:.4f}", flush=True)
-        for ratio in map(float, given.ratios.split(",")):
-            for combination in given.combinations.split(","):
-                made = rows(pair, ratio, *combination.split(":"), given.repairs.split(","))
-                results[name]["rows"] += made
-                accuracies = "  ".join(f"{r['repair']} {r['accuracy']:.4f}" for r in made)
-                print(f"  -{made[0]['removed']:5.1%}  {combination:20s} {accuracies}", flush=True)
-                if given.json:
-                    given.json.write_text(json.dumps(results, indent=1))
+def by_peer(point: Point, folder: Path) -> list[Row]:
+    """Another tool at the same work, or as close as it comes."""
+    begun = time.perf_counter()
+    pair = loaded(point.pair)
+    removed, run = at_equal_work(PEERS[point.method](point.pair, pair, folder), point.ratio)
+    seconds = round(time.perf_counter() - begun, 2)
+    return [{"repair": "none", "score": pair.accuracy(run), "removed": removed, "choose_s": seconds}]
+
+
+def run(points: Sequence[Point], store: Path, seconds: float) -> dict[str, Any]:
+    """Make the points that `store` lacks, for as long as there is time; returns all that stand."""
+    stored: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {"pairs": {}, "rows": []}
+    keys = ("pair", "ratio", "method", "seed")
+    done = {tuple(row[key] for key in keys) for row in stored["rows"]}
+    todo = [p for p in points if (p.pair, p.ratio, p.method, p.seed) not in done]
+    stored["host"] = {
+        "machine": platform.machine(),
+        **{name: version(name) for name in ("onnxruntime", "numpy", "onnx")},
+    }
+    store.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    while todo and time.monotonic() < end:
+        point = todo.pop(0)
+        if point.pair not in stored["pairs"]:
+            pair = loaded(point.pair)
+            dense = pair.accuracy(OnnxRuntimeCpu().load(pair.model, threads=1).run)
+            stored["pairs"][point.pair] = {"dense": dense, "measure": pair.measure}
+        stored["rows"] += rows(point)
+        print(line_of(stored["rows"], point.pair, point.ratio, point.method, point.seed), flush=True)
+        whole = store.with_suffix(".part")
+        whole.write_text(json.dumps(stored, indent=1))
+        os.replace(whole, store)
+    print(f"{len(todo)} points are left: run it again" if todo else "all is done")
+    return stored
+
+
+def publish(stored: dict[str, Any], document: Path) -> None:
+    """Replace what stands between the marks."""
+    head, _, rest = document.read_text().partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    if not tail:
+        sys.exit(f"{document} lacks the marks: {' … '.join(MARKS)}")
+    document.write_text(f"{head}{MARKS[0]}\n\n{tables(stored)}\n\n{MARKS[1]}{tail}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what is missing, print the tables, draw the plot, publish when asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", default=",".join(PAIRS))
+    parser.add_argument("--methods", default=",".join((*RIVALS, *OTHERS)))
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--json", type=Path, default=STORE)
+    parser.add_argument("--publish", type=Path)
+    given = parser.parse_args(arguments)
+    if given.publish:
+        publish(json.loads(given.json.read_text()), given.publish)
+        return
+    ratios = [float(ratio) for ratio in given.ratios.split(",")]
+    stored = run(wanted(given.pairs.split(","), given.methods.split(","), ratios), given.json, given.seconds)
+    if stored["rows"]:
+        print(tables(stored))
+        draw(stored, given.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

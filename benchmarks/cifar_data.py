@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.accuracy import SHARED, cifar_batch
+from benchmarks.accuracy_pairs import SHARED, cifar_batch
 
 FOLDER = SHARED / "cifar10"
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy import Pair, cifar, cifar_batch
+from benchmarks.accuracy_pairs import Pair, cifar, cifar_batch
 from benchmarks.cifar_data import FOLDER, module, training_images
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.calibrate.samples import Samples as Calibration

@@ -1,0 +1,160 @@
+"""Real models with samples and what measures them, for `benchmarks/accuracy.py`.
+
+All but the digits models are the shared materials (SPARSECC_SHARED or ../shared).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.calibrate.samples import Samples, merged
+from sparsecc.loading.models import load_ir
+from sparsecc.verify.numerics import fidelity
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "materials"
+CALIBRATION = 256
+"""CIFAR-10 images to calibrate on."""
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, unlabelled samples, and what its quality is measured by.
+
+    `measure` is top-1, nats (the mean negative log likelihood of text, less is better) or dB (the distance of the
+    outputs to the dense model's, where there are no labels).
+    """
+
+    model: Path
+    samples: Samples
+    accuracy: Callable[[Run], float]
+    measure: str = "top-1"
+
+
+def digits(name: str) -> Pair:
+    """One of the reference models."""
+    sys.path.insert(0, str(ROOT / "models"))
+    data = importlib.import_module("digits")
+    path = ROOT / "models" / f"{name}.onnx"
+    return Pair(path, Samples(tuple(merged(data.calibration(), load_ir(path))), True), data.accuracy)
+
+
+def cifar(name: str) -> Pair:
+    """A CIFAR-10 ResNet: 256 training images to calibrate on, 1,000 test images to score."""
+    images, _ = cifar_batch(0)
+    test, labels = cifar_batch(50)
+
+    def accuracy(run: Run) -> float:
+        answers = [next(iter(run({"image": test[i : i + 250]}).values())) for i in range(0, 1000, 250)]
+        return float(np.mean(np.concatenate(answers).argmax(axis=1) == labels))
+
+    batches = tuple({"image": images[i : i + 64]} for i in range(0, CALIBRATION, 64))
+    return Pair(SHARED / "cifar10" / f"{name}_cifar10.onnx", Samples(batches, True), accuracy)
+
+
+def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image
+
+    folder = SHARED / "cifar10"
+    found = re.search(r"\[[^\]]*\]", (folder / "cifar10_labels.js").read_text())
+    assert found is not None
+    labels = np.array(json.loads(found.group()))[number * 1000 : (number + 1) * 1000]
+    pixels = np.asarray(Image.open(folder / f"cifar10_batch_{number}.png").convert("RGB"))
+    scaled = pixels.reshape(1000, 32, 32, 3).astype(np.float32) / 255
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    return np.ascontiguousarray(((scaled - mean) / deviation).transpose(0, 3, 1, 2)), labels
+
+
+def imagenet(name: str) -> Pair:
+    """An ImageNet classifier: every fifth image of the sample calibrates, the others score.
+
+    The images are 224 x 224 already: resized and cropped when the sample was taken, and not once more here.
+    """
+    from PIL import Image
+
+    folder = SHARED / "imagenet1000"
+    classes = [line.split()[0] for line in (folder / "synsets.txt").read_text().splitlines()]
+    mobile = name.startswith("mobilenet")
+    files = sorted(folder.glob("*.jpg"))
+    images, labels = [], []
+    for file in files:
+        found = re.search(r"n\d{8}", file.name)
+        labels.append(classes.index(found.group()) if found else int(re.findall(r"\d+", file.stem)[-1]))
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+        scaled = np.asarray(image, dtype=np.float32) / 255
+        mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        images.append((scaled * 2 - 1 if mobile else (scaled - mean) / deviation).transpose(2, 0, 1))
+    data, truth = np.stack(images), np.array(labels)
+    scored = np.arange(len(data)) % 5 != 0
+    calibration = data[~scored]
+    test, wanted = data[scored], truth[scored] + (1 if mobile else 0)
+
+    def accuracy(run: Run) -> float:
+        answers = [next(iter(run({"image": test[i : i + 20]}).values())) for i in range(0, len(test), 20)]
+        return float(np.mean(np.concatenate(answers).argmax(axis=1) == wanted))
+
+    batches = tuple({"image": calibration[i : i + 20]} for i in range(0, len(calibration), 20))
+    return Pair(folder / f"{name}.onnx", Samples(batches, True), accuracy)
+
+
+def stories(name: str) -> Pair:
+    """A small Llama: half of its sample of stories calibrates, the other half is scored."""
+    from benchmarks.quantization_cases import CASES
+
+    case = CASES[name]()
+
+    def nats(run: Run) -> float:
+        found = case.score(next(iter(run(case.test[0]).values())))
+        assert found is not None
+        return found
+
+    return Pair(case.path, Samples(tuple(case.calibration), True), nats, case.measure)
+
+
+def detector(name: str) -> Pair:
+    """NanoDet without labelled images: 32 photographs calibrate, 32 others measure the distance to the dense one."""
+    from PIL import Image
+
+    files = sorted((SHARED / "imagenet1000").glob("*.jpg"))[::7][:64]
+    mean, deviation = np.float32([103.53, 116.28, 123.675]), np.float32([57.375, 57.12, 58.395])
+    feeds = []
+    for file in files:
+        with Image.open(file) as opened:
+            pixels = np.asarray(opened.convert("RGB").resize((320, 320)), dtype=np.float32)[..., ::-1]
+        feeds.append(
+            {"input.1": np.ascontiguousarray(((pixels - mean) / deviation).transpose(2, 0, 1)[None])}
+        )
+    path = SHARED / "det" / f"{name}.onnx"
+    samples, test = Samples(tuple(feeds[::2]), True), feeds[1::2]
+    dense = _joined(OnnxRuntimeCpu().load(path, threads=1).run, test)
+    return Pair(path, samples, lambda run: float(fidelity(dense, _joined(run, test))["sqnr_db"]), "dB")
+
+
+def _joined(run: Run, feeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    answers = [run(one) for one in feeds]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+PAIRS: Mapping[str, Callable[[], Pair]] = {
+    "resnet20": lambda: cifar("resnet20"),
+    "resnet56": lambda: cifar("resnet56"),
+    "digits_resnet": lambda: digits("digits_resnet"),
+    "digits_vit": lambda: digits("digits_vit"),
+    "digits_lstm": lambda: digits("digits_lstm"),
+    "mobilenetv2": lambda: imagenet("mobilenetv2_1.0_dy18"),
+    "squeezenet": lambda: imagenet("squeezenet1.1_ts13"),
+    "stories": lambda: stories("stories"),
+    "nanodet": lambda: detector("nanodet_m_320"),
+}
