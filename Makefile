@@ -1,4 +1,4 @@
-# Everything runs from a fresh clone with python3 and make:  make setup | demo | test | slow | contract | package | fuzz | bench
+# Everything runs from a fresh clone with python3 and make:  make setup | demo | test | slow | contract | package | fuzz | bench | bench-accuracy
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ JOBS ?= 2
 TYPED := tests models/digits.py models/train_digits.py noxfile.py
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: setup demo test lint types tests slow contract package fuzz bench clean
+.PHONY: setup demo test lint types tests slow contract package fuzz bench bench-accuracy clean
 
 setup: $(VENV)/.ready-dev
 
@@ -59,6 +59,10 @@ fuzz: setup
 
 bench: $(VENV)/.ready-bench
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+# Goes on where it was stopped; make bench-accuracy ARGS='--pairs resnet20 --seconds 240' does a part.
+bench-accuracy: $(VENV)/.ready-bench
+	$(BIN)/python benchmarks/accuracy.py $(ARGS)
 
 # Its own environment: what looks at the packages is none of them.
 $(VENV)/.ready-tools: constraints.txt

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored = run(wanted(given.pairs.split(","), given.methods.split(","), ratios), given.json, given.seconds)
     if stored["rows"]:
         print(tables(stored))
-        draw(stored, given.json.with_suffix(".svg"))
+        if find_spec("matplotlib") is None:
+            print("no plot was drawn: pip install matplotlib")
+        else:
+            draw(stored, given.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

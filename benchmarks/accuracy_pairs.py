@@ -23,6 +23,7 @@ from sparsecc.verify.numerics import fidelity
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "materials"
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], "f4"), np.array([0.229, 0.224, 0.225], "f4")
 CALIBRATION = 256
 """CIFAR-10 images to calibrate on."""
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -72,8 +73,7 @@ def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.array(json.loads(found.group()))[number * 1000 : (number + 1) * 1000]
     pixels = np.asarray(Image.open(folder / f"cifar10_batch_{number}.png").convert("RGB"))
     scaled = pixels.reshape(1000, 32, 32, 3).astype(np.float32) / 255
-    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    return np.ascontiguousarray(((scaled - mean) / deviation).transpose(0, 3, 1, 2)), labels
+    return np.ascontiguousarray(((scaled - MEAN) / DEVIATION).transpose(0, 3, 1, 2)), labels
 
 
 def imagenet(name: str) -> Pair:
@@ -94,8 +94,7 @@ def imagenet(name: str) -> Pair:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
         scaled = np.asarray(image, dtype=np.float32) / 255
-        mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-        images.append((scaled * 2 - 1 if mobile else (scaled - mean) / deviation).transpose(2, 0, 1))
+        images.append((scaled * 2 - 1 if mobile else (scaled - MEAN) / DEVIATION).transpose(2, 0, 1))
     data, truth = np.stack(images), np.array(labels)
     scored = np.arange(len(data)) % 5 != 0
     calibration = data[~scored]
@@ -128,7 +127,7 @@ def detector(name: str) -> Pair:
     from PIL import Image
 
     files = sorted((SHARED / "imagenet1000").glob("*.jpg"))[::7][:64]
-    mean, deviation = np.float32([103.53, 116.28, 123.675]), np.float32([57.375, 57.12, 58.395])
+    mean, deviation = np.array([103.53, 116.28, 123.675], "f4"), np.array([57.375, 57.12, 58.395], "f4")
     feeds = []
     for file in files:
         with Image.open(file) as opened:

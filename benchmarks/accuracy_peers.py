@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Cut = Callable[[float], tuple[float, Run]]
 """Share of the channels that go -> share of the multiply-accumulates that went, and what runs the result."""
+Start = Callable[[str, "Pair", Path], Cut]
+"""(name of the pair, the pair, a folder to work in) -> how it is cut."""
 TRIALS = 9
 CLOSE = 0.003
 """A share of the multiply-accumulates this near is the one that was asked for."""
@@ -90,13 +92,13 @@ def torch_pruning(name: str, method: str) -> Cut:
     example = images[:1]
     dense = module(name)
     importance = _importance(tool, kind, dense, images, labels)
-    gradients = {key: value.grad for key, value in dense.named_parameters()}
+    gradients = {key: value.grad for key, value in dense.named_parameters() if value.grad is not None}
     before, _ = tool.utils.count_ops_and_params(dense, example)
 
     def cut(share: float) -> tuple[float, Run]:
         small, scores = copy.deepcopy((dense, importance))
         for key, value in small.named_parameters():
-            value.grad = None if gradients[key] is None else gradients[key].clone()
+            value.grad = gradients[key].clone() if key in gradients else None
         summed = [
             layer for key, layer in small.named_modules() if key in ("conv1", "linear") or "conv2" in key
         ]
@@ -139,20 +141,24 @@ def _answer(module: Any, images: np.ndarray) -> np.ndarray:
     return found
 
 
-PEERS: Mapping[str, Callable[[str, Pair, Path], Cut]] = {
+def _by_onnxsim(method: str) -> Start:
+    return lambda name, pair, folder: onnxsim(pair, folder, method)
+
+
+def _by_torch_pruning(method: str) -> Start:
+    return lambda name, pair, folder: torch_pruning(name, method)
+
+
+IMPORTANCES = ("magnitude", "lamp", "taylor", "hessian")
+PEERS: Mapping[str, Start] = {
+    **{f"onnxsim {method}": _by_onnxsim(method) for method in ("l2", "wanda", "wanda global")},
     **{
-        f"onnxsim {method}": (lambda name, pair, folder, method=method: onnxsim(pair, folder, method))
-        for method in ("l2", "wanda", "wanda global")
-    },
-    **{
-        f"torch-pruning {kind} {scope}": (
-            lambda name, pair, folder, method=f"{kind} {scope}": torch_pruning(name, method)
-        )
-        for kind in ("magnitude", "lamp", "taylor", "hessian")
+        f"torch-pruning {kind} {scope}": _by_torch_pruning(f"{kind} {scope}")
+        for kind in IMPORTANCES
         for scope in ("local", "global")
     },
 }
-"""Tool and its method -> (name of the pair, the pair, a folder) -> how it cuts."""
+"""Tool and its method -> what it cuts by."""
 WITH_MODULES = ("resnet20", "resnet56")
 """The pairs that torch-pruning can be asked about."""
 

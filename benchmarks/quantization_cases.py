@@ -132,7 +132,8 @@ def stories() -> Case:
 
 def _vocabulary(path: Path) -> dict[bytes, tuple[int, float]]:
     """Pieces of a llama2.c vocabulary with their numbers and scores."""
-    data, pieces, at = path.read_bytes(), {}, 4
+    pieces: dict[bytes, tuple[int, float]] = {}
+    data, at = path.read_bytes(), 4
     while at < len(data):
         score, length = struct.unpack_from("<fi", data, at)
         pieces.setdefault(data[at + 8 : at + 8 + length], (len(pieces), score))
