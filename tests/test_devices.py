@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from sparsecc.devices import Device, DeviceAddress, open_device, parse_device
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError, WorkerError
+from tests.adb_server import Phone, running_phone
 from tests.sshd import Server, free_port, keygen, running_sshd
 
 PRINT_ARGUMENTS = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]))"
@@ -55,23 +57,19 @@ def ssh(server: Server) -> Iterator[Device]:
 
 
 @pytest.fixture(scope="module")
-def adb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
-    """A stand-in adb that behaves like the real one where it matters: `shell` joins its words for a shell."""
-    folder = tmp_path_factory.mktemp("adb")
-    stand_in = folder / "adb"
-    stand_in.write_text(
-        '#!/bin/sh\n[ "$1" = -s ] && shift 2\nwhat=$1; shift\ncase $what in\n'
-        f'shell) [ "$1" = -T ] && shift; exec sh -c "$(printf %s "$*" | sed "s#/data/local/tmp#{folder}#g")"'
-        " ;;\n"
-        f'push) cp "$1" "$(printf %s "$2" | sed "s#/data/local/tmp#{folder}#")" ;;\n'
-        f'pull) cp "$(printf %s "$1" | sed "s#/data/local/tmp#{folder}#")" "$2" ;;\nesac\n'
-    )
-    stand_in.chmod(0o755)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    patch.setattr("sparsecc.devices.adb._FOLDER", __import__("re").compile(r"/.*/sparsecc\.[A-Za-z0-9]+"))
-    yield open_device("adb:TEST01")
-    patch.undo()
+def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phone]:
+    """A stand-in for adb's server and a phone, in reach of the real adb program."""
+    if shutil.which("adb") is None:
+        pytest.skip("adb is not installed")
+    with running_phone(tmp_path_factory.mktemp("phone")) as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(running.port))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def adb(phone: Phone) -> Iterator[Device]:
+    with open_device(f"adb:{phone.serial}") as device:
+        yield device
 
 
 @pytest.fixture(params=["local", "ssh", "adb"])
@@ -257,6 +255,22 @@ def test_missing_adb_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UnavailableError, match="adb is not installed"):
         open_device("adb:X1")
+
+
+def test_a_phone_that_goes_away_is_said(phone: Phone, tmp_path: Path) -> None:
+    device = open_device(f"adb:{phone.serial}")
+    (tmp_path / "sent").write_bytes(b"1")
+    try:
+        phone.online = False
+        with pytest.raises(UnavailableError, match="does not answer"):
+            device.run(["ls"], timeout=20)
+        with pytest.raises(SystemFailureError, match="does not copy 'sent'"):
+            device.put(tmp_path / "sent", "sent")
+    finally:
+        phone.online = True
+    device.close()
+    with pytest.raises(UnavailableError, match="does not answer"):
+        open_device("adb:ANOTHER")
 
 
 def _model(path: Path, width: int) -> Path:

@@ -26,7 +26,8 @@ _QUICK_SECONDS = 60.0
 _COPY_SECONDS = 3600.0
 _TEMPLATE = "/data/local/tmp/sparsecc.XXXXXXXXXX"
 _FOLDER = re.compile(r"/data/local/tmp/sparsecc\.[A-Za-z0-9]+")
-_LOST = ("device not found", "device offline", "no devices", "device unauthorized", "closed")
+_LOST = re.compile(r"(error|adb): .*(device '.*' not found|device offline|no devices|unauthorized|closed)")
+"""How adb itself says that it does not reach the device."""
 
 
 class AdbDevice(Device):
@@ -106,11 +107,7 @@ class AdbDevice(Device):
                 f"a command on {self.spec} took more than {timeout:g} s: allow it more time"
             ) from e
         stdout, stderr = (s[:LARGEST_OUTPUT].decode("utf-8", "replace") for s in (done.stdout, done.stderr))
-        if (
-            done.returncode != 0
-            and stderr.startswith(("error:", "adb:"))
-            and any(word in stderr for word in _LOST)
-        ):
+        if done.returncode != 0 and _LOST.match(stderr):
             raise UnavailableError(
                 f"{self.spec} does not answer ({one_line(stderr, 100)}): see 'adb devices'"
             )
