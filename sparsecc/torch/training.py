@@ -23,8 +23,10 @@ Progress = Callable[[float, str], None]
 
 EVALUATIONS = 25
 """How often the held-out inputs are looked at over the whole budget."""
+SETTLING = 0.5
+"""The share of the budget in which the rate is high: the error rises first, and falls as the rate does."""
 PATIENCE = 8
-"""So many looks without a better one end the training."""
+"""So many looks without a better one after that end the training."""
 AVERAGE = 0.99
 WARM_UP = 0.05
 SMALL_ERROR = 1e-2
@@ -140,7 +142,8 @@ class Training:
         state = self.state
         state.looked = used
         found = self._look(self.average)
-        state.stale = 0 if found[0] < state.lowest else state.stale + 1
+        if used > SETTLING:
+            state.stale = 0 if found[0] < state.lowest else state.stale + 1
         state.lowest = min(state.lowest, found[0])
         if found[0] < state.best[0]:
             state.best = found
