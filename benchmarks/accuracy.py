@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -68,17 +68,18 @@ class Point:
     ratio: float
     method: str
     seed: int
-
-    @property
-    def repairs(self) -> tuple[str, ...]:
-        """Other tools repair nothing."""
-        return ("none",) if self.method in PEERS else REPAIRS
+    repairs: tuple[str, ...]
 
 
-def wanted(pairs: Sequence[str], methods: Sequence[str], ratios: Sequence[float]) -> list[Point]:
-    """All points in the order in which they are worth having: rivals of the default before the rest."""
+def wanted(
+    pairs: Sequence[str], methods: Sequence[str], ratios: Sequence[float], repairs: Sequence[str] = REPAIRS
+) -> list[Point]:
+    """All points in the order in which they are worth having: rivals of the default before the rest.
+
+    Other tools repair nothing.
+    """
     found = [
-        Point(pair, ratio, method, seed)
+        Point(pair, ratio, method, seed, ("none",) if method in PEERS else tuple(repairs))
         for group in ([m for m in methods if m in RIVALS], [m for m in methods if m not in RIVALS])
         for pair in pairs
         for ratio in ratios
@@ -148,9 +149,7 @@ def by_peer(point: Point, folder: Path) -> list[Row]:
 def run(points: Sequence[Point], store: Path, seconds: float) -> dict[str, Any]:
     """Make the points that `store` lacks, for as long as there is time; returns all that stand."""
     stored: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {"pairs": {}, "rows": []}
-    keys = ("pair", "ratio", "method", "seed")
-    done = {tuple(row[key] for key in keys) for row in stored["rows"]}
-    todo = [p for p in points if (p.pair, p.ratio, p.method, p.seed) not in done]
+    todo = _missing(points, stored["rows"])
     stored["host"] = {
         "machine": platform.machine(),
         **{name: version(name) for name in ("onnxruntime", "numpy", "onnx")},
@@ -163,13 +162,24 @@ def run(points: Sequence[Point], store: Path, seconds: float) -> dict[str, Any]:
             pair = loaded(point.pair)
             dense = pair.accuracy(OnnxRuntimeCpu().load(pair.model, threads=1).run)
             stored["pairs"][point.pair] = {"dense": dense, "measure": pair.measure}
-        stored["rows"] += rows(point)
-        print(line_of(stored["rows"], point.pair, point.ratio, point.method, point.seed), flush=True)
+        made = rows(point)
+        stored["rows"] += made
+        print(line_of(made), flush=True)
         whole = store.with_suffix(".part")
         whole.write_text(json.dumps(stored, indent=1))
         os.replace(whole, store)
     print(f"{len(todo)} points are left: run it again" if todo else "all is done")
     return stored
+
+
+def _missing(points: Sequence[Point], stored: Sequence[Row]) -> list[Point]:
+    """What is left of the points, with the repairs that are left of each."""
+    done = {(row["pair"], row["ratio"], row["method"], row["seed"], row["repair"]) for row in stored}
+    left = []
+    for p in points:
+        repairs = tuple(r for r in p.repairs if (p.pair, p.ratio, p.method, p.seed, r) not in done)
+        left += [replace(p, repairs=repairs)] if repairs else []
+    return left
 
 
 def publish(stored: dict[str, Any], document: Path) -> None:
@@ -189,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", default=",".join(PAIRS))
     parser.add_argument("--methods", default=",".join((*RIVALS, *OTHERS)))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
+    parser.add_argument("--repairs", default=",".join(REPAIRS))
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
     parser.add_argument("--publish", type=Path)
@@ -197,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         publish(json.loads(given.json.read_text()), given.publish)
         return
     ratios = [float(ratio) for ratio in given.ratios.split(",")]
-    stored = run(wanted(given.pairs.split(","), given.methods.split(","), ratios), given.json, given.seconds)
+    lists = [one.split(",") for one in (given.pairs, given.methods, given.repairs)]
+    points = wanted(lists[0], lists[1], ratios, lists[2])
+    stored = run(points, given.json, given.seconds)
     if stored["rows"]:
         print(tables(stored))
         if find_spec("matplotlib") is None:

@@ -35,15 +35,14 @@ class Found:
     removed: float
 
 
-def line_of(rows: Sequence[Row], pair: str, ratio: float, method: str, seed: int) -> str:
-    """One point for the terminal."""
-    key = (pair, ratio, method, seed)
-    own = [row for row in rows if (row["pair"], row["ratio"], row["method"], row["seed"]) == key]
-    start = f"{pair:14s} -{ratio:.0%}  {method:32s}"
-    if "reason" in own[0]:
-        return f"{start} {own[0]['reason']}"
-    scores = "  ".join(f"{row['repair']} {row['score']:.4f}" for row in own)
-    return f"{start} -{own[0]['removed']:.1%}  {scores}  {own[0]['choose_s']:.1f} s"
+def line_of(made: Sequence[Row]) -> str:
+    """The rows of one point for the terminal."""
+    first = made[0]
+    start = f"{first['pair']:14s} -{first['ratio']:.0%}  {first['method']:32s}"
+    if "reason" in first:
+        return f"{start} {first['reason']}"
+    scores = "  ".join(f"{row['repair']} {row['score']:.4f}" for row in made)
+    return f"{start} -{first['removed']:.1%}  {scores}  {first['choose_s']:.1f} s"
 
 
 def tables(stored: Mapping[str, Any]) -> str:

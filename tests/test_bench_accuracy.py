@@ -124,3 +124,11 @@ def test_a_plot_is_drawn(store: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs the bench extra")
     run(store, "--methods", METHODS)
     assert store.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_a_repair_that_is_missing_is_made_for_the_same_plan(store: Path) -> None:
+    before = json.loads(store.read_text())["rows"]
+    run(store, "--methods", "l2:uniform", "--repairs", "none,bn")
+    made = json.loads(store.read_text())["rows"][len(before) :]
+    assert [(row["method"], row["repair"]) for row in made] == [("l2:uniform", "bn")]
+    assert made[0]["removed"] == before[0]["removed"]
