@@ -16,7 +16,7 @@ TOTALS: tuple[tuple[str, str, Written], ...] = (
     ("parameters", "params", numbers.count),
     ("size", "bytes", numbers.size),
     ("engine", "engine_bytes", numbers.size),
-    ("memory to load and run", "memory_bytes", numbers.size),
+    ("memory", "memory_bytes", numbers.size),
 )
 """Label, key in the report's `before` and `after`, and how the number is written. Only the compiled one has an
 engine: its size stands beside that of the ONNX file and is not added to it."""
