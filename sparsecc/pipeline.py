@@ -215,7 +215,9 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     samples = job.samples_for(analysis)
     if not samples.real:
         data = data_of(samples, analysis.model)
-        job.warnings.append(f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy")
+        job.warnings.append(
+            f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy"
+        )
     dense, kept = job.scratch / "dense" / "model.onnx", kept_values(analysis, decision.choice.keep)
     progress = _progress(job.emit, 0.35, 0.05)
     found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress)

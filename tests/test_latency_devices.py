@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -84,7 +85,7 @@ def test_a_fleet_is_measured_in_one_run(
     device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = f"ssh://nobody@127.0.0.1:{free_port()}"
-    model, heard = perceptron(tmp_path / "m.onnx", 64), []
+    model, heard = perceptron(tmp_path / "m.onnx", 64), list[Any]()
     found = sparsecc.profile_fleet(model, ["local", gone, device], on_event=heard.append)["results"]
     assert [one["device"]["name"] for one in found] == ["local", gone, device]
     assert found[0]["cpu_ms"]["n"] > 0

@@ -13,9 +13,17 @@ import sparsecc
 from sparsecc.cli import main
 
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich", "scipy", "torch", "yaml"}
-PUBLIC = {"CompileResult", "build", "compare", "compile", "doctor", "inspect", "profile", "search", "verify"} | {
-    "profile_fleet"
-}
+PUBLIC = {
+    "CompileResult",
+    "build",
+    "compare",
+    "compile",
+    "doctor",
+    "inspect",
+    "profile",
+    "search",
+    "verify",
+} | {"profile_fleet"}
 
 
 def loaded_after(code: str, root: Path) -> set[str]:

@@ -30,7 +30,7 @@ def framed() -> bytes:
     for name, shape in (("w1", (LENGTH, 16)), ("w2", (16, 2))):
         array = generator.normal(0, 0.5, shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def saved_samples(folder: Path, rate: int) -> str:
@@ -110,7 +110,7 @@ def test_fixed_inputs_are_tried_as_they_are() -> None:
 # Integers of a sample ------------------------------------------------------------------------------------
 
 TWO = '<ir_version: 8, opset_import: ["": 17]> agraph (float[n, t] x, int32[n] length) => (float[n, t] y) '
-SAMPLE = {"x": np.zeros((1, 8), np.float32), "length": np.asarray([7], np.int64)}
+SAMPLE: dict[str, np.ndarray] = {"x": np.zeros((1, 8), np.float32), "length": np.asarray([7], np.int64)}
 
 
 def test_integers_are_the_samples_repeated_and_floats_are_random() -> None:

@@ -22,7 +22,8 @@ class Timed:
     """A runner whose runs take a known time, and that notes when each was."""
 
     def __init__(self, milliseconds: float, log: list[float]) -> None:
-        self.takes, self.log, self.fed = milliseconds, log, None
+        self.takes, self.log = milliseconds, log
+        self.fed: Any = None
 
     def step(self, feeds: Any) -> str:
         self.fed = feeds

@@ -57,7 +57,9 @@ def _engine(report: Mapping[str, Any]) -> list[Block]:
 
 
 def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    clock = {"cpu": "CPU time", "wall": "wall clock", "gpu": "GPU time"}.get(latency.get("clock", ""), "latency")
+    clock = {"cpu": "CPU time", "wall": "wall clock", "gpu": "GPU time"}.get(
+        latency.get("clock", ""), "latency"
+    )
     rows = [(f"{clock} {key}", *cells) for key, *cells in latency_rows(latency, ("p50", "p90"))]
     wall = [
         (f"wall clock {key}", *cells) for key, *cells in latency_rows(latency.get("wall") or {}, ("p50",))
