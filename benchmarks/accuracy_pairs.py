@@ -109,7 +109,7 @@ def imagenet(name: str) -> Pair:
 
 
 def stories(name: str) -> Pair:
-    """A small Llama: the beginnings of 32 stories that it tells itself calibrate, two real ones are scored."""
+    """A small Llama: the beginnings of 16 stories that it tells itself calibrate, two real ones are scored."""
     from benchmarks.quantization_cases import CASES
 
     case = CASES[name]()
@@ -119,7 +119,7 @@ def stories(name: str) -> Pair:
         assert found is not None
         return found
 
-    ids = _told(OnnxRuntimeCpu().load(case.path, threads=1).run, 32, 64)
+    ids = _told(OnnxRuntimeCpu().load(case.path, threads=1).run, 16, 128)
     batches = tuple({"ids": ids[i : i + 16]} for i in range(0, len(ids), 16))
     return Pair(case.path, Samples(batches, True), nats, case.measure)
 
