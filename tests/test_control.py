@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import sparsecc
 from sparsecc.bodies import one_scope
 from sparsecc.pipeline import compile_model
 from tests.control_models import ModelWithBodies
@@ -209,3 +211,8 @@ def test_a_plan_names_the_use_of_a_constant_inside_a_body(tmp_path: Path) -> Non
     result = pruned(model_of(text, opset=20), tmp_path)
     assert result.free == 2
     assert result.planned_error is not None
+    source, bundle = tmp_path / "model.onnx", tmp_path / "out"
+    sparsecc.compile(source, ratio=0.4, target="onnx", align=1, measure=False, output=bundle)
+    tensors = json.loads((bundle / "plan.json").read_text())["tensors"]
+    assert len(tensors["w3"]["uses"]) == 2
+    assert all(check["ok"] for check in sparsecc.verify(bundle, model=source)["checks"])

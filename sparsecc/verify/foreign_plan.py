@@ -28,7 +28,7 @@ def read_plan(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_fits(plan: Mapping[str, Any], model: ir.Model) -> None:
     """InputError unless every tensor, axis and node that a plan (as `read_plan` gave it) names is there."""
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node.name: node for node in model.graph.all_nodes()}
     for name, entry in plan["tensors"].items():
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
