@@ -14,7 +14,7 @@ def mend_group(edit: Edit) -> None:
         edit.set_attribute("group", edit.left(edit.memo))
 
 
-def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
+def grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
     """The groups and the channels of each; both stay where another grouping of the same channels is in the way."""
     size = axis.size
     if not isinstance(size, int) or size % groups:
@@ -38,9 +38,9 @@ def conv(site: Site) -> None:
     if groups == 1:
         site.same(width, weight[1])
     else:
-        group, inner = _grouped(site, width, groups, "input channels")
+        group, inner = grouped(site, width, groups, "input channels")
         site.same(inner, weight[1])
-        site.space.unify(_grouped(site, out, groups, "output channels")[0], group)
+        site.space.unify(grouped(site, out, groups, "output channels")[0], group)
         site.remember(group)
     site.reduces(0, 1)
     site.reduces(1, 1)
@@ -64,7 +64,7 @@ def conv_transpose(site: Site) -> None:
     site.same(data[1], weight[0])
     out = weight[1]
     if groups > 1:
-        group, _ = _grouped(site, weight[0], groups, "input channels")
+        group, _ = grouped(site, weight[0], groups, "input channels")
         out = mul((group, weight[1]))
         site.remember(group)
     site.reduces(0, 1)
@@ -137,8 +137,13 @@ def gemm(site: Site) -> None:
 
 @rule("Einsum")
 def einsum(site: Site) -> None:
+    """The equation is an attribute."""
+    follow_equation(site, site.string("equation"))
+
+
+def follow_equation(site: Site, equation: str) -> None:
     """Letters are axes; those missing on the right are summed, and an ellipsis stands for any batch axes."""
-    left, arrow, right = site.string("equation").replace(" ", "").partition("->")
+    left, arrow, right = equation.replace(" ", "").partition("->")
     if not arrow:
         letters = sorted(set(left) - {",", "."})
         right = ("..." if "." in left else "") + "".join(c for c in letters if left.count(c) == 1)
@@ -146,10 +151,10 @@ def einsum(site: Site) -> None:
     held = [max(site.rank(i) - len(t.replace("...", "")), 0) if "." in t else 0 for i, t in enumerate(terms)]
     batch = "".join(map(chr, range(ord("0"), ord("0") + max(held))))
     spelt = [t.replace("...", batch[len(batch) - n :]) for t, n in zip(terms, held, strict=True)]
-    relate_letters(site, spelt, right.replace("...", batch))
+    _relate_letters(site, spelt, right.replace("...", batch))
 
 
-def relate_letters(site: Site, terms: list[str], right: str) -> None:
+def _relate_letters(site: Site, terms: list[str], right: str) -> None:
     """The axes of an einsum whose operands are `terms` and whose result is `right`."""
     bound: dict[str, Axis] = {}
     for operand, term in enumerate(terms):

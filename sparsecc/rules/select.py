@@ -167,7 +167,7 @@ def gather(site: Site) -> None:
             site.remember((data[axis], found))
             site.set([*data[:axis], found, *data[axis + 1 :]])
             return
-    if _by_number(site, data[axis]):
+    if by_number(site, data[axis]):
         site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
         return
     at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
@@ -181,7 +181,7 @@ STACKED = 3
 """The least rank of a stack of experts' matrices; tables of embeddings have a lower one."""
 
 
-def _by_number(site: Site, axis: Axis) -> bool:
+def by_number(site: Site, axis: Axis) -> bool:
     """Whether slots of an axis are picked by numbers of slots of another, which then is the same axis."""
     counted = site.numbered(1)
     if counted is None:
@@ -251,7 +251,7 @@ def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
 def gather_elements(site: Site) -> None:
     """The indexed axis is pinned unless its slots were numbered; the others pass where they are not shortened."""
     data, index, axis = site.axes(0), site.axes(1), site.axis()
-    if _by_number(site, data[axis]):
+    if by_number(site, data[axis]):
         site.pin(index[axis], "the number of results")
         data = [*data[:axis], index[axis], *data[axis + 1 :]]
     _beside(site, axis, data, index)
@@ -276,7 +276,7 @@ def gather_nd(site: Site) -> None:
     depth = index[-1].size
     if not isinstance(depth, int):
         raise CannotFollowError("the depth of its indices is dynamic")
-    if batch == 0 and depth == 1 and _by_number(site, data[0]):
+    if batch == 0 and depth == 1 and by_number(site, data[0]):
         site.set([*index[:-1], *data[1:]])
         return
     site.pin(data[: batch + depth], "an axis indexed at run time")

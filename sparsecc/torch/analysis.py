@@ -7,10 +7,18 @@ import onnx_ir as ir
 from sparsecc.axes import Atom, Axis, Space
 from sparsecc.graph import analysis as walk
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.numbering import pass_on, settle
 from sparsecc.rules.site import CannotFollowError, Record
 from sparsecc.torch.program import Program
 from sparsecc.torch.rules import reason_for_pin, rule_for
 from sparsecc.torch.site import AtenSite
+
+MOVES = frozenset(
+    """_to_copy _unsafe_view alias chunk clone contiguous detach expand flatten gather index index_select int
+    long narrow permute repeat repeat_interleave reshape select slice split split_with_sizes squeeze t to
+    transpose unbind unflatten unsqueeze view""".split()
+)
+"""Operators whose results are elements of their first operand."""
 
 
 def analyse(program: Program) -> Analysis:
@@ -20,8 +28,9 @@ def analyse(program: Program) -> Analysis:
     for node in program.model.graph:
         _follow(program, analysis, node)
     walk.leave_outputs(analysis, pin=True)
+    settle(analysis.space, analysis.record)
     _tie_parameters(analysis)
-    _pin_unread(analysis, program)
+    _pin_unread(analysis)
     walk.pin_parts_of_dynamic_axes(analysis)
     return analysis
 
@@ -39,6 +48,7 @@ def _follow(program: Program, analysis: Analysis, node: ir.Node) -> None:
         walk.pin_all(analysis, site, f"{site.title}: {stop}")
         record.unfollowed[node] = str(stop)
     walk.pin_unclaimed(analysis, site)
+    pass_on(site, MOVES)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 
@@ -56,7 +66,7 @@ def _tie_parameters(analysis: Analysis) -> None:
                 analysis.space.unify(a, b)
 
 
-def _pin_unread(analysis: Analysis, program: Program) -> None:
+def _pin_unread(analysis: Analysis) -> None:
     """A tensor that an unfollowed call reads has no axes of its own there: all its uses stay whole."""
     touched = {
         v for n in analysis.record.unfollowed for v in n.inputs if v is not None and v.is_initializer()
@@ -66,4 +76,3 @@ def _pin_unread(analysis: Analysis, program: Program) -> None:
             for axis in axes:
                 if isinstance(axis, Atom) or axis.size != 1:
                     analysis.space.pin(axis, f"'{value.name}' is read by a call that is not followed")
-    del program

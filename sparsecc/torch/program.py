@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -82,21 +83,39 @@ def size_of(value: Any) -> Size:
         return int(value)
     expression = value.node.expr
     environment = value.node.shape_env
+    growth = _GROWTH.setdefault(environment, {})
+    if not growth:
+        growth.update(_growths(environment))
+    return joined(tuple(int(expression.subs(_probe(expression, environment, growth, s))) for s in _SCALES))
+
+
+_GROWTH: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+"""Of every export: symbol -> the power of the scale by which a probe multiplies its size."""
+
+
+def _growths(environment: Any) -> dict[Any, int]:
+    """Different symbols grow differently, so that no two look alike, but for those that export found equal.
+
+    Two batches of one size are two symbols; that they must be equal is only a guard on products of them.
+    """
+    hints = environment.backed_var_to_val
+    growth = {symbol: 1 + number % 5 for number, symbol in enumerate(hints)}
+    for guard in [g.expr for g in environment.guards]:
+        symbols = [s for s in sorted(guard.free_symbols, key=str) if s in growth]
+        if getattr(guard, "rel_op", "") != "==" or len(symbols) < 2:
+            continue
+        values = _probe(guard, environment, growth, _SCALES[1])
+        if guard.lhs.subs(values) != guard.rhs.subs(values):
+            alike = {hints[s]: growth[s] for s in reversed(symbols)}
+            growth.update((s, alike[hints[s]]) for s in symbols)
+    return growth
+
+
+def _probe(expression: Any, environment: Any, growth: Mapping[Any, int], scale: int) -> dict[Any, int]:
+    """The size of every symbol in an expression at one probe."""
     hints = environment.backed_var_to_val
     order = sorted(expression.free_symbols, key=str)
-    found = []
-    for scale in _SCALES:
-        values = {}
-        for symbol in order:
-            hint = int(hints.get(symbol, 1_000_003))
-            values[symbol] = hint * scale ** (1 + _rank(symbol, hints))
-        found.append(int(expression.subs(values)))
-    return joined(tuple(found))
-
-
-def _rank(symbol: Any, hints: Mapping[Any, Any]) -> int:
-    """Different symbols grow differently, so that no two of them look alike."""
-    return list(hints).index(symbol) % 5 if symbol in hints else 5
+    return {s: int(hints.get(s, 1_000_003)) * scale ** growth.get(s, 6) for s in order}
 
 
 def trace(

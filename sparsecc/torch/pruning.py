@@ -82,8 +82,8 @@ class Options(TypedDict, total=False):
     """What `study`, `prune` and `Pruner` take besides their own arguments.
 
     `metric` is macs, params or channels; `align` "auto" (the multiples that the target's kernels like) or a
-    number; `keep` and `only` are shell patterns over parameter names; `kinds` are of channels, heads and
-    head_dims; `kwargs` are keyword arguments of forward; `dynamic_shapes` are those of torch.export.
+    number; `keep` and `only` are shell patterns over parameter names; `kinds` are of channels, heads,
+    head_dims and experts; `kwargs` are keyword arguments of forward; `dynamic_shapes` are those of torch.export.
     """
 
     metric: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes import Axis, mul
-from sparsecc.rules.linear import matrix_product, relate_letters
+from sparsecc.rules.linear import follow_equation, grouped, matrix_product
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
 from sparsecc.torch.site import AtenSite
@@ -14,16 +14,6 @@ def mend_groups(edit: AtenEdit) -> None:
     """`groups` becomes the number of groups left."""
     if edit.memo is not None and edit.changed(edit.memo):
         edit.set("groups", edit.left(edit.memo))
-
-
-def _grouped(site: AtenSite, axis: Axis, groups: int, what: str) -> list[Axis]:
-    size = axis.size
-    found = None
-    if isinstance(size, int) and size % groups == 0:
-        found = site.space.factored(axis, (groups, size // groups))
-    if found is None:
-        raise CannotFollowError(f"{what} cannot be seen as {groups} groups")
-    return found
 
 
 @aten("conv1d conv2d conv3d", fix=mend_groups)
@@ -38,9 +28,9 @@ def conv(site: AtenSite) -> None:
     if groups == 1:
         site.same(width, weight[1])
     else:
-        group, inner = _grouped(site, width, groups, "input channels")
+        group, inner = grouped(site, width, groups, "input channels")
         site.same(inner, weight[1])
-        site.space.unify(_grouped(site, out, groups, "output channels")[0], group)
+        site.space.unify(grouped(site, out, groups, "output channels")[0], group)
         site.remember(group)
     _finish(site, data, out, weight, 1)
     site.multiplies(data[0], out, *site.record.axes[site.node.outputs[0]][2:], *weight[1:])
@@ -55,7 +45,7 @@ def conv_transpose(site: AtenSite) -> None:
     site.same(data[1], weight[0])
     out = weight[1]
     if groups > 1:
-        group, _ = _grouped(site, weight[0], groups, "input channels")
+        group, _ = grouped(site, weight[0], groups, "input channels")
         out = mul((group, weight[1]))
         site.remember(group)
     _finish(site, data, out, weight, 0)
@@ -99,7 +89,7 @@ def added_product(site: AtenSite) -> None:
     site.reduces(first, -1)
     site.reduces(second, -2)
     batch = broadcast(site, [a[:-2], b[:-2]])
-    if not (site.is_constant(first) or site.is_constant(second)):
+    if not (site.is_weight(first) or site.is_weight(second)):
         for axis in batch:
             site.space.mark(axis, "head")
     site.set(broadcast(site, [[*batch, a[-2], b[-1]], site.axes(0)]))
@@ -121,9 +111,5 @@ def bilinear(site: AtenSite) -> None:
 
 @aten("einsum")
 def einsum(site: AtenSite) -> None:
-    """Letters are axes; those missing on the right are summed."""
-    equation = str(site.arg("equation")).replace(" ", "")
-    if "..." in equation or "->" not in equation:
-        raise CannotFollowError("an equation with an ellipsis or no arrow is not followed")
-    left, _, right = equation.partition("->")
-    relate_letters(site, left.split(","), right)
+    """Letters are axes, as in ONNX."""
+    follow_equation(site, str(site.arg("equation")))

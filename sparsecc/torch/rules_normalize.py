@@ -81,9 +81,14 @@ def group_norm(site: AtenSite) -> None:
 
 @aten("softmax log_softmax _softmax _log_softmax _safe_softmax softmin")
 def softmax(site: AtenSite) -> None:
-    """The normalised axis is pinned: each slot's share depends on all others."""
-    data = site.axes(0)
-    site.pin(data[site.dim()], f"it is normalised by {site.node.op_type}: the axis")
+    """Each slot's share depends on all others, so the normalised axis stays, unless it is a router's experts."""
+    data, axis = site.axes(0), site.dim()
+    reason = f"it is normalised by {site.node.op_type}: the axis"
+    if site.node.op_type in ("softmax", "_softmax"):
+        site.pin_unless_experts(data[axis], reason)
+        site.reduces(0, axis, "max")
+    else:
+        site.pin(data[axis], reason)
     site.set(data)
 
 

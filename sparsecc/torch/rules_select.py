@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes import Atom, Axis
-from sparsecc.rules.select import Cut, picked
+from sparsecc.rules.select import Cut, by_number, picked
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
 from sparsecc.torch.program import size_of
@@ -48,6 +48,8 @@ def _cut(site: AtenSite, axis: Axis) -> Cut | None:
         return None
     step = site.integer("step", 1)
     begin, stop, stride = slice(first, last, step).indices(axis.size)
+    if first >= 0 and stop <= begin:  # nothing is cut out, however many slots are left
+        return Cut(Atom(0), Atom(0), 1, 0)
     return picked(site, axis, begin, stop, stride) if stride > 0 else None
 
 
@@ -131,20 +133,25 @@ def embedding_bag(site: AtenSite) -> None:
 
 @aten("index_select")
 def index_select(site: AtenSite) -> None:
-    """The axis picked from stays; the others pass."""
+    """The axis picked from stays unless its slots were numbered; the others pass."""
     data, axis = list(site.of("self")), site.dim()
-    site.pin(data[axis], "the axis picked from")
+    if not by_number(site, data[axis]):
+        site.pin(data[axis], "the axis picked from")
     data[axis] = site.of("index")[0]
     site.set(data)
 
 
 @aten("index")
 def index(site: AtenSite) -> None:
-    """Indexed axes stay; those not indexed pass. The indices' own axes come where the first of them stood."""
+    """Indexed axes stay, but for one whose slots were numbered; those not indexed pass.
+
+    The indices' own axes come where the first of them stood.
+    """
     data, given = site.of("self"), list(site.arg("indices"))
     given += [None] * (len(data) - len(given))
     indexed = [i for i, entry in enumerate(given) if entry is not None]
-    site.pin([data[i] for i in indexed], "the axis indexed at run time")
+    if len(indexed) > 1 or not by_number(site, data[indexed[0]]):
+        site.pin([data[i] for i in indexed], "the axis indexed at run time")
     found = broadcast(site, site.all_of("indices"))
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
     rest = [a for i, a in enumerate(data) if i not in indexed]
@@ -190,8 +197,11 @@ def _written(site: AtenSite, data: list[Axis]) -> None:
 
 @aten("gather")
 def gather(site: AtenSite) -> None:
-    """The indexed axis stays; the others pass where they are not shortened."""
+    """The indexed axis stays unless its slots were numbered; the others pass where they are not shortened."""
     data, found, axis = site.of("self"), site.of("index"), site.dim()
+    if by_number(site, data[axis]):
+        site.pin(found[axis], "the number of results")
+        data = [*data[:axis], found[axis], *data[axis + 1 :]]
     _beside(site, axis, data, found)
     site.set(found)
 
@@ -215,7 +225,24 @@ def _beside(site: AtenSite, axis: int, data: list[Axis], other: list[Axis]) -> N
             site.pin([a, b], "the axis indexed at run time")
 
 
-@aten("topk sort kthvalue mode median")
+@aten("topk")
+def top_k(site: AtenSite) -> None:
+    """Experts are chosen by it: then the numbers it gives pick their weights. Any other searched axis stays."""
+    data, axis = site.axes(0), site.dim(default=-1)
+    wanted = site.out_shape()[axis]
+    if isinstance(wanted, int) and site.arg("largest", True):
+        site.pin_unless_experts(data[axis], "the searched axis")
+        site.reduces(0, axis, "max")
+        site.record.chosen.append((data[axis], wanted))
+        site.record.numbers[site.node.outputs[1]] = data[axis]
+    else:
+        site.pin(data[axis], "the searched axis")
+    for output in range(site.outputs()):
+        found = site.fixed(wanted, "the number of results")
+        site.set([*data[:axis], found, *data[axis + 1 :]], output)
+
+
+@aten("sort kthvalue mode median")
 def ranked(site: AtenSite) -> None:
     """The searched axis stays: its slots are numbered."""
     data, axis = list(site.axes(0)), site.dim(default=-1)

@@ -62,7 +62,7 @@ def candidates(
     for group in groups:
         own = WEIGHT_CRITERIA[options.criterion](group, weights) if scores is None else scores[group.atom]
         step = step_of(group, target, options.align)
-        floor = max(1, math.ceil(FLOOR * group.size))
+        floor = max(group.least, math.ceil(FLOOR * group.size))
         found.append(Candidate(group.atom, group.size, np.nan_to_num(own, nan=np.inf), step, floor))
     return found
 
