@@ -1,6 +1,7 @@
 """Groups of coupled slots through torch.export and through the ONNX file of the same module, side by side.
 
     python benchmarks/torch_groups.py [--exporter dynamo] [--out FILE] [--seconds 280] [NAME …]
+    python benchmarks/torch_groups.py --markdown      # the stored rows as they stand in docs/torch.md
 
 `equal` says that the free groups are the same sets of (parameter, axis, places there), as far as both sides have the
 parameter (exporters fold and fuse some). Then a random half of every group that both sides have is removed on
@@ -24,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sparsecc.errors import SparseccError
-from tests.torch_sides import plan_error, sides
+from tests.torch_sides import DIFFERENCES, plan_error, sides
 from tests.zoo import ZOO
 from tests.zoo.export import ZooUnavailable
 
@@ -62,17 +63,41 @@ def line(name: str, found: dict[str, Any]) -> str:
     return f"{name:28s} {groups}  error {found['error']:.0e}  {verdict}"
 
 
+def markdown(rows: dict[str, Any]) -> str:
+    """The table of docs/torch.md: entries that differ with the reason, then those that are equal."""
+    done = {n: r for n, r in sorted(rows.items()) if "skipped" not in r}
+    equal = {n: r for n, r in done.items() if r["equal"] and r["error"] <= TOLERANCE}
+    lines = [
+        "| entry | groups in torch | in ONNX | on both sides | error | why |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in done.keys() - equal.keys():
+        found, known = done[name], DIFFERENCES.get(name)
+        why = known.reason if known else found.get("failure", "not explained")
+        counts = " | ".join(str(found.get(side, "")) for side in ("torch", "onnx", "shared"))
+        lines.append(f"| {name} | {counts} | {found.get('error', float('nan')):.0e} | {why} |")
+    lines[2:] = sorted(lines[2:])
+    worst = max((r["error"] for r in equal.values()), default=0.0)
+    listed = ", ".join(f"{n} {r['torch']}" for n, r in equal.items())
+    total = f"{len(done)} entries, {len(rows) - len(done)} more that the exporter has no file of."
+    return "\n".join([*lines, "", f"{total} Equal, error at most {worst:.0e}, {len(equal)}: {listed}."])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo")
     parser.add_argument("--seconds", type=float, default=280)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks" / "torch_groups.json")
+    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    if given.markdown:
+        print(markdown(rows))
+        return
     started = time.monotonic()
     for name in given.names or ZOO:
         if name not in rows or name in given.names:

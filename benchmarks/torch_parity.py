@@ -1,6 +1,7 @@
 """sparsecc.torch beside torch-pruning on the same models: who gives a right smaller module without arguments.
 
     python benchmarks/torch_parity.py [--ratio 0.5] [--out FILE] [--seconds 280] [NAME …]
+    python benchmarks/torch_parity.py --markdown      # the stored rows as they stand in docs/torch.md
 
 Both get the module and example inputs, nothing about the model (torch-pruning is told to leave the last linear
 layer or convolution, as its examples do), and remove the same share of every group of channels, the smallest
@@ -232,17 +233,36 @@ def cell(found: dict[str, Any]) -> str:
     return f"{found['verdict']:7s} {shares} {found['seconds']:5.1f} s {found['memory_mb']:4.0f} MB"
 
 
+def markdown(rows: dict[str, Any]) -> str:
+    """The table of docs/torch.md, and how often each side had which verdict."""
+    lines = ["| model | sparsecc | torch-pruning |", "|---|---|---|"]
+    for name, sides in rows.items():
+        shown = (" ".join(cell(sides[side]).replace("|", "/").split()).replace("- ", "-") for side in SIDES)
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", *verdicts(rows)])
+
+
+def verdicts(rows: dict[str, Any]) -> list[str]:
+    """One line per side."""
+    counts = {side: Counter(r[side]["verdict"] for r in rows.values()) for side in SIDES}
+    return [f"{side}: {', '.join(f'{n} {v}' for v, n in counts[side].most_common())}." for side in SIDES]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=280)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks" / "torch_parity.json")
+    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
-    import torch_pruning  # noqa: F401  (loaded before the processes part, so that no side pays for it)
-
     given.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    if given.markdown:
+        print(markdown(rows))
+        return
+    import torch_pruning  # noqa: F401  (loaded before the processes part, so that no side pays for it)
+
     started = time.monotonic()
     for name in given.names or (*FAST, *MORE):
         if name not in rows or name in given.names:
@@ -251,8 +271,7 @@ def main() -> None:
             rows[name] = {side: apart(name, side, given.ratio) for side in SIDES}
             given.out.write_text(json.dumps(rows, indent=1))
         print(f"{name:18s} {cell(rows[name]['ours'])}\n{'':18s} {cell(rows[name]['peer'])}", flush=True)
-    for side in SIDES:
-        print(side, dict(Counter(r[side]["verdict"] for r in rows.values())))
+    print("\n".join(verdicts(rows)))
 
 
 if __name__ == "__main__":

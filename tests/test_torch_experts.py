@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from torch import Tensor, nn  # noqa: E402
 
 import sparsecc.torch as st  # noqa: E402
+from sparsecc.errors import GoalError  # noqa: E402
 from sparsecc.graph.groups import Group  # noqa: E402
 from sparsecc.torch.pruning import study  # noqa: E402
 
@@ -55,6 +56,8 @@ def test_experts_go_with_their_scores_and_as_many_stay_as_are_chosen() -> None:
     small = st.prune(module, rows(), ratio=0.6, metric="params", kinds=("experts",), align=1)
     assert st.plan_of(small).error <= 1e-4
     assert len(small.get_parameter("stacked")) == 2
+    with pytest.raises(GoalError, match="only 66"):
+        st.prune(module, rows(), ratio=0.8, metric="params", kinds=("experts",), align=1)
 
 
 def test_experts_stay_unless_they_are_asked_for() -> None:

@@ -47,11 +47,11 @@ class Difference:
     reason: str
 
 
-COUNTED = "a table made by counting (arange) stays in torch; the exporter computes and stores it, as a weight"
-TWICE = "a tied table is stored a second time, transposed: ONNX may cut the two apart, in torch they are one tensor"
-NORM = (
-    "torch keeps length and direction of a weight apart, and removal would change the norm of the direction"
+COUNTED = (
+    "a table made by counting (arange) stays in torch; the exporter computes it and stores it as a weight"
 )
+TWICE = "a tied table is stored a second time, transposed: ONNX may cut the two apart, in torch they are one tensor"
+NORM = "torch keeps a weight as direction and length, and its norm is over the slots that could go; ONNX folds it"
 MERGED = "layers alike at initialisation compute the same constants, which the exporter merges into one value"
 STRIDED = "the exporter makes a mean over positions into a gather with strides (as_strided), which ONNX pins"
 
@@ -66,7 +66,9 @@ DIFFERENCES: dict[str, Difference] = {
     "weight_norm_conv": Difference(0, 2, NORM),
     "mamba": Difference(4, 2, MERGED),
     "deberta": Difference(2, 1, MERGED),
-    "deepseek_v3": Difference(5, 1, MERGED),
+    "deepseek_v3": Difference(
+        5, 1, "keys are written into an empty tensor by slices, in ONNX by ScatterND, whose written axes stay"
+    ),
     "efficientvit": Difference(1, 1, STRIDED),
     "swin": Difference(1, 1, STRIDED),
     "performer": Difference(
