@@ -28,6 +28,7 @@ import json
 import math
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -50,6 +51,8 @@ from tests.zoo import FAST, ZOO, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
+LIMIT = 60
+"""Seconds of processor time after which one run is ended."""
 MORE = ("resnet_bottleneck", "inception", "squeezenet", "se_resnet", "mobilenet_v2", "convnext")
 FAILURES = (
     ArithmeticError,
@@ -213,13 +216,17 @@ def apart(name: str, side: str, ratio: float) -> dict[str, Any]:
     there.close()
     try:
         found: dict[str, Any] = here.recv()
+        child.join()
     except EOFError:
-        found = {"verdict": "crash", "stage": "process", "why": "the process died", "seconds": 0.0}
-    child.join()
+        child.join()
+        late = child.exitcode == -signal.SIGXCPU
+        why = f"no result within {LIMIT} s of processor time" if late else "the process died"
+        found = {"verdict": "crash", "stage": "process", "why": why, "seconds": 0.0}
     return found
 
 
 def _child(pipe: Connection, name: str, side: str, ratio: float) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 1))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     pipe.send(row(name, side, ratio))
