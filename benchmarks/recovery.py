@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("none", "bias", "bn", "reconstruct")
 METHODS = (*REPAIRS, "distill", "peer", "peer distill")
 CALIBRATION = 512
-RATE = 1e-3
+RATE = 3e-4
 BATCH = 64
 
 pair = cache(cifar)

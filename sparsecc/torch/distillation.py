@@ -70,7 +70,7 @@ def distill(
     seed: int = 0,
     progress: Progress | None = None,
     output: Path,
-    rate: float = 1e-3,
+    rate: float = 3e-4,
     batch: int = 64,
     augment: bool = True,
     kept: Kept | None = None,

@@ -149,7 +149,8 @@ class Training:
             state.best = found
             self.kept = [a.clone() for a in self.average]
         start = state.first[0]
-        progress(used, f"step {state.steps}: loss {loss:.4f}, held out {found[0]:.4f} (start {start:.4f})")
+        shown = f"loss {loss:.4f}, " if math.isfinite(loss) else ""
+        progress(used, f"step {state.steps}: {shown}held out {found[0]:.4f} (start {start:.4f})")
 
     def _look(self, values: Sequence[Tensor]) -> tuple[float, float | None]:
         """(relative error of the outputs, agreement) on the held-out inputs with these weights."""
