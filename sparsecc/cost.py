@@ -79,7 +79,7 @@ class _Products:
 
     def __init__(self, products: Sequence[tuple[Atom, ...]]) -> None:
         self._index = {atom: i + 1 for i, atom in enumerate(dict.fromkeys(a for p in products for a in p))}
-        self._dense = np.array([1.0, *(at(atom.size, 0) for atom in self._index)])
+        self._dense = np.array([1.0, *(slots(atom, {}) for atom in self._index)])
         self._places = np.zeros((len(products), max(map(len, products), default=0)), dtype=np.int64)
         for row, product in zip(self._places, products, strict=True):
             row[: len(product)] = [self._index[atom] for atom in product]

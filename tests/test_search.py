@@ -219,9 +219,13 @@ def test_a_search_of_no_model_and_one_without_a_point(models_dir: Path, tmp_path
 
 
 def test_the_command_line_shows_the_front(
-    searched: tuple[Path, dict[str, Any]], models_dir: Path, capsys: pytest.CaptureFixture[str]
+    searched: tuple[Path, dict[str, Any]],
+    models_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, found = searched
+    monkeypatch.setenv("COLUMNS", "200")  # narrower tables break lines
     words = [
         "search",
         str(models_dir / "digits_lstm.onnx"),

@@ -64,7 +64,7 @@ def known_devices(context: click.Context, option: click.Parameter, value: str | 
 def devices() -> click.Option:
     """`--device` where several are taken."""
     return click.Option(
-        ["devices", "--device"],
+        ["--device"],
         callback=known_devices,
         metavar="DEVICE[,DEVICE…]",
         help="Where to measure: local, a NAME of `sparsecc devices list`, ssh://USER@HOST or adb:SERIAL; several "

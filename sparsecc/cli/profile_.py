@@ -23,10 +23,11 @@ def run(terminal: Terminal, given: dict[str, Any]) -> int:
     options.shape_inputs(given)
     from sparsecc import api
 
-    page, devices = given.pop("html", None), given.pop("devices", None) or ["local"]
+    page, devices = given.pop("html", None), given.pop("device", [])
     if len(devices) > 1:
         return _fleet(terminal, given, devices, page)
-    given["device"] = devices[0]
+    if devices:
+        given["device"] = devices[0]
     if page is not None:
         given["layers"] = True
     with terminal.progress() as on_event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError, WorkerError
 
 _SECONDS = 300.0
+_REPEATABLE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""glibc then gives large blocks back at once. Otherwise what a process holds differs by whole weights between runs."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _S
         command = [sys.executable, "-c", "from sparsecc.measure.footprint import child; child()"]
         try:
             done = subprocess.run(
-                command, input=json.dumps(task), capture_output=True, text=True, timeout=seconds, check=False
-            )
+                command, input=json.dumps(task), capture_output=True, text=True, timeout=seconds, check=False,
+                env={**os.environ, **_REPEATABLE},
+            )  # fmt: skip
         except subprocess.TimeoutExpired as e:
             raise WorkerError(
                 f"{path.name}: one load and run took over {seconds:.0f} s: try smaller inputs"
