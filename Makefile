@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 JOBS ?= 2
 
 TYPED := tests models/digits.py models/train_digits.py noxfile.py
-BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out $(wildcard benchmarks/accuracy*.py),$(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: setup demo test lint types tests slow contract package fuzz bench bench-accuracy clean
 
