@@ -14,7 +14,7 @@ def mend_group(edit: Edit) -> None:
         edit.set_attribute("group", edit.left(edit.memo))
 
 
-def grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
+def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
     """The groups and the channels of each; both stay where another grouping of the same channels is in the way."""
     size = axis.size
     if not isinstance(size, int) or size % groups:
@@ -31,17 +31,7 @@ def grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
 def conv(site: Site) -> None:
     """Weights (out, in/group, *kernel): input channels are summed; whole groups or equal offsets go together."""
     data, weight = site.axes(0), site.axes(1)
-    groups = site.int_("group", 1)
-    site.pin(weight[2:], "the kernel")
-    site.pin(data[2:], "a spatial axis")
-    out, width = weight[0], data[1]
-    if groups == 1:
-        site.same(width, weight[1])
-    else:
-        group, inner = grouped(site, width, groups, "input channels")
-        site.same(inner, weight[1])
-        site.space.unify(grouped(site, out, groups, "output channels")[0], group)
-        site.remember(group)
+    out = convolved(site, data, weight, site.int_("group", 1))
     site.reduces(0, 1)
     site.reduces(1, 1)
     if site.has(2):
@@ -54,25 +44,43 @@ def conv(site: Site) -> None:
     site.multiplies(data[0], out, *spatial, *weight[1:])
 
 
+def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
+    """The output channels of a convolution, whose input and weights (out, in/group, *kernel) are related."""
+    site.pin(weight[2:], "the kernel")
+    site.pin(data[2:], "a spatial axis")
+    if groups == 1:
+        site.same(data[1], weight[1])
+        return weight[0]
+    group, inner = _grouped(site, data[1], groups, "input channels")
+    site.same(inner, weight[1])
+    site.space.unify(_grouped(site, weight[0], groups, "output channels")[0], group)
+    site.remember(group)
+    return weight[0]
+
+
 @rule("ConvTranspose", fix=mend_group)
 def conv_transpose(site: Site) -> None:
     """Weights (in, out/group, *kernel): input channels are summed; groups go as in Conv."""
     data, weight = site.axes(0), site.axes(1)
-    groups = site.int_("group", 1)
-    site.pin(weight[2:], "the kernel")
-    site.pin(data[2:], "a spatial axis")
-    site.same(data[1], weight[0])
-    out = weight[1]
-    if groups > 1:
-        group, _ = grouped(site, weight[0], groups, "input channels")
-        out = mul((group, weight[1]))
-        site.remember(group)
+    out = deconvolved(site, data, weight, site.int_("group", 1))
     site.reduces(0, 1)
     site.reduces(1, 0)
     if site.has(2):
         site.same(out, site.axes(2)[0])
     site.set([data[0], out, *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
     site.multiplies(*data, *weight[1:])
+
+
+def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
+    """The output channels of a transposed convolution with weights (in, out/group, *kernel)."""
+    site.pin(weight[2:], "the kernel")
+    site.pin(data[2:], "a spatial axis")
+    site.same(data[1], weight[0])
+    if groups == 1:
+        return weight[1]
+    group, _ = _grouped(site, weight[0], groups, "input channels")
+    site.remember(group)
+    return mul((group, weight[1]))
 
 
 @rule("MatMul")

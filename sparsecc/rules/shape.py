@@ -130,15 +130,19 @@ def shape_of(site: Site) -> None:
 @rule("Concat")
 def concat(site: Site) -> None:
     """Side by side along one axis; the others are the same."""
-    axis = site.axis()
     operands = [site.axes(i) for i in range(len(site.node.inputs)) if site.has(i)]
+    site.set(joined(site, operands, site.axis()))
+
+
+def joined(site: Site, operands: Sequence[list[Axis]], axis: int) -> list[Axis]:
+    """The axes of operands put side by side along one of them."""
     result = list(operands[0])
     for other in operands[1:]:
         for i, (a, b) in enumerate(zip(result, other, strict=True)):
             if i != axis:
                 result[i] = site.same(a, b)
     result[axis] = cat([axes[axis] for axes in operands if axes[axis].size != 0])
-    site.set(result)
+    return result
 
 
 def mend_split(edit: Edit) -> None:

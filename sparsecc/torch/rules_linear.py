@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis, mul
-from sparsecc.rules.linear import follow_equation, grouped, matrix_product
+from sparsecc.axes import Axis
+from sparsecc.rules.linear import convolved, deconvolved, follow_equation, matrix_product
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
 from sparsecc.torch.site import AtenSite
@@ -22,16 +22,7 @@ def conv(site: AtenSite) -> None:
     data, weight, groups = site.of("input"), site.of("weight"), site.integer("groups", 1)
     if len(data) != len(weight):
         raise CannotFollowError("its input has no batch axis")
-    site.pin(weight[2:], "the kernel")
-    site.pin(data[2:], "a spatial axis")
-    out, width = weight[0], data[1]
-    if groups == 1:
-        site.same(width, weight[1])
-    else:
-        group, inner = grouped(site, width, groups, "input channels")
-        site.same(inner, weight[1])
-        site.space.unify(grouped(site, out, groups, "output channels")[0], group)
-        site.remember(group)
+    out = convolved(site, data, weight, groups)
     _finish(site, data, out, weight, 1)
     site.multiplies(data[0], out, *site.record.axes[site.node.outputs[0]][2:], *weight[1:])
 
@@ -40,15 +31,7 @@ def conv(site: AtenSite) -> None:
 def conv_transpose(site: AtenSite) -> None:
     """Weights (in, out/group, *kernel): input channels are summed; groups go as in conv."""
     data, weight, groups = site.of("input"), site.of("weight"), site.integer("groups", 1)
-    site.pin(weight[2:], "the kernel")
-    site.pin(data[2:], "a spatial axis")
-    site.same(data[1], weight[0])
-    out = weight[1]
-    if groups > 1:
-        group, _ = grouped(site, weight[0], groups, "input channels")
-        out = mul((group, weight[1]))
-        site.remember(group)
-    _finish(site, data, out, weight, 0)
+    _finish(site, data, deconvolved(site, data, weight, groups), weight, 0)
     site.multiplies(*data, *weight[1:])
 
 

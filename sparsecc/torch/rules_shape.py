@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from sparsecc.axes import Atom, Axis, cat, mul
-from sparsecc.rules.shape import reshaped
+from sparsecc.rules.shape import joined, reshaped
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.sizes import Size, quotient
 from sparsecc.torch.edit import AtenEdit
@@ -123,14 +123,7 @@ def unsqueeze(site: AtenSite) -> None:
 def concat(site: AtenSite) -> None:
     """Side by side along one axis; the others are the same."""
     operands = [axes for axes in site.everything() if [a.size for a in axes] != [0]]
-    axis = site.nonnegative(site.integer("dim"), len(operands[0]))
-    result = list(operands[0])
-    for other in operands[1:]:
-        for i, (a, b) in enumerate(zip(result, other, strict=True)):
-            if i != axis:
-                result[i] = site.same(a, b)
-    result[axis] = cat([axes[axis] for axes in operands if axes[axis].size != 0])
-    site.set(result)
+    site.set(joined(site, operands, site.nonnegative(site.integer("dim"), len(operands[0]))))
 
 
 @aten("stack")
