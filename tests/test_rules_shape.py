@@ -265,3 +265,16 @@ def test_windows_over_an_axis() -> None:
         "t = Transpose<perm = [0, 1, 3, 2]>(a) y = MatMul(t, w2) }",
         "w1:1 w2:0",
     )
+
+
+@pytest.mark.parametrize(("pick", "free"), [("-1", "w1:1 w2:0"), ("2", "")])
+def test_a_pick_of_which_only_the_shape_is_read_pins_nothing(pick: str, free: str) -> None:
+    """The first and last slot are there however many go; any other may not be."""
+    text = (
+        "(float[N, 6] x, float[6, 8] w1, float[8, 3] w2) => (float y) <int64 i = {PICK}> { h = MatMul(x, w1) "
+        "p = Gather<axis = 1>(h, i) s = Shape(p) z = ConstantOfShape(s) one = Constant<value_ints = [1]>() "
+        "u = Unsqueeze(z, one) t = Relu(h) a = MatMul(t, w2) y = Add(a, u) }"
+    )
+    check(text.replace("PICK", pick), free)
+    read = text.replace("u = Unsqueeze(z, one)", "v = Unsqueeze(z, one) q = Unsqueeze(p, one) u = Add(q, v)")
+    assert "the axis picked from" in why_pinned(read.replace("PICK", pick), "w1:1")

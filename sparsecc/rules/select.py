@@ -170,8 +170,11 @@ def gather(site: Site) -> None:
     if by_number(site, data[axis]):
         site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
         return
-    at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
-    site.pin(data[axis], at_run_time)
+    if not (
+        indices is not None and indices.ndim == 0 and int(indices) in (0, -1) and site.is_measured_only()
+    ):
+        at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
+        site.pin(data[axis], at_run_time)
     if site.value(1).is_initializer():
         site.pin(site.axes(1), "the indices")
     site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
