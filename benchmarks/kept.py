@@ -96,16 +96,18 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What is above its limit, refused, or differs from the other forms of the same model."""
+    """What is above its limit, refused, or differs from the forms of the same model that store as many parameters."""
     for r in rows:
         if "failure" in r:
             yield f"{r['name']} {r['exporter']} {r['form']}: {r['failure']}"
         elif r["kept"] > LIMITS[r["name"]]:
             yield f"{r['name']} {r['exporter']} {r['form']}: {r['kept']:.4f} is above {LIMITS[r['name']]}"
     for name in LIMITS:
-        kept = [r["kept"] for r in rows if r["name"] == name and "kept" in r]
-        if kept and max(kept) > (1 + EQUAL) * min(kept):
-            yield f"{name}: forms differ, {min(kept):.4f} to {max(kept):.4f}"
+        found = [(r["params"], r["kept"]) for r in rows if r["name"] == name and "kept" in r]
+        for params in {params for params, _ in found}:  # a table that is stored twice is no other coverage
+            kept = [share for stored, share in found if abs(stored - params) <= EQUAL * params]
+            if max(kept) > (1 + EQUAL) * min(kept):
+                yield f"{name}: forms of {params:,} parameters differ, {min(kept):.4f} to {max(kept):.4f}"
 
 
 def main() -> None:
