@@ -140,9 +140,13 @@ def arg_extreme(site: Site) -> None:
 @rule("TopK")
 def top_k(site: Site) -> None:
     """Experts are chosen by it: then the numbers it gives pick their weights. Any other searched axis stays."""
-    data, axis = site.axes(0), site.axis(default=-1)
+    follow_choice(site, site.axes(0), site.axis(default=-1), bool(site.int_("largest", 1)))
+
+
+def follow_choice(site: Site, data: Sequence[Axis], axis: int, largest: bool) -> None:
+    """The largest (or smallest) slots of an axis, and their numbers."""
     wanted = site.out_shape()[axis]
-    if isinstance(wanted, int) and site.int_("largest", 1):
+    if isinstance(wanted, int) and largest:
         site.pin_unless_experts(data[axis], "the searched axis")
         site.reduces(0, axis, "max")
         site.record.chosen.append((data[axis], wanted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes import Atom, Axis
+from sparsecc.rules.normalize import follow_choice
 from sparsecc.rules.select import Cut, by_number, picked
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.edit import AtenEdit
@@ -228,18 +229,7 @@ def _beside(site: AtenSite, axis: int, data: list[Axis], other: list[Axis]) -> N
 @aten("topk")
 def top_k(site: AtenSite) -> None:
     """Experts are chosen by it: then the numbers it gives pick their weights. Any other searched axis stays."""
-    data, axis = site.axes(0), site.dim(default=-1)
-    wanted = site.out_shape()[axis]
-    if isinstance(wanted, int) and site.arg("largest", True):
-        site.pin_unless_experts(data[axis], "the searched axis")
-        site.reduces(0, axis, "max")
-        site.record.chosen.append((data[axis], wanted))
-        site.record.numbers[site.node.outputs[1]] = data[axis]
-    else:
-        site.pin(data[axis], "the searched axis")
-    for output in range(site.outputs()):
-        found = site.fixed(wanted, "the number of results")
-        site.set([*data[:axis], found, *data[axis + 1 :]], output)
+    follow_choice(site, site.axes(0), site.dim(default=-1), bool(site.arg("largest", True)))
 
 
 @aten("sort kthvalue mode median")
