@@ -18,7 +18,7 @@ from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.choose import Choice
 from sparsecc.cost import macs_model, params_model
 from sparsecc.errors import InternalError
-from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.blocks import Block, find_blocks
 from sparsecc.graph.groups import by_handle, check_ids, find_groups
 from sparsecc.options import CompileOptions
@@ -122,13 +122,7 @@ def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
         return analysis, replace(asked, blocks=blocks, before=before)
     layers = assemble.layers(analysis, {})
     plan = _drop(job, analysis.model, chosen, probes)
-    left = analyse(
-        analysis.model,
-        options.dims,
-        prune_io=options.prune_io,
-        runs=probes.runs,
-        sample=probes.sample_sizes,
-    )
+    left = probes.analysed(analysis.model)
     metric = "params" if options.metric == "params" else "macs"
     after = assemble.costs(left, {})["before"]
     gone = set(plan.dropped_nodes)

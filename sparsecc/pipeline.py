@@ -21,7 +21,7 @@ from sparsecc.calibrate.stats import RUN_FACTS
 from sparsecc.choose import POOR, Choice, Source, choose
 from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
-from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
@@ -152,13 +152,7 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()
     probes.require_room()
-    analysis = analyse(
-        model,
-        job.options.dims,
-        prune_io=job.options.prune_io,
-        runs=probes.runs,
-        sample=probes.sample_sizes,
-    )
+    analysis = probes.analysed(model)
     probes.settle(analysis)
     return analysis, probes
 

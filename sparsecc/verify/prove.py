@@ -19,7 +19,7 @@ from sparsecc.backends.onnxruntime_session import OrtRunner
 from sparsecc.bundle import size_of
 from sparsecc.errors import InputError, InternalError
 from sparsecc.feeds import feeds_from, input_values, random_feeds
-from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.loading.models import load_ir
 from sparsecc.options import CompileOptions
 from sparsecc.targets import target_named
@@ -156,6 +156,11 @@ class Probes:
             return False
         self._ran = {**dict(list(self._ran.items())[-1:]), _key(sizes): (feeds, outputs)}
         return True
+
+    def analysed(self, model: ir.Model) -> Analysis:
+        """A model analysed as the options say, at input sizes that the dense one runs at."""
+        asked = self.options
+        return analyse(model, asked.dims, prune_io=asked.prune_io, runs=self.runs, sample=self.sample_sizes)
 
     def settle(self, analysis: Analysis) -> None:
         """Fix the inputs that everything is compared on, and the dense model's outputs for them.
