@@ -110,16 +110,9 @@ def search(
     base = {k: v for k, v in options.items() if v is not None}
     base["inputs"] = _pairs(base.get("inputs", ()))
     space = Space(tuple(ratios), tuple(criteria), tuple(allocators), tuple(recovers), tuple(quantizes))
-    return run_search(
-        path,
-        folder,
-        space,
-        base,
-        runner=runners.local(jobs) if cluster is None else runners.cluster(cluster),
-        limits={"deadline": deadline, "memory": memory},
-        rounds=rounds,
-        on_event=on_event or (lambda event: None),
-    )
+    runner = runners.local(jobs) if cluster is None else runners.cluster(cluster)
+    limits, heard = {"deadline": deadline, "memory": memory}, on_event or (lambda event: None)
+    return run_search(path, folder, space, base, runner=runner, limits=limits, rounds=rounds, on_event=heard)
 
 
 def inspect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -73,10 +73,7 @@ def random_feeds(
     a fixed one, and inputs that are no tensors.
     """
     values = input_values(model)
-    names = {value.name for value in values}
-    for name in sizes or {}:
-        if name not in names:
-            raise InputError(f"no input is called '{name}': inputs are {', '.join(sorted(map(str, names)))}")
+    _require_known(sizes or {}, values)
     generator = np.random.default_rng(seed)
     known = dict(dynamic) if isinstance(dynamic, Mapping) else {}
     default = dynamic if isinstance(dynamic, int) else DEFAULT_DIM
@@ -95,6 +92,14 @@ def random_feeds(
         else:
             feeds[name] = _draw(value, shapes, generator, model)
     return feeds
+
+
+def _require_known(names: Iterable[str], values: Sequence[ir.Value]) -> None:
+    """InputError where no input has one of these names."""
+    known = {value.name for value in values}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no input is called '{name}': inputs are {', '.join(sorted(map(str, known)))}")
 
 
 def _repeated(

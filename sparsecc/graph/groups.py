@@ -61,9 +61,7 @@ def find_groups(
     against `group:ID` and `TENSOR:AXIS`: what matches `keep` stays whole; with `only`, what matches none of
     it stays whole. `prune` names the kinds that may go.
     """
-    mixing = _mixing_atoms(analysis)
-    users = _users(analysis)
-    least = least_left(analysis.record)
+    mixing, users, least = _mixing_atoms(analysis), _users(analysis), least_left(analysis.record)
     allowed = {KINDS[name] for name in prune if name in KINDS}
     groups = []
     for number, (atom, members) in enumerate(prunable_atoms(analysis).items()):
@@ -71,9 +69,8 @@ def find_groups(
         nodes = users.get(atom, {})
         kind = _kind(atom)
         names = [f"group:{number}", *handles(kind, members), *(n.name or "" for n in nodes)]
-        pinned = atom.pin or held(names, keep, only)
-        if pinned is None and kind not in allowed:
-            pinned = f"{kind} groups were not asked to be pruned"
+        unasked = None if kind in allowed else f"{kind} groups were not asked to be pruned"
+        pinned = atom.pin or held(names, keep, only) or unasked
         groups.append(
             Group(
                 id=number,

@@ -156,7 +156,6 @@ def report(
 ) -> dict[str, Any]:
     """`report.json`."""
     options, plan, choice = job.options, decision.plan, decision.choice
-    sizes = measured.get("bytes", {})
     made: dict[str, Any] = {
         "schema": SCHEMA,
         "model": {"name": job.model.name, **plan.model},
@@ -174,10 +173,7 @@ def report(
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
         "warnings": [*job.warnings, *_doubts(job, measured)],
     }
-    for side in ("before", "after"):
-        made[side] = {**decision.costs[side], **({"bytes": sizes[side]} if sizes else {})}
-        if footprints := measured.get("footprint"):
-            made[side]["memory_bytes"] = footprints[side]["model_memory_bytes"]
+    made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
     told = ("latency", "footprint", "parts", "census")
     made |= {name: measured[name] for name in told if name in measured}
     if built := measured.get("built"):
@@ -189,6 +185,16 @@ def report(
     if job.goal is not None:
         _settle_goal(made, job.goal, measured)
     return made
+
+
+def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a whole model costs: work, parameters, and as far as they were measured, bytes on disk and in memory."""
+    totals: dict[str, Any] = dict(decision.costs[side])
+    if sizes := measured.get("bytes"):
+        totals["bytes"] = sizes[side]
+    if footprints := measured.get("footprint"):
+        totals["memory_bytes"] = footprints[side]["model_memory_bytes"]
+    return totals
 
 
 def _doubts(job: Job, measured: Mapping[str, Any]) -> list[str]:

@@ -81,9 +81,8 @@ def distill(
     `feeds` are calibration inputs by name; a tenth of them is held out. `augment` shifts, flips and mixes
     images (the teacher sees what the student sees). `kept` says which slots of the dense model's inner values
     are left; without it only inner values of equal shapes are compared. With `resume` the state is saved in
-    the user's cache, and the same call goes on from there after a kill. Facts are those of `Training`, with
-    the names of the `features` and the `device`.
-    InputError: an operator that torch does not run, too few inputs, or a budget that is not understood.
+    the user's cache, and the same call goes on from there after a kill. Facts are those of `Training`, with the
+    names of the `features` and the `device`. InputError: an operator that torch lacks, too few inputs, an odd budget.
     """
     feeds, files = list(feeds), (Path(dense_onnx), Path(pruned_onnx))
     limit, device = Budget.of(budget), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,9 +96,8 @@ def distill(
     def teach(feed: Feed) -> dict[str, Tensor]:
         return {name: _left(value, features.get(name, {})) for name, value in teacher(feed).items()}
 
-    training = Training(
-        teach, student, student.output_names, samples, limit=limit, rate=rate, checkpoints=checkpoints
-    )
+    names = student.output_names
+    training = Training(teach, student, names, samples, limit=limit, rate=rate, checkpoints=checkpoints)
     training.run(progress or (lambda share, line: None))
     write_back(student, output)
     return {**training.facts(), "features": list(features), "device": str(device)}
