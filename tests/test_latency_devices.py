@@ -98,3 +98,25 @@ def test_a_fleet_is_measured_in_one_run(
     shown = capsys.readouterr().out
     assert "local" in shown
     assert f"lost {gone}" in " ".join(shown.split())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_is_a_fleet(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distributed = pytest.importorskip(
+        "distributed", reason="needs the extra: pip install 'sparsecc[cluster]'"
+    )
+    model, heard = perceptron(tmp_path / "m.onnx", 64), list[Any]()
+    gone = f"ssh://nobody@127.0.0.1:{free_port()}"
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as boards:
+        address = boards.scheduler_address
+        own = sparsecc.profile_fleet(model, cluster=address, on_event=heard.append)["results"]
+        far = sparsecc.profile_fleet(model, [device, gone], cluster=address)["results"]
+        assert main(["profile", str(model), "--cluster", address]) == 0
+        with pytest.raises(InputError, match="give a path"):
+            sparsecc.profile_fleet(model.read_bytes(), cluster=address)
+    assert [one["device"]["name"] for one in own] == ["127.0.0.1"], "two workers of one machine"
+    assert own[0]["cpu_ms"]["n"] > 0
+    assert heard[-1]["share"] == 1.0
+    assert far[0]["device"]["name"] == device
+    assert far[1]["error"].startswith(f"lost {gone}")
+    assert "127.0.0.1" in capsys.readouterr().out

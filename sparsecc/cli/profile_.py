@@ -24,7 +24,7 @@ def run(terminal: Terminal, given: dict[str, Any]) -> int:
     from sparsecc import api
 
     page, devices = given.pop("html", None), given.pop("device", [])
-    if len(devices) > 1:
+    if len(devices) > 1 or "cluster" in given:
         return _fleet(terminal, given, devices, page)
     if devices:
         given["device"] = devices[0]
@@ -42,7 +42,7 @@ def run(terminal: Terminal, given: dict[str, Any]) -> int:
 
 
 def _fleet(terminal: Terminal, given: dict[str, Any], devices: Sequence[str], page: str | None) -> int:
-    """The same model on several devices; the exit code is that of the first that failed."""
+    """One model on several devices, or machines of a cluster; the exit code is of the first that failed."""
     if page is not None or "layers" in given:
         raise click.UsageError("--html and --layers show one device: give --device once")
     from sparsecc.fleet import profile_fleet
@@ -113,6 +113,7 @@ command = Command(
         "sparsecc profile out/ --device ssh://pi@board --threads 4 --json",
         "sparsecc profile out/ --target tensorrt --device ssh://nano@jetson.local --layers",
         "sparsecc profile out/ --device local,board,ssh://pi@192.0.2.7",
+        "sparsecc profile out/ --cluster tcp://boards:8786",
         "sparsecc profile model.onnx --input x:1x3x224x224 --html profile.html",
     ),
     arguments=(options.model(),),
@@ -120,6 +121,12 @@ command = Command(
         "Target and measurement": (
             options.target(),
             options.devices(),
+            click.Option(
+                ["--cluster"],
+                metavar="ADDRESS",
+                help="A Dask scheduler, e.g. tcp://host:8786: measure on each of its machines, which see the same "
+                "paths; with --device, they reach out to the devices.",
+            ),
             click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
             options.threads(),
         ),

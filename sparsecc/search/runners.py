@@ -5,14 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sparsecc.errors import InternalError, UnavailableError
+from sparsecc.cluster import connect
+from sparsecc.errors import InternalError
 from sparsecc.search.point import make
-from sparsecc.text import one_line
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 Request = dict[str, Any]
 Row = dict[str, Any]
@@ -62,12 +59,12 @@ def cluster(address: str) -> Runner:
     The model and the data must lie under the same paths there. UnavailableError without the extra, or where
     the scheduler does not answer.
     """
-    _client(address).close()
+    connect(address).close()
 
     def run(requests: Sequence[Request]) -> Iterator[Row]:
         from distributed import as_completed
 
-        client = _client(address)
+        client = connect(address)
         futures = [
             client.submit(make, request, key=f"sparsecc-{request['id']}", pure=False) for request in requests
         ]
@@ -79,18 +76,3 @@ def cluster(address: str) -> Runner:
             client.close()
 
     return run
-
-
-def _client(address: str) -> Client:
-    """A connection to the scheduler."""
-    try:
-        from distributed import Client
-    except ImportError as e:
-        raise UnavailableError("--cluster needs Dask: run pip install 'sparsecc[cluster]'") from e
-    try:
-        return Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError) as e:
-        shown = one_line(address, 80)
-        raise UnavailableError(
-            f"no Dask scheduler answers at {shown}: start one, or leave out --cluster"
-        ) from e
