@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.analysis import Analysis, analyse
+
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
     from sparsecc.targets import Target
@@ -25,13 +27,18 @@ class Skip:
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may use besides the model and the plan."""
+    """What a pass may use besides the model and the plan.
+
+    `memory` is how many bytes calibration may hold; `analysed` gives a model its axes at sizes that it runs at.
+    """
 
     target: Target
     scratch: Path
     calibration: Sequence[Mapping[str, np.ndarray]] = ()
     seed: int = 0
     progress: Callable[[str, float], None] = lambda what, share: None
+    memory: int = 2 << 30
+    analysed: Callable[[ir.Model], Analysis] = analyse
 
 
 @dataclass(frozen=True)

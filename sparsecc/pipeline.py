@@ -234,7 +234,8 @@ def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
     if not passes:
         return
     feeds = tuple(calibration_feeds(job, model, probes))
-    context = PassContext(target, job.scratch, feeds, job.options.seed, _progress(job.emit, 0.4, 0.1))
+    options, progress = job.options, _progress(job.emit, 0.4, 0.1)
+    context = PassContext(target, job.scratch, feeds, options.seed, progress, options.calib_memory)
     for one in passes:
         begun = time.perf_counter()
         result = one.run(model, plan, context)

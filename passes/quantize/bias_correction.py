@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.gram import collect_moments
+from sparsecc.passes.quantize.gram import walk_inputs
 from sparsecc.passes.quantize.lower_onnxruntime import restored_weight
 from sparsecc.passes.quantize.sites import Site, constant_array, is_float_constant
 
@@ -17,7 +17,7 @@ from sparsecc.passes.quantize.sites import Site, constant_array, is_float_consta
 def correct_biases(
     model: ir.Model,
     sites: Iterable[Site],
-    before: Mapping[str, np.ndarray],
+    before: Mapping[str, ir.TensorProtocol],
     context: PassContext,
     *,
     per_channel: bool,
@@ -32,14 +32,18 @@ def correct_biases(
         for site in sites
         if site.op_type != "MatMul" and (site.bias is None or is_float_constant(site.bias))
     ]
-    moments = collect_moments(model, wanted, context)
+    shifts: dict[str, np.ndarray] = {}
+    for inputs in walk_inputs(model, wanted, context):
+        mean = inputs.mean()
+        for site in inputs.sites:
+            exact = before[site.name].numpy() if site.name in before else site.array()
+            change = site.matrix(restored_weight(site, per_channel=per_channel, limit=limit) - exact)
+            shifts[site.name] = np.concatenate(
+                [part @ mean[group] for group, part in enumerate(np.split(change, site.group))]
+            )
     editor = GraphEditor(model)
     for site in wanted:
-        exact = before.get(site.name, site.array())
-        change = site.matrix(restored_weight(site, per_channel=per_channel, limit=limit) - exact)
-        rows = len(change) // site.group
-        mean = moments[site.name].mean
-        shift = np.concatenate([change[g * rows : (g + 1) * rows] @ mean[g] for g in range(site.group)])
+        shift = shifts[site.name]
         old = constant_array(site.bias).reshape(-1) if site.bias is not None else np.zeros(len(shift))
         base = site.bias.name if site.bias is not None else f"{site.weight.name}_bias"
         if len(site.node.inputs) < 3:

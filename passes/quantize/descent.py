@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.mapped import Spool
 from sparsecc.passes.base import PassContext, Skip
-from sparsecc.passes.quantize.gram import Moments, collect_moments, damped
+from sparsecc.passes.quantize.gram import InputMoments, damped, walk_inputs
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.quantize.sites import Site
 
@@ -77,22 +78,29 @@ def round_row_by_output(matrix: np.ndarray, gram: np.ndarray, limit: int) -> np.
 
 def round_weights(
     model: ir.Model, sites: Iterable[Site], context: PassContext, limit: int
-) -> tuple[dict[str, np.ndarray], list[Skip]]:
+) -> tuple[dict[str, ir.TensorProtocol], list[Skip]]:
     """Let every site's weight hold numbers of its int8 grid per output channel, chosen by the layer's output.
 
-    Gives the weights as they were, by node name. Weights that several nodes read are left, to be rounded to nearest.
+    Gives the weights as they were, by node name. Those that several nodes read, or whose inputs are too many for
+    the memory, are left, to be rounded to nearest. Each layer is rounded for what the rounded ones before it give.
     """
     own = [site for site in sites if len(site.weight.uses()) == 1]
     shared = [site for site in sites if len(site.weight.uses()) > 1]
-    moments = collect_moments(model, own, context)
-    before = {}
-    for site in own:
-        before[site.name] = site.array()
-        rounded = _rounded(site.matrix(before[site.name]), site.group, moments[site.name], limit)
-        site.weight.const_value = ir.tensor(site.from_matrix(rounded), name=site.weight.name)
-    return before, [Skip(site.name, "its weight is shared: rounded to nearest") for site in shared]
+    left = [Skip(site.name, "its weight is shared: rounded to nearest") for site in shared]
+    spool, before = Spool(context.scratch), {}
+    for inputs in walk_inputs(model, own, context):
+        seen = inputs.moments()
+        for site in inputs.sites:
+            if not seen.is_whole:
+                left.append(Skip(site.name, "too many inputs for --calib-memory: rounded to nearest"))
+                continue
+            assert site.weight.const_value is not None
+            before[site.name] = site.weight.const_value
+            rounded = site.from_matrix(_rounded(site.matrix(site.array()), site.group, seen, limit))
+            site.weight.const_value = spool.keep(ir.tensor(rounded, name=site.weight.name))
+    return before, left
 
 
-def _rounded(matrix: np.ndarray, groups: int, seen: Moments, limit: int) -> np.ndarray:
-    parts = zip(np.split(matrix, groups), seen.gram, strict=True)
+def _rounded(matrix: np.ndarray, groups: int, seen: InputMoments, limit: int) -> np.ndarray:
+    parts = zip(np.split(matrix, groups), seen.blocks[0].gram, strict=True)
     return np.concatenate([round_row_by_output(part, gram, limit) for part, gram in parts])

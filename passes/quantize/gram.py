@@ -2,66 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.calibrate.consumers import Consumer
+from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.stats import column_blocks, widest_block
+from sparsecc.calibrate.walk import Walk
+from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.calibrate import Observer
-from sparsecc.passes.quantize.sites import Site, constant_array, int_attribute, ints_attribute
+from sparsecc.passes.quantize.sites import Site, ints_attribute
 
-ROWS_PER_RUN = 2048
-_DOUBLE_LIMIT = 2048
+MULTIPLE = 128
+"""Columns of a covariance are split in multiples of this: whole scales and whole groups of every pattern."""
 
 
-@dataclass
-class Moments:
-    """Sums over `rows` samples: `gram` (group, k, k) of x x^T and `total` (group, k) of x.
+@dataclass(frozen=True)
+class Block:
+    """Some columns of the rows that a site multiplies, and `gram` (group, n, n), the sum of x x^T over them."""
 
-    k is the reduction length of one group, in the column order of `Site.matrix`.
+    columns: slice
+    gram: np.ndarray
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """What calibration says of the rows x that a site multiplies; columns are in the order of `Site.matrix`.
+
+    `mean` and `root_mean_square` are (group, k). `blocks` is one of all columns, or, where X^T X does not fit
+    the memory, those on its diagonal, mapped from disk.
     """
 
-    gram: np.ndarray
-    total: np.ndarray
-    rows: int = 0
+    mean: np.ndarray
+    root_mean_square: np.ndarray
+    blocks: tuple[Block, ...]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the moments of all pairs of columns are known."""
+        return len(self.blocks) == 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `sites` multiply: all of them the same rows. To be asked while the walk stands at them."""
+
+    sites: list[Site]
+    walk: Walk
+    folder: Path
+    memory: int
+    seed: int
+
     def mean(self) -> np.ndarray:
         """(group, k)."""
-        return np.asarray(self.total / max(1, self.rows))
+        total, number = 0.0, 0
+        for rows in self._rows():
+            total = total + rows.sum(axis=1, dtype=np.float64)
+            number += rows.shape[1]
+        return np.asarray(total / max(1, number))
 
-    @property
-    def root_mean_square(self) -> np.ndarray:
-        """(group, k): how large each input is."""
-        diagonal = np.einsum("gkk->gk", self.gram)
-        return np.asarray(np.sqrt(np.maximum(diagonal, 0) / max(1, self.rows)))
+    def moments(self, multiple: int = MULTIPLE) -> InputMoments:
+        """One pass over the samples where X^T X fits the memory, else one for each of its diagonal blocks, which
+        are multiples of `multiple` columns wide."""
+        groups, _, columns = _consumer(self.sites[0]).sizes
+        parts = column_blocks(columns, widest_block(groups, columns, multiple, self.memory))
+        mean, size, blocks = np.zeros((groups, columns)), np.zeros((groups, columns)), []
+        for part in parts:
+            sums = Moments.empty(groups, part.stop - part.start)
+            for rows in self._rows():
+                sums.add(rows[:, :, part])
+            mean[:, part] = sums.mean
+            diagonal = np.einsum("gkk->gk", sums.xx)
+            size[:, part] = np.sqrt(np.maximum(diagonal, 0) / max(1, sums.rows))
+            blocks.append(Block(part, sums.xx if len(parts) == 1 else self._stored(part, sums.xx)))
+        return InputMoments(mean, size, tuple(blocks))
+
+    def _rows(self) -> Iterator[np.ndarray]:
+        """(group, n, k) of every batch. InputError on NaN or infinity."""
+        consumer = _consumer(self.sites[0])
+        for batch in range(self.walk.batches):
+            data = self.walk.value(consumer.data, batch)
+            rows = consumer.rows(data, consumer.picks(data, batch, self.walk.batches, self.seed))
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"calibration: value '{consumer.data}' holds NaN or infinity: check the calibration data "
+                    "and the model"
+                )
+            groups, number, columns = rows.shape
+            cells = rows.reshape(groups, number, columns // consumer.cells, consumer.cells)
+            yield cells.swapaxes(2, 3).reshape(rows.shape)
+
+    def _stored(self, part: slice, gram: np.ndarray) -> np.ndarray:
+        file = self.folder / f"{part.start}.npy"
+        file.unlink(missing_ok=True)
+        np.save(file, gram)
+        return np.asarray(np.load(file, mmap_mode="r"))
 
 
-def collect_moments(
-    model: ir.Model,
-    sites: Iterable[Site],
-    context: PassContext,
-    *,
-    keep: Callable[[Site], bool] = lambda site: True,
-) -> dict[str, Moments]:
-    """Moments of every kept site by node name. Sites that read the same rows share one object."""
-    wanted = [site for site in sites if keep(site)]
-    by_value: dict[str, list[Site]] = {}
-    for site in wanted:
-        by_value.setdefault(site.data.name or "", []).append(site)
-    if not by_value:
-        return {}
-    rng = np.random.default_rng(context.seed)
-    observer = Observer(model, list(by_value), context.scratch)
-    shared: dict[tuple[object, ...], Moments] = {}
-    for index, feeds in enumerate(context.calibration):
-        for name, array in observer.values(feeds):
-            _add_value(by_value[name], array, shared, rng)
-        context.progress("calibrating", (index + 1) / len(context.calibration))
-    return {site.name: shared[_geometry(site)] for site in wanted if _geometry(site) in shared}
+def walk_inputs(model: ir.Model, sites: Iterable[Site], context: PassContext) -> Iterator[Inputs]:
+    """What the sites multiply, those with the same rows together, in the order of the graph.
+
+    The model is walked once; at most about `context.memory` bytes are held, half for values between layers, which
+    wait on disk beyond that, half for the sums of one layer. Weights that the caller changes in place are seen
+    by the layers behind them.
+    """
+    alike: dict[tuple[object, ...], list[Site]] = {}
+    for site in sites:
+        alike.setdefault(_geometry(site), []).append(site)
+    if not alike:
+        return
+    model.graph.sort()
+    half = context.memory // 2
+    with tempfile.TemporaryDirectory(dir=context.scratch) as name:
+        folder = Path(name)
+        walk = Walk(model, [dict(feeds) for feeds in context.calibration], folder, memory=half)
+        place = {
+            readers[0].name: min(walk.place[site.node] for site in readers) for readers in alike.values()
+        }
+        ordered = sorted(alike.values(), key=lambda readers: place[readers[0].name])
+        for number, readers in enumerate(ordered):
+            walk.advance(place[readers[0].name])
+            yield Inputs(readers, walk, folder, half, context.seed)
+            context.progress("calibrating", (number + 1) / len(ordered))
+
+
+def _consumer(site: Site) -> Consumer:
+    cells = math.prod(site.shape[2:]) if site.op_type == "Conv" else 1
+    return Consumer(site.node, site.weight, site.group, cells, site.op_type != "Conv" and site.out_axis == 1)
 
 
 def _geometry(site: Site) -> tuple[object, ...]:
@@ -71,92 +144,15 @@ def _geometry(site: Site) -> tuple[object, ...]:
         return (name,)
     node = site.node
     keys = ("strides", "pads", "dilations")
-    kernel = tuple(constant_array(site.weight).shape[2:])
     auto = node.attributes.get("auto_pad")
     padding = auto.as_string() if auto is not None else ""
-    return (name, site.group, kernel, padding, *(tuple(ints_attribute(node, key) or ()) for key in keys))
-
-
-def _add_value(
-    sites: Sequence[Site],
-    array: np.ndarray,
-    shared: dict[tuple[object, ...], Moments],
-    rng: np.random.Generator,
-) -> None:
-    done: set[tuple[object, ...]] = set()
-    for site in sites:
-        key = _geometry(site)
-        if key in done:
-            continue
-        done.add(key)
-        rows = input_rows(site, array.astype(np.float32, copy=False), rng)
-        moments = shared.get(key)
-        if moments is None:
-            groups, length = rows.shape[0], rows.shape[2]
-            kind = np.float64 if length <= _DOUBLE_LIMIT else np.float32
-            moments = Moments(np.zeros((groups, length, length), kind), np.zeros((groups, length)))
-            shared[key] = moments
-        moments.gram += np.matmul(rows.transpose(0, 2, 1), rows)
-        moments.total += rows.sum(axis=1, dtype=np.float64)
-        moments.rows += rows.shape[1]
-
-
-def input_rows(site: Site, array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(group, n, k): up to ROWS_PER_RUN random rows that the site's matrix multiplies."""
-    if site.op_type != "Conv":
-        if int_attribute(site.node, "transA", 0):
-            array = array.T
-        rows = array.reshape(-1, array.shape[-1])
-        if len(rows) > ROWS_PER_RUN:
-            rows = rows[np.sort(rng.choice(len(rows), ROWS_PER_RUN, replace=False))]
-        return rows[None]
-    return _patches(site, array, rng)
-
-
-def _patches(site: Site, array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    kernel = constant_array(site.weight).shape[2:]
-    rank = len(kernel)
-    strides = ints_attribute(site.node, "strides") or [1] * rank
-    dilations = ints_attribute(site.node, "dilations") or [1] * rank
-    spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    before, after = conv_padding(site.node, array.shape[2:], spans, strides)
-    padded = np.pad(array, [(0, 0), (0, 0), *zip(before, after, strict=True)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
-    whole = (slice(None), slice(None))
-    by_stride: tuple[slice, ...] = (*whole, *(slice(None, None, stride) for stride in strides))
-    by_dilation: tuple[slice, ...] = tuple(slice(None, None, dilation) for dilation in dilations)
-    positions = tuple(slice(None) for _ in strides)
-    index: tuple[slice, ...] = (*whole, *positions, *by_dilation)
-    windows = windows[by_stride][index]
-    places = windows.shape[0] * int(np.prod(windows.shape[2 : 2 + rank]))
-    picked = np.arange(places)
-    if places > ROWS_PER_RUN:
-        picked = np.sort(rng.choice(places, ROWS_PER_RUN, replace=False))
-    sample, *position = np.unravel_index(picked, (windows.shape[0], *windows.shape[2 : 2 + rank]))
-    picks: tuple[Any, ...] = (sample, slice(None), *position)
-    rows = windows[picks]
-    groups, channels = site.group, array.shape[1] // site.group
-    rows = rows.reshape(len(picked), groups, channels, -1)
-    return np.ascontiguousarray(rows.transpose(1, 0, 3, 2)).reshape(groups, len(picked), -1)
-
-
-def conv_padding(
-    node: ir.Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Padding before and after each spatial axis, with auto_pad resolved."""
-    rank = len(spans)
-    auto = node.attributes.get("auto_pad")
-    mode = auto.as_string() if auto is not None else "NOTSET"
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        totals = [
-            max(0, (-(-size // stride) - 1) * stride + span - size)
-            for size, span, stride in zip(sizes, spans, strides, strict=True)
-        ]
-        small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-        return (small, large) if mode == "SAME_UPPER" else (large, small)
-    pads = ints_attribute(node, "pads") if mode == "NOTSET" else None
-    pads = pads or [0] * (2 * rank)
-    return pads[:rank], pads[rank:]
+    return (
+        name,
+        site.group,
+        site.shape[2:],
+        padding,
+        *(tuple(ints_attribute(node, key) or ()) for key in keys),
+    )
 
 
 def damped(gram: np.ndarray, share: float = 0.01) -> np.ndarray:

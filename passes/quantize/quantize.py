@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
@@ -156,7 +155,7 @@ class Quantize(Pass):
         self, model: ir.Model, decision: Decision, context: PassContext, facts: dict[str, Any]
     ) -> list[Skip]:
         """Give the weights their rounded numbers, and the biases what that shifts; what was left alone."""
-        before: dict[str, np.ndarray] = {}
+        before: dict[str, ir.TensorProtocol] = {}
         left: list[Skip] = []
         limit = 63 if self.reduce_range else 127
         if self.algorithm == "gptq":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky
 
-from sparsecc.passes.quantize.gram import damped, output_error
+from sparsecc.passes.quantize.gram import InputMoments, damped, output_error
 
 ELEMENTS = 1 << 20
 """Numbers of a matrix that are expanded to single precision at a time."""
@@ -30,6 +30,15 @@ class Blocks:
     scale: np.ndarray
     zero: np.ndarray
     size: int
+
+    @staticmethod
+    def joined(parts: Sequence[Blocks]) -> Blocks:
+        """Matrices side by side, each of whole blocks but the last."""
+        levels, scale, zero = (
+            np.concatenate([getattr(part, name) for part in parts], axis=1)
+            for name in ("levels", "scale", "zero")
+        )
+        return Blocks(levels, scale, zero, parts[0].size)
 
     def real(self) -> np.ndarray:
         """The float32 matrix that these numbers stand for."""
@@ -140,22 +149,25 @@ def _with_feedback(work: np.ndarray, size: int, bits: int, symmetric: bool, feed
     return Blocks(levels, scales, zeros, size)
 
 
-def awq_scale(
-    matrices: list[np.ndarray], gram: np.ndarray, magnitude: np.ndarray, size: int, *, symmetric: bool
-) -> np.ndarray:
+def awq_scale(matrices: list[np.ndarray], seen: InputMoments, size: int, *, symmetric: bool) -> np.ndarray:
     """(k,) input scales s = magnitude^a, a in 0 to 1, that lose least when W*s is rounded and x/s multiplied.
 
     All `matrices` (out, k) read the same input; ones when no scaling helps (Lin et al., 2023).
     """
     matrices = [w[:: max(1, len(w) // AWQ_ROWS)].astype(np.float32) for w in matrices]
-    gram = gram.astype(np.float32)
+    magnitude = seen.root_mean_square[0]
+    grams = [(block.columns, block.gram[0].astype(np.float32)) for block in seen.blocks]
     best, best_scale = np.inf, np.ones(len(magnitude), np.float32)
     for alpha in np.linspace(0, 1, 11):
         scale = (np.maximum(magnitude, 1e-6) ** alpha).astype(np.float32)
         scale = scale / np.sqrt(scale.max() * scale.min())
+        changes = [
+            round_to_nearest(w * scale, size, symmetric=symmetric).real() / scale - w for w in matrices
+        ]
         error = sum(
-            output_error(round_to_nearest(w * scale, size, symmetric=symmetric).real() / scale - w, w, gram)
-            for w in matrices
+            output_error(change[:, part], w[:, part], gram)
+            for change, w in zip(changes, matrices, strict=True)
+            for part, gram in grams
         )
         if error < best * (1 - 1e-3):
             best, best_scale = error, scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.descent import round_by_output
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
-from sparsecc.passes.quantize.gram import Moments, collect_moments
+from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, walk_inputs
 from sparsecc.passes.quantize.integer_matmul import trailing_bias
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
@@ -65,18 +65,18 @@ def quantize_weights(
         else:
             chosen.append(site)
     names = {site.name: site.weight.name or "" for site in chosen}
-    moments = _moments(model, chosen, context, options)
+    if options.algorithm != "rtn":
+        require_calibration(context.calibration, f"int4 with {options.algorithm}")
     if options.algorithm == "awq":
-        _scale_all(model, chosen, moments, options, symmetric=not to_onnxruntime)
+        _scale_all(model, chosen, context, options, symmetric=not to_onnxruntime)
     editor = GraphEditor(model, Spool(context.scratch))
-    spec, noise = QuantizationSpec(), {}
-    for number, site in enumerate(chosen):
-        matrix = site.matrix(constant_array(site.weight))
-        blocks = _round(matrix, moments.get(site.name), options, symmetric=not to_onnxruntime)
-        noise[names[site.name]] = round(noise_db(matrix, blocks), 2)
-        context.progress("int4", (number + 1) / len(chosen))
-        lower = _lower_onnxruntime if to_onnxruntime else _lower_blocked
-        lower(editor, site, blocks, options)
+    spec, noise, stored = QuantizationSpec(), {}, []
+    store, lower = (_store_packed, _lower_onnxruntime) if to_onnxruntime else (_store_blocked, _lower_blocked)
+    for site, blocks in _rounded(model, chosen, context, options, symmetric=not to_onnxruntime):
+        noise[names[site.name]] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
+        stored.append((site, store(editor, site, blocks)))
+    for site, constants in stored:
+        lower(editor, site, constants, options)
         spec.nodes.append(site.name)
         spec.values[names[site.name]] = ValueSpec(
             "int4", "weight", "block", site.in_axis, options.block, not to_onnxruntime, options.algorithm
@@ -98,46 +98,60 @@ def _why_not(site: Site, block: int, to_onnxruntime: bool) -> str:
     return ""
 
 
-def _moments(
-    model: ir.Model, sites: list[Site], context: PassContext, options: WeightOnlyOptions
-) -> dict[str, Moments]:
-    if options.algorithm == "rtn":
-        return {}
-    require_calibration(context.calibration, f"int4 with {options.algorithm}")
-    return collect_moments(model, sites, context)
-
-
 def _scale_all(
     model: ir.Model,
     sites: list[Site],
-    moments: dict[str, Moments],
+    context: PassContext,
     options: WeightOnlyOptions,
     *,
     symmetric: bool,
 ) -> None:
     """AWQ: one input scale per activation, for all the sites that read it."""
-    by_value: dict[str, list[Site]] = {}
-    for site in sites:
-        by_value.setdefault(site.data.name or "", []).append(site)
-    for readers in by_value.values():
-        seen = moments[readers[0].name]
-        matrices = [site.matrix(site.array()) for site in readers]
-        scale = awq_scale(
-            matrices, seen.gram[0], seen.root_mean_square[0], options.block, symmetric=symmetric
-        )
+    scales = []
+    for inputs in walk_inputs(model, sites, context):
+        matrices = [site.matrix(site.array()) for site in inputs.sites]
+        scale = awq_scale(matrices, inputs.moments(), options.block, symmetric=symmetric)
+        scales.append((inputs.sites, scale))
+    for readers, scale in scales:
         if np.ptp(scale) > 0:
             scale_inputs(model, readers, scale.astype(np.float32))
 
 
-def _round(
-    matrix: np.ndarray, moments: Moments | None, options: WeightOnlyOptions, *, symmetric: bool
+def _rounded(
+    model: ir.Model,
+    sites: list[Site],
+    context: PassContext,
+    options: WeightOnlyOptions,
+    *,
+    symmetric: bool,
+) -> Iterator[tuple[Site, Blocks]]:
+    """The weights in 4 bits, one at a time."""
+    if options.algorithm == "gptq":
+        for inputs in walk_inputs(model, sites, context):
+            seen = inputs.moments(max(MULTIPLE, options.block))
+            for site in inputs.sites:
+                yield site, _round_by_output(site, seen, options, symmetric=symmetric)
+        return
+    for number, site in enumerate(sites):
+        matrix = site.matrix(constant_array(site.weight))
+        yield site, round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
+        context.progress("int4", (number + 1) / len(sites))
+
+
+def _round_by_output(
+    site: Site, seen: InputMoments, options: WeightOnlyOptions, *, symmetric: bool
 ) -> Blocks:
-    if options.algorithm == "gptq" and moments is not None:
-        return round_by_output(matrix, moments.gram[0], options.block, symmetric=symmetric)
-    return round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
+    matrix = site.matrix(constant_array(site.weight))
+    return Blocks.joined(
+        [
+            round_by_output(matrix[:, block.columns], block.gram[0], options.block, symmetric=symmetric)
+            for block in seen.blocks
+        ]
+    )
 
 
-def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options: WeightOnlyOptions) -> None:
+def _store_packed(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Value]:
+    """Numbers, scales and zero points as MatMulNBits wants them."""
     name = site.weight.name or ""
     outputs, inputs = blocks.levels.shape
     count = blocks.scale.shape[1]
@@ -146,19 +160,23 @@ def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options:
     packed = (padded[:, 0::2] | (padded[:, 1::2] << 4)).reshape(outputs, count, blocks.size // 2)
     zeros = np.zeros((outputs, count + count % 2), np.uint8)
     zeros[:, :count] = blocks.zero
-    operands = [
-        site.data,
+    return [
         editor.constant(f"{name}_int4", packed),
         editor.constant(f"{name}_scale", blocks.scale.reshape(-1).astype(site.dtype.numpy())),
         editor.constant(f"{name}_zero_point", (zeros[:, 0::2] | (zeros[:, 1::2] << 4)).reshape(-1)),
     ]
+
+
+def _lower_onnxruntime(
+    editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
+) -> None:
     attributes = {
-        "K": inputs, "N": outputs, "bits": 4,
-        "block_size": blocks.size, "accuracy_level": options.accuracy_level,
+        "K": site.shape[site.in_axis], "N": site.shape[site.out_axis], "bits": 4,
+        "block_size": options.block, "accuracy_level": options.accuracy_level,
     }  # fmt: skip
     bias, result = (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
     product = editor.add(
-        "MatMulNBits", operands, attributes, base=f"{site.name}_int4", before=site.node,
+        "MatMulNBits", [site.data, *constants], attributes, base=f"{site.name}_int4", before=site.node,
         domain="com.microsoft", dtype=site.dtype, like=result,
     )  # fmt: skip
     if bias is not None:
@@ -168,17 +186,22 @@ def _lower_onnxruntime(editor: GraphEditor, site: Site, blocks: Blocks, options:
     editor.replace_value(result, product)
 
 
-def _lower_blocked(editor: GraphEditor, site: Site, blocks: Blocks, options: WeightOnlyOptions) -> None:
-    """The weight as an int4 constant behind a DequantizeLinear with a scale per block of inputs."""
+def _store_blocked(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Value]:
+    """An int4 constant in the layout of the weight, with a scale per block of inputs."""
     name = site.weight.name or ""
     levels = (blocks.levels.astype(np.int8) - 8).astype(ml_dtypes.int4)
     scale = blocks.scale.astype(site.dtype.numpy())
     if site.out_axis == 1:
         levels, scale = np.ascontiguousarray(levels.T), np.ascontiguousarray(scale.T)
-    stored = editor.constant(f"{name}_int4", levels)
-    step = editor.constant(f"{name}_scale", scale)
+    return [editor.constant(f"{name}_int4", levels), editor.constant(f"{name}_scale", scale)]
+
+
+def _lower_blocked(
+    editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
+) -> None:
+    """The weight from behind a DequantizeLinear."""
     restored = editor.add(
-        "DequantizeLinear", [stored, step], {"axis": site.in_axis, "block_size": blocks.size},
-        base=f"{name}_restored", dtype=site.dtype, like=site.weight,
+        "DequantizeLinear", constants, {"axis": site.in_axis, "block_size": options.block},
+        base=f"{site.weight.name}_restored", dtype=site.dtype, like=site.weight,
     )  # fmt: skip
     site.node.replace_input_with(1, restored)

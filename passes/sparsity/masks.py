@@ -5,11 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def magnitude_scores(matrix: np.ndarray) -> np.ndarray:
-    """(out, k): |W|."""
-    return np.asarray(np.abs(matrix))
-
-
 def magnitude_order(weight: np.ndarray) -> np.ndarray:
     """Whole numbers in the order of |w|: the bits without the sign, much faster to compare than half floats."""
     bits = np.dtype(f"u{weight.dtype.itemsize}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,10 +16,10 @@ from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.fidelity import float_outputs
-from sparsecc.passes.quantize.gram import Moments, collect_moments, output_error
+from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, output_error, walk_inputs
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.quantize.spec import sqnr
-from sparsecc.passes.sparsity.masks import magnitude_order, magnitude_scores, wanda_scores
+from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import reorder
 from sparsecc.passes.sparsity.refit import refit_rows
@@ -103,7 +105,6 @@ class _Job:
     pattern: Pattern
     model: ir.Model
     context: PassContext
-    moments: dict[str, Moments] = field(default_factory=dict)
     spool: Spool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,22 +147,26 @@ class _Job:
         return [Skip(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
 
     def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
-        """Write the pattern into every chosen weight; what each layer kept and lost."""
-        needs_data = bool(self.context.calibration) and self.method != "magnitude"
-        if needs_data:
-            self.moments = collect_moments(self.model, chosen, self.context)
-        layers = {}
-        for index, site in enumerate(chosen):
-            layers[site.name] = self._zero_site(site)
-            self.context.progress("sparsity", (index + 1) / len(chosen))
-        return layers
+        """Write the pattern into every chosen weight; what each layer kept and lost.
 
-    def _zero_site(self, site: Site) -> dict[str, Any]:
-        """Write the pattern into one weight."""
-        if self.pattern.is_grouped and site.name not in self.moments:
+        With data each layer is made for what the layers before it, with their zeros, give.
+        """
+        if not self.context.calibration or self.method == "magnitude":
+            return {site.name: self._zero_by_magnitude(site) for site in chosen}
+        layers, multiple = {}, math.lcm(MULTIPLE, self.pattern.m or 1)
+        for inputs in walk_inputs(self.model, chosen, self.context):
+            seen = inputs.moments(multiple)
+            layers.update({site.name: self._zero_by_output(site, seen) for site in inputs.sites})
+        return {site.name: layers[site.name] for site in chosen}
+
+    def _zero_by_magnitude(self, site: Site) -> dict[str, Any]:
+        """Write the pattern into one weight, without data."""
+        if self.pattern.is_grouped:
             weight, kept_share = by_magnitude(constant_array(site.weight), site.in_axis, self.pattern)
             return self._stored(site, weight, kept_share)
-        return self._zero_matrices(site)
+        dense = site.matrix(site.array())
+        mask = np.concatenate([self.pattern.mask(np.abs(part)) for part in np.split(dense, site.group)])
+        return self._stored(site, site.from_matrix(np.where(mask, dense, 0.0)), _kept(dense, mask))
 
     def _stored(self, site: Site, weight: np.ndarray, kept_share: float) -> dict[str, Any]:
         """Put the new weight in its place; the facts about it."""
@@ -176,26 +181,20 @@ class _Job:
         }
         return facts | (self._validity(site, weight) if self.pattern.is_grouped else {})
 
-    def _zero_matrices(self, site: Site) -> dict[str, Any]:
-        """Group by group, with the statistics of the inputs where there are any."""
+    def _zero_by_output(self, site: Site, seen: InputMoments) -> dict[str, Any]:
+        """Write the pattern into one weight by what its inputs are, group by group and block by block."""
         dense = site.matrix(site.array()).astype(np.float64)
-        seen = self.moments.get(site.name)
+        new, mask, errors = np.zeros_like(dense), np.zeros(dense.shape, bool), []
         rows = len(dense) // site.group
-        parts, masks, errors = [], [], []
-        for group in range(site.group):
-            part = dense[group * rows : (group + 1) * rows]
-            gram = seen.gram[group] if seen is not None else None
-            new, mask = self._zero_matrix(
-                part, gram, seen.root_mean_square[group] if seen is not None else None
+        for group, block in itertools.product(range(site.group), seen.blocks):
+            place = slice(group * rows, (group + 1) * rows), block.columns
+            part, gram = dense[place], block.gram[group]
+            new[place], mask[place] = self._zero_matrix(
+                part, gram, seen.root_mean_square[group, block.columns]
             )
-            parts.append(new)
-            masks.append(mask)
-            if gram is not None:
-                errors.append(output_error(new - part, part, gram))
-        kept = np.concatenate(masks)
-        share = float(np.abs(dense[kept]).sum() / max(np.abs(dense).sum(), 1e-30))
-        facts = self._stored(site, site.from_matrix(np.concatenate(parts)), share)
-        return facts | ({"output_error": float(np.mean(errors))} if errors else {})
+            errors.append(output_error(new[place] - part, part, gram))
+        facts = self._stored(site, site.from_matrix(new), _kept(dense, mask))
+        return facts | {"output_error": float(np.mean(errors))}
 
     def _validity(self, site: Site, weight: np.ndarray) -> dict[str, int]:
         invalid, groups = invalid_groups(weight, site.in_axis, self.pattern.n, self.pattern.m)
@@ -206,11 +205,8 @@ class _Job:
         return {"groups": groups, "invalid_groups": invalid}
 
     def _zero_matrix(
-        self, matrix: np.ndarray, gram: np.ndarray | None, size: np.ndarray | None
+        self, matrix: np.ndarray, gram: np.ndarray, size: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        if gram is None or size is None:
-            mask = self.pattern.mask(magnitude_scores(matrix))
-            return np.where(mask, matrix, 0.0), mask
         long = self.method == "auto" and matrix.shape[1] > REFIT_LIMIT
         if self.method == "sparsegpt" or long:
             return sparsegpt(matrix, gram, self.pattern)
@@ -218,6 +214,11 @@ class _Job:
         if self.method == "wanda":
             return np.where(mask, matrix, 0.0), mask
         return refit_rows(matrix, mask, gram), mask
+
+
+def _kept(dense: np.ndarray, mask: np.ndarray) -> float:
+    """The share of a matrix's magnitude that a mask keeps."""
+    return float(np.abs(dense[mask]).sum() / max(np.abs(dense).sum(), 1e-30))
 
 
 def by_magnitude(weight: np.ndarray, axis: int, pattern: Pattern) -> tuple[np.ndarray, float]:
