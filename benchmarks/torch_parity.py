@@ -5,7 +5,7 @@
 
 Both get the module and example inputs, nothing about the model (torch-pruning is told to leave the last linear
 layer or convolution, as its examples do), and remove the same share of every group of channels, the smallest
-by magnitude.
+by magnitude. A third run gives torch-pruning what its examples write by hand for attention (torch_parity_told.py).
 
 `verdict` is not that forward runs. What stayed of every parameter is read off its values; where the sets agree
 over coupled tensors, the dense module with the removed slots without effect (left out of sums, means and norms)
@@ -33,6 +33,8 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.torch_parity_told import TOLD, Recipe
 from sparsecc.axes import Atom, atoms_of, owners_of
 from sparsecc.errors import SparseccError
 from sparsecc.torch.masked import difference, masked_outputs
@@ -53,7 +56,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
 LIMIT = 60
 """Seconds of processor time after which one run is ended."""
-MORE = ("resnet_bottleneck", "inception", "squeezenet", "se_resnet", "mobilenet_v2", "convnext")
+MORE = ("resnet_bottleneck", "inception", "squeezenet", "se_resnet", "mobilenet_v2", "convnext", "vit")
 FAILURES = (
     ArithmeticError,
     RuntimeError,
@@ -76,7 +79,7 @@ def ours(model: Model, ratio: float) -> nn.Module:
     return realise(found, masks, planned(found, masks))
 
 
-def peer(model: Model, ratio: float) -> nn.Module:
+def peer(model: Model, ratio: float, **told: Any) -> nn.Module:
     """torch-pruning 1.6 with magnitude importance."""
     import torch_pruning as tp
 
@@ -85,8 +88,17 @@ def peer(model: Model, ratio: float) -> nn.Module:
     pruner = at(
         "building", tp.pruner.BasePruner, small, model.example(),
         importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last,
+        **told,
     )  # fmt: skip
     at("removing", pruner.step)
+    return small
+
+
+def told(recipe: Recipe, model: Model, ratio: float) -> nn.Module:
+    """The same with the arguments and the mended attributes that its examples have for such a model."""
+    arguments, mend = recipe(model.module, ratio)
+    small = peer(model, ratio, **arguments)
+    mend()
     return small
 
 
@@ -103,7 +115,14 @@ def at(stage: str, call: Any, *args: Any, **kwargs: Any) -> Any:
         raise StageError(stage, f"{type(e).__name__}: {lines[0][:120]}") from e
 
 
-SIDES = {"ours": ours, "peer": peer}
+SIDES = ("ours", "peer", "told")
+HEADS = ("sparsecc", "torch-pruning", "torch-pruning, told")
+
+
+def sides_of(name: str) -> dict[str, Callable[[Model, float], nn.Module]]:
+    """What is run on an entry."""
+    found = {"ours": ours, "peer": peer}
+    return {**found, "told": partial(told, TOLD[name])} if name in TOLD else found
 
 
 def row(name: str, side: str, ratio: float) -> dict[str, Any]:
@@ -111,7 +130,7 @@ def row(name: str, side: str, ratio: float) -> dict[str, Any]:
     model, dense = ZOO[name].build(), ZOO[name].build()
     at_rest, begun = memory(), time.process_time()
     try:
-        small = at("pruning", SIDES[side], model, ratio)
+        small = at("pruning", sides_of(name)[side], model, ratio)
         seconds, peak = time.process_time() - begun, memory() - at_rest
         with torch.no_grad():
             outputs = at("forward", small.eval(), *dense.example())
@@ -122,7 +141,7 @@ def row(name: str, side: str, ratio: float) -> dict[str, Any]:
             "why": e.args[1],
             "seconds": time.process_time() - begun,
         }
-    kept = {} if side == "peer" and not elements(small) else slots_left(dense.module, small)
+    kept = {} if side != "ours" and not elements(small) else slots_left(dense.module, small)
     before = elements(dense.module)
     touched = {n for n, _ in kept}
     own = {n: p.numel() for n, p in dense.module.named_parameters()}
@@ -232,8 +251,10 @@ def _child(pipe: Connection, name: str, side: str, ratio: float) -> None:
     pipe.send(row(name, side, ratio))
 
 
-def cell(found: dict[str, Any]) -> str:
+def cell(found: dict[str, Any] | None) -> str:
     """One side of a row of the table."""
+    if found is None:
+        return "-"
     if found["verdict"] == "crash":
         return f"crash ({found['stage']}) {found['why'][:50]}"
     shares = f"-{found['removed']:4.0%} of parameters, {found['touched']:4.0%} touched"
@@ -242,16 +263,18 @@ def cell(found: dict[str, Any]) -> str:
 
 def markdown(rows: dict[str, Any]) -> str:
     """The table of docs/torch.md, and how often each side had which verdict."""
-    lines = ["| model | sparsecc | torch-pruning |", "|---|---|---|"]
+    lines = [f"| model | {' | '.join(HEADS)} |", "|---|---|---|---|"]
     for name, sides in rows.items():
-        shown = (" ".join(cell(sides[side]).replace("|", "/").split()).replace("- ", "-") for side in SIDES)
+        shown = (
+            " ".join(cell(sides.get(side)).replace("|", "/").split()).replace("- ", "-") for side in SIDES
+        )
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *verdicts(rows)])
 
 
 def verdicts(rows: dict[str, Any]) -> list[str]:
     """One line per side."""
-    counts = {side: Counter(r[side]["verdict"] for r in rows.values()) for side in SIDES}
+    counts = {side: Counter(r[side]["verdict"] for r in rows.values() if side in r) for side in SIDES}
     return [f"{side}: {', '.join(f'{n} {v}' for v, n in counts[side].most_common())}." for side in SIDES]
 
 
@@ -275,9 +298,9 @@ def main() -> None:
         if name not in rows or name in given.names:
             if time.monotonic() - started > given.seconds:
                 break
-            rows[name] = {side: apart(name, side, given.ratio) for side in SIDES}
+            rows[name] = {side: apart(name, side, given.ratio) for side in sides_of(name)}
             given.out.write_text(json.dumps(rows, indent=1))
-        print(f"{name:18s} {cell(rows[name]['ours'])}\n{'':18s} {cell(rows[name]['peer'])}", flush=True)
+        print(name, *(f"    {side:6s} {cell(row)}" for side, row in rows[name].items()), sep="\n", flush=True)
     print("\n".join(verdicts(rows)))
 
 
