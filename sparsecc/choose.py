@@ -20,6 +20,7 @@ from sparsecc.collection import collector_paused
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
 from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
+from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
@@ -188,10 +189,11 @@ def scored(
     target = target_named(options.target)
     candidates = []
     for group in free:
-        scores = np.asarray(criterion.score(group, evidence), dtype=np.float64)
+        scores = np.nan_to_num(np.asarray(criterion.score(group, evidence), dtype=np.float64), nan=np.inf)
+        scores, least = spared(group, evidence, scores)
         step = step_of(group, target, options.align)
-        floor = max(group.least, int(np.ceil(FLOOR * group.size)))
-        candidates.append(Candidate(group.atom, group.size, np.nan_to_num(scores, nan=np.inf), step, floor))
+        floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))
+        candidates.append(Candidate(group.atom, group.size, scores, step, floor))
     return candidates
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import onnx_ir as ir
 from sparsecc.axes import Atom, Axis, atoms_of, owners_of
 from sparsecc.calibrate.consumers import Consumer, consumer_of
 from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.routers import Router, Watch, mixtures_of
+from sparsecc.calibrate.routers import facts_of as router_facts
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.shelf import Shelf, digest_of
 from sparsecc.calibrate.walk import MEMORY, Walk
@@ -72,10 +74,20 @@ class Layer:
 
 
 class Stats:
-    """The layers by the atoms they read; `digest` names all that went into them, `facts` are for the report."""
+    """The layers by the atoms they read, and the routers of mixtures; `digest` names all that went into them,
+    `facts` are for the report.
+    """
 
-    def __init__(self, layers: list[Layer], digest: str, facts: dict[str, Any], shelf: Shelf) -> None:
+    def __init__(
+        self,
+        layers: list[Layer],
+        digest: str,
+        facts: dict[str, Any],
+        shelf: Shelf,
+        routers: Sequence[Router] = (),
+    ) -> None:
         self.layers = {layer.consumer.name: layer for layer in layers}
+        self.routers = routers
         self.shelf = shelf
         self.digest = digest
         self.facts = facts
@@ -112,21 +124,27 @@ def collect(
     begun = time.perf_counter()
     few, shelf = samples.first(SAMPLES), Shelf(scratch / "calibration")
     digest = digest_of(analysis.model, few, seed, threads, memory)
-    layers = _known(analysis, shelf, digest)
-    source = "samples" if layers is None else "cache"
-    if layers is None:
-        half, folder = memory // 2, scratch / "stats_walk"
-        walk = Walk(analysis.model, few.batches, folder, threads=threads, memory=half)
-        layers = _walked(analysis, walk, shelf, digest, seed, half)
-        _keep_index(layers, shelf, digest)
+    found = _known(analysis, shelf, digest)
+    source = "samples" if found is None else "cache"
+    if found is None:
+        half, folder, watch = memory // 2, scratch / "stats_walk", Watch(analysis)
+        walk = Walk(analysis.model, few.batches, folder, wanted=watch.names, threads=threads, memory=half)
+        found = _walked(analysis, walk, watch, shelf, digest, seed, half), watch.routers
+        _keep_index(*found, shelf, digest)
+    layers, routers = found
     facts = {**_facts(layers, few, source, shelf), "seconds": round(time.perf_counter() - begun, 3)}
-    return Stats(layers, digest, facts, shelf)
+    if routers:
+        facts["routers"] = router_facts(routers)
+    return Stats(layers, digest, facts, shelf, routers)
 
 
-def _walked(analysis: Analysis, walk: Walk, shelf: Shelf, digest: str, seed: int, memory: int) -> list[Layer]:
+def _walked(
+    analysis: Analysis, walk: Walk, watch: Watch, shelf: Shelf, digest: str, seed: int, memory: int
+) -> list[Layer]:
     layers: list[Layer] = []
     seen: dict[tuple[object, ...], Layer] = {}
     for number, node in enumerate(walk.nodes):
+        watch.look(walk, number)
         found = _reader(analysis, node)
         if found is None:
             continue
@@ -188,8 +206,8 @@ def _moments(walk: Walk, consumer: Consumer, seed: int, block: slice) -> Moments
     return moments
 
 
-def _known(analysis: Analysis, shelf: Shelf, digest: str) -> list[Layer] | None:
-    """The layers as an earlier trial or compile left them; None where something is missing."""
+def _known(analysis: Analysis, shelf: Shelf, digest: str) -> tuple[list[Layer], list[Router]] | None:
+    """Layers and routers as an earlier trial or compile left them; None where something is missing."""
     index = shelf.find(f"{digest}-index")
     if index is None:
         return None
@@ -203,13 +221,19 @@ def _known(analysis: Analysis, shelf: Shelf, digest: str) -> list[Layer] | None:
                 return None
             mean, variance = found[f"mean{number}"], found[f"variance{number}"]
             layers.append(Layer(*reader, mean, variance, file, int(found["widths"][number])))
-    return layers
+        routers = [
+            Router.of(mixture, lambda name, i=i: found[f"router{i}.{name}"])  # type: ignore[misc]
+            for i, mixture in enumerate(mixtures_of(analysis))
+        ]
+    return layers, routers
 
 
-def _keep_index(layers: list[Layer], shelf: Shelf, digest: str) -> None:
+def _keep_index(layers: list[Layer], routers: list[Router], shelf: Shelf, digest: str) -> None:
     """Written last, so that who finds it finds the rest."""
     arrays = {f"mean{number}": layer.mean for number, layer in enumerate(layers)}
     arrays |= {f"variance{number}": layer.variance for number, layer in enumerate(layers)}
+    for number, router in enumerate(routers):
+        arrays |= {f"router{number}.{name}": array for name, array in router.arrays().items()}
     arrays["names"] = np.array([layer.consumer.name for layer in layers], dtype=np.str_)
     arrays["files"] = np.array([layer.file.name for layer in layers], dtype=np.str_)
     arrays["widths"] = np.array([layer.width for layer in layers], dtype=np.int64)

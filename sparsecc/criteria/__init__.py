@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.criteria import activation, gradient, magnitude, obs, relative
+from sparsecc.criteria import activation, clusters, experts, gradient, magnitude, obs, relative
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.graph.groups import Group
 from sparsecc.names import unknown
@@ -38,6 +38,11 @@ CRITERIA: Mapping[str, Criterion] = {
     "cfsp": Criterion(relative.cfsp, needs_data=True),
     "beta_rank": Criterion(relative.beta_rank, needs_data=True),
     "obs": Criterion(obs.obs, needs_data=True),
+    "expert_frequency": Criterion(experts.expert_frequency, needs_data=True),
+    "expert_gate": Criterion(experts.expert_gate, needs_data=True),
+    "tcess": Criterion(experts.tcess, needs_data=True),
+    "camera": Criterion(experts.camera, needs_data=True),
+    "stun": Criterion(clusters.stun, needs_data=True),
     **{name: Criterion(gradient.by_gradients(name), needs_data=True) for name in gradient.NAMES},
 }
 WITH_DATA, WITHOUT_DATA = "obs", "l2"

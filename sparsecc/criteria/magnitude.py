@@ -62,7 +62,7 @@ def fpgm(group: Group, evidence: Evidence) -> np.ndarray:
         assert value.const_value is not None
         array = np.moveaxis(value.const_value.numpy(), position, 0)
         owners = owners_of(axis, group.atom)
-        inner = _products(array.reshape(len(owners), -1)[owners >= 0])
+        inner = products(array.reshape(len(owners), -1)[owners >= 0])
         squares = np.diagonal(inner)
         gaps = np.maximum(squares[:, None] + squares[None, :] - 2 * inner, 0)
         sums = np.bincount(owners[owners >= 0], weights=np.sqrt(gaps).sum(axis=1), minlength=group.size)
@@ -71,7 +71,7 @@ def fpgm(group: Group, evidence: Evidence) -> np.ndarray:
     return total
 
 
-def _products(rows: np.ndarray) -> np.ndarray:
+def products(rows: np.ndarray) -> np.ndarray:
     """rows @ rows.T in double precision, some columns at a time."""
     inner = np.zeros((len(rows), len(rows)))
     width = max(1, BLOCK // max(len(rows), 1))

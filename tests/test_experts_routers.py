@@ -1,0 +1,171 @@
+"""What calibration says of routers: the same in every exported form, and equal to what the definitions give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsecc.calibrate.fused_mixtures import fused_mixtures
+from sparsecc.calibrate.routers import Router, mixtures_of, supers, tcess
+from sparsecc.calibrate.samples import Samples
+from sparsecc.calibrate.stats import collect
+from sparsecc.graph.analysis import analyse
+from tests.rule_checks import feeds_of, loaded, model_of
+from tests.rule_checks import run as run_text
+
+pytest.importorskip("torch", reason="the zoo is exported by torch: pip install 'sparsecc[torch]'")
+from tests.mixture_models import NEVER, biased, run, scale_expert, studied
+from tests.zoo.export import Exporter
+
+FORMS: dict[str, str] = {
+    "mixtral": "sums to one",
+    "qwen3_moe": "sums to one",
+    "gpt_oss": "sums to one",
+    "qwen_moe": "share of all",
+    "deepseek_v3": "other",
+}
+CASES = [(name, exporter) for name in FORMS for exporter in ("dynamo", "torchscript")]
+
+
+@pytest.mark.parametrize(("name", "exporter"), CASES)
+def test_routers_of_exported_mixtures_are_watched(name: str, exporter: Exporter, tmp_path: Path) -> None:
+    uneven = {1: 2.0} if name != "deepseek_v3" else {}
+    found = studied(biased(name, exporter, uneven), tmp_path)
+    assert len(found.stats.routers) == (1 if name == "deepseek_v3" else 2)
+    for router in found.stats.routers:
+        assert router.times.sum() == 2 * router.tokens == np.diagonal(router.together).sum()
+        assert (router.peaks > 0).all()
+        assert np.array_equal(router.together.sum(axis=1), 2 * router.times)
+        if FORMS[name] == "sums to one":
+            assert router.gates.sum() == pytest.approx(router.tokens)
+        elif FORMS[name] == "share of all":
+            assert 0 < router.gates.sum() < router.tokens
+        (inner,), (micro,) = router.mixture.inner, router.micro
+        assert inner.axis.size == micro.sums.shape[1]
+        assert (micro.largest <= micro.sums + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_exporters_agree(name: str, tmp_path: Path) -> None:
+    a, b = (studied(biased(name, e), tmp_path / e).stats.routers for e in ("dynamo", "torchscript"))
+    for one, other in zip(a, b, strict=True):
+        for field in ("times", "gates", "scores", "peaks", "together"):
+            np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=1e-4)
+        np.testing.assert_allclose(one.micro[0].sums, other.micro[0].sums, rtol=1e-3)
+
+
+def test_counts_are_those_of_the_scores(tmp_path: Path) -> None:
+    """Scores read from the model by another way give the same choice and gates."""
+    proto = biased("qwen_moe", "dynamo", {2: 1.5})
+    name = next(
+        n.output[0] for n in proto.graph.node if n.op_type == "Add" and n.output[0] + "_add" == n.name
+    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    found = studied(proto, tmp_path)
+    scores = np.concatenate([run(found.analysis.model, batch)[1] for batch in found.samples.batches])
+    chosen = np.argsort(-scores, axis=1)[:, :2]
+    router = found.stats.routers[0]
+    assert np.array_equal(router.times, np.bincount(chosen.ravel(), minlength=6))
+    powers = np.exp(scores.astype(np.float64))
+    gates = np.take_along_axis(powers / powers.sum(axis=1, keepdims=True), chosen, axis=1)
+    wanted = np.bincount(chosen.ravel(), weights=gates.ravel(), minlength=6)
+    np.testing.assert_allclose(router.gates, wanted, rtol=1e-4)
+    values = np.take_along_axis(scores, chosen, axis=1)
+    np.testing.assert_allclose(
+        router.scores, np.bincount(chosen.ravel(), weights=values.ravel(), minlength=6), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_tcess_with_all_experts_and_no_threshold_is_the_mean_score() -> None:
+    scores = np.random.default_rng(0).normal(0, 2, (50, 7))
+    np.testing.assert_allclose(tcess(scores, 7, 0.0), scores.mean(axis=0))
+
+
+def test_tcess_counts_what_is_chosen_with_enough_weight() -> None:
+    scores = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.9]])
+    np.testing.assert_allclose(tcess(scores, 1, 0.0), [1.5, 1.0, 0.0])
+    np.testing.assert_allclose(tcess(scores, 2, 0.4), [1.5, 1.0, 0.95])
+
+
+def test_routers_are_kept_with_the_statistics(tmp_path: Path) -> None:
+    found = studied(biased("mixtral"), tmp_path)
+    again = collect(found.analysis, found.samples, tmp_path)
+    assert again.facts["source"] == "cache"
+    assert again.facts["routers"] == found.stats.facts["routers"]
+    for one, other in zip(found.stats.routers, again.routers, strict=True):
+        arrays, same = one.arrays(), other.arrays()
+        assert all(np.array_equal(arrays[name], same[name]) for name in arrays)
+
+
+FUSED = (
+    "(float[N, 8] x, float[8, 5] wr, float[5, {wide}, 8] w1, float[5, {wide}] w2, float[5, 8, 12] w3, "
+    "float[5, 8] w4) => (float y) {{ r = MatMul(x, wr) "
+    "y = com.microsoft.MoE<k = 2, normalize_routing_weights = {norm}, {kind}>(x, r, w1, w2, w3, w4) }}"
+)
+KINDS = {
+    "relu": 'activation_type = "relu"',
+    "silu": 'activation_type = "silu"',
+    "gelu": 'activation_type = "gelu"',
+    "identity": 'activation_type = "identity"',
+    "swiglu": 'activation_type = "swiglu", swiglu_fusion = 1',
+    "swiglu as gpt-oss": 'activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.702, '
+    "activation_beta = 1.0, swiglu_limit = 0.9",
+}
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_is_computed_as_the_runtime_does(kind: str, norm: int) -> None:
+    wide = 24 if kind.startswith("swiglu") else 12
+    proto = model_of(FUSED.format(wide=wide, norm=norm, kind=KINDS[kind]))
+    model, feeds = loaded(proto), feeds_of(proto)
+    (mixture,) = fused_mixtures(analyse(model))
+    values = {"x": feeds["x"], "r": feeds["x"] @ model.graph.initializers["wr"].const_value.numpy()}  # type: ignore[union-attr]
+    seen = mixture.read(values.__getitem__)
+    assert seen.outputs is not None
+    mixed = (seen.outputs.reshape(-1, 2, 8) * seen.gates[..., None]).sum(axis=1)
+    np.testing.assert_allclose(mixed, run_text(model, feeds)[0], atol=2e-6)
+
+
+def test_routers_of_operators_are_watched(tmp_path: Path) -> None:
+    model = loaded(model_of(FUSED.format(wide=12, norm=1, kind=KINDS["relu"])))
+    rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    (router,) = studied(model, tmp_path, Samples(({"x": rows},), True)).stats.routers
+    assert router.times.sum() == 80
+    assert router.gates.sum() == pytest.approx(40)
+    assert router.micro[0].sums.shape == (5, 12)
+    assert (router.peaks > 0).all()
+
+
+def test_operators_in_forms_that_the_cpu_does_not_run_are_left_out() -> None:
+    text = FUSED.format(wide=24, norm=1, kind='activation_type = "swiglu", swiglu_fusion = 2')
+    assert mixtures_of(analyse(loaded(model_of(text)))) == []
+
+
+def test_a_planted_super_expert_is_found_and_no_other(tmp_path: Path) -> None:
+    plain = studied(biased("mixtral"), tmp_path / "plain")
+    assert not np.concatenate(supers(plain.stats.routers)).any()
+    scale_expert(plain.stats.routers[0], 2, 50.0)
+    planted = studied(plain.analysis.model, tmp_path / "planted", plain.samples)
+    first, second = supers(planted.stats.routers)
+    assert np.flatnonzero(first).tolist() == [2]
+    assert not second.any()
+    assert [row["super"] for row in planted.stats.facts["routers"]] == [[2], []]
+
+
+def test_late_layers_have_no_super_experts() -> None:
+    (mixture,) = fused_mixtures(analyse(loaded(model_of(FUSED.format(wide=12, norm=0, kind=KINDS["relu"])))))
+    routers = []
+    for layer in range(4):
+        ones, peaks = np.ones(8), np.ones(8)
+        peaks[3] = 100.0 if layer in (0, 3) else 1.0
+        routers.append(Router(mixture, 1, ones, ones, ones, peaks, np.ones((8, 8)), []))
+    assert [np.flatnonzero(mask).tolist() for mask in supers(routers)] == [[3], [], [], []]
+
+
+def test_unused_experts_are_reported(tmp_path: Path) -> None:
+    found = studied(biased("gpt_oss", bias={4: NEVER}), tmp_path)
+    assert [row["unused"] for row in found.stats.facts["routers"]] == [[4], [4]]
