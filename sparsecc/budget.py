@@ -83,6 +83,8 @@ class Goal:
     def of(options: CompileOptions) -> Goal | None:
         """The goal among the options. InputError where two of one kind, or what they need is missing."""
         given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+        if options.mixes_types:
+            given.pop("size", None)  # types are chosen for it, not what is removed
         if not given:
             return None
         timed = [name for name in ("speedup", "latency", "fps") if name in given]

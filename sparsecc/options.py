@@ -111,6 +111,11 @@ class CompileOptions:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
 
     @property
+    def mixes_types(self) -> bool:
+        """Whether layers have different types, for which `size` is then the budget."""
+        return self.quantize == "mixed"
+
+    @property
     def dims(self) -> dict[str, tuple[int, ...]]:
         """The inputs whose shape is fixed."""
         return {name: shape for name, shape in self.inputs if _is_shape(shape)}

@@ -66,12 +66,14 @@ def passes_for(options: CompileOptions) -> list[Pass]:
         settings = pass_options(Sparsify, "--sparsity-option", options.sparsity_options, "pattern")
         passes.append(Sparsify(pattern=options.sparsity, **settings))
     if options.quantize:
-        if options.quantize not in target.types:
+        if options.quantize not in target.types and not options.mixes_types:
             known = ", ".join(sorted(target.types))
             raise InputError(f"target {target.name} does not run {options.quantize}: it has {known}")
         from sparsecc.passes.quantize import Quantize
 
         settings = pass_options(Quantize, "--quantize-option", options.quantize_options, "type")
+        if options.mixes_types:
+            settings |= {"size": options.size}
         passes.append(Quantize(type=options.quantize, **settings))
     return passes
 

@@ -57,7 +57,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         speedup=None,
         latency=None,
         fps=None,
-        size=None,
+        size=options.size if options.mixes_types else None,
         working_memory=None,
         max_drop=None,
     )

@@ -1,4 +1,4 @@
-"""The pass behind `--quantize`: int8, int8-dynamic, int4, fp16, bf16 and fp8."""
+"""The pass behind `--quantize`: int8, int8-dynamic, int4, fp16, bf16, fp8, and these mixed under a budget."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from sparsecc.passes.quantize.fidelity import fidelity, float_outputs
 from sparsecc.passes.quantize.half import HALF_TYPES, convert_to_half
+from sparsecc.passes.quantize.mixed import MixOptions, mix_types
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, already_quantized, weight_noise
@@ -34,7 +35,7 @@ SCHEMES = ("auto", "qdq", "qoperator")
 class Quantize(Pass):
     """Give a model fewer bits, in the form that the target's kernels accelerate.
 
-    type: int8 | int8-dynamic | int4 | fp16 | bf16 | fp8.
+    type: int8 | int8-dynamic | int4 | fp16 | bf16 | fp8 | mixed.
     method: how int8 and fp8 activation ranges are chosen: minmax, percentile, entropy, mse.
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
@@ -44,6 +45,7 @@ class Quantize(Pass):
     takes back the mean error of rounded weights.
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
     that cost most in float for it; with the other types the compile is refused when it is more.
+    size: bytes that a mixed model may have. types: what it is mixed of, beside float; all that the target has.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
     rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """
@@ -65,6 +67,8 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     keep_io: bool = True
     rest: str = ""
+    size: float | None = None
+    types: tuple[str, ...] = ()
 
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
@@ -88,7 +92,22 @@ class Quantize(Pass):
         if self.type == "int4":
             options = WeightOnlyOptions(self.algorithm, self.block)
             return quantize_weights(model, plan, context, options, self.exclude)
+        if self.type == "mixed":
+            return mix_types(model, plan, context, self._mix(context))
         return self._static(model, plan, context)
+
+    def _mix(self, context: PassContext) -> MixOptions:
+        require_calibration(context.calibration, self.type)
+        types = self.types or ("int8", "int4")
+        static = self._static_options("fp8" if "fp8" in types else "int8")
+        return MixOptions(
+            types, static, self.size, self.max_drop, self.algorithm, self.exclude, self.rest, self.keep_io
+        )
+
+    def _static_options(self, type_: str) -> StaticOptions:
+        return StaticOptions(
+            type_, self.method, self.percentile, self.per_channel, self.reduce_range, self.scheme
+        )
 
     def _convert_rest(
         self, result: PassResult, model: ir.Model, plan: Plan, context: PassContext
@@ -101,7 +120,9 @@ class Quantize(Pass):
         return PassResult(facts, (*result.skipped, *done.skipped))
 
     def _check(self, context: PassContext) -> None:
-        for type_ in (self.type, *([self.rest] if self.rest else [])):
+        mixed = self.types or ("int8", "int4")
+        types = mixed if self.type == "mixed" else (self.type,)
+        for type_ in (*types, *([self.rest] if self.rest else [])):
             if type_ not in context.target.types:
                 raise InputError(
                     f"quantize: target '{context.target.name}' does not accelerate '{type_}': "
@@ -119,7 +140,7 @@ class Quantize(Pass):
 
     def _refuse_loss(self, kept: Mapping[str, float]) -> None:
         """GoalError when an output lost more than `max_drop`; int8 and fp8 left layers in float for it."""
-        if self.max_drop is None or self.type in ("int8", "fp8"):
+        if self.max_drop is None or self.type in ("int8", "fp8", "mixed"):
             return
         for output, ratio in kept.items():
             lost = 10 ** (-ratio / 10)
@@ -134,10 +155,7 @@ class Quantize(Pass):
         self._check_rounding()
         facts: dict[str, Any] = {"type": self.type}
         self._improve(model, context, facts)
-        options = StaticOptions(
-            self.type, self.method, self.percentile, self.per_channel, self.reduce_range, self.scheme
-        )
-        quantizer = StaticQuantizer(model, context, options)
+        quantizer = StaticQuantizer(model, context, self._static_options(self.type))
         exclude = self.exclude
         if self.max_drop is not None:
             mixed = choose_float_layers(quantizer, self.max_drop, exclude)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from sparsecc.allocators.additive import additive_allocate
-from sparsecc.passes.quantize.calibrate import Feeds, run_session, session_of
+from sparsecc.passes.quantize.meter import Meter
 from sparsecc.passes.quantize.sites import Site, ints_attribute
 from sparsecc.passes.quantize.static import StaticQuantizer
 
 FLOAT_COST, INTEGER_COST = 1.0, 0.36
 """Time per multiply-accumulate, float and int8: the ratio measured for ResNet-50 on x64 with VNNI."""
 
-FEEDS = 4
 ROUNDS = 8
 
 
@@ -48,13 +45,20 @@ def choose_float_layers(
     Every layer is measured alone, the set is chosen by dynamic programming as if losses added up, and the
     result is measured again; when they add up to more, the budget is tightened.
     """
-    meter = _Meter(quantizer)
-    whole = meter.error(exclude)
+    meter = Meter(quantizer.model, quantizer.context)
+
+    def error_beside(left: tuple[str, ...]) -> float:
+        """With everything but these quantized."""
+        model = quantizer.model.clone()
+        quantizer.lower(model, (*exclude, *left))
+        return meter.error(model)
+
+    whole = error_beside(())
     if whole <= max_drop:
         return MixedPrecision((), whole, whole)
     sites = quantizer.decide(quantizer.model, exclude).sites
     names = [site.name for site in sites]
-    alone = [meter.error((*exclude, *(n for n in names if n != name))) for name in names]
+    alone = [error_beside(tuple(n for n in names if n != name)) for name in names]
     work = [_work(quantizer, site) for site in sites]
     cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
     loss = [[value, 0.0] for value in alone]
@@ -63,7 +67,7 @@ def choose_float_layers(
     for _ in range(ROUNDS):
         options = additive_allocate(cost, loss, budget)
         left = tuple(name for name, option in zip(names, options or [1] * len(names), strict=True) if option)
-        error = meter.error((*exclude, *left))
+        error = error_beside(left)
         if error <= max_drop:
             return MixedPrecision(left, error, whole, sensitivity)
         budget *= min(0.7, 0.9 * max_drop / error)
@@ -77,29 +81,3 @@ def _work(quantizer: StaticQuantizer, site: Site) -> float:
     positions = quantizer.stats[value].count / (weight.shape[site.in_axis] * site.group)
     strides = ints_attribute(site.node, "strides") or [1]
     return float(weight.size * positions / np.prod(strides))
-
-
-@dataclass
-class _Meter:
-    quantizer: StaticQuantizer
-
-    def __post_init__(self) -> None:
-        context = self.quantizer.context
-        self.feeds: list[Feeds] = list(context.calibration[:FEEDS])
-        self.scratch: Path = context.scratch
-        self.reference = self._run(self.quantizer.model)
-
-    def error(self, exclude: tuple[str, ...]) -> float:
-        """Relative output error with everything but `exclude` quantized."""
-        model = self.quantizer.model.clone()
-        self.quantizer.lower(model, exclude)
-        noise = power = 0.0
-        for exact, rough in zip(self.reference, self._run(model), strict=True):
-            noise += float(np.square(exact - rough).sum())
-            power += float(np.square(exact).sum())
-        return noise / power if power else 0.0
-
-    def _run(self, model: ir.Model) -> list[np.ndarray]:
-        session = session_of(model, self.scratch)
-        outputs = [array for feeds in self.feeds for array in run_session(session, None, feeds)]
-        return [array.astype(np.float64) for array in outputs if array.dtype.kind == "f"]

@@ -59,7 +59,9 @@ def quantize_weights(
     sites, skipped = find_sites(model, SINGLE_OR_HALF)
     chosen = []
     for site in sites:
-        reason = "left in float" if site.name in exclude else _why_not(site, options.block, to_onnxruntime)
+        reason = (
+            "left in float" if site.name in exclude else why_not_int4(site, options.block, to_onnxruntime)
+        )
         if reason:
             skipped.append(Skip(site.name, reason))
         else:
@@ -87,7 +89,8 @@ def quantize_weights(
     return PassResult(facts, tuple(skipped))
 
 
-def _why_not(site: Site, block: int, to_onnxruntime: bool) -> str:
+def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
+    """The reason why a layer cannot have 4 bits, or nothing."""
     if site.op_type == "Conv":
         return "convolution: no target has int4 ones, and a 1x1 as MatMulNBits is slower than in float"
     inputs = site.shape[site.in_axis]

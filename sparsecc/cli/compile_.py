@@ -19,7 +19,7 @@ from sparsecc.recipe_file import names_code
 
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
-TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8")
+TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
@@ -162,7 +162,11 @@ NUMBERS = (
         "--sparsity-option",
         help="How, e.g. method=sparsegpt, permute=true (docs/quantization.md). May be repeated.",
     ),
-    _option("--quantize", type=Name("type", TYPES), help="Type of the weights and activations."),
+    _option(
+        "--quantize",
+        type=Name("type", TYPES),
+        help="Type of the weights and activations; mixed finds one for each layer, so that all fit --size.",
+    ),
     _keyed(
         "quantize_options",
         "--quantize-option",

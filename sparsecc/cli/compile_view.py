@@ -24,6 +24,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         Line(""),
         *_engine(report),
         *_removed(report),
+        *_types(report),
         *_reasons("pinned", report.get("pinned", ()), "what"),
         *_reasons("skipped", report.get("skipped", ()), "where"),
         *_warnings(report),
@@ -79,6 +80,24 @@ def _removed(report: Mapping[str, Any]) -> list[Block]:
         f"{plural(slots[kind], kind)} of {plural(number, 'group')}" for kind, number in kinds.most_common()
     ]
     return [Line(f"Removed: {', '.join(texts)}.", "good")]
+
+
+def _types(report: Mapping[str, Any]) -> list[Block]:
+    """Which types the layers were given, where they differ, and what one type for all would have given."""
+    rows = [(one.get("facts") or {}) for one in report.get("passes", ())]
+    mixed = next((facts for facts in rows if facts.get("type") == "mixed"), None)
+    if mixed is None:
+        return []
+    counts = Counter(mixed["types"].values()).most_common()
+    alone = [
+        f"{form} alone {numbers.size(one['bytes'])}, {one['error']:.1e}"
+        for form, one in mixed["uniform"].items()
+    ]
+    said = ", ".join(f"{number} {form}" for form, number in counts)
+    return [
+        Line(f"Types of the layers: {said}; {numbers.size(mixed['bytes'])}, output error {mixed['error']:.1e}."),
+        Line(f"For comparison: {'; '.join(alone)}.", "dim"),
+    ]
 
 
 def _reasons(word: str, items: Sequence[Mapping[str, Any]], where: str) -> list[Block]:

@@ -47,7 +47,8 @@ def _parts(job: Job, probes: Probes) -> Iterator[tuple[str, Path]]:
     pruned = job.scratch / "pruned" / "model.onnx"
     if pruned.is_file():
         yield "pruned", pruned
-    if job.options.quantize and not job.options.sparsity and probes.dense.stat().st_size < _WEIGHTS:
+    types = job.options.quantize and not job.options.mixes_types
+    if types and not job.options.sparsity and probes.dense.stat().st_size < _WEIGHTS:
         quantized = quantized_part(job, probes)
         if quantized is not None:
             yield "quantized", quantized
