@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PASSES = {
     "drop_blocks": "sparsecc.passes.drop_blocks:DropBlocks",
     "fold_batchnorm": "sparsecc.passes.fold_batchnorm:FoldBatchNorm",
+    "reduce_tokens": "sparsecc.passes.reduce_tokens:ReduceTokens",
     "sparsify": "sparsecc.passes.sparsity:Sparsify",
     "quantize": "sparsecc.passes.quantize:Quantize",
 }

@@ -33,7 +33,7 @@ from sparsecc.verify.prove import moved_by_rounding, write
 
 if TYPE_CHECKING:
     from sparsecc.pipeline import Job
-    from sparsecc.verify.prove import Probes
+    from sparsecc.verify.prove import Probes, Runs
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -58,7 +58,8 @@ class Depth:
 
     `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of
     the outputs; `before` holds the dense macs and params; `layers` are the report's rows of what went.
-    `keep` and `only` are the user's patterns, spelt so that they hold after the edit.
+    `keep` and `only` are the user's patterns, spelt so that they hold after the edit. `tokens` is what the plan
+    says of tokens left out; `macs` are the dense ones by node where these changed, `added` how many nodes came.
     """
 
     blocks: Sequence[Block] = ()
@@ -70,6 +71,9 @@ class Depth:
     layers: Sequence[dict[str, Any]] = ()
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    macs: Mapping[str, int] = field(default_factory=dict)
+    added: int = 0
 
     def ratio_left(self, ratio: float) -> float:
         """The ratio to take from what is left, so that `ratio` of the dense model goes."""
@@ -80,6 +84,13 @@ class Depth:
         before = choice.before / (1 - self.removed)
         reached = choice.reached or choice.after <= (1 - (ratio or 0.0)) * before
         return replace(choice, asked=ratio or 0.0, before=before, reached=reached)
+
+    def dense_rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The report's rows of what is left, with what it cost in the dense model, and of what went."""
+        return [
+            *({**y, "macs_before": self.macs.get(y["name"], y["macs_before"])} for y in rows),
+            *self.layers,
+        ]
 
     def rows(self, first_id: int) -> list[dict[str, Any]]:
         """The blocks as groups of the plan."""
@@ -150,11 +161,22 @@ def _drop(job: Job, model: ir.Model, chosen: Sequence[Block], probes: Probes) ->
     DropBlocks(branches).run(model, plan, context)
     shorter = _RUNTIME.load(write(model, folder / "shorter.onnx"), level="none")
     probes.rest_on(reference)
-    for feeds, wanted in zip(probes.feeds, probes.expected, strict=True):
-        error = worst_error(wanted, shorter.run(feeds))
-        if error > tolerance_of(wanted) and error > 16 * moved_by_rounding(reference, feeds, wanted):
-            raise InternalError(f"the model without {len(chosen)} layers differs by {error:.2g}")
+    require_same(reference, shorter, probes, f"the model without {len(chosen)} layers")
     return plan
+
+
+def require_same(reference: Runs, found: Runs, probes: Probes, what: str) -> float:
+    """The largest relative error of a model against its reference, whose outputs the probes expect now.
+
+    InternalError where it is more than rounding explains.
+    """
+    worst = 0.0
+    for feeds, wanted in zip(probes.feeds, probes.expected, strict=True):
+        error = worst_error(wanted, found.run(feeds))
+        if error > tolerance_of(wanted) and error > 16 * moved_by_rounding(reference, feeds, wanted):
+            raise InternalError(f"{what} differs by {error:.2g}")
+        worst = max(worst, error)
+    return worst
 
 
 def _branches(blocks: Iterable[Block]) -> tuple[str, ...]:
@@ -174,11 +196,12 @@ def _chosen(
     model = params_model(analysis) if is_params else macs_model(analysis)
     budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
     board = plugged(analysis.model, _branches(free), job.scratch / "gated" / "model.onnx", options.threads)
-    samples = _samples(options, analysis.model, probes)
+    samples = samples_for(options, analysis.model, probes)
     return Greedy(free, board, samples, budget, is_params, overshoot=not shared).choose()
 
 
-def _samples(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
+def samples_for(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
+    """The first batches of the calibration samples, or the random inputs of the probes."""
     from sparsecc.feeds import feeds_from
     from sparsecc.verify.prove import SYNTHETIC
 

@@ -32,8 +32,9 @@ class CompileOptions:
     """Options of `compile`.
 
     `inputs` maps input names to shapes, or to (least, usual, largest) shapes for targets with profiles;
-    `keep` and `only` are name patterns; `build` holds options of the target's own builder, `quantize_options`
-    and `sparsity_options` those of the passes behind `quantize` and `sparsity`.
+    `keep` and `only` are name patterns; `tokens` is the share of patches that is kept; `build` holds options of the
+    target's own builder, `quantize_options` and `sparsity_options` those of the passes behind `quantize` and
+    `sparsity`.
     """
 
     target: str = "onnxruntime"
@@ -56,6 +57,7 @@ class CompileOptions:
     only: tuple[str, ...] = ()
     prune: tuple[str, ...] = ("channels", "heads", "head_dims")
     prune_io: bool = False
+    tokens: float | None = None
     sparsity: str | None = None
     quantize: str | None = None
     recover: str = "auto"
@@ -73,6 +75,8 @@ class CompileOptions:
         target_named(self.target)
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio {self.ratio} is outside [0, 1): 0.5 removes half of the {self.metric}")
+        if self.tokens is not None and not 0 < self.tokens <= 1:
+            raise InputError(f"tokens {self.tokens} is outside (0, 1]: 0.5 keeps half of an image's patches")
         if self.calib_memory < SMALLEST_MEMORY:
             least = f"{SMALLEST_MEMORY >> 20}MiB"
             raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")

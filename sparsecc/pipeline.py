@@ -34,6 +34,7 @@ from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, method_fo
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
+from sparsecc.tokens import thin
 from sparsecc.verify.evaluate import evaluate
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.prove import SYNTHETIC, Probes, prove
@@ -109,7 +110,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("load", 0.0):
         analysis, probes = open_for_compile(job)
     with job.stage("choose", 0.1):
-        analysis, depth = shorten(job, analysis, probes)
+        analysis, depth = reduced(job, analysis, probes)
         decision = decide(job, analysis, depth)
         plan, keep = decision.plan, decision.choice.keep
     with job.stage("prune", 0.2):
@@ -140,7 +141,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
 
 def _dry_run(job: Job) -> dict[str, Any]:
     """What would be decided, without writing anything."""
-    analysis, depth = shorten(job, *open_for_compile(job))
+    analysis, depth = reduced(job, *open_for_compile(job))
     decision = decide(job, analysis, depth)
     report = assemble.report(job, decision, {}, {}, None)
     return {"bundle": None, "report": report, "plan": decision.plan.to_json()}
@@ -155,6 +156,11 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     analysis = probes.analysed(model)
     probes.settle(analysis)
     return analysis, probes
+
+
+def reduced(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Depth]:
+    """Without the layers, then the tokens, that were asked to go: what channels are removed from."""
+    return thin(job, *shorten(job, analysis, probes), probes)
 
 
 def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
@@ -175,15 +181,16 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     costs["before"].update(depth.before)
     facts = {
         "sha256": file_sha256(job.model),
-        "nodes": len(analysis.model.graph) + len(depth.nodes),
+        "nodes": len(analysis.model.graph) - depth.added + len(depth.nodes),
         "params": costs["before"]["params"],
         "macs": costs["before"]["macs"],
     }
     plan = make_plan(analysis, groups, choice.keep, facts)
     plan.groups += depth.rows(len(groups))
     plan.dropped_nodes = list(depth.nodes)
+    plan.tokens = dict(depth.tokens)
     plan.io = Narrowed.of(analysis, choice.keep).to_json()
-    layers = [*assemble.layers(analysis, choice.keep), *depth.layers]
+    layers = depth.dense_rows(assemble.layers(analysis, choice.keep))
     return Decision(groups, choice, plan, costs, layers)
 
 
@@ -212,7 +219,8 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
         job.warnings.append(
             f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy"
         )
-    dense, kept = job.scratch / "dense" / "model.onnx", kept_values(analysis, decision.choice.keep)
+    like = "fewer" if plan.tokens else "dense"  # tokens that are left out have nothing to be compared with
+    dense, kept = job.scratch / like / "model.onnx", kept_values(analysis, decision.choice.keep)
     progress = _progress(job.emit, 0.35, 0.05)
     found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress)
     plan.repaired = sorted(set(found.changed))

@@ -23,7 +23,8 @@ SCHEMA = "sparsecc.plan/1"
 class Plan:
     """What was decided, per tensor and axis. `to_json` gives the schema that others build on.
 
-    `io` lists the slots left of graph inputs and outputs that lost some (`--prune-io`).
+    `io` lists the slots left of graph inputs and outputs that lost some (`--prune-io`); `tokens` says behind
+    which value and by whose attention tokens are left out, how many stay, and which attention is later.
     """
 
     model: dict[str, Any]
@@ -34,6 +35,7 @@ class Plan:
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     io: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +48,7 @@ class Plan:
             "quantization": self.quantization,
             "repaired": self.repaired,
             **({"io": self.io} if self.io else {}),
+            **({"tokens": self.tokens} if self.tokens else {}),
         }
 
     @property

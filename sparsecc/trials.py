@@ -15,7 +15,6 @@ from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.budget import REFUSED, TRIALS, Goal, Settled, Trial, settle
 from sparsecc.bundle import size_of
-from sparsecc.depth import shorten
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.rewrite import remove
@@ -140,7 +139,7 @@ class Workshop:
             runs=self.ran_at,
             sample=self.probes.sample_sizes,
         )
-        analysis, depth = shorten(job, analysis, self.probes)
+        analysis, depth = pipeline.reduced(job, analysis, self.probes)
         decision = pipeline.decide(job, analysis, depth)
         self.job.samples = job.samples
         self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)

@@ -151,6 +151,12 @@ REMOVAL = (
     _option(
         "--align", type=Value("auto|N", values.align), help="Multiples for channel counts.  [default: auto]"
     ),
+    _option(
+        "--tokens",
+        type=Value("SHARE", values.share),
+        help="Keep this share of an image's patches from a third of the layers of a vision transformer on: those "
+        "that its class token attends to most.",
+    ),
     options.keep(),
     options.only(),
     options.prune_io(),

@@ -70,7 +70,8 @@ def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _removed(report: Mapping[str, Any]) -> list[Block]:
     cut = [group for group in report.get("groups", ()) if group["kept"] < group["size"]]
-    if not cut:
+    tokens = report.get("tokens")
+    if not cut and not tokens:
         return [Line("Removed: nothing.", "warn")]
     kinds = Counter(group["kind"] for group in cut)
     slots = Counter[str]()
@@ -79,6 +80,9 @@ def _removed(report: Mapping[str, Any]) -> list[Block]:
     texts = [
         f"{plural(slots[kind], kind)} of {plural(number, 'group')}" for kind, number in kinds.most_common()
     ]
+    if tokens:
+        gone = tokens["patches"] - tokens["kept"]
+        texts.append(f"{gone} of {tokens['patches']} patches behind {tokens['stream']}")
     return [Line(f"Removed: {', '.join(texts)}.", "good")]
 
 
@@ -95,7 +99,9 @@ def _types(report: Mapping[str, Any]) -> list[Block]:
     ]
     said = ", ".join(f"{number} {form}" for form, number in counts)
     return [
-        Line(f"Types of the layers: {said}; {numbers.size(mixed['bytes'])}, output error {mixed['error']:.1e}."),
+        Line(
+            f"Types of the layers: {said}; {numbers.size(mixed['bytes'])}, output error {mixed['error']:.1e}."
+        ),
         Line(f"For comparison: {'; '.join(alone)}.", "dim"),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import onnx_ir as ir
 
@@ -33,10 +35,11 @@ def remove(analysis: Analysis, keep: Keep) -> None:
         if found is not None and found.fix is not None and node not in analysis.record.unfollowed:
             edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
             found.fix(edit)
+    taken = {node.name for node in nodes}
     for node in nodes:
         if node.op_type in ("Shape", "Size"):
             edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
-            _keep_dense_sizes(edit)
+            _keep_dense_sizes(edit, taken)
     _forget_shapes(analysis, _changed_io(analysis, keep))
 
 
@@ -131,8 +134,9 @@ def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
     value.type = ir.TensorType(tensor.dtype)
 
 
-def _keep_dense_sizes(edit: Edit) -> None:
-    """What Shape and Size report stays what they reported in the dense model."""
+def _keep_dense_sizes(edit: Edit, taken: Container[str | None]) -> None:
+    """What Shape and Size report stays what they reported in the dense model. Names that are `taken` are those of
+    a removal before this one."""
     node, data = edit.node, edit.node.inputs[0]
     known = data is not None and (data in edit.record.axes or (node, 0) in edit.record.uses)
     axes = edit.axes(0) if known else []
@@ -148,8 +152,11 @@ def _keep_dense_sizes(edit: Edit) -> None:
     if (dense == left).all():
         return
     found = node.outputs[0]
-    anchor = ir.node("Identity", [found], name=f"{node.name}.dense")
-    anchor.outputs[0].name = f"{found.name}.dense"
+    suffix = ".dense"
+    while f"{node.name}{suffix}" in taken:
+        suffix += ".dense"
+    anchor = ir.node("Identity", [found], name=f"{node.name}{suffix}")
+    anchor.outputs[0].name = f"{found.name}{suffix}"
     assert isinstance(node.graph, ir.Graph)
     node.graph.insert_after(node, anchor)
     at_anchor = Edit(anchor, edit.record, edit.shapes, edit.keep, edit.kept, edit.version, edit.graph)

@@ -169,6 +169,7 @@ def report(
         "passes": job.seconds,
         "groups": [g for g in plan.groups if g["pinned"] is None],
         "layers": decision.layers,
+        **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
         "warnings": [*job.warnings, *_doubts(job, measured)],

@@ -41,6 +41,9 @@ def require_fits(plan: Mapping[str, Any], model: ir.Model) -> None:
     for group in plan["groups"]:
         for branch in group.get("branches", ()):
             _require_operand(branch, nodes)
+    for name in [plan["tokens"]["attention"], *plan["tokens"]["later"]] if plan["tokens"] else []:
+        if name not in nodes or nodes[name].op_type != "Softmax":
+            raise InputError(f"plan.json names the attention {quoted(name)}, which the model does not have")
 
 
 def _require_axes(name: str, axes: Mapping[str, Any], shape: tuple[Any, ...]) -> None:
@@ -109,7 +112,10 @@ _AXES = _mapping(_is_index, _is_axis)
 _GROUP = _record(id=_is_count, kind=_is_text, size=_is_count, kept=_is_count, mixes=_is_flag)
 _ANY = _mapping(_is_text, lambda value: True)
 _LEFT = _mapping(_is_text, _mapping(_is_index, _list_of(_is_count)))
-_ABSENT: dict[str, Any] = {"io": {}, "repaired": []}
+_TOKENS = _record(
+    attention=_is_text, later=_list_of(_is_text), first=_is_count, patches=_is_count, kept=_is_count
+)
+_ABSENT: dict[str, Any] = {"io": {}, "repaired": [], "tokens": {}}
 _PARTS: dict[str, Test] = {
     "model": _record(sha256=_is_text),
     "tensors": _mapping(_is_text, _is_tensor),
@@ -119,5 +125,6 @@ _PARTS: dict[str, Test] = {
     "quantization": _ANY,
     "repaired": _list_of(_is_text),
     "io": _mapping(lambda side: side in ("inputs", "outputs"), _LEFT),
+    "tokens": lambda value: value == {} or _TOKENS(value),
 }
 """Each part of a plan with what it must be."""

@@ -10,16 +10,20 @@ import onnx_ir as ir
 
 from sparsecc.memory import HELD
 from sparsecc.verify.dropped import dropped_branches, silenced
+from sparsecc.verify.unseen import unseen
 
 
 def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
     """The (normalised) input model with zeros for what was removed, as far as an operator sums over it.
 
-    These are the removed slices of every axis that is summed over, and what dropped branches add.
+    These are the removed slices of every axis that is summed over, and what dropped branches add. Later attention
+    does not see tokens that were left out.
     """
     branches = dropped_branches(plan)
     if branches:
         model = silenced(model, branches)
+    if plan["tokens"]:
+        model = unseen(model, plan["tokens"])
     for name, entry in plan["tensors"].items():
         value = model.graph.initializers[name]
         if "uses" in entry:

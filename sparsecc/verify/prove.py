@@ -124,6 +124,7 @@ class Probes:
         wants = {
             "--calib": options.calibration is not None,
             "--prune layers": "layers" in options.prune,
+            "--tokens": options.tokens is not None,
             f"--recover {options.recover}": options.recover not in ("auto", "none"),
             "--emit ort": options.emit == "ort",
             f"target {options.target}": not isinstance(
