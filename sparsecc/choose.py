@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.allocators import Candidate, Selection, allocator_named
+from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named
 from sparsecc.allocators.additive import distortion, losses_of
+from sparsecc.allocators.angular import turns
+from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.curves import known_or_measured
+from sparsecc.allocators.joint import RUNS, Joint
 from sparsecc.axes import Atom
 from sparsecc.calibrate.matched import matched
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
@@ -40,10 +43,11 @@ models lose two points of accuracy or more beyond it, less below (docs/methods.m
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from when a method needs them, and a folder to work in."""
+    """Where samples come from when a method needs them, a folder to work in, and who hears how far it is."""
 
     samples: Callable[[], Samples]
     scratch: Path
+    progress: Callable[[str, float], None] = lambda what, share: None
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,27 @@ def choose(
         return Choice({}, ratio, before, before, ratio == 0)
     evidence = evidence_for(analysis, options, source)
     candidates = scored(analysis, free, options, evidence)
-    if source is not None and evidence.stats is not None and options.allocator in ("auto", "distortion"):
-        candidates = with_curves(analysis, candidates, evidence.stats, source, options.threads)
+    if source is not None and options.calibration is not None:
+        candidates = informed(analysis, free, candidates, options, evidence, source)
     measured = all(c.curve is not None for c in candidates)
     criterion = criterion_for(options)
     if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
         criterion = FOR_THRESHOLDS
         candidates = scored(analysis, free, replace(options, criterion=criterion), evidence)
     allocator = allocator_named(options.allocator, has_curves=measured)
-    selection: Selection = allocator(candidates, cost, (1 - ratio) * before)
+    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed)
+    if allocator.uses == "joint" and source is not None and evidence.stats is not None:
+        problem = replace(problem, joint=joint_loss(analysis, candidates, evidence.stats, source, options))
+    selection = allocator.allocate(problem)
+    if isinstance(problem.joint, Joint):
+        problem.joint.keep()
     counts = selection.counts
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
-    method = {"criterion": criterion, "allocator": allocator.__name__, "curves": measured}
+    method = {"criterion": criterion, "allocator": allocator.allocate.__name__, "curves": measured}
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
     if evidence.stats is not None:
         choice = replace(choice, calibration=evidence.stats.facts)
-    return foreseen(choice, candidates, counts, cost) if measured else choice
+    return foreseen(choice, problem, counts) if measured else choice
 
 
 def has_samples(options: CompileOptions) -> bool:
@@ -120,7 +129,7 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     """Weights, and statistics where the criterion or the allocator wants them. InputError without samples."""
     weights = SlotWeights(analysis, options.seed)
     needs = criterion_named(criterion_for(options)).needs_data
-    wants = has_samples(options) and options.allocator in ("auto", "distortion")
+    wants = has_samples(options) and allocator_for(options).uses in ("curves", "joint")
     if needs and (source is None or options.calibration is None):
         name = options.criterion
         raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
@@ -136,27 +145,56 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
         return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients)
 
 
-def with_curves(
-    analysis: Analysis, candidates: list[Candidate], stats: Stats, source: Source, threads: int
+def allocator_for(options: CompileOptions) -> Allocator:
+    """The allocator that a compile uses where it finds all that it would like to know."""
+    return allocator_named(options.allocator, has_curves=True)
+
+
+def informed(
+    analysis: Analysis,
+    free: Sequence[Group],
+    candidates: list[Candidate],
+    options: CompileOptions,
+    evidence: Evidence,
+    source: Source,
 ) -> list[Candidate]:
-    """The candidates with measured loss curves, where measuring them does not take too long."""
-    curves = known_or_measured(analysis, candidates, stats, source.samples(), source.scratch, threads)
-    if curves is None:
+    """The candidates with what the allocator wants of samples; without loss curves where they take too long."""
+    uses, threads, scratch = allocator_for(options).uses, options.threads, source.scratch
+    if uses == "angles":
+        found = turns(analysis, free, source.samples(), scratch, threads, options.calib_memory)
+        return [replace(c, turn=found[c.atom]) for c in candidates]
+    if uses == "scores" or evidence.stats is None:
         return candidates
-    return [replace(c, curve=curves[c.atom]) for c in candidates]
+    curves = known_or_measured(analysis, candidates, evidence.stats, source.samples(), scratch, threads)
+    return candidates if curves is None else [replace(c, curve=curves[c.atom]) for c in candidates]
 
 
-def foreseen(
-    choice: Choice, candidates: Sequence[Candidate], counts: Mapping[Atom, int], cost: CostModel
-) -> Choice:
+def joint_loss(
+    analysis: Analysis,
+    candidates: Sequence[Candidate],
+    stats: Stats,
+    source: Source,
+    options: CompileOptions,
+) -> Joint:
+    """What an allocator tries cuts with. InputError where that would take too long."""
+    bench = Bench.for_runs(analysis, source.samples(), RUNS, source.scratch, options.threads)
+    if bench is None:
+        name = options.allocator
+        raise InputError(
+            f"allocator {name} runs the model {RUNS} times, which is too large for that: use global"
+        )
+    return Joint(analysis, candidates, stats, bench, source.progress)
+
+
+def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Choice:
     """With the error that the curves predict; where it is poor, with the largest ratio that keeps it."""
-    predicted = _predicted(candidates, counts)
+    predicted = _predicted(problem.candidates, counts)
     if predicted <= POOR:
         return replace(choice, predicted=predicted)
     for twentieth in range(int(choice.asked * 20), 0, -1):
         ratio = twentieth / 20
-        tried = distortion(candidates, cost, (1 - ratio) * choice.before)
-        if ratio < choice.asked and _predicted(candidates, tried.counts) <= POOR:
+        tried = distortion(replace(problem, budget=(1 - ratio) * choice.before))
+        if ratio < choice.asked and _predicted(problem.candidates, tried.counts) <= POOR:
             return replace(choice, predicted=predicted, advised=ratio)
     return replace(choice, predicted=predicted, advised=0.0)
 
@@ -193,7 +231,8 @@ def scored(
         scores, least = spared(group, evidence, scores)
         step = step_of(group, target, options.align)
         floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))
-        candidates.append(Candidate(group.atom, group.size, scores, step, floor))
+        shapes = evidence.weights.shapes(group)
+        candidates.append(Candidate(group.atom, group.size, scores, step, floor, shapes))
     return candidates
 
 

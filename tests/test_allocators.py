@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparsecc.allocators import ALLOCATORS, Candidate, allocator_named
+from sparsecc.allocators import ALLOCATORS, Candidate, Problem, allocator_named
 from sparsecc.allocators.additive import additive_allocate, distortion, losses_of
 from sparsecc.allocators.curves import levels_of, monotone
 from sparsecc.allocators.uniform import uniform
@@ -46,7 +48,7 @@ def test_the_dynamic_program_says_when_nothing_fits() -> None:
     assert additive_allocate([[1.0, 2.0]], [[5.0, 0.0]], 0.0) == [1]
 
 
-def problem(curves: bool) -> tuple[list[Candidate], CostModel]:
+def problem(ratio: float, curves: bool) -> Problem:
     """A chain of three layers: each costs (slots before) x (slots after)."""
     atoms = [Atom(n) for n in (32, 64, 48)]
     generator = np.random.default_rng(0)
@@ -58,7 +60,8 @@ def problem(curves: bool) -> tuple[list[Candidate], CostModel]:
             generator.random(size) * w,
             4,
             8,
-            {n: w * (1 - n / size) ** 2 for n in range(1, size + 1)} if curves else None,
+            curve={n: w * (1 - n / size) ** 2 for n in range(1, size + 1)} if curves else None,
+            turn=w / 10,
         )
         for a, w in zip(atoms, weights, strict=True)
         for size in [at(a.size, 0)]
@@ -68,39 +71,51 @@ def problem(curves: bool) -> tuple[list[Candidate], CostModel]:
     for pair in ends:
         owned = tuple(a for a in pair if a is not None)
         terms.append(Term(lambda kept, o=owned: float(10 * np.prod([kept.get(a, a.size) for a in o])), owned))  # type: ignore[misc]
-    return candidates, CostModel("macs", terms)
+    cost = CostModel("macs", terms)
+
+    def joint(counts: Mapping[Atom, int], share: float = 1.0) -> float:
+        lost = [w * (1 - counts[c.atom] / c.size) for c, w in zip(candidates, weights, strict=True)]
+        return float(sum(one**2 for one in lost) + 3 * lost[1] * lost[2])
+
+    return Problem(candidates, cost, (1 - ratio) * cost.total({}), joint)
 
 
 @pytest.mark.parametrize("curves", [False, True])
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("name", ALLOCATORS)
 def test_budgets_steps_and_floors_hold(name: str, ratio: float, curves: bool) -> None:
-    candidates, cost = problem(curves)
-    budget = (1 - ratio) * cost.total({})
-    found = ALLOCATORS[name](candidates, cost, budget)
+    asked = problem(ratio, curves)
+    found = ALLOCATORS[name].allocate(asked)
     assert found.reached
-    assert found.cost == pytest.approx(cost.total(found.counts))
-    assert found.cost <= budget
-    assert found.cost >= 0.85 * budget, "most of the budget is used"
-    for c in candidates:
+    assert found.cost == pytest.approx(asked.cost.total(found.counts))
+    assert found.cost <= asked.budget
+    assert found.cost >= 0.85 * asked.budget, "most of the budget is used"
+    for c in asked.candidates:
         assert found.counts[c.atom] in c.counts()
         assert found.counts[c.atom] >= c.floor
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
 def test_a_budget_out_of_reach_gives_the_floor(name: str) -> None:
-    candidates, cost = problem(curves=True)
-    found = ALLOCATORS[name](candidates, cost, 0.001 * cost.total({}))
+    asked = problem(0.999, curves=True)
+    found = ALLOCATORS[name].allocate(asked)
     assert not found.reached
-    assert all(found.counts[c.atom] == c.counts()[0] for c in candidates)
+    assert all(found.counts[c.atom] == c.counts()[0] for c in asked.candidates)
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_nothing_to_remove_removes_nothing(name: str) -> None:
+    asked = problem(0.0, curves=True)
+    assert ALLOCATORS[name].allocate(asked).counts == {c.atom: c.size for c in asked.candidates}
+    nothing = replace(asked, candidates=[], joint=lambda counts, share=1.0: 0.0)
+    assert ALLOCATORS[name].allocate(nothing).counts == {}
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.7])
 def test_measured_curves_lose_less_than_an_even_cut(ratio: float) -> None:
-    candidates, cost = problem(curves=True)
-    budget = (1 - ratio) * cost.total({})
+    asked = problem(ratio, curves=True)
     losses = [
-        sum(losses_of(c)[allocate(candidates, cost, budget).counts[c.atom]] for c in candidates)
+        sum(losses_of(c)[allocate(asked).counts[c.atom]] for c in asked.candidates)
         for allocate in (distortion, uniform)
     ]
     assert losses[0] < 0.7 * losses[1]
@@ -154,7 +169,7 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     text = "g (float[n,6] x) => (float[n,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
     analysis = analysed(text, {"w1": normal(6, 32), "w2": normal(32, 3)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
-    monkeypatch.setattr("sparsecc.allocators.curves.WORK", 1.0)
+    monkeypatch.setattr("sparsecc.allocators.bench.WORK", 1.0)
     options = CompileOptions(calibration="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
     assert found.method == {"criterion": "fluctuation", "allocator": "global_threshold", "curves": False}

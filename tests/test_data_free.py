@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.allocators.curves import divergence
+from sparsecc.allocators.bench import divergence
 from sparsecc.axes import Atom
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 from sparsecc.calibrate.matched import matched, matched_pair, norm_of, norms_of

@@ -14,8 +14,7 @@ import pytest
 
 from benchmarks.large import Decoder, measured
 from sparsecc import memory
-from sparsecc.allocators.base import Candidate
-from sparsecc.allocators.threshold import _Nearest
+from sparsecc.allocators.base import Candidate, Nearest
 from sparsecc.axes import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.criteria import weights
@@ -260,10 +259,9 @@ def test_sums_per_axis_come_block_by_block(
 def test_counts_round_to_the_nearest_that_may_be_kept() -> None:
     grid = [(n, s, f) for n in (1, 2, 5, 12, 17, 64) for s in (1, 2, 3, 8) for f in (1, 7) if f <= n]
     candidates = [Candidate(Atom(n), n, np.zeros(n), step, floor) for n, step, floor in grid]
-    nearest = _Nearest(candidates)
+    nearest = Nearest(candidates)
     for wanted in range(65):
         counts = np.array([min(wanted, c.size) for c in candidates])
-        for candidate, count, found in zip(
-            candidates, counts.tolist(), nearest(counts).tolist(), strict=True
-        ):
-            assert found == min((abs(n - count), n) for n in candidate.counts())[1]
+        found = nearest(counts)
+        for candidate, count in zip(candidates, counts.tolist(), strict=True):
+            assert found[candidate.atom] == min((abs(n - count), n) for n in candidate.counts())[1]

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from sparsecc.allocators.additive import distortion
-from sparsecc.allocators.base import Allocator, Candidate, Selection
+from sparsecc.allocators.angular import angular
+from sparsecc.allocators.base import Candidate, Problem, Selection
+from sparsecc.allocators.erk import erk
+from sparsecc.allocators.evolution import evolution
 from sparsecc.allocators.pq import pq
-from sparsecc.allocators.threshold import global_threshold
+from sparsecc.allocators.sequential import sequential
+from sparsecc.allocators.threshold import flap, global_threshold
 from sparsecc.allocators.uniform import uniform
 from sparsecc.names import unknown
 
+Allocate = Callable[[Problem], Selection]
+"""Counts that cost at most the budget, if that can be reached."""
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """An allocation, and what it makes of samples: nothing, the angles of blocks, loss curves (it does without
+    where there are no samples), or the joint loss of cuts it tries."""
+
+    allocate: Allocate
+    uses: Literal["scores", "angles", "curves", "joint"] = "scores"
+
+
 ALLOCATORS: Mapping[str, Allocator] = {
-    "uniform": uniform,
-    "global": global_threshold,
-    "pq": pq,
-    "distortion": distortion,
+    "uniform": Allocator(uniform),
+    "erk": Allocator(erk),
+    "global": Allocator(global_threshold),
+    "flap": Allocator(flap),
+    "pq": Allocator(pq),
+    "angular": Allocator(angular, uses="angles"),
+    "distortion": Allocator(distortion, uses="curves"),
+    "sequential": Allocator(sequential, uses="joint"),
+    "evolution": Allocator(evolution, uses="joint"),
 }
 WITH_CURVES, WITHOUT_CURVES = "distortion", "global"
 """What `auto` means where loss curves were measured, and where not."""
@@ -30,4 +54,4 @@ def allocator_named(name: str, *, has_curves: bool = False) -> Allocator:
     return ALLOCATORS[name]
 
 
-__all__ = ["ALLOCATORS", "Allocator", "Candidate", "Selection", "allocator_named"]
+__all__ = ["ALLOCATORS", "Allocator", "Candidate", "Problem", "Selection", "allocator_named"]

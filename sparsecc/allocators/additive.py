@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.allocators.base import Candidate, Selection, bisect, fill
+from sparsecc.allocators.base import Candidate, Problem, Selection, Worth, fill
+from sparsecc.allocators.uniform import uniform
 from sparsecc.axes import Atom
-from sparsecc.cost import CostModel
 
 UNITS = 2000
 """Into how many units a budget is cut: an error of 0.05 % of it at most per item."""
@@ -54,25 +54,22 @@ def additive_allocate(
     return picks[::-1]
 
 
-def distortion(candidates: Sequence[Candidate], cost: CostModel, budget: float) -> Selection:
+def distortion(problem: Problem) -> Selection:
     """Least summed loss within the budget.
 
     Costs of coupled groups multiply: they are taken as additive around the present counts, and again around
     the counts that this gives, until nothing improves. What rounding leaves of the budget is filled up.
     """
-    curves = {c.atom: losses_of(c) for c in candidates}
-    start = bisect(
-        candidates, cost, budget, lambda share: _even(candidates, share), lambda c, kept: -kept / c.size
-    )
-    best, best_loss = start, _loss(curves, start.counts)
-    if not start.reached:
-        return start
-    counts = start.counts
+    curves = {c.atom: losses_of(c) for c in problem.candidates}
+    best = uniform(problem)
+    best_loss = _loss(curves, best.counts)
+    if not best.reached:
+        return best
     for _ in range(_PASSES):
-        found = _around(candidates, curves, cost, budget, counts)
+        found = _around(problem, curves, best.counts)
         if found is None or _loss(curves, found.counts) >= best_loss:
             break
-        best, best_loss, counts = found, _loss(curves, found.counts), found.counts
+        best, best_loss = found, _loss(curves, found.counts)
     return best
 
 
@@ -88,43 +85,38 @@ def losses_of(candidate: Candidate) -> dict[int, float]:
     return {n: float(given_up[candidate.size - n]) for n in allowed}
 
 
+def gains(candidates: Sequence[Candidate]) -> Worth:
+    """The worth by which the next step goes where it saves the most loss."""
+    curves = {c.atom: losses_of(c) for c in candidates}
+
+    def gain(candidate: Candidate, kept: int) -> float:
+        curve = curves[candidate.atom]
+        larger = min((n for n in curve if n > kept), default=kept)
+        return curve[kept] - curve[larger] if kept in curve else 0.0
+
+    return gain
+
+
 def _around(
-    candidates: Sequence[Candidate],
-    curves: Mapping[Atom, Mapping[int, float]],
-    cost: CostModel,
-    budget: float,
-    counts: dict[Atom, int],
+    problem: Problem, curves: Mapping[Atom, Mapping[int, float]], counts: dict[Atom, int]
 ) -> Selection | None:
     """The dynamic program with costs linearised at `counts`, its budget tightened until it holds."""
-    total = cost.total(counts)
+    candidates, cost = problem.candidates, problem.cost
     options = [sorted(curves[c.atom]) for c in candidates]
     changes = [[cost.change(counts, c.atom, n) for n in o] for c, o in zip(candidates, options, strict=True)]
     lowest = [min(item) for item in changes]
     prices = [[change - low for change in item] for item, low in zip(changes, lowest, strict=True)]
     losses = [[curves[c.atom][n] for n in o] for c, o in zip(candidates, options, strict=True)]
-    room = budget - total - sum(lowest)
+    room = problem.budget - cost.total(counts) - sum(lowest)
     for step in range(_SHRINKS):
         picks = additive_allocate(losses, prices, room * 0.96**step)
         if picks is None:
             return None
         chosen = {c.atom: o[p] for c, o, p in zip(candidates, options, picks, strict=True)}
         spent = cost.total(chosen)
-        if spent <= budget:
-            filled, spent = fill(
-                candidates, cost, budget, chosen, spent, lambda c, kept: _gain(curves[c.atom], kept)
-            )
-            return Selection(filled, spent, True)
+        if spent <= problem.budget:
+            return fill(problem, chosen, spent, gains(candidates))
     return None
-
-
-def _gain(curve: Mapping[int, float], kept: int) -> float:
-    """How much less is lost with the next larger count."""
-    larger = min((n for n in curve if n > kept), default=kept)
-    return curve[kept] - curve[larger] if kept in curve else 0.0
-
-
-def _even(candidates: Sequence[Candidate], share: float) -> dict[Atom, int]:
-    return {c.atom: min(c.counts(), key=lambda n: (abs(n - share * c.size), n)) for c in candidates}
 
 
 def _loss(curves: Mapping[Atom, Mapping[int, float]], counts: Mapping[Atom, int]) -> float:

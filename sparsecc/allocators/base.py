@@ -5,18 +5,21 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from sparsecc.axes import Atom
 from sparsecc.cost import CostModel
+from sparsecc.errors import InputError
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A free group to the allocator: scores per slot, the step its count moves in, the least it keeps.
 
-    `curve`, where it was measured, is the loss at some counts, zero at `size`.
+    `shapes` are those of the weights it runs through. Where it was measured, `curve` is the loss at some counts,
+    zero at `size`, and `turn` how far the block that it lies in turns the values that pass by, in half turns.
     """
 
     atom: Atom
@@ -24,7 +27,9 @@ class Candidate:
     scores: np.ndarray
     step: int
     floor: int
+    shapes: tuple[tuple[int, ...], ...] = ()
     curve: Mapping[int, float] | None = None
+    turn: float | None = None
 
     def counts(self) -> list[int]:
         """The counts it may keep, ascending: multiples of the step from the floor, and all."""
@@ -48,8 +53,24 @@ class Selection:
     reached: bool
 
 
-Allocator = Callable[[Sequence[Candidate], CostModel, float], Selection]
-"""(candidates, cost model, budget in its unit) -> a selection that costs at most the budget if reachable."""
+class Loss(Protocol):
+    """How far the outputs move when all groups keep so many slots at once, on a share of the samples."""
+
+    def __call__(self, counts: Mapping[Atom, int], share: float = 1.0) -> float: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an allocator is asked: counts of these groups that cost at most the budget, in the model's unit.
+
+    `joint` runs the cut model on samples, where there are some.
+    """
+
+    candidates: Sequence[Candidate]
+    cost: CostModel
+    budget: float
+    joint: Loss | None = None
+    seed: int = 0
 
 
 Worth = Callable[[Candidate, int], float]
@@ -60,14 +81,9 @@ _HALVINGS = 24
 """Enough to tell apart the shares at which one slot of sixteen million comes or goes."""
 
 
-def bisect(
-    candidates: Sequence[Candidate],
-    cost: CostModel,
-    budget: float,
-    counts_at: Callable[[float], dict[Atom, int]],
-    worth: Worth,
-) -> Selection:
+def bisect(problem: Problem, counts_at: Callable[[float], dict[Atom, int]], worth: Worth) -> Selection:
     """The largest share in [0, 1] whose counts fit the budget, then filled up where there is room."""
+    cost, budget = problem.cost, problem.budget
     everything = counts_at(1.0)
     if cost.total(everything) <= budget:
         return Selection(everything, cost.total(everything), True)
@@ -82,23 +98,15 @@ def bisect(
     total = cost.total(counts)
     if total > budget:
         return Selection(counts, total, False)
-    counts, total = fill(candidates, cost, budget, counts, total, worth)
-    return Selection(counts, total, True)
+    return fill(problem, counts, total, worth)
 
 
-def fill(
-    candidates: Sequence[Candidate],
-    cost: CostModel,
-    budget: float,
-    counts: dict[Atom, int],
-    total: float,
-    worth: Worth,
-) -> tuple[dict[Atom, int], float]:
+def fill(problem: Problem, counts: Mapping[Atom, int], total: float, worth: Worth) -> Selection:
     """Give back slots one step at a time, to whom it is worth most, while the budget allows.
 
     What a step costs only grows as others get theirs, so a group whose step did not fit is done.
     """
-    counts = dict(counts)
+    counts, candidates = dict(counts), problem.candidates
     steps = [iter([n for n in c.counts() if n > counts[c.atom]]) for c in candidates]
     waiting = [(-worth(c, counts[c.atom]), i) for i, c in enumerate(candidates) if counts[c.atom] < c.size]
     heapq.heapify(waiting)
@@ -108,11 +116,45 @@ def fill(
         larger = next(steps[i], None)
         if larger is None:
             continue
-        extra = cost.change(counts, candidate.atom, larger)
-        if total + extra > budget:
+        extra = problem.cost.change(counts, candidate.atom, larger)
+        if total + extra > problem.budget:
             continue
         counts[candidate.atom] = larger
         total += extra
         if larger < candidate.size:
             heapq.heappush(waiting, (-worth(candidate, larger), i))
-    return counts, total
+    return Selection(counts, total, True)
+
+
+def joint_of(problem: Problem, name: str) -> Loss:
+    """The joint loss. InputError where there are no samples to take it on."""
+    if problem.joint is None:
+        raise InputError(f"allocator {name} tries cuts on samples: give samples with --calib, or use global")
+    return problem.joint
+
+
+class Nearest:
+    """Rounds a number of slots per candidate to the nearest count that it may keep, the smaller of two as near."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.atoms = [c.atom for c in candidates]
+        self.size = np.array([c.size for c in candidates], dtype=np.int64)
+        self.step = np.array([c.step for c in candidates], dtype=np.int64)
+        floor = np.array([max(c.floor, 1) for c in candidates], dtype=np.int64)
+        self.first = np.minimum(-(-floor // self.step) * self.step, self.size)
+        self.last = np.maximum((self.size - 1 - self.first) // self.step, 0)
+
+    def __call__(self, wanted: np.ndarray) -> dict[Atom, int]:
+        steps = -((self.step - 2 * (wanted - self.first)) // (2 * self.step))
+        stepped = self.first + self.step * np.clip(steps, 0, self.last)
+        counts = np.where(np.abs(stepped - wanted) <= self.size - wanted, stepped, self.size)
+        return dict(zip(self.atoms, counts.astype(np.int64).tolist(), strict=True))
+
+
+def by_shares(problem: Problem, shares_at: Callable[[float], np.ndarray | float]) -> Selection:
+    """The largest `t` in [0, 1] whose shares of each group fit the budget; shares at 0 and 1 are all 0 and all 1.
+
+    What is left of the budget goes to the groups that are cut most.
+    """
+    nearest = Nearest(problem.candidates)
+    return bisect(problem, lambda t: nearest(shares_at(t) * nearest.size), lambda c, kept: -kept / c.size)

@@ -6,13 +6,9 @@ of length d is I = 1 - d^(1/q - 1/p) |w|_p / |w|_q, and at least d (1 - I)^(qp /
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from sparsecc.allocators.base import Candidate, Selection, bisect
-from sparsecc.axes import Atom
-from sparsecc.cost import CostModel
+from sparsecc.allocators.base import Problem, Selection, by_shares
 
 P, Q = 0.5, 1.0
 
@@ -32,22 +28,12 @@ def least_kept(values: np.ndarray, p: float = P, q: float = Q) -> float:
     return float((1 - pq_index(values, p, q)) ** (q * p / (q - p)))
 
 
-def pq(candidates: Sequence[Candidate], cost: CostModel, budget: float) -> Selection:
+def pq(problem: Problem) -> Selection:
     """Groups give up shares in proportion to what their index says can go; none where all slots are alike.
 
     Beyond the point where the index lets no more go, all groups shrink alike.
     """
-    spare = {c.atom: 1 - least_kept(c.scores) for c in candidates}
-    largest = max(spare.values(), default=0.0)
-    allowed = {c.atom: np.asarray(c.counts()) for c in candidates}
-
-    def counts_at(share: float) -> dict[Atom, int]:
-        counts = {}
-        for c in candidates:
-            own = spare[c.atom] / largest if largest > 0 else 1.0
-            first = 1 - min(1.0, 2 * (1 - share)) * own
-            wanted = c.size * first * min(1.0, 2 * share)
-            counts[c.atom] = int(allowed[c.atom][np.argmin(np.abs(allowed[c.atom] - wanted))])
-        return counts
-
-    return bisect(candidates, cost, budget, counts_at, lambda c, kept: -kept / c.size)
+    spare = np.array([1 - least_kept(c.scores) for c in problem.candidates])
+    largest = spare.max(initial=0.0)
+    own = spare / largest if largest > 0 else np.ones_like(spare)
+    return by_shares(problem, lambda t: (1 - min(1.0, 2 * (1 - t)) * own) * min(1.0, 2 * t))

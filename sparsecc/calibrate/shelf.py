@@ -81,7 +81,8 @@ def digest_of(model: ir.Model, samples: Samples, *about: object) -> str:
 def _method() -> bytes:
     """The hash of the code that collects: what another code found is not ours."""
     own = Path(__file__).resolve().parent
-    files = [*sorted(own.glob("*.py")), own.parent / "allocators" / "curves.py"]
+    measured = [own.parent / "allocators" / f"{name}.py" for name in ("bench", "curves", "joint")]
+    files = [*sorted(own.glob("*.py")), *measured]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 

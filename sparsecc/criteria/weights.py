@@ -47,6 +47,12 @@ class SlotWeights:
         """Each member as (initializer, axis position, axis)."""
         yield from self._members.get(group.atom, ())
 
+    def shapes(self, group: Group) -> tuple[tuple[int, ...], ...]:
+        """The shapes of its members with more than one axis, each once."""
+        tensors = {value: value.const_value for value, _, _ in self.values(group)}
+        shapes = [tuple(int(d) for d in t.shape) for t in tensors.values() if t is not None]  # type: ignore[arg-type]
+        return tuple(shape for shape in shapes if len(shape) > 1)
+
     def _sums(self, value: ir.Value, power: int) -> dict[int, np.ndarray]:
         """By axis position."""
         key = (value, power)

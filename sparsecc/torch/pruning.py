@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecc.allocators import allocator_named
+from sparsecc.allocators import Problem, allocator_named
 from sparsecc.axes import Atom
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.analysis import Analysis
@@ -192,7 +192,8 @@ def decide(
     offered = candidates(found.analysis, found.free, found.options, scores)
     if ratio == 0 or not offered:
         return {}, planned(found, {}, reached=ratio == 0)
-    selection = allocator_named(found.options.allocator)(offered, cost, (1 - ratio) * cost.total({}))
+    problem = Problem(offered, cost, (1 - ratio) * cost.total({}), seed=found.options.seed)
+    selection = allocator_named(found.options.allocator).allocate(problem)
     masks = {c.atom: c.best(selection.counts[c.atom]) for c in offered if selection.counts[c.atom] < c.size}
     return masks, planned(found, masks, reached=selection.reached)
 

@@ -63,7 +63,8 @@ def candidates(
         own = WEIGHT_CRITERIA[options.criterion](group, weights) if scores is None else scores[group.atom]
         step = step_of(group, target, options.align)
         floor = max(group.least, math.ceil(FLOOR * group.size))
-        found.append(Candidate(group.atom, group.size, np.nan_to_num(own, nan=np.inf), step, floor))
+        shapes = weights.shapes(group)
+        found.append(Candidate(group.atom, group.size, np.nan_to_num(own, nan=np.inf), step, floor, shapes))
     return found
 
 

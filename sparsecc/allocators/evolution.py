@@ -1,0 +1,66 @@
+"""Counts bred by trying them on samples, from those that single loss curves suggest.
+
+The global search of "Týr-the-Pruner" (Li et al., 2025): a child moves slots from some groups to others at the same
+cost; most children are seen on few samples, the best of them on all; moves get smaller from round to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsecc.allocators.additive import distortion
+from sparsecc.allocators.base import Candidate, Problem, Selection, fill, joint_of
+from sparsecc.axes import Atom
+
+PARTS = 1 / 4, 1 / 8, 1 / 16
+"""The share of a group that a move takes, round after round: at least one step of its count."""
+GENERATIONS, CHILDREN, SURVIVORS = 6, 12, 3
+"""Generations to a round, children to a generation, and how many of them are seen on all samples."""
+GLANCE = 1 / 8
+"""The share of the samples that all children are seen on."""
+MOVES = 4
+"""Groups that give up slots in a child, at most: the least of two draws."""
+
+
+def evolution(problem: Problem) -> Selection:
+    """Starts from `distortion`; never has a larger joint loss than that, nor costs more than the budget.
+
+    InputError without samples to try cuts on.
+    """
+    joint, best = joint_of(problem, "evolution"), distortion(problem)
+    if not best.reached or not problem.candidates:
+        return best
+    generator = np.random.default_rng(problem.seed)
+    for part in PARTS:
+        for _ in range(GENERATIONS):
+            children = [child(problem, best.counts, part, generator) for _ in range(CHILDREN)]
+            children.sort(key=lambda c: joint(c.counts, GLANCE))
+            best = min([best, *children[:SURVIVORS]], key=lambda c: joint(c.counts))
+    return best
+
+
+def child(
+    problem: Problem, parent: Mapping[Atom, int], part: float, generator: np.random.Generator
+) -> Selection:
+    """The parent with some groups a part smaller, and what that saves given to others, a part of each at a time."""
+    counts = dict(parent)
+    for _ in range(int(generator.integers(1, MOVES + 1, 2).min())):
+        candidate = problem.candidates[int(generator.integers(len(problem.candidates)))]
+        counts[candidate.atom] = _smaller(candidate, counts[candidate.atom], part)
+    luck = dict(zip(counts, generator.random(len(counts)), strict=True))
+
+    def worth(candidate: Candidate, kept: int) -> float:
+        gave = counts[candidate.atom] < parent[candidate.atom]
+        parts = (kept - counts[candidate.atom]) // (part * candidate.size)
+        return -np.inf if gave else float(luck[candidate.atom] - parts)
+
+    return fill(problem, counts, problem.cost.total(counts), worth)
+
+
+def _smaller(candidate: Candidate, count: int, part: float) -> int:
+    """The largest count that is a part, or a step, below; the least that it may keep where there is none."""
+    allowed = [n for n in candidate.counts() if n < count] or [count]
+    below = [n for n in allowed if n <= count - part * candidate.size]
+    return below[-1] if below else allowed[0]
