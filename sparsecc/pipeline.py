@@ -168,7 +168,8 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     options = job.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
-    source = Source(lambda: job.samples_for(analysis), job.scratch)
+    progress = _progress(job.emit, 0.1, 0.1)
+    source = Source(lambda: job.samples_for(analysis), job.scratch, progress)
     choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
     note_choice(job, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
@@ -243,7 +244,7 @@ def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
         return
     feeds = tuple(calibration_feeds(job, model, probes))
     options, progress = job.options, _progress(job.emit, 0.4, 0.1)
-    context = PassContext(target, job.scratch, feeds, options.seed, progress, options.calib_memory)
+    context = PassContext(target, job.scratch, feeds, options.seed, progress, options.calib_memory, options.measure)
     for one in passes:
         begun = time.perf_counter()
         result = one.run(model, plan, context)
