@@ -132,6 +132,7 @@ def test_an_old_opset_has_no_site() -> None:
 
 MASKS = {
     "a mask of zeros": ("g = Expand(all, big) m = Where(g, none, low) g1 = Add(h1, m)", ["Add"]),
+    "one that hides nothing": ("g = Expand(no, big) m = Where(g, low, none) g1 = Add(h1, m)", ["Add"]),
     "one that hides": ("g = Expand(all, big) m = Where(g, low, none) g1 = Add(h1, m)", []),
     "one that grows the sum": ("g = Expand(all, more) m = Where(g, none, low) g1 = Add(h1, m)", []),
     "a bias of zeros": ("g1 = Add(h1, none)", []),
@@ -142,6 +143,7 @@ MASKS = {
 def test_masks_that_add_nothing(name: str) -> None:
     nodes, found = MASKS[name]
     text = f"""(float[2,3] h1) => (float[A,B] y) {{ all = Constant<value = bool[1,1] {{1}}>()
+    no = Constant<value = bool[1,1] {{0}}>()
     big = Constant<value_ints = [2, 3]>() more = Constant<value_ints = [2, 2, 3]>()
     none = Constant<value_float = 0.0>() low = Constant<value_float = -9.0>() {nodes} y = Relu(g1) }}"""
     analysis = analysed(text.replace("[A,B]", "[2,2,3]" if "more)" in nodes else "[2,3]"))
