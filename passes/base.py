@@ -29,7 +29,8 @@ class Skip:
 class PassContext:
     """What a pass may use besides the model and the plan.
 
-    `memory` is how many bytes calibration may hold; `analysed` gives a model its axes at sizes that it runs at.
+    `memory` is how many bytes calibration may hold, `measure` whether anything may be timed; `analysed` gives a
+    model its axes at sizes that it runs at.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class PassContext:
     seed: int = 0
     progress: Callable[[str, float], None] = lambda what, share: None
     memory: int = 2 << 30
+    measure: bool = True
     analysed: Callable[[ir.Model], Analysis] = analyse
 
 

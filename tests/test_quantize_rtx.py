@@ -46,6 +46,10 @@ STEPS: dict[str, list[Any]] = {
     "fp8+fp16": [Quantize(type="fp8", rest="fp16")],
     "int4+fp16": [Quantize(type="int4", rest="fp16")],
     "2:4+int8": [Sparsify(), Quantize(type="int8")],
+    "2:4+path": [Sparsify(eora=0.6)],
+    "2:4+path+int8": [Sparsify(eora=0.6), Quantize(type="int8")],
+    "int4+path": [Quantize(type="int4", eora=0.6)],
+    "mixed+fp16": [Quantize(type="mixed", rest="fp16", max_drop=1e-3)],
     "2:4+fp16": [Sparsify(), Quantize(type="fp16")],
 }
 

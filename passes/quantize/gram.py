@@ -83,6 +83,11 @@ class Inputs:
             blocks.append(Block(part, sums.xx if len(parts) == 1 else self._stored(part, sums.xx)))
         return InputMoments(mean, size, tuple(blocks))
 
+    def places(self) -> int:
+        """How many rows the first set of samples has."""
+        consumer = _consumer(self.sites[0])
+        return math.prod(consumer.places(self.walk.value(consumer.data, 0)))
+
     def _rows(self) -> Iterator[np.ndarray]:
         """(group, n, k) of every batch. InputError on NaN or infinity."""
         consumer = _consumer(self.sites[0])

@@ -40,7 +40,8 @@ class Quantize(Pass):
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
     algorithm: how weights are rounded: rtn to nearest; gptq by what it does to the layer's output (int8 and int4,
-    needs data); awq (int4) scales inputs first. block: inputs per scale of int4.
+    needs data); awq (int4) scales inputs first. block: inputs per scale of int4. eora: the share of a layer's
+    time that a low-rank path beside an int4 layer may add.
     smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: the bias
     takes back the mean error of rounded weights.
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
@@ -67,6 +68,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     keep_io: bool = True
     rest: str = ""
+    eora: float = 0.0
     size: float | None = None
     types: tuple[str, ...] = ()
 
@@ -90,7 +92,7 @@ class Quantize(Pass):
         if self.type == "int8-dynamic":
             return quantize_dynamic(model, plan, context, self.exclude, reduce_range=self.reduce_range)
         if self.type == "int4":
-            options = WeightOnlyOptions(self.algorithm, self.block)
+            options = WeightOnlyOptions(self.algorithm, self.block, eora=self.eora)
             return quantize_weights(model, plan, context, options, self.exclude)
         if self.type == "mixed":
             return mix_types(model, plan, context, self._mix(context))

@@ -18,10 +18,12 @@ from sparsecc.passes.quantize.descent import round_by_output
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
 from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, walk_inputs
 from sparsecc.passes.quantize.integer_matmul import trailing_bias
+from sparsecc.passes.quantize.low_rank import Clock, Paths, layer_clock
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec
+from sparsecc.plan import Plan
 
 ALGORITHMS = ("rtn", "gptq", "awq")
 BLOCKED_OPSET = 21
@@ -30,11 +32,17 @@ MIN_INPUTS = 32
 
 @dataclass(frozen=True)
 class WeightOnlyOptions:
-    """algorithm: rtn, gptq or awq (these two need calibration); block: inputs per scale."""
+    """algorithm: rtn, gptq or awq (these two need calibration); block: inputs per scale; eora: the share of a
+    layer's time that a low-rank path may add (needs calibration)."""
 
     algorithm: str = "rtn"
     block: int = 32
     accuracy_level: int = 4
+    eora: float = 0.0
+
+    @property
+    def needs_data(self) -> bool:
+        return self.algorithm != "rtn" or self.eora > 0
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -66,27 +74,38 @@ def quantize_weights(
             skipped.append(Skip(site.name, reason))
         else:
             chosen.append(site)
-    names = {site.name: site.weight.name or "" for site in chosen}
-    if options.algorithm != "rtn":
-        require_calibration(context.calibration, f"int4 with {options.algorithm}")
+    if options.needs_data:
+        require_calibration(
+            context.calibration, f"int4 with {options.algorithm if not options.eora else 'eora'}"
+        )
     if options.algorithm == "awq":
         _scale_all(model, chosen, context, options, symmetric=not to_onnxruntime)
     editor = GraphEditor(model, Spool(context.scratch))
+    paths = Paths(editor, options.eora, clock=_clock(context, options) if to_onnxruntime else None)
     spec, noise, stored = QuantizationSpec(), {}, []
     store, lower = (_store_packed, _lower_onnxruntime) if to_onnxruntime else (_store_blocked, _lower_blocked)
-    for site, blocks in _rounded(model, chosen, context, options, symmetric=not to_onnxruntime):
-        noise[names[site.name]] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
+    for site, blocks in _rounded(model, chosen, context, options, paths, symmetric=not to_onnxruntime):
+        name = site.weight.name or ""
         stored.append((site, store(editor, site, blocks)))
-    for site, constants in stored:
-        lower(editor, site, constants, options)
+        noise[name] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
         spec.nodes.append(site.name)
-        spec.values[names[site.name]] = ValueSpec(
+        spec.values[name] = ValueSpec(
             "int4", "weight", "block", site.in_axis, options.block, not to_onnxruntime, options.algorithm
         )
+    paths.add({site.name: lower(editor, site, constants, options) for site, constants in stored})
     editor.finish()
     spec.record(plan)
     facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
-    return PassResult(facts, tuple(skipped))
+    facts |= {"low_rank": paths.facts} if options.eora else {}
+    return PassResult(facts, (*skipped, *paths.left))
+
+
+def _clock(context: PassContext, options: WeightOnlyOptions) -> Clock | None:
+    """Times layers on this machine, where it is the target's and timing is wanted."""
+    if not context.measure or context.target.name != "onnxruntime":
+        return None
+    plain = WeightOnlyOptions("rtn", options.block, options.accuracy_level)
+    return layer_clock(context, lambda model: quantize_weights(model, Plan({}), context, plain))
 
 
 def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
@@ -125,20 +144,37 @@ def _rounded(
     sites: list[Site],
     context: PassContext,
     options: WeightOnlyOptions,
+    paths: Paths,
     *,
     symmetric: bool,
 ) -> Iterator[tuple[Site, Blocks]]:
-    """The weights in 4 bits, one at a time."""
-    if options.algorithm == "gptq":
-        for inputs in walk_inputs(model, sites, context):
-            seen = inputs.moments(max(MULTIPLE, options.block))
-            for site in inputs.sites:
-                yield site, _round_by_output(site, seen, options, symmetric=symmetric)
+    """The weights in 4 bits, one at a time. What looks at the inputs looks at those that the layers before, as they
+    are now, give."""
+    if options.algorithm != "gptq" and not options.eora:
+        for number, site in enumerate(sites):
+            yield site, _nearest(site, options, symmetric=symmetric)
+            context.progress("int4", (number + 1) / len(sites))
         return
-    for number, site in enumerate(sites):
-        matrix = site.matrix(constant_array(site.weight))
-        yield site, round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
-        context.progress("int4", (number + 1) / len(sites))
+    spool = Spool(context.scratch)
+    for inputs in walk_inputs(model, sites, context):
+        seen, rows = inputs.moments(max(MULTIPLE, options.block)), inputs.places()
+        for site in inputs.sites:
+            if options.algorithm == "gptq":
+                blocks = _round_by_output(site, seen, options, symmetric=symmetric)
+            else:
+                blocks = _nearest(site, options, symmetric=symmetric)
+            dense, now = site.matrix(site.array()), blocks.real()
+            added = paths.make(site, dense, now, seen, rows) if options.eora else None
+            yield site, blocks
+            if len(site.weight.uses()) == 1:
+                now = now if added is None else now + added
+                array = site.from_matrix(now).astype(site.dtype.numpy(), copy=False)
+                site.weight.const_value = spool.keep(ir.tensor(array, name=site.weight.name))
+
+
+def _nearest(site: Site, options: WeightOnlyOptions, *, symmetric: bool) -> Blocks:
+    matrix = site.matrix(constant_array(site.weight))
+    return round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
 
 
 def _round_by_output(
@@ -172,7 +208,8 @@ def _store_packed(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Va
 
 def _lower_onnxruntime(
     editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
-) -> None:
+) -> ir.Value:
+    """The value that the layer, with its bias, now gives."""
     attributes = {
         "K": site.shape[site.in_axis], "N": site.shape[site.out_axis], "bits": 4,
         "block_size": options.block, "accuracy_level": options.accuracy_level,
@@ -187,6 +224,7 @@ def _lower_onnxruntime(
             "Add", [product, bias], base=f"{site.name}_biased", before=site.node, dtype=site.dtype
         )
     editor.replace_value(result, product)
+    return product
 
 
 def _store_blocked(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Value]:
@@ -201,10 +239,12 @@ def _store_blocked(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.V
 
 def _lower_blocked(
     editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
-) -> None:
-    """The weight from behind a DequantizeLinear."""
+) -> ir.Value:
+    """The weight from behind a DequantizeLinear; the value that the layer, with its bias, gives."""
+    result = site.node.outputs[0] if site.op_type == "Gemm" else trailing_bias(site.node)[1]
     restored = editor.add(
         "DequantizeLinear", constants, {"axis": site.in_axis, "block_size": options.block},
         base=f"{site.weight.name}_restored", dtype=site.dtype, like=site.weight,
     )  # fmt: skip
     site.node.replace_input_with(1, restored)
+    return result

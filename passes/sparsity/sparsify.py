@@ -14,9 +14,10 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.mapped import Spool
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 from sparsecc.passes.quantize.calibrate import require_calibration
-from sparsecc.passes.quantize.editor import prepare
+from sparsecc.passes.quantize.editor import GraphEditor, prepare
 from sparsecc.passes.quantize.fidelity import float_outputs
 from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, output_error, walk_inputs
+from sparsecc.passes.quantize.low_rank import Paths
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.quantize.spec import sqnr
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
@@ -39,6 +40,9 @@ BLOCK = 1 << 22
 LEAST_SQNR = 60.0
 """In dB: what rounding leaves of the outputs when channels only changed places."""
 
+SPEED = 2.0
+"""How much faster than dense multiply-accumulates those of 2:4 are at best."""
+
 PAYS_FROM = 256
 """Channels from which sparse tensor cores usually win (NVIDIA's guidance)."""
 
@@ -49,7 +53,8 @@ class Sparsify(Pass):
 
     pattern: 2:4, N:M, unstructured@share, blockRxC@share. method: magnitude (no data), wanda, sparsegpt,
     refit (Wanda's mask, then exact least squares), auto (refit, or sparsegpt for long reductions; magnitude
-    without data). permute: reorder input channels first where that is exact. min_channels: layers with fewer
+    without data). permute: reorder input channels first where that is exact. eora: the share of a layer's time that a
+    low-rank path beside it may add. min_channels: layers with fewer
     inputs or outputs stay dense; 0 takes the target's. exclude: names of nodes left dense.
     """
 
@@ -58,6 +63,7 @@ class Sparsify(Pass):
     pattern: str = "2:4"
     method: str = "auto"
     permute: bool = False
+    eora: float = 0.0
     min_channels: int = 0
     exclude: tuple[str, ...] = ()
 
@@ -80,6 +86,7 @@ class Sparsify(Pass):
         for site in chosen:
             plan.patterns[site.weight.name or ""] = {"pattern": pattern.text, "axis": site.in_axis}
         model.graph.sort()
+        skipped.extend(job.paths.left)
         facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": layers}
         return PassResult(facts, tuple(skipped))
 
@@ -94,8 +101,8 @@ class Sparsify(Pass):
                 f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "
                 "use --target tensorrt or tensorrt-rtx, or --target onnx for the bare zeros"
             )
-        if self.method in ("wanda", "sparsegpt", "refit"):
-            require_calibration(context.calibration, f"sparsity with {self.method}")
+        if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
+            require_calibration(context.calibration, f"sparsity with {'eora' if self.eora else self.method}")
         return pattern
 
 
@@ -106,9 +113,11 @@ class _Job:
     model: ir.Model
     context: PassContext
     spool: Spool = field(init=False)
+    paths: Paths = field(init=False)
 
     def __post_init__(self) -> None:
         self.spool = Spool(self.context.scratch)
+        self.paths = Paths(GraphEditor(self.model, self.spool), self.options.eora, SPEED)
 
     @property
     def method(self) -> str:
@@ -151,13 +160,29 @@ class _Job:
 
         With data each layer is made for what the layers before it, with their zeros, give.
         """
-        if not self.context.calibration or self.method == "magnitude":
+        if not self.context.calibration or (self.method == "magnitude" and not self.options.eora):
             return {site.name: self._zero_by_magnitude(site) for site in chosen}
         layers, multiple = {}, math.lcm(MULTIPLE, self.pattern.m or 1)
+        sparse = []
         for inputs in walk_inputs(self.model, chosen, self.context):
             seen = inputs.moments(multiple)
-            layers.update({site.name: self._zero_by_output(site, seen) for site in inputs.sites})
-        return {site.name: layers[site.name] for site in chosen}
+            for site in inputs.sites:
+                dense = site.matrix(site.array())
+                layers[site.name] = self._zero_by_output(site, seen)
+                sparse.append((site.weight, site.weight.const_value))
+                if self.options.eora:
+                    now = site.matrix(site.array())
+                    self._see_path(site, self.paths.make(site, dense, now, seen, inputs.places()))
+        for weight, tensor in sparse:
+            weight.const_value = tensor
+        self.paths.add()
+        return {site.name: layers[site.name] | self.paths.facts.get(site.name, {}) for site in chosen}
+
+    def _see_path(self, site: Site, added: np.ndarray | None) -> None:
+        """Let the layers behind see what a path adds, until it is really there."""
+        if added is not None:
+            whole = site.from_matrix(site.matrix(site.array()) + added).astype(site.dtype.numpy(), copy=False)
+            site.weight.const_value = self.spool.keep(ir.Tensor(whole, name=site.weight.name))
 
     def _zero_by_magnitude(self, site: Site) -> dict[str, Any]:
         """Write the pattern into one weight, without data."""
@@ -207,6 +232,9 @@ class _Job:
     def _zero_matrix(
         self, matrix: np.ndarray, gram: np.ndarray, size: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self.method == "magnitude":
+            mask = self.pattern.mask(np.abs(matrix))
+            return np.where(mask, matrix, 0.0), mask
         long = self.method == "auto" and matrix.shape[1] > REFIT_LIMIT
         if self.method == "sparsegpt" or long:
             return sparsegpt(matrix, gram, self.pattern)
