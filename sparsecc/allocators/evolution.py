@@ -46,8 +46,10 @@ def child(
 ) -> Selection:
     """The parent with some groups a part smaller, and what that saves given to others, a part of each at a time."""
     counts = dict(parent)
-    for _ in range(int(generator.integers(1, MOVES + 1, 2).min())):
-        candidate = problem.candidates[int(generator.integers(len(problem.candidates)))]
+    able = [c for c in problem.candidates if parent[c.atom] > c.counts()[0]]
+    moves = min(generator.integers(1, MOVES + 1, 2))
+    for place in generator.permutation(len(able))[:moves]:
+        candidate = able[place]
         counts[candidate.atom] = _smaller(candidate, counts[candidate.atom], part)
     luck = dict(zip(counts, generator.random(len(counts)), strict=True))
 
@@ -61,6 +63,6 @@ def child(
 
 def _smaller(candidate: Candidate, count: int, part: float) -> int:
     """The largest count that is a part, or a step, below; the least that it may keep where there is none."""
-    allowed = [n for n in candidate.counts() if n < count] or [count]
-    below = [n for n in allowed if n <= count - part * candidate.size]
-    return below[-1] if below else allowed[0]
+    smaller = [n for n in candidate.counts() if n < count]
+    below = [n for n in smaller if n <= count - part * candidate.size]
+    return below[-1] if below else smaller[0]
