@@ -16,6 +16,7 @@ import yaml
 from sparsecc.backends import backend_named
 from sparsecc.backends.base import Artefact
 from sparsecc.bundle import BundleWriter, file_sha256, size_of, versions
+from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import RUN_FACTS
 from sparsecc.choose import POOR, Choice, Source, choose
@@ -223,7 +224,8 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     like = "fewer" if plan.tokens else "dense"  # tokens that are left out have nothing to be compared with
     dense, kept = job.scratch / like / "model.onnx", kept_values(analysis, decision.choice.keep)
     progress = _progress(job.emit, 0.35, 0.05)
-    found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress)
+    mixtures = mixtures_of(analysis)
+    found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress, mixtures)
     plan.repaired = sorted(set(found.changed))
     job.skipped.extend(("repair", skip) for skip in found.skipped)
     job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples, analysis.model)})

@@ -36,6 +36,7 @@ class Fused:
     node: ir.Node
     experts: Axis
     inner: tuple[Inner, ...]
+    outputs: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -61,7 +61,11 @@ class Seen:
 
 
 class Mixture(Protocol):
-    """A mixture: everything that `read` asks for is known when `node` is about to run."""
+    """A mixture: everything that `read` asks for is known when `node` is about to run.
+
+    `names` are these values; `outputs` is that of the chosen experts before they are weighted, empty where it has no
+    name.
+    """
 
     @property
     def node(self) -> ir.Node: ...
@@ -71,6 +75,9 @@ class Mixture(Protocol):
 
     @property
     def inner(self) -> tuple[Inner, ...]: ...
+
+    @property
+    def outputs(self) -> str: ...
 
     @property
     def names(self) -> tuple[str, ...]: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class Watch:
         walk.advance(number)
         router = Router.empty(mixture)
         for batch in range(walk.batches):
-            router.add(mixture.read(lambda name, batch=batch: walk.value(name, batch)))  # type: ignore[misc]
+            router.add(mixture.read(partial(walk.value, batch=batch)))
         self.routers.append(router)
         for name in mixture.names:
             walk.release(name)

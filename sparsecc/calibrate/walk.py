@@ -34,6 +34,7 @@ class Store:
         self._files = 0
 
     def put(self, name: str, batch: int, array: np.ndarray) -> None:
+        self._drop(name, batch)
         if self._bytes + array.nbytes <= self._memory or array.dtype.kind not in "fiub":
             self._bytes += array.nbytes
             self._held[name, batch] = array
@@ -53,11 +54,14 @@ class Store:
 
     def drop(self, name: str, batches: int) -> None:
         for batch in range(batches):
-            held = self._held.pop((name, batch), None)
-            if isinstance(held, Path):
-                held.unlink()
-            elif held is not None:
-                self._bytes -= held.nbytes
+            self._drop(name, batch)
+
+    def _drop(self, name: str, batch: int) -> None:
+        held = self._held.pop((name, batch), None)
+        if isinstance(held, Path):
+            held.unlink()
+        elif held is not None:
+            self._bytes -= held.nbytes
 
 
 class Walk:
@@ -105,6 +109,10 @@ class Walk:
     def value(self, name: str, batch: int) -> np.ndarray:
         """A value that has been computed and is still read by later nodes, or wanted."""
         return self._store.get(name, batch)
+
+    def replace(self, name: str, batch: int, array: np.ndarray) -> None:
+        """Give later nodes another array for a value that is held."""
+        self._store.put(name, batch, array)
 
     def reach(self, name: str) -> None:
         """Run on until a value has been computed."""

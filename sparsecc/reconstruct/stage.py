@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, mask
 from sparsecc.calibrate.matched import matched, matched_pair, norms_of
+from sparsecc.calibrate.mixtures import Mixture
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.experts import mend_experts
 from sparsecc.reconstruct.sweep import Kept, Repair, Settings, repair
 
 
@@ -52,10 +54,11 @@ def run_repair(
     options: CompileOptions,
     scratch: Path,
     progress: Callable[[str, float], None],
+    mixtures: Sequence[Mixture] = (),
 ) -> Repair:
-    """Repair a pruned model in place against the dense one on disk.
+    """Repair a pruned model in place against the dense one on disk: first the experts of its mixtures.
 
-    Random inputs are matched to what batch norms remember, where there are any.
+    Random inputs are matched to what batch norms remember, where there are any; experts are left alone then.
     """
     settings = Settings(
         method_for(options, pruned),
@@ -66,7 +69,11 @@ def run_repair(
     )
     wide = normalise(load_ir(dense))
     if samples.real:
-        return repair(wide, pruned, kept, samples, scratch, settings)
+        experts = mend_experts(mixtures, wide, pruned, kept, samples, scratch, settings)
+        found = repair(wide, pruned, kept, samples, scratch, settings)
+        return Repair(
+            experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
+        )
     with (
         matched(wide, samples, scratch, threads=options.threads, memory=options.calib_memory),
         matched_pair(wide, pruned, kept),
