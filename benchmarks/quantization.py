@@ -1,6 +1,6 @@
-"""Quantize real models with real data: accuracy, size, latency and kernels, beside onnxruntime's defaults.
+"""Quantize real models with real data: accuracy, size, latency, kernels, beside the defaults of onnxruntime, onnxsim.
 
-    python benchmarks/quantization.py [--json FILE] [--pairs 12] [--part types|rounding|patterns] [MODEL ...]
+    python benchmarks/quantization.py [--json FILE] [--pairs 12] [--part types|rounding|patterns|mixed] [MODEL ...]
     python benchmarks/quantization.py --large resnet50.onnx bert.onnx     any models, random inputs
     python benchmarks/quantization.py --document                          the tables of docs/quantization.md
 
@@ -19,7 +19,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quantization_cases import CASES, ROOT, UNTRAINED, Case, Feeds, large, shared
+from benchmarks.quantization_cases import CASES, ROOT, UNTRAINED, Case, large, shared
+from benchmarks.quantization_peers import onnxruntime, onnxsim
 from benchmarks.quantization_tables import tables
 from sparsecc import api
 from sparsecc.backends.kernel_census import census
@@ -52,7 +54,7 @@ def passed(step: Pass, case: Case, folder: Path) -> tuple[Path, Facts]:
     """The model after one of our passes."""
     model, path = ir.load(case.path), folder / "model.onnx"
     target = TARGETS["tensorrt" if isinstance(step, Sparsify) else "onnxruntime"]
-    result = step.run(model, Plan({}), PassContext(target, folder, case.calibration))
+    result = step.run(model, Plan({}), PassContext(target, folder, case.calibration, measure=False))
     ir.save(model, path)
     return path, _layer_means(result.facts)
 
@@ -78,40 +80,20 @@ def compiled(options: Facts, case: Case, folder: Path) -> tuple[Path, Facts]:
     return made.bundle / "model.onnx", {"macs": made.report["after"]["macs"] / made.report["before"]["macs"]}
 
 
-class Reader:
-    """Calibration feeds in the form that onnxruntime.quantization wants."""
-
-    def __init__(self, feeds: list[Feeds]) -> None:
-        self._feeds: Iterator[Feeds] = iter(feeds)
-
-    def get_next(self) -> Feeds | None:
-        """The next feeds, or None at the end."""
-        return next(self._feeds, None)
-
-
-def peer(kind: str, case: Case, folder: Path) -> tuple[Path, Facts]:
-    """The same with onnxruntime's own tools as they come (fp16 with float32 inputs and outputs)."""
-    import onnx
-    from onnxruntime import quantization
-
-    path = folder / "model.onnx"
-    if kind == "int8":
-        quantization.quantize_static(case.path, path, Reader(case.calibration))
-    elif kind == "int8-dynamic":
-        quantization.quantize_dynamic(case.path, path)
-    elif kind == "int4":
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        rounding = MatMulNBitsQuantizer(onnx.load(case.path))
-        rounding.process()
-        rounding.model.save_model_to_file(str(path))
-    else:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        onnx.save(convert_float_to_float16(onnx.load(case.path), keep_io_types=True), path)
-    return path, {}
+def mixed(share: float, case: Case, folder: Path) -> tuple[Path, Facts]:
+    """A type for every layer within a share of the bytes of the float model, and what one type for all takes."""
+    model, path = ir.load(case.path), folder / "model.onnx"
+    whole = case.path.stat().st_size
+    context = PassContext(TARGETS["onnxruntime"], folder, case.calibration)
+    facts = Quantize(type="mixed", size=share * whole, algorithm="gptq").run(model, Plan({}), context).facts
+    ir.save(model, path)
+    kept = {key: facts[key] for key in ("chosen", "uniform", "predicted_error", "error", "gain_of_widths")}
+    return path, {**kept, "forms": dict(Counter(facts["types"].values()))}
 
 
+PATH = 0.5
+"""The share of a layer's work that low-rank paths may add here; nothing is timed for them."""
+KINDS = ("int8", "int8-dynamic", "int4", "fp16")
 TYPES: dict[str, Maker] = {
     "int8": partial(passed, Quantize(type="int8")),
     "int8-dynamic": partial(passed, Quantize(type="int8-dynamic")),
@@ -119,7 +101,8 @@ TYPES: dict[str, Maker] = {
     "fp16": partial(passed, Quantize(type="fp16")),
     "pruned": partial(compiled, {"ratio": 0.5}),
     "pruned + int8": partial(compiled, {"ratio": 0.5, "quantize": "int8"}),
-    **{f"onnxruntime {kind}": partial(peer, kind) for kind in ("int8", "int8-dynamic", "int4", "fp16")},
+    **{f"onnxruntime {kind}": partial(onnxruntime, kind) for kind in KINDS},
+    **{f"onnxsim {kind}": partial(onnxsim, kind) for kind in KINDS},
 }
 ROUNDING: dict[str, Maker] = {
     "int8 mse": partial(passed, Quantize(type="int8", method="mse")),
@@ -132,13 +115,24 @@ ROUNDING: dict[str, Maker] = {
     "int8 7 bits gptq": partial(passed, Quantize(type="int8", reduce_range=True, algorithm="gptq")),
     "int4 rtn": partial(passed, Quantize(type="int4", algorithm="rtn")),
     "int4 awq": partial(passed, Quantize(type="int4", algorithm="awq")),
+    "int4 path": partial(passed, Quantize(type="int4", algorithm="gptq", eora=PATH)),
+    "onnxsim int4 path": partial(onnxsim, "int4 path"),
 }
 PATTERNS: dict[str, Maker] = {
     f"2:4 {method}{' permuted' if permute else ''}": partial(passed, Sparsify(method=method, permute=permute))
     for permute in (False, True)
     for method in ("magnitude", "wanda", "sparsegpt", "refit")
+} | {
+    "2:4 wanda path": partial(passed, Sparsify(method="wanda", eora=PATH)),
+    "2:4 refit path": partial(passed, Sparsify(method="refit", eora=PATH)),
+    "onnxsim 2:4 wanda": partial(onnxsim, "2:4 wanda"),
+    "onnxsim 2:4 sparsegpt": partial(onnxsim, "2:4 sparsegpt"),
 }
-PARTS = {"types": TYPES, "rounding": ROUNDING, "patterns": PATTERNS}
+MIXED: dict[str, Maker] = {
+    **{f"mixed {share}": partial(mixed, share) for share in (0.6, 0.5, 0.4, 0.3, 0.25, 0.2)},
+    "onnxsim int4 and int8": partial(onnxsim, "int4 and int8"),
+}
+PARTS = {"types": TYPES, "rounding": ROUNDING, "patterns": PATTERNS, "mixed": MIXED}
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -183,8 +177,8 @@ def point(make: Maker, case: Case, reference: np.ndarray, pairs: int) -> Facts:
         return found | (speed(path, case, pairs) if pairs else {})
 
 
-def peer_point(make: Maker, case: Case, reference: np.ndarray, pairs: int) -> Facts:
-    """`point`, or the message of the peer's tool that failed."""
+def careful_point(make: Maker, case: Case, reference: np.ndarray, pairs: int) -> Facts:
+    """`point`, or the message of a peer's tool that failed, or of a budget that types cannot reach."""
     try:
         return point(make, case, reference, pairs)
     except Exception as e:  # noqa: BLE001 - a peer may fail in any way; its message is the result
@@ -227,7 +221,7 @@ def run_case(name: str, case: Case, store: Store, part: str, pairs: int, end: fl
         if time.monotonic() > end:
             return False
         begun = time.monotonic()
-        ask = peer_point if variant.startswith("onnxruntime") else point
+        ask = careful_point if part == "mixed" or variant.startswith(("onnxruntime", "onnxsim")) else point
         facts = ask(make, case, reference, pairs if part == "types" else 0)
         store.put(name, variant, {**facts, "seconds": round(time.monotonic() - begun, 1)})
     return True

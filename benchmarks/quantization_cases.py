@@ -196,6 +196,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "squeezenet": lambda: imagenet("squeezenet1.1_ts13.onnx", signed=False, offset=0),
     "stories": stories,
     "digits_lstm": lambda: digits("digits_lstm"),
+    "digits_vit": lambda: digits("digits_vit"),
     "resnet50": lambda: zoo("resnet50"),
     "bert_base": lambda: zoo("bert_base"),
 }

@@ -14,15 +14,16 @@ def tables(points: Points) -> dict[str, str]:
         "measured types": types_table(points),
         "measured rounding": rounding_table(points),
         "measured patterns": patterns_table(points),
+        "measured mixed": mixed_table(points),
     }
 
 
 def types_table(points: Points) -> str:
-    """One row per model and type, with onnxruntime's own beside it."""
+    """One row per model and type, with what onnxruntime's and onnxsim's tools make beside it."""
     lines = [
         "| model | variant | score | agrees | size | speed against fp32 | int, float kernels "
-        "| onnxruntime's own: score, size, speed, kernels |",
-        "|---|---|---|---|---|---|---|---|",
+        "| onnxruntime's own: score, size, speed, kernels | onnxsim's |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model, rows in points.items():
         first = f"{model}, {_score(rows['fp32'])}" if rows["fp32"].get("score") is not None else model
@@ -30,11 +31,10 @@ def types_table(points: Points) -> str:
             if variant not in rows:
                 continue
             row, whole = rows[variant], rows["fp32"]["bytes"]
-            own = rows.get(f"onnxruntime {variant}")
-            beside = "" if own is None else ", ".join(part for part in _cells(own, whole) if part)
+            beside = [_beside(rows.get(f"{tool} {variant}"), whole) for tool in ("onnxruntime", "onnxsim")]
             cells = _cells(row, whole)
             agreement = "" if "error" in row else f"{row['agreement']:.3f}"
-            columns = [first, variant, cells[0], agreement, *cells[1:], beside]
+            columns = [first, variant, cells[0], agreement, *cells[1:], *beside]
             lines.append(f"| {' | '.join(columns)} |")
             first = ""
     return "\n".join(lines) + "\n"
@@ -48,7 +48,8 @@ def rounding_table(points: Points) -> str:
         if not rows.keys() & {"int8 gptq", "int4 rtn"}:
             continue
         for variant, row in rows.items():
-            if variant.startswith(("int8", "int4")) and variant != "int8-dynamic":
+            ours = variant.startswith(("int8", "int4")) and variant != "int8-dynamic"
+            if "error" not in row and (ours or variant == "onnxsim int4 path"):
                 size = row["bytes"] / rows["fp32"]["bytes"]
                 lines.append(
                     f"| {first} | {variant} | {_score(row)} | {row['relative_error']:.1e} | {size:.2f} |"
@@ -66,15 +67,49 @@ def patterns_table(points: Points) -> str:
     for model, rows in points.items():
         first = f"{model}, {_score(rows['fp32'])}"
         for variant, row in rows.items():
-            if not variant.startswith("2:4") or "error" in row:
+            if not variant.removeprefix("onnxsim ").startswith("2:4") or "error" in row:
                 continue
             error = f"{row['output_error']:.1e}" if "output_error" in row else ""
             lines.append(
-                f"| {first} | {variant[4:]} | {row['layers']} | {row['kept_saliency']:.3f} | {error} "
+                f"| {first} | {variant.replace('2:4 ', '')} | {row.get('layers', '')} "
+                f"| {_fixed(row.get('kept_saliency'))} | {error} "
                 f"| {row['relative_error']:.1e} | {_score(row)} |"
             )
             first = ""
     return "\n".join(lines) + "\n"
+
+
+def mixed_table(points: Points) -> str:
+    """Score and error of types by layer at budgets of bytes, with one type for all at its own size."""
+    lines = [
+        "| model | budget | size | score | output error | types of the layers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, rows in points.items():
+        whole, first = rows["fp32"]["bytes"], f"{model}, {_score(rows['fp32'])}"
+        shown = {name: row for name, row in rows.items() if "forms" in row or name == "onnxsim int4 and int8"}
+        alone: dict[str, Any] = next((row["uniform"] for row in shown.values() if "uniform" in row), {})
+        for variant, row in shown.items():
+            forms = ", ".join(f"{n} {form}" for form, n in row.get("forms", {}).items())
+            budget = variant.removeprefix("mixed ")
+            lines.append(
+                f"| {first} | {budget} | {row['bytes'] / whole:.2f} | {_score(row)} "
+                f"| {row['relative_error']:.1e} | {forms} |"
+            )
+            first = ""
+        lines += [
+            f"|  | {form} alone | {one['bytes'] / whole:.2f} |  | {one['error']:.1e} |  |"
+            for form, one in alone.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _beside(row: dict[str, Any] | None, whole: int) -> str:
+    return "" if row is None else ", ".join(part for part in _cells(row, whole) if part)
+
+
+def _fixed(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
 
 
 def _score(row: dict[str, Any]) -> str:
