@@ -1,8 +1,9 @@
 """Which layers go: those whose absence changes the outputs least for the work they save.
 
 Greedy: after every layer left out, what each of the others would cost now is measured again, as the layers
-that are left depend on each other. A layer's cost is the relative change of the model's outputs, against
-those of the dense model, on the calibration samples or on random inputs. No labels are needed.
+that are left depend on each other (FinerCut, Zhang et al., 2024). A layer's cost is the distance of the model's
+outputs to those of the dense model, on the calibration samples or on random inputs. No labels are needed.
+`--layer-criterion` names the distance, or `span`: then consecutive layers go, see `sparsecc/spans.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.calibrate.samples import Feeds
 from sparsecc.choose import Choice
 from sparsecc.cost import macs_model, params_model
+from sparsecc.distances import DISTANCES, Distance, distances, relative
 from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.blocks import Block, find_blocks
@@ -26,6 +29,7 @@ from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
+from sparsecc.spans import spans_of, straightest, walked
 from sparsecc.targets import target_named
 from sparsecc.verify.dropped import Switchboard, plugged, silenced
 from sparsecc.verify.numerics import tolerance_of, worst_error
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
     from sparsecc.pipeline import Job
     from sparsecc.verify.prove import Probes, Runs
 
-Feeds = Mapping[str, np.ndarray]
 
 _RUNTIME = OnnxRuntimeCpu()
 
@@ -129,6 +132,8 @@ def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
         return analysis, asked
     before = assemble.costs(analysis, {})["before"]
     chosen, change = _chosen(job, analysis, blocks, probes) if options.ratio else ([], 0.0)
+    facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
+    job.seconds.append({"name": DropBlocks.name, "facts": facts})
     if not chosen:
         return analysis, replace(asked, blocks=blocks, before=before)
     layers = assemble.layers(analysis, {})
@@ -197,7 +202,15 @@ def _chosen(
     budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
     board = plugged(analysis.model, _branches(free), job.scratch / "gated" / "model.onnx", options.threads)
     samples = samples_for(options, analysis.model, probes)
-    return Greedy(free, board, samples, budget, is_params, overshoot=not shared).choose()
+    distance = DISTANCES.get(options.layer_criterion, relative)
+    greedy = Greedy(free, board, samples, budget, is_params, overshoot=not shared, distance=distance)
+    if options.layer_criterion != "span":
+        return greedy.choose()
+    spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
+    settings = {"threads": options.threads, "memory": options.calib_memory}
+    walk = walked(analysis, spans, samples, job.scratch / "spans", **settings)
+    chosen = straightest(analysis, spans, walk)
+    return chosen, greedy.change(_branches(chosen))
 
 
 def samples_for(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
@@ -225,6 +238,8 @@ class Greedy:
     budget: float
     is_params: bool = False
     overshoot: bool = True
+    distance: Distance = relative
+    earliness: float = EARLINESS
 
     def __post_init__(self) -> None:
         self.dense = [self.board.run(feeds, frozenset()) for feeds in self.samples]
@@ -245,7 +260,7 @@ class Greedy:
             last |= {b.id: self._price(b, taken, found[b.id]) for b in some}
             best = min(some, key=lambda b: (last[b.id], -b.position, b.id))
             taken.append(best)
-            change, used = found[best.id], self._cost(taken)
+            change, used = found[best.id], self.cost(taken)
         return taken, change
 
     def _candidates(self, taken: Sequence[Block], left: float) -> list[Block]:
@@ -254,9 +269,9 @@ class Greedy:
         here = [b for b in self.free if self.nodes[b.id] - gone]
         if self.overshoot:
             return here
-        return [b for b in here if self._cost([*taken, b]) - self._cost(taken) <= left]
+        return [b for b in here if self.cost([*taken, b]) - self.cost(taken) <= left]
 
-    def _cost(self, blocks: Sequence[Block]) -> float:
+    def cost(self, blocks: Sequence[Block]) -> float:
         """What these blocks cost together; a block inside another one counts once."""
         outermost = [
             b for b in blocks
@@ -266,27 +281,14 @@ class Greedy:
 
     def _price(self, block: Block, taken: Sequence[Block], change: float) -> float:
         """The change per unit of work saved so far, a little more for early layers."""
-        earliness = 1 + EARLINESS * (1 - block.position)
-        return change * earliness / max(self._cost([*taken, block]), 1.0)
+        earliness = 1 + self.earliness * (1 - block.position)
+        return change * earliness / max(self.cost([*taken, block]), 1.0)
 
     def change(self, branches: Iterable[str]) -> float:
-        """The mean relative change (L2) of the float outputs without these branches."""
+        """The mean distance of the float outputs without these branches."""
         off = frozenset(branches)
-        changes = [
-            _relative(dense, self.board.run(feeds, off))
+        found = [
+            distances(dense, self.board.run(feeds, off), self.distance)
             for feeds, dense in zip(self.samples, self.dense, strict=True)
         ]
-        return float(np.mean(changes))
-
-
-def _relative(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """Infinite where the outputs are no longer finite."""
-    changes = []
-    for name, wanted in reference.items():
-        if wanted.dtype.kind != "f" and wanted.dtype.name != "bfloat16":
-            continue
-        a, b = wanted.astype(np.float64), found[name].astype(np.float64)
-        size = float(np.linalg.norm(a)) or 1.0
-        changes.append(float(np.linalg.norm(a - b)) / size if a.shape == b.shape else np.inf)
-    change = float(np.mean(changes)) if changes else 0.0
-    return change if np.isfinite(change) else np.inf
+        return float(np.mean([one.mean() for one in found]))

@@ -21,6 +21,9 @@ KEYED = ("build", "quantize_options", "sparsity_options")
 LISTED = ("keep", "only", "prune")
 """Options that hold several names."""
 
+LAYER_CRITERIA = ("output", "divergence", "angular", "span")
+"""How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
+
 METRICS = ("macs", "params", "channels", "latency")
 
 SMALLEST_MEMORY = 16 << 20
@@ -57,6 +60,7 @@ class CompileOptions:
     only: tuple[str, ...] = ()
     prune: tuple[str, ...] = ("channels", "heads", "head_dims")
     prune_io: bool = False
+    layer_criterion: str = "output"
     tokens: float | None = None
     sparsity: str | None = None
     quantize: str | None = None
@@ -82,6 +86,8 @@ class CompileOptions:
             raise InputError(f"--calib-memory {self.calib_memory} bytes is too little: give {least} or more")
         if self.metric not in METRICS:
             raise unknown("metric", "metrics", self.metric, METRICS)
+        if self.layer_criterion not in LAYER_CRITERIA:
+            raise unknown("layer criterion", "layer criteria", self.layer_criterion, LAYER_CRITERIA)
         if self.recover not in RECOVERIES:
             raise unknown("recovery", "recoveries", self.recover, RECOVERIES)
         for kind in self.prune:

@@ -61,7 +61,7 @@ def turns(
     found = {}
     for block in sorted(blocks.values(), key=lambda b: walk.made_at[b.exit]):
         walk.reach(block.exit)
-        channels = _channels(analysis, block.branches[0].entry)
+        channels = channels_of(analysis, block.branches[0].entry)
         angles = [
             angles_between(walk.value(block.entry, i), walk.value(block.exit, i), channels)
             for i in range(walk.batches)
@@ -87,7 +87,7 @@ def _as_rows(array: np.ndarray, channels: Sequence[int]) -> np.ndarray:
     return last.reshape(-1, int(np.prod(last.shape[-len(channels) :])))
 
 
-def _channels(analysis: Analysis, value: ir.Value) -> list[int]:
+def channels_of(analysis: Analysis, value: ir.Value) -> list[int]:
     """The positions of the axes that weights have slots of; all but the first where there are none."""
     owners = prunable_atoms(analysis).keys()
     axes = analysis.record.axes[value]

@@ -19,6 +19,7 @@ from sparsecc.recipe_file import names_code
 
 METRICS = ("macs", "params", "latency", "channels")
 KINDS = ("channels", "heads", "head_dims", "layers", "experts")
+LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 FORMS = ("onnx", "ort", "engine")
@@ -150,6 +151,12 @@ REMOVAL = (
     _option("--allocator", metavar="NAME", help="How the budget is spread over the groups.  [default: auto]"),
     _option(
         "--align", type=Value("auto|N", values.align), help="Multiples for channel counts.  [default: auto]"
+    ),
+    _option(
+        "--layer-criterion",
+        type=Name("layer criterion", LAYER_CRITERIA),
+        help="What layers are judged by with --prune layers: the outputs without them (relative change, "
+        "Jensen-Shannon divergence, angle), or how far consecutive ones turn what passes by.  [default: output]",
     ),
     _option(
         "--tokens",

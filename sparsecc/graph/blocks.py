@@ -261,6 +261,12 @@ def _lines(branches: Sequence[Branch]) -> list[list[Branch]]:
     return lines
 
 
+def follows(first: Block, second: Block) -> bool:
+    """Whether a block starts where another ended, or one norm or activation later."""
+    start = second.branches[0]
+    return _next(first.branches[-1], {start.entry: start}) is start
+
+
 def _next(branch: Branch, starting: dict[ir.Value, Branch]) -> Branch | None:
     value = branch.exit
     if value in starting:
