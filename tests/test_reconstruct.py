@@ -16,7 +16,8 @@ from sparsecc.calibrate.walk import MEMORY
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
-from sparsecc.reconstruct import solve
+from sparsecc.reconstruct import solve, wide
+from sparsecc.reconstruct.damping import DAMPINGS, LEAST, Halves, damping_for, in_second_half
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.reconstruct.sweep import Repair, Settings, repair
 from tests.repair_models import analysed, mlp, normal
@@ -61,11 +62,52 @@ def test_without_intercept_the_refit_is_the_optimum_through_zero(
     np.testing.assert_allclose(new[0].T, np.linalg.lstsq(rows, targets, rcond=None)[0], rtol=1e-5, atol=1e-7)
 
 
+def halves_of(rows: np.ndarray, targets: np.ndarray) -> Halves:
+    halves = Halves.empty(1, rows.shape[1], targets.shape[1])
+    halves.add(rows[None], targets[None], np.arange(len(rows)) % 2 == 1)
+    return halves
+
+
+@pytest.mark.parametrize(("number", "noise", "is_damped"), [(60, 3.0, True), (4000, 0.05, False)])
+def test_few_samples_of_what_inputs_hardly_explain_are_damped(
+    number: int, noise: float, is_damped: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    wanted = generator.standard_normal((5, 40))
+    weight = (wanted + 0.3 * generator.standard_normal((5, 40)))[None]
+
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = generator.standard_normal((count, 40))
+        return rows, rows @ wanted.T + noise * generator.standard_normal((count, 5))
+
+    halves, unseen = halves_of(*drawn(number)), moments_of(*drawn(4000))
+    chosen = damping_for(weight, halves, intercept=True)
+    assert (chosen >= 0.15) == is_damped
+
+    def error(damping: float) -> float:
+        new = solve.refit(weight, halves.whole(), intercept=True, damping=damping)
+        return solve.relative_error(new, solve.bias_for(new, halves.whole()), unseen)
+
+    assert error(chosen) < 0.8 * error(LEAST) if is_damped else chosen == LEAST
+
+
+def test_halves_are_of_whole_samples() -> None:
+    picks = np.array([0, 3, 4, 7, 11])
+    assert in_second_half(picks, 12, 3, 0, 9).tolist() == [False, False, True, True, False]
+    assert in_second_half(picks, 12, 3, 3, 9).tolist() == [True, True, False, False, True]
+    assert in_second_half(picks, 12, 1, 0, 1).tolist() == [False, False, False, True, True]
+
+
+def test_a_repair_says_how_much_it_damped(tmp_path: Path) -> None:
+    found = mended(mlp(), [1, 5], "reconstruct", {"x": normal(ROWS, 6, seed=9)}, tmp_path)
+    assert LEAST <= found.layers[-1]["damping"] <= DAMPINGS[-1]
+
+
 def test_nothing_to_mend_stays(problem: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     rows, _, weight = problem
     moments = moments_of(rows, rows @ weight.T)
     np.testing.assert_allclose(
-        solve.refit(weight[None], moments, intercept=True)[0], weight, rtol=1e-8, atol=1e-9
+        solve.refit(weight[None], moments, intercept=True, damping=0.01)[0], weight, rtol=1e-8, atol=1e-9
     )
 
 
@@ -116,18 +158,38 @@ def test_a_duplicated_channel_goes_for_free(tmp_path: Path) -> None:
     assert set(found.changed) == {"w2", "b2"}
 
 
-def test_a_layer_refitted_in_parts_comes_out_as_one_refitted_whole(tmp_path: Path) -> None:
+def test_a_refit_in_parts_is_that_of_the_whole(problem: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    rows, targets, weight = problem
+    odd = np.arange(ROWS) % 2 == 1
+    identity, present = np.eye(5), np.ones(5)
+    layer = wide.Layer(
+        lambda chunk: weight[chunk].copy(),
+        lambda chunk: identity[chunk],
+        np.zeros(5),
+        lambda: iter([(rows.astype(np.float32), targets.astype(np.float32), odd)]),
+        *weight.shape,
+    )
+    found = wide.refit_in_parts(layer, present, rows=ROWS, memory=64 * 49)
+    moments = moments_of(rows, targets)
+    new = solve.refit(weight[None], moments, intercept=True, damping=found.damping)
+    new = solve.rescaled(new, moments)
+    bias = solve.bias_for(new, moments)
+    np.testing.assert_allclose(found.weight, new[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.bias, bias[0], rtol=1e-3, atol=1e-3)
+    before = solve.relative_error(weight[None], present[None], moments)
+    assert found.error(found.before) == pytest.approx(before, rel=1e-4)
+    assert found.error(found.after) == pytest.approx(solve.relative_error(new, bias, moments), rel=1e-3)
+
+
+def test_a_layer_refitted_in_parts_comes_out_about_as_one_refitted_whole(tmp_path: Path) -> None:
     feeds = {"x": normal(ROWS, 6, seed=9)}
     whole, parts = mlp(), mlp()
     told = mended(whole, [1, 5], "reconstruct", feeds, tmp_path)
     found = mended(parts, [1, 5], "reconstruct", feeds, tmp_path / "parts", memory=2 * 64 * 36)
-    for name in ("w2", "b2"):
-        one, other = (a.model.graph.initializers[name].const_value for a in (whole, parts))
-        np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
     assert set(found.changed) == set(told.changed)
-    for row, wanted in zip(found.layers, told.layers, strict=True):
+    for row, wanted in zip(found.layers, told.layers, strict=True):  # their damping differs
         assert row["error_before"] == pytest.approx(wanted["error_before"], rel=1e-3)
-        assert row["error_after"] == pytest.approx(wanted["error_after"], rel=1e-3)
+        assert row["error_after"] == pytest.approx(wanted["error_after"], rel=0.01)
 
 
 def test_blocks_of_columns_in_turn_mend_most_of_what_all_at_once_do(tmp_path: Path) -> None:

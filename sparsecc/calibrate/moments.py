@@ -44,6 +44,17 @@ class Moments:
             self.y += targets.sum(axis=1, dtype=np.float64)
             self.yy += np.square(targets, dtype=np.float64).sum(axis=1)
 
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both's rows."""
+        return Moments(
+            self.xx + other.xx,
+            self.x + other.x,
+            self.yx + other.yx,
+            self.y + other.y,
+            self.yy + other.yy,
+            self.rows + other.rows,
+        )
+
     @property
     def mean(self) -> np.ndarray:
         """(groups, columns)."""

@@ -12,8 +12,6 @@ import numpy as np
 
 from sparsecc.calibrate.moments import Moments
 
-DAMPING = 0.01
-"""Penalty on changes, as a share of the mean variance of the inputs."""
 _LARGEST_SCALE = 4.0
 
 
@@ -21,8 +19,11 @@ MISSED = 1e9
 """The relative error of missing what does not vary: finite, so that reports stay plain JSON."""
 
 
-def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: float = DAMPING) -> np.ndarray:
-    """The weight that gives the targets best from these inputs; `intercept` leaves the means to a bias."""
+def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: float) -> np.ndarray:
+    """The weight that gives the targets best from these inputs; `intercept` leaves the means to a bias.
+
+    `damping` is the penalty on changes, as a share of the mean variance of the inputs.
+    """
     if intercept:
         inputs, wanted = moments.covariance(), moments.cross_covariance()
     else:

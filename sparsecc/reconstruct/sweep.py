@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.consumers import Consumer, consumer_of
-from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.walk import MEMORY, Walk
 from sparsecc.passes.base import Skip
 from sparsecc.reconstruct import solve, wide
+from sparsecc.reconstruct.damping import Halves, damping_for, in_second_half
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
 from sparsecc.reconstruct.places import Outlet, feeds_norm, outlet_of
 
@@ -40,7 +41,6 @@ class Settings:
     """How to repair: a method of `METHODS` but `none`; `residual` mends sums instead of their summands."""
 
     method: str
-    damping: float = solve.DAMPING
     residual: bool = True
     seed: int = 0
     threads: int = 1
@@ -75,6 +75,7 @@ class _Sweep:
         wanted = {t.name or "" for o in self.outlets.values() for t in (o.own, o.total) if t is not None}
         norms = [n for n in pruned.graph if n.op_type == "BatchNormalization"]
         wanted |= {n.inputs[0].name or "" for n in norms if n.inputs[0] is not None}
+        self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
         half, threads = settings.memory // 2, settings.threads
         self.dense = Walk(
             dense,
@@ -118,16 +119,16 @@ class _Sweep:
             self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
             return
         self.dense.reach(target)
-        moments = self._moments(consumer, target, other)
+        halves = self._halves(consumer, target, other)
         for value in (outlet.own, outlet.total):
             if value is not None:
                 self.dense.release(value.name or "")
-        if moments is None:
+        if halves is None:
             self.found.skipped.append(
                 Skip(consumer.name, "its result has another shape than in the dense model")
             )
             return
-        self._settle(outlet, moments, matched=not other)
+        self._settle(outlet, halves, matched=not other)
 
     def _is_wide(self, consumer: Consumer) -> bool:
         groups, outputs, columns = consumer.sizes
@@ -147,14 +148,13 @@ class _Sweep:
             self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
             return
         bias = outlet.bias(layer.outputs)
-        half, damping = self.settings.memory // 2, self.settings.damping
-        rows = self._rows(consumer)
-        new = wide.refit_in_parts(layer, bias, rows=rows, memory=half, damping=damping)
+        new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.settings.memory // 2)
         for value in (outlet.own, outlet.total):
             if value is not None:
                 self.dense.release(value.name or "")
         offset = None if bias is None else new.bias
-        self._write(outlet, new.weight[None], offset, (new.error(new.before), new.error(new.after)))
+        errors = (new.error(new.before), new.error(new.after))
+        self._write(outlet, new.weight[None], offset, errors, new.damping)
 
     def _wide_layer(self, consumer: Consumer) -> wide.Layer | None:
         """A layer beside that of the dense model, whose inputs are then at hand; None where there is none."""
@@ -179,13 +179,19 @@ class _Sweep:
             columns,
         )
 
-    def _pairs(self, consumer: Consumer, dense: Consumer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _odd(self, consumer: Consumer, data: np.ndarray, picks: np.ndarray, batch: int) -> np.ndarray:
+        """Which of the rows picked belong to the second half of the samples."""
+        rows, first = math.prod(consumer.places(data)), sum(self.lengths[:batch])
+        return in_second_half(picks, rows, self.lengths[batch], first, sum(self.lengths))
+
+    def _pairs(self, consumer: Consumer, dense: Consumer) -> Iterator[wide.Rows]:
         """A pass over the batches: the same rows of the pruned and of the dense layer's inputs."""
         for batch in range(self.pruned.batches):
             data = self.pruned.value(consumer.data, batch)
             picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
             before = self.dense.value(dense.data, batch)
-            yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0]
+            odd = self._odd(consumer, data, picks, batch)
+            yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0], odd
 
     def _target(self, outlet: Outlet) -> tuple[str, str]:
         """The dense value to match, and the pruned model's other summand of a sum that is at hand."""
@@ -196,10 +202,9 @@ class _Sweep:
             return outlet.own.name or "", ""
         return total.name or "", other.name or ""
 
-    def _moments(self, consumer: Consumer, target: str, other: str) -> Moments | None:
-        weight = consumer.matrix()
-        groups, outputs, columns = weight.shape
-        moments = Moments.empty(groups, columns, outputs)
+    def _halves(self, consumer: Consumer, target: str, other: str) -> Halves | None:
+        groups, outputs, columns = consumer.sizes
+        halves = Halves.empty(groups, columns, outputs)
         axis = 1 if consumer.is_conv else -1
         for batch in range(self.pruned.batches):
             data = self.pruned.value(consumer.data, batch)
@@ -213,29 +218,41 @@ class _Sweep:
                 return None
             picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
             rows = consumer.outputs(wanted, picks).reshape(len(picks), groups, outputs)
-            moments.add(consumer.rows(data, picks), rows.transpose(1, 0, 2))
-        return moments
+            odd = self._odd(consumer, data, picks, batch)
+            halves.add(consumer.rows(data, picks), rows.transpose(1, 0, 2), odd)
+        return halves
 
     def _left(self, array: np.ndarray, name: str, axis: int) -> np.ndarray:
         mask = self.kept(name, axis)
         return array if mask is None else np.compress(mask, array, axis=axis)
 
-    def _settle(self, outlet: Outlet, moments: Moments, matched: bool) -> None:
+    def _settle(self, outlet: Outlet, halves: Halves, matched: bool) -> None:
         """Decide the new weights and write them down where they are better than the old ones."""
-        weight = outlet.consumer.matrix()
+        weight, moments = outlet.consumer.matrix(), halves.whole()
         bias = outlet.bias(weight.shape[0] * weight.shape[1])
+        has_bias = bias is not None
         shaped = None if bias is None else bias.reshape(weight.shape[:2])
         before = solve.relative_error(weight, shaped, moments)
         if before < UNCHANGED:
             return
-        new = self._new_weight(weight, moments, has_bias=bias is not None, matched=matched)
-        bias_for = solve.faded_bias_for if self.settings.method == "bias" else solve.bias_for
-        offset = bias_for(new, moments) if bias is not None else None
+        method, damping, new = self.settings.method, None, weight
+        if method == "reconstruct":
+            damping = damping_for(weight, halves, intercept=has_bias)
+            new = solve.refit(weight, moments, intercept=has_bias, damping=damping)
+        if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
+            new = solve.rescaled(new, moments)
+        bias_for = solve.faded_bias_for if method == "bias" else solve.bias_for
+        offset = bias_for(new, moments) if has_bias else None
         after = solve.relative_error(new, offset, moments)
-        self._write(outlet, None if new is weight else new, offset, (before, after))
+        self._write(outlet, None if new is weight else new, offset, (before, after), damping)
 
     def _write(
-        self, outlet: Outlet, new: np.ndarray | None, offset: np.ndarray | None, errors: tuple[float, float]
+        self,
+        outlet: Outlet,
+        new: np.ndarray | None,
+        offset: np.ndarray | None,
+        errors: tuple[float, float],
+        damping: float | None,
     ) -> None:
         """Store what is new, unless a layer was fine before or its samples are not numbers."""
         consumer, (before, after) = outlet.consumer, errors
@@ -249,17 +266,8 @@ class _Sweep:
             self.found.changed.append(consumer.weight.name or "")
         if offset is not None:
             self.found.changed.append(outlet.store_bias(offset.ravel()))
-        self.found.layers.append({"layer": consumer.name, "error_before": before, "error_after": after})
-
-    def _new_weight(
-        self, weight: np.ndarray, moments: Moments, *, has_bias: bool, matched: bool
-    ) -> np.ndarray:
-        method = self.settings.method
-        if method == "reconstruct":
-            weight = solve.refit(weight, moments, intercept=has_bias, damping=self.settings.damping)
-        if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
-            weight = solve.rescaled(weight, moments)
-        return weight
+        row = {"layer": consumer.name, "error_before": before, "error_after": after}
+        self.found.layers.append(row if damping is None else {**row, "damping": damping})
 
     def _restate(self, node: ir.Node) -> None:
         data = node.inputs[0]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.stats import column_blocks
 from sparsecc.reconstruct import solve
+from sparsecc.reconstruct.damping import Halves, damping_for
 
-Batches = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""A pass over the samples: per batch the rows (rows, columns) of the pruned layer and those of the dense one."""
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of a batch: rows (rows, columns) of the pruned layer, those of the dense one, which are of an odd sample."""
 
 _ENTRIES = 6
 """Matrices of the size of a chunk that are held at once, float64."""
@@ -29,7 +29,7 @@ def needs_parts(outputs: int, columns: int, rows: int, memory: int) -> bool:
 
 
 def _bytes(outputs: int, columns: int, rows: int) -> int:
-    return 8 * (4 * columns * columns + _ENTRIES * outputs * columns + 2 * rows * outputs)
+    return 8 * (7 * columns * columns + _ENTRIES * outputs * columns + 2 * rows * outputs)
 
 
 def _widest(memory: int) -> int:
@@ -44,34 +44,37 @@ class Layer:
     present: Callable[[slice], np.ndarray]
     wanted: Callable[[slice], np.ndarray]
     wanted_bias: np.ndarray
-    batches: Batches
+    batches: Callable[[], Iterator[Rows]]
     outputs: int
     columns: int
 
 
 @dataclass
 class Refitted:
-    """The new weight, float32 (outputs, columns), its bias, and noise and signal before and after."""
+    """The new weight, float32 (outputs, columns), its bias, and noise and signal before and after.
+
+    `damping` is the largest of its blocks.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     before: float = 0.0
     after: float = 0.0
     signal: float = 0.0
+    damping: float = 0.0
 
     def error(self, noise: float) -> float:
         """Relative to the variance of what is wanted."""
         return noise / self.signal if self.signal > 0 else 0.0
 
 
-def refit_in_parts(
-    layer: Layer, bias: np.ndarray | None, *, rows: int, memory: int, damping: float
-) -> Refitted:
+def refit_in_parts(layer: Layer, bias: np.ndarray | None, *, rows: int, memory: int) -> Refitted:
     """As `solve.refit`, then `solve.rescaled` and `solve.bias_for`. `bias` is the present one, or None where
-    there can be none; variances are restored with one only. `rows` are those of a batch.
+    there can be none; variances are restored with one only. `rows` are those of a batch. The first chunk of
+    outputs tells how much the refit of a block is damped.
     """
     found = Refitted(np.empty((layer.outputs, layer.columns), np.float32), np.zeros(layer.outputs))
-    blocks = column_blocks(layer.columns, _widest(memory))
+    blocks, dampings = column_blocks(layer.columns, _widest(memory)), dict[int, float]()
     room = memory // 2 // 8 // (_ENTRIES * (blocks[0].stop + layer.columns) // 2 + 2 * rows)
     for chunk in column_blocks(layer.outputs, max(1, room)):
         weight = layer.present(chunk)
@@ -79,10 +82,14 @@ def refit_in_parts(
         sums = _sums(layer, chunk, weight)
         found.before += sums.noise(np.ones(len(own)), own)
         for block in blocks:
-            residual = _residual_moments(layer, chunk, block, weight)
-            nothing = np.zeros((1, *weight[:, block].shape))
-            change = solve.refit(nothing, residual, intercept=bias is not None, damping=damping)
-            weight[:, block] += change[0]
+            residual = _residual(layer, chunk, block, weight)
+            nothing, intercept = np.zeros((1, *weight[:, block].shape)), bias is not None
+            if block.start not in dampings:
+                dampings[block.start] = damping_for(nothing, residual, intercept=intercept)
+            damping = dampings[block.start]
+            weight[:, block] += solve.refit(nothing, residual.whole(), intercept=intercept, damping=damping)[
+                0
+            ]
         sums = _sums(layer, chunk, weight)
         scale = sums.scale() if bias is not None else np.ones(len(own))
         offset = sums.offset(scale) if bias is not None else own
@@ -90,15 +97,16 @@ def refit_in_parts(
         found.signal += float(sums.wanted_variance.sum())
         found.weight[chunk] = weight * scale[:, None]
         found.bias[chunk] = offset
+    found.damping = max(dampings.values())
     return found
 
 
-def _residual_moments(layer: Layer, chunk: slice, block: slice, weight: np.ndarray) -> Moments:
+def _residual(layer: Layer, chunk: slice, block: slice, weight: np.ndarray) -> Halves:
     """Moments of a block's inputs with what all columns together still miss."""
-    moments = Moments.empty(1, block.stop - block.start, len(weight))
-    for data, made, wanted in _passes(layer, chunk, weight):
-        moments.add(data[None][:, :, block], (wanted - made)[None])
-    return moments
+    halves = Halves.empty(1, block.stop - block.start, len(weight))
+    for data, made, wanted, odd in _passes(layer, chunk, weight):
+        halves.add(data[None][:, :, block], (wanted - made)[None], odd)
+    return halves
 
 
 @dataclass
@@ -135,7 +143,7 @@ class _Sums:
 def _sums(layer: Layer, chunk: slice, weight: np.ndarray) -> _Sums:
     zeros = [np.zeros(len(weight)) for _ in range(5)]
     sums = _Sums(0, *zeros)
-    for _, made, wanted in _passes(layer, chunk, weight):
+    for _, made, wanted, _ in _passes(layer, chunk, weight):
         sums.rows += len(made)
         sums.made += made.sum(axis=0, dtype=np.float64)
         sums.made2 += np.square(made, dtype=np.float64).sum(axis=0)
@@ -147,8 +155,11 @@ def _sums(layer: Layer, chunk: slice, weight: np.ndarray) -> _Sums:
 
 def _passes(
     layer: Layer, chunk: slice, weight: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per batch: the rows, what `weight` makes of them, and what the dense layer gives; no bias in the former."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Per batch: the rows, what `weight` makes of them, what the dense layer gives, which rows are of odd samples.
+
+    There is no bias in what `weight` makes.
+    """
     narrow, dense = weight.astype(np.float32), layer.wanted(chunk).astype(np.float32)
-    for data, before in layer.batches():
-        yield data, data @ narrow.T, before @ dense.T + layer.wanted_bias[chunk].astype(np.float32)
+    for data, before, odd in layer.batches():
+        yield data, data @ narrow.T, before @ dense.T + layer.wanted_bias[chunk].astype(np.float32), odd
