@@ -21,7 +21,7 @@ from sparsecc.passes.quantize.descent import round_weights
 from sparsecc.passes.quantize.editor import raise_opset
 from sparsecc.passes.quantize.half import convert_to_half
 from sparsecc.passes.quantize.meter import Meter
-from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, find_sites
+from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, find_sites
 from sparsecc.passes.quantize.spec import QuantizationPlan
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
 from sparsecc.passes.quantize.weight_only import (
@@ -37,6 +37,8 @@ STATIC = ("int8", "fp8")
 BLOCKS = (32, 128)
 """Inputs per scale that int4 layers may have."""
 MIXED = (*STATIC, "int4")
+PADDED = 0.1
+"""A wider block that adds a larger share of columns than this to a layer saves nothing."""
 ROUNDS = 8
 
 Choice = Mapping[str, str]
@@ -102,7 +104,8 @@ class Writer:
         for site in sites:
             found = [self.static] if site.name in integer else []
             if "int4" in self.options.types and site.name not in self.options.exclude:
-                found += [f"int4/{b}" for b in BLOCKS if not why_not_int4(site, b, to_onnxruntime)]
+                fitting = [b for b in BLOCKS if b == BLOCKS[0] or _padding(site, b) < PADDED]
+                found += [f"int4/{b}" for b in fitting if not why_not_int4(site, b, to_onnxruntime)]
             self.forms[site.name] = (FLOAT, *found)
 
     def written(self, choice: Choice) -> ir.Model:
@@ -194,6 +197,12 @@ def measured(writer: Writer, meter: Meter, whole: Point) -> Table:
 
 def _point(meter: Meter, writer: Writer, choice: Choice) -> Point:
     return Point(*meter.measure(writer.complete(writer.written(choice))))
+
+
+def _padding(site: Site, block: int) -> float:
+    """The share of columns that whole blocks have beyond the layer's."""
+    inputs = site.shape[site.in_axis]
+    return -(-inputs // block) * block / inputs - 1
 
 
 def _uniform(forms: Mapping[str, Sequence[str]], form: str) -> dict[str, str]:
