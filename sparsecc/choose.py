@@ -25,6 +25,7 @@ from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
+from sparsecc.criteria.mass import Masses
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
@@ -137,12 +138,13 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
         return Evidence(weights)
     samples = source.samples()
     gradients = Gradients(analysis, samples, options.seed).of
-    settings = {"seed": options.seed, "threads": options.threads, "memory": options.calib_memory}
-    if samples.real:
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients)
     walked = {"threads": options.threads, "memory": options.calib_memory}
+    settings = {"seed": options.seed, **walked}
+    masses = Masses(analysis, samples, source.scratch, **walked).of
+    if samples.real:
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients, masses)
     with matched(analysis.model, samples, source.scratch, **walked):
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients)
+        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients, masses)
 
 
 def allocator_for(options: CompileOptions) -> Allocator:

@@ -14,6 +14,7 @@ from sparsecc.choose import choose
 from sparsecc.criteria import CRITERIA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES
+from sparsecc.criteria.mass import Masses, holders
 from sparsecc.criteria.obs import DAMPING, greedy
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
@@ -23,10 +24,11 @@ from sparsecc.options import CompileOptions
 from tests.repair_models import analysed, mlp, normal
 
 ROWS = 500
+SAMPLES = Samples(({"x": normal(ROWS, 6, seed=9)},), True)
 
 
 def stats_of(analysis: Analysis, folder: Path) -> Stats:
-    return collect(analysis, Samples(({"x": normal(ROWS, 6, seed=9)},), True), folder)
+    return collect(analysis, SAMPLES, folder)
 
 
 def group_of(analysis: Analysis) -> Group:
@@ -34,7 +36,8 @@ def group_of(analysis: Analysis) -> Group:
 
 
 def scores(name: str, analysis: Analysis, folder: Path) -> np.ndarray:
-    evidence = Evidence(SlotWeights(analysis), stats_of(analysis, folder))
+    masses = Masses(analysis, SAMPLES, folder, threads=1, memory=1 << 28).of
+    evidence = Evidence(SlotWeights(analysis), stats_of(analysis, folder), masses=masses)
     return CRITERIA[name].score(group_of(analysis), evidence)
 
 
@@ -52,7 +55,7 @@ def test_every_criterion_gives_one_finite_score_per_slot_and_the_same_again(
     np.testing.assert_array_equal(first, scores(name, mlp(), tmp_path / "b"))
 
 
-@pytest.mark.parametrize("name", ["act_norm", "wanda", "fluctuation", "obs"])
+@pytest.mark.parametrize("name", ["act_norm", "act_mass", "wanda", "fluctuation", "obs"])
 def test_a_dead_slot_goes_first(name: str, tmp_path: Path) -> None:
     analysis = mlp()
     bias = normal(8, seed=2)
@@ -73,6 +76,33 @@ def test_a_constant_slot_is_free_where_a_bias_takes_it_up(name: str, first: bool
     found = scores(name, analysis, tmp_path)
     assert (found.argmin() == 4) == first
     assert (found.argmax() == 4) == (not first)
+
+
+def test_the_holders_are_the_fewest_channels_that_hold_the_mass() -> None:
+    peaks = np.abs(normal(40, 12, seed=3)).astype(np.float64)
+    peaks[7] = 0
+    found = holders(peaks, 0.8)
+    held = np.where(found, peaks, 0).sum(axis=1)
+    least = np.where(found, peaks, np.inf).min(axis=1)
+    alive = peaks.sum(axis=1) > 0
+    assert (held >= 0.8 * peaks.sum(axis=1))[alive].all()
+    assert (held - least < 0.8 * peaks.sum(axis=1))[alive].all()
+    assert (np.where(found, np.inf, peaks).min(axis=1) <= least).all()
+    assert not found[7].any()
+    np.testing.assert_array_equal(holders(peaks * 3.0, 0.8), found)
+
+
+def test_a_slot_that_always_holds_the_mass_is_kept_whatever_its_readers_weigh(tmp_path: Path) -> None:
+    analysis = mlp()
+    bias = normal(8, seed=2)
+    bias[2] = 1000
+    set_weight(analysis, "b1", bias)
+    found = scores("act_mass", analysis, tmp_path)
+    assert found.argmax() == 2
+    masses = Masses(analysis, SAMPLES, tmp_path, threads=1, memory=1 << 28).of()
+    often = next(often for often in masses.values() if len(often) == 8)
+    assert often[2] >= 1
+    assert np.delete(often, 2).max() < 0.01
 
 
 def test_one_of_two_duplicates_is_free_and_the_other_then_is_not(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from sparsecc.criteria.weights import SlotWeights
 class Evidence:
     """The weights slot by slot and, where there are samples, the statistics of every layer's inputs.
 
-    `gradients` gives the scores of all groups by a gradient criterion.
+    `gradients` gives the scores of all groups by a gradient criterion, `masses` how often each channel of a layer's
+    input holds most of it.
     """
 
     weights: SlotWeights
     stats: Stats | None = None
     gradients: Callable[[str], Mapping[Atom, np.ndarray]] | None = None
+    masses: Callable[[], Mapping[str, np.ndarray]] | None = None
