@@ -106,8 +106,19 @@ def test_without_a_prior_the_closest_outputs_win(name: str, tmp_path: Path) -> N
     changes = {b.id: greedy.change([b.branches[0].title]) for b in free}
     (chosen,), change = greedy.choose()
     assert changes[chosen.id] == min(changes.values()) == change
-    late = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name], earliness=1e6)
-    assert late.choose()[0] == [free[-1]]
+    early = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name], earliness=-0.5)
+    early.change = lambda branches: 0.5  # type: ignore[method-assign]
+    assert early.choose()[0] == [free[0]]
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_the_change_is_told_in_the_asked_distance(name: str, tmp_path: Path) -> None:
+    job, analysis, probes = opened(saved_chain(tmp_path), tmp_path, ratio=0.1, layer_criterion=name)
+    free = [b for b in find_blocks(analysis) if b.is_free]
+    board = plugged(analysis.model, [b.branches[0].title for b in free], tmp_path / "g" / "m.onnx", 1)
+    greedy = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name])
+    _, depth = shorten(job, analysis, probes)
+    assert depth.change == pytest.approx(greedy.change(depth.dropped))
 
 
 def test_distances() -> None:
@@ -118,6 +129,7 @@ def test_distances() -> None:
     assert divergence(a, a + 3.0).max() < 1e-12
     assert angular(a, 2 * a).max() < 1e-7
     assert np.allclose(angular(a, -a), 1)
+    assert angular(np.eye(2), np.array([[0.0, 3.0], [0.0, 3.0]])) == pytest.approx([0.5, 0.0])
     assert relative(a, 3 * a) == pytest.approx(2)
     assert np.allclose(divergence(a, b), divergence(b, a))
     p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (a, b))
@@ -129,7 +141,7 @@ def test_distances() -> None:
 
 def test_only_finite_floats_are_compared() -> None:
     ones = np.ones((2, 3), dtype=np.float32)
-    assert np.isinf(distances({"y": ones}, {"y": ones * np.inf}, relative)).all()
+    assert np.isinf(distances({"y": ones}, {"y": ones * np.nan}, relative)).all()
     assert distances({"n": ones.astype(np.int64)}, {"n": 0 * ones}, relative).max() == 0
 
 
