@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sparsecc.plan import Plan
 
 METHODS = ("auto", "magnitude", "wanda", "sparsegpt", "refit")
+MASKS = ("magnitude", "wanda")
+"""Methods that make up for nothing; they look at the dense model's inputs."""
 REFIT_LIMIT = 1024
 """`auto` repairs exactly up to this reduction length; one solve per row costs its cube."""
 
@@ -158,7 +160,7 @@ class _Job:
     def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
         """Write the pattern into every chosen weight; what each layer kept and lost.
 
-        With data each layer is made for what the layers before it, with their zeros, give.
+        With data, what makes up for zeros does so for what the layers before, with their zeros, give.
         """
         if not self.context.calibration or (self.method == "magnitude" and not self.options.eora):
             return {site.name: self._zero_by_magnitude(site) for site in chosen}
@@ -167,9 +169,11 @@ class _Job:
         for inputs in walk_inputs(self.model, chosen, self.context):
             seen = inputs.moments(multiple)
             for site in inputs.sites:
-                dense = site.matrix(site.array())
+                before, dense = site.weight.const_value, site.matrix(site.array())
                 layers[site.name] = self._zero_by_output(site, seen)
                 sparse.append((site.weight, site.weight.const_value))
+                if self.method in MASKS and not self.options.eora:
+                    site.weight.const_value = before
                 if self.options.eora:
                     now = site.matrix(site.array())
                     self._see_path(site, self.paths.make(site, dense, now, seen, inputs.places()))
