@@ -72,7 +72,7 @@ def passes_for(options: CompileOptions) -> list[Pass]:
         from sparsecc.passes.quantize import Quantize
 
         settings = pass_options(Quantize, "--quantize-option", options.quantize_options, "type")
-        if options.mixes_types:
+        if options.mixes_types and options.size is not None:
             settings |= {"size": options.size}
         passes.append(Quantize(type=options.quantize, **settings))
     return passes

@@ -194,6 +194,21 @@ def test_it_needs_data() -> None:
             apply(step, transformer(), target)
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (Quantize(type="int8", eora=0.1), "eora does nothing for int8: it is for int4"),
+        (Quantize(type="int4", size=1e6), "size does nothing for int4: it is for mixed"),
+        (Quantize(type="int4", eora=-0.1), "from 0 to 1"),
+        (Sparsify(eora=1.5), "from 0 to 1"),
+    ],
+)
+def test_what_a_path_cannot_be_is_one_line(step: Quantize | Sparsify, words: str) -> None:
+    model = transformer()
+    with pytest.raises(InputError, match=words):
+        apply(step, model, "tensorrt", [feeds_for(model)])
+
+
 def test_the_output_of_the_model_may_be_compensated() -> None:
     """The path of the last layer ends in the graph's output, under its name."""
     model = convolutions()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.errors import InputError
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.passes.quantize.calibrate import Feeds, run_session, session_of
@@ -57,6 +58,12 @@ def eora(change: np.ndarray, gram: np.ndarray, rank: int) -> Path:
     left, size, right = np.linalg.svd((change @ directions) * length, full_matrices=False)
     root = np.sqrt(size[:rank])
     return Path((root[:, None] * right[:rank] / length) @ directions.T, left[:, :rank] * root)
+
+
+def require_share(share: float) -> None:
+    """InputError for what is no share of a layer's time."""
+    if not 0 <= share <= 1:
+        raise InputError(f"eora={share:g}: give the share of a layer's time that a path may add, from 0 to 1")
 
 
 def rank_within(inputs: int, outputs: int, share: float, speed: float = 1.0) -> int:

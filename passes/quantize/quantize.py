@@ -19,6 +19,7 @@ from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from sparsecc.passes.quantize.fidelity import fidelity, float_outputs
 from sparsecc.passes.quantize.half import HALF_TYPES, convert_to_half
+from sparsecc.passes.quantize.low_rank import require_share
 from sparsecc.passes.quantize.mixed import MixOptions, mix_types
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
@@ -135,6 +136,12 @@ class Quantize(Pass):
                 f"quantize: rest '{self.rest}' beside '{self.type}': "
                 f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
             )
+        require_share(self.eora)
+        only = {"eora": (bool(self.eora), "int4"), "size": (self.size is not None, "mixed")}
+        only["types"] = (bool(self.types), "mixed")
+        for option, (is_given, type_) in only.items():
+            if is_given and self.type != type_:
+                raise InputError(f"quantize: {option} does nothing for {self.type}: it is for {type_}")
         if self.scheme not in SCHEMES:
             raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")
         if self.max_drop is not None:

@@ -17,7 +17,7 @@ from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.editor import GraphEditor, prepare
 from sparsecc.passes.quantize.fidelity import float_outputs
 from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, output_error, walk_inputs
-from sparsecc.passes.quantize.low_rank import Paths
+from sparsecc.passes.quantize.low_rank import Paths, require_share
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.quantize.spec import sqnr
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
@@ -103,6 +103,7 @@ class Sparsify(Pass):
                 f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "
                 "use --target tensorrt or tensorrt-rtx, or --target onnx for the bare zeros"
             )
+        require_share(self.eora)
         if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
             require_calibration(context.calibration, f"sparsity with {'eora' if self.eora else self.method}")
         return pattern
