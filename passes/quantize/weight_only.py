@@ -64,16 +64,8 @@ def quantize_weights(
     to_onnxruntime = context.target.backend == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
-    sites, skipped = find_sites(model, SINGLE_OR_HALF)
-    chosen = []
-    for site in sites:
-        reason = (
-            "left in float" if site.name in exclude else why_not_int4(site, options.block, to_onnxruntime)
-        )
-        if reason:
-            skipped.append(Skip(site.name, reason))
-        else:
-            chosen.append(site)
+    chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
+    names = {site.name: site.weight.name or "" for site in chosen}
     if options.needs_data:
         require_calibration(
             context.calibration, f"int4 with {options.algorithm if not options.eora else 'eora'}"
@@ -85,7 +77,7 @@ def quantize_weights(
     spec, noise, stored = QuantizationSpec(), {}, []
     store, lower = (_store_packed, _lower_onnxruntime) if to_onnxruntime else (_store_blocked, _lower_blocked)
     for site, blocks in _rounded(model, chosen, context, options, paths, symmetric=not to_onnxruntime):
-        name = site.weight.name or ""
+        name = names[site.name]
         stored.append((site, store(editor, site, blocks)))
         noise[name] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
         spec.nodes.append(site.name)
@@ -98,6 +90,21 @@ def quantize_weights(
     facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
     facts |= {"low_rank": paths.facts} if options.eora else {}
     return PassResult(facts, (*skipped, *paths.left))
+
+
+def _divided(
+    model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
+) -> tuple[list[Site], list[Skip]]:
+    """The layers that get 4 bits, and why the others do not."""
+    sites, skipped = find_sites(model, SINGLE_OR_HALF)
+    chosen = []
+    for site in sites:
+        reason = "left in float" if site.name in exclude else why_not_int4(site, block, to_onnxruntime)
+        if reason:
+            skipped.append(Skip(site.name, reason))
+        else:
+            chosen.append(site)
+    return chosen, skipped
 
 
 def _clock(context: PassContext, options: WeightOnlyOptions) -> Clock | None:
