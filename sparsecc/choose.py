@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named
-from sparsecc.allocators.additive import distortion, losses_of
+from sparsecc.allocators.additive import POWERS, least_sum, losses_of
 from sparsecc.allocators.angular import turns
 from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.curves import known_or_measured
@@ -100,8 +100,9 @@ def choose(
         candidates = scored(analysis, free, replace(options, criterion=criterion), evidence)
     allocator = allocator_named(options.allocator, has_curves=measured)
     problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed)
-    if allocator.uses == "joint" and source is not None and evidence.stats is not None:
-        problem = replace(problem, joint=joint_loss(analysis, candidates, evidence.stats, source, options))
+    if source is not None and evidence.stats is not None:
+        joint = joint_loss(analysis, candidates, evidence.stats, source, options, measured=measured)
+        problem = replace(problem, joint=joint)
     selection = allocator.allocate(problem)
     if isinstance(problem.joint, Joint):
         problem.joint.keep()
@@ -177,15 +178,21 @@ def joint_loss(
     stats: Stats,
     source: Source,
     options: CompileOptions,
-) -> Joint:
-    """What an allocator tries cuts with. InputError where that would take too long."""
-    bench = Bench.for_runs(analysis, source.samples(), RUNS, source.scratch, options.threads)
-    if bench is None:
-        name = options.allocator
-        raise InputError(
-            f"allocator {name} runs the model {RUNS} times, which is too large for that: use global"
-        )
-    return Joint(analysis, candidates, stats, bench, source.progress)
+    *,
+    measured: bool,
+) -> Joint | None:
+    """What the allocator tries cuts with, where it does. InputError where it must and that would take too long."""
+    uses = allocator_named(options.allocator, has_curves=measured).uses
+    runs = {"joint": RUNS, "curves": len(POWERS) if measured else 0}.get(uses, 0)
+    if not runs:
+        return None
+    bench = Bench.for_runs(analysis, source.samples(), runs, source.scratch, options.threads)
+    if bench is not None:
+        return Joint(analysis, candidates, stats, bench, source.progress)
+    if uses == "curves":
+        return None
+    name = options.allocator
+    raise InputError(f"allocator {name} runs the model {RUNS} times, which is too large for that: use global")
 
 
 def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Choice:
@@ -195,7 +202,7 @@ def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Ch
         return replace(choice, predicted=predicted)
     for twentieth in range(int(choice.asked * 20), 0, -1):
         ratio = twentieth / 20
-        tried = distortion(replace(problem, budget=(1 - ratio) * choice.before))
+        tried = least_sum(replace(problem, budget=(1 - ratio) * choice.before))
         if ratio < choice.asked and _predicted(problem.candidates, tried.counts) <= POOR:
             return replace(choice, predicted=predicted, advised=ratio)
     return replace(choice, predicted=predicted, advised=0.0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsecc.allocators import ALLOCATORS, Candidate, Problem
-from sparsecc.allocators.additive import distortion
+from sparsecc.allocators.additive import POWERS, distortion, least_sum
 from sparsecc.allocators.angular import angles_between, angular, centred, turns
 from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.erk import density, erk
@@ -34,6 +34,12 @@ from tests.repair_models import analysed, mlp, normal
 
 BATCH = Samples(({"x": normal(128, 6, seed=9)},), True)
 TRYING = ("sequential", "evolution")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried before says nothing here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def problem(sizes: tuple[int, ...], ratio: float, *, step: int = 1, seed: int = 0) -> Problem:
@@ -124,6 +130,24 @@ def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:
     two = Samples((*BATCH.batches, *BATCH.batches), True)
     leading = Bench(model, two, tmp_path, 1)._leading(1 / 8)
     assert [batch["x"].shape for batch in leading] == [(128, 6)]
+
+
+# Sums of losses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_sums_of_powers_the_one_that_loses_least_in_all_is_taken(seed: int) -> None:
+    asked = problem((16, 24, 32, 8, 16, 64), 0.6, seed=seed)
+    assert asked.joint is not None
+    losses = [asked.joint(least_sum(asked, power).counts) for power in POWERS]
+    assert asked.joint(distortion(asked).counts) == min(losses) < max(losses)
+    assert distortion(replace(asked, joint=None)) == least_sum(asked)
+
+
+def test_larger_powers_spread_the_cuts() -> None:
+    asked = problem((32,) * 6, 0.3)
+    spread = [np.var(list(least_sum(asked, power).counts.values())) for power in POWERS]
+    assert spread[0] > spread[1] > spread[2]
 
 
 # Sequential ------------------------------------------------------------------------------------------
@@ -221,7 +245,7 @@ def test_only_so_many_cuts_are_tried(name: str) -> None:
 
     ALLOCATORS[name].allocate(replace(asked, joint=counting))
     generations = len(PARTS) * GENERATIONS
-    most = {"evolution": generations * (CHILDREN + SURVIVORS + 1), "sequential": 1 + 400}
+    most = {"evolution": len(POWERS) + generations * (CHILDREN + SURVIVORS + 1), "sequential": 1 + 400}
     assert 0 < len(tried) <= most[name]
 
 

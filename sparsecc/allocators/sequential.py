@@ -44,7 +44,9 @@ def sequential(problem: Problem) -> Selection:
         else:
             low = bound
             bound = math.sqrt(low * high) if math.isfinite(high) else low * _LEAP
-    return fill(problem, counts, problem.cost.total(counts), gains(problem.candidates))
+    return fill(
+        problem, counts, problem.cost.total(counts), gains({c.atom: losses_of(c) for c in problem.candidates})
+    )
 
 
 def allowed(bound: float, part: float) -> float:
