@@ -19,9 +19,11 @@ from torch import Tensor
 
 from sparsecc.errors import InputError
 from sparsecc.torch.checkpoints import Checkpoints, key_of
+from sparsecc.torch.losses import relative_error
+from sparsecc.torch.norms import LEAST, fold, put_back
 from sparsecc.torch.onnx_module import OnnxModule, from_onnx, write_back
 from sparsecc.torch.samples import Feed, Samples
-from sparsecc.torch.training import Progress, Training
+from sparsecc.torch.training import STATISTICS, Progress, Training
 
 Feeds = Iterable[Mapping[str, np.ndarray]]
 Kept = Callable[[str, int], "np.ndarray | None"]
@@ -30,6 +32,10 @@ Slots = dict[int, Tensor]
 """Axis of a value -> the slots of it that are left."""
 
 FEATURES = 6
+RATES = 3e-4, 3e-3
+"""The largest step without and with batch norms: more destroys what a repair gained, or gains no more."""
+FAR = 0.1
+"""Relative squared error of the outputs above which norms help; below it, they first lose what is there."""
 _MIXERS = frozenset({"Add", "Conv", "Gemm", "MatMul", "LayerNormalization", "LSTM", "GRU"})
 
 
@@ -70,7 +76,7 @@ def distill(
     seed: int = 0,
     progress: Progress | None = None,
     output: Path,
-    rate: float = 3e-4,
+    rate: float | None = None,
     batch: int = 64,
     augment: bool = True,
     kept: Kept | None = None,
@@ -80,13 +86,23 @@ def distill(
 
     `feeds` are calibration inputs by name; a tenth of them is held out. `augment` shifts, flips and mixes
     images (the teacher sees what the student sees). `kept` says which slots of the dense model's inner values
-    are left; without it only inner values of equal shapes are compared. With `resume` the state is saved in
-    the user's cache, and the same call goes on from there after a kill. Facts are those of `Training`, with the
-    names of the `features` and the `device`. InputError: an operator that torch lacks, too few inputs, an odd budget.
+    are left; without it only inner values of equal shapes are compared. A student that is FAR from its teacher
+    has batch norms behind convolutions with a bias while it trains, folded at the end, and takes the second of
+    RATES unless `rate` says otherwise; the others take the first. With `resume` the state is saved in the user's
+    cache, and the same call goes on from there after a kill. Facts are those of `Training`, with the names of the
+    `features`, how many `norms` there were, and the `device`. InputError: an operator that torch lacks, too few
+    inputs, an odd budget.
     """
     feeds, files = list(feeds), (Path(dense_onnx), Path(pruned_onnx))
     limit, device = Budget.of(budget), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = {"budget": str(budget), "seed": seed, "rate": rate, "batch": batch, "augment": augment}
+    recipe = {
+        "budget": str(budget),
+        "seed": seed,
+        "rate": rate,
+        "batch": batch,
+        "augment": augment,
+        "norms": True,
+    }
     checkpoints = Checkpoints(key_of(files, feeds, recipe), device) if resume else None
     teacher, student = (from_onnx(file).to(device) for file in files)
     samples = Samples.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
@@ -97,10 +113,26 @@ def distill(
         return {name: _left(value, features.get(name, {})) for name, value in teacher(feed).items()}
 
     names = student.output_names
+    norms = 0
+    if samples.size >= LEAST and _gap(teach, student, samples) > FAR:
+        norms = put_back(student, samples.plain(STATISTICS))
+    rate = rate or RATES[bool(norms)]
     training = Training(teach, student, names, samples, limit=limit, rate=rate, checkpoints=checkpoints)
     training.run(progress or (lambda share, line: None))
+    fold(student)
     write_back(student, output)
-    return {**training.facts(), "features": list(features), "device": str(device)}
+    return {**training.facts(), "features": list(features), "norms": norms, "device": str(device)}
+
+
+@torch.no_grad()
+def _gap(teach: Callable[[Feed], Mapping[str, Tensor]], student: OnnxModule, samples: Samples) -> float:
+    """The relative squared error of the student's outputs on the inputs held out."""
+    errors = []
+    for feed in samples.held_out:
+        found = student(feed)
+        answers = {name: found[name] for name in student.output_names}
+        errors.append(relative_error(answers, teach(feed), student.output_names))
+    return float(torch.stack(errors).mean())
 
 
 def _shared_values(

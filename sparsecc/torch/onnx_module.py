@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -24,6 +24,7 @@ _FIXED: dict[str, tuple[int, ...]] = {
     "Pow": (1,), "Range": (0, 1, 2), "OneHot": (1, 2),
 }  # fmt: skip
 """Operands that are never trained."""
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
@@ -44,6 +45,7 @@ class OnnxModule(nn.Module):
         self.features: tuple[str, ...] = ()
         self.nodes = list(model.graph)
         self.calls = [_call(node, model) for node in self.nodes]
+        self.norms = nn.ModuleDict()
         self._holders: dict[ir.Value, str] = {}
         self.named: dict[str, nn.Parameter] = {}
         fixed = _fixed_operands(self.nodes)
@@ -65,6 +67,16 @@ class OnnxModule(nn.Module):
         else:
             self.register_buffer(name, tensor)
 
+    def put_behind(self, node: ir.Node, norm: BatchNorm) -> None:
+        """Let the norm work on the first output of a node."""
+        self.norms[str(self.nodes.index(node))] = norm
+
+    def taken_away(self) -> list[tuple[ir.Node, BatchNorm]]:
+        """The norms with their nodes; the module has none any more."""
+        found = [(self.nodes[int(key)], cast(BatchNorm, norm)) for key, norm in self.norms.items()]
+        self.norms = nn.ModuleDict()
+        return found
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Outputs (and asked-for features) by name. InputError names the node that failed."""
         given: Mapping[str, Any] = (
@@ -81,8 +93,10 @@ class OnnxModule(nn.Module):
                 raise InputError(f"input '{value.name}' is missing: inputs are {', '.join(self.input_names)}")
         wanted = set(self.output_names) | set(self.features)
         found = {v.name: t for v, t in values.items() if v.name in wanted and t is not None}
-        for node, call in zip(self.nodes, self.calls, strict=True):
+        for place, (node, call) in enumerate(zip(self.nodes, self.calls, strict=True)):
             results = self._run(node, call, [None if v is None else values[v] for v in node.inputs])
+            if str(place) in self.norms:
+                results = (self.norms[str(place)](results[0]), *results[1:])
             for value, result in zip(node.outputs, results, strict=False):
                 values[value] = result
                 if value.name in wanted and result is not None:

@@ -87,6 +87,13 @@ class Samples:
             feed = self._varied(feed)
         return {n: t.to(self.device) for n, t in feed.items()}
 
+    def plain(self, rows: int) -> list[Feed]:
+        """The first training inputs as they are, in batches: so many rows, or pieces, at most."""
+        if not self.pooled:
+            return [{n: t.to(self.device) for n, t in feed.items()} for feed in self.pieces[:rows]]
+        chosen = torch.arange(min(rows, _rows(self.pieces[0]))).split(self.size)
+        return [{n: t.to(self.device) for n, t in _taken(self.pieces[0], c).items()} for c in chosen]
+
     def _varied(self, feed: Feed) -> Feed:
         """Images shifted and flipped, half of the batches mixed; the teacher answers for what comes out."""
         images = {n for n, t in feed.items() if _is_image(t)}

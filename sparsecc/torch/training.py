@@ -28,6 +28,8 @@ SETTLING = 0.5
 PATIENCE = 8
 """So many looks without a better one after that end the training."""
 AVERAGE = 0.99
+STATISTICS = 512
+"""Inputs for the statistics of norms."""
 WARM_UP = 0.05
 SMALL_ERROR = 1e-2
 """Below this held-out error the rounding of bfloat16 would be what is learnt: training stays in float32."""
@@ -72,6 +74,9 @@ class Training:
         self.teach, self.student, self.outputs, self.samples = teach, student, list(outputs), samples
         self.limit, self.rate, self.checkpoints = limit, rate, checkpoints
         self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self.norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        statistics = [s for m in self.norms for s in (m.running_mean, m.running_var) if s is not None]
+        self.values = [*self.parameters, *statistics]
         self.average = self._copies()
         self.kept = self._copies()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=1e-4)
@@ -94,7 +99,7 @@ class Training:
     def run(self, progress: Progress) -> None:
         """Train until the budget is used or nothing gets better; the student then has its best weights."""
         if not self._resume():
-            self.state.first = self.state.best = self._look(self.parameters)
+            self.state.first = self.state.best = self._look(self.values)
         self.fast = self.state.first[0] > SMALL_ERROR and self._runs_fast()
         state, started = self.state, time.monotonic() - self.state.seconds
         while (used := self.limit.used(state.steps, time.monotonic() - started)) < 1:
@@ -121,6 +126,7 @@ class Training:
         with self._precision():
             with torch.no_grad():
                 wanted = self.teach(feed)
+            self.student.train()
             loss = relative_error(self.student(feed), wanted, self.outputs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +134,7 @@ class Training:
         self.optimizer.step()
         state.steps += 1
         decay = min(AVERAGE, state.steps / (state.steps + 9))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.average, [v.detach() for v in self.values], 1 - decay)
         found = float(loss.detach())
         if not math.isfinite(found):
             steps = state.steps
@@ -141,6 +147,7 @@ class Training:
         """Look at the held-out inputs; keep the averaged weights where they are better."""
         state = self.state
         state.looked = used
+        self._settle()
         found = self._look(self.average)
         if used > SETTLING:
             state.stale = 0 if found[0] < state.lowest else state.stale + 1
@@ -152,10 +159,27 @@ class Training:
         shown = f"loss {loss:.4f}, " if math.isfinite(loss) else ""
         progress(used, f"step {state.steps}: {shown}held out {found[0]:.4f} (start {start:.4f})")
 
+    def _settle(self) -> None:
+        """Give the averaged weights the statistics that their norms have on inputs as they are."""
+        if not self.norms:
+            return
+        present = self._copies()
+        self._put(self.average)
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        self.student.train()
+        with torch.no_grad():
+            for feed in self.samples.plain(STATISTICS):
+                self.student(feed)
+        self.average = self._copies()
+        self._put(present)
+
     def _look(self, values: Sequence[Tensor]) -> tuple[float, float | None]:
         """(relative error of the outputs, agreement) on the held-out inputs with these weights."""
         present = self._copies()
         self._put(values)
+        self.student.eval()
         losses, equal, total = [], 0, 0
         with torch.no_grad():
             for feed, wanted in zip(self.samples.held_out, self._truth(), strict=True):
@@ -195,16 +219,16 @@ class Training:
         return bool(torch.isfinite(loss))
 
     def _copies(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self.parameters]
+        return [v.detach().clone() for v in self.values]
 
     def _put(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+            for own, value in zip(self.values, values, strict=True):
+                own.copy_(value)
 
     def _saved(self) -> dict[str, Any]:
         return {
-            "state": asdict(self.state), "parameters": self._copies(), "average": self.average,
+            "state": asdict(self.state), "values": self._copies(), "average": self.average,
             "kept": self.kept, "optimizer": self.optimizer.state_dict(), "samples": self.samples.position(),
         }  # fmt: skip
 
@@ -214,7 +238,7 @@ class Training:
             return False
         self.state = State(**saved["state"])
         self.state.resumed_at.append(self.state.steps)
-        self._put(saved["parameters"])
+        self._put(saved["values"])
         self.average, self.kept = saved["average"], saved["kept"]
         self.optimizer.load_state_dict(saved["optimizer"])
         self.samples.go_to(saved["samples"])
