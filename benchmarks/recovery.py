@@ -1,6 +1,7 @@
 """Accuracy brought back without labels: CIFAR-10 ResNets from their ONNX files, and torch-pruning beside them.
 
     python benchmarks/recovery.py [--models resnet56,resnet20] [--ratios 0.5] [--budget 15m] [--methods …]
+    python benchmarks/recovery.py --markdown [--budget …]      the table of docs/torch.md, from the stored points
 
 A point is a model, a share of the multiply-accumulates to remove, and a way of recovery: `none`, `bias`, `bn`
 and `reconstruct` see 512 training images, `distill` learns from 24,000 unlabelled ones within the budget,
@@ -211,6 +212,20 @@ def stored_points(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+def markdown(stored: Mapping[str, Any], names: list[str], ratios: list[float], budget: str) -> str:
+    """A row per model and ratio, a column per method; in brackets what was removed where it is not as asked."""
+    lines = [f"| | {' | '.join(METHODS)} |", "|---" + "|--:" * len(METHODS) + "|"]
+    for name in names:
+        for ratio in ratios:
+            cells = []
+            for method in METHODS:
+                key = f"{name} {ratio:g} {method}" + (f" {budget}" if method.endswith("distill") else "")
+                row = stored.get(key)
+                cells.append("-" if row is None else f"{row['accuracy']:.3f} (−{row['removed']:.1%})")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", default="resnet56,resnet20")
@@ -219,14 +234,19 @@ def main() -> None:
     parser.add_argument("--budget", default="15m", help="of every training: 15m, 90s or steps:3000")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks" / "recovery.json")
+    parser.add_argument("--markdown", action="store_true")
     given = parser.parse_args()
+    names, ratios = given.models.split(","), [float(ratio) for ratio in given.ratios.split(",")]
+    if given.markdown:
+        print(markdown(stored_points(given.out), names, ratios, given.budget))
+        return
     if not FOLDER.is_dir():
         sys.exit(f"no CIFAR-10 under {FOLDER}: set SPARSECC_SHARED")
     torch.set_num_threads(given.threads)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     stored = stored_points(given.out)
-    for name in given.models.split(","):
-        for ratio in map(float, given.ratios.split(",")):
+    for name in names:
+        for ratio in ratios:
             for method in given.methods.split(","):
                 budget = given.budget if method.endswith("distill") else ""
                 key = " ".join(filter(None, (name, f"{ratio:g}", method, budget)))
