@@ -244,6 +244,14 @@ def test_clusters_leave_one_each() -> None:
     assert scores.min() >= 0
 
 
+def test_clusters_are_judged_by_their_least_similar_members() -> None:
+    """A chain of neighbours is two pairs, not three and one."""
+    places = np.array([0.0, 1.0, 2.1, 3.3])
+    distance = np.abs(places[:, None] - places[None, :])
+    order = np.argsort(-merged(distance, np.square(distance), np.ones(4)))
+    assert set(order[:2].tolist()) == {0, 2}
+
+
 def test_the_more_used_of_two_alike_stays() -> None:
     distance = np.array([[0.0, 0.1, 5], [0.1, 0, 5], [5, 5, 0]])
     assert np.argmin(merged(distance, distance, np.array([1.0, 9.0, 1.0]))) == 0

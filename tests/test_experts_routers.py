@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from sparsecc.calibrate.fused_mixtures import fused_mixtures
+from sparsecc.calibrate.mixtures import Seen
 from sparsecc.calibrate.routers import Router, mixtures_of, supers, tcess
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.stats import collect
@@ -166,6 +167,15 @@ def test_a_planted_super_expert_is_found_and_no_other(tmp_path: Path) -> None:
     assert np.flatnonzero(first).tolist() == [2]
     assert not second.any()
     assert [row["super"] for row in planted.stats.facts["routers"]] == [[2], []]
+
+
+def test_activations_count_by_their_gate_weight() -> None:
+    (mixture,) = fused_mixtures(analyse(loaded(model_of(FUSED.format(wide=12, norm=0, kind=KINDS["relu"])))))
+    router, rows = Router.empty(mixture), np.full((2, 12), 3.0, dtype=np.float32)
+    gates = np.array([[0.5, 0.25]])
+    router.add(Seen(np.arange(5.0)[None], np.array([[4, 3]]), gates, np.ones((2, 8)), (rows,)))
+    np.testing.assert_allclose(router.micro[0].sums[[3, 4], 0], [0.75**2, 1.5**2])
+    assert router.gates.tolist() == [0, 0, 0, 0.25, 0.5]
 
 
 def test_late_layers_have_no_super_experts() -> None:
