@@ -54,7 +54,16 @@ RATIOS = (0.1, 0.2, 0.3, 0.5)
 REPAIRS = ("none", "reconstruct")
 RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 """The default, group magnitude, and other tools."""
-OTHERS = tuple(f"{c}:{a}" for c in CRITERIA for a in ALLOCATORS if f"{c}:{a}" not in RIVALS)
+FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
+"""Criteria that are `obs` on models without experts."""
+CROSSED = ("uniform", "global", "distortion")
+"""Allocators that every criterion meets; the others meet `obs` alone, since two of them run a model hundreds of times."""
+OTHERS = tuple(
+    f"{c}:{a}"
+    for c in CRITERIA
+    for a in ALLOCATORS
+    if c not in FOR_EXPERTS and (a in CROSSED or c == "obs") and f"{c}:{a}" not in RIVALS
+)
 CHANCE = frozenset({"random", *GRADIENTS})
 """Criteria that draw: noise, or labels from the model's own prediction."""
 SEEDS = 3
