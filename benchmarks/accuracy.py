@@ -57,7 +57,7 @@ RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
 """Criteria that are `obs` on models without experts."""
 CROSSED = ("uniform", "global", "distortion")
-"""Allocators that every criterion meets; the others meet `obs` alone, since two of them run a model hundreds of times."""
+"""Allocators that every criterion meets; the others meet `obs` alone: two of them run a model hundreds of times."""
 OTHERS = tuple(
     f"{c}:{a}"
     for c in CRITERIA
