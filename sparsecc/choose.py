@@ -21,7 +21,7 @@ from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.collection import collector_paused
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
-from sparsecc.criteria import FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
+from sparsecc.criteria import CRITERIA, FOR_EXPERTS, FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
@@ -233,10 +233,12 @@ def scored(
     evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
     has_data = evidence.stats is not None and has_samples(options)
     criterion = criterion_named(options.criterion, has_data=has_data)
+    for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
     target = target_named(options.target)
     candidates = []
     for group in free:
-        scores = np.nan_to_num(np.asarray(criterion.score(group, evidence), dtype=np.float64), nan=np.inf)
+        score = (for_experts if group.kind == "expert" else criterion).score
+        scores = np.nan_to_num(np.asarray(score(group, evidence), dtype=np.float64), nan=np.inf)
         scores, least = spared(group, evidence, scores)
         step = step_of(group, target, options.align)
         floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))

@@ -246,7 +246,9 @@ def run_passes(job: Job, model: ir.Model, plan: Plan, probes: Probes) -> None:
         return
     feeds = tuple(calibration_feeds(job, model, probes))
     options, progress = job.options, _progress(job.emit, 0.4, 0.1)
-    context = PassContext(target, job.scratch, feeds, options.seed, progress, options.calib_memory, options.measure)
+    context = PassContext(
+        target, job.scratch, feeds, options.seed, progress, options.calib_memory, options.measure
+    )
     for one in passes:
         begun = time.perf_counter()
         result = one.run(model, plan, context)

@@ -70,7 +70,8 @@ def test_what_the_router_prefers_scores_more(name: str, tmp_path: Path) -> None:
     assert np.argsort(scores)[0] == 4
 
 
-def test_one_command_removes_unused_experts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("criterion", ["expert_gate", "auto"])
+def test_one_command_removes_unused_experts(criterion: str, tmp_path: Path) -> None:
     path, samples = tmp_path / "mixture.onnx", tmp_path / "samples.npz"
     onnx.save(biased("mixtral", bias={3: NEVER}), path)
     ids = np.random.default_rng(0).integers(0, 50, (8, 11))
@@ -81,7 +82,7 @@ def test_one_command_removes_unused_experts(tmp_path: Path) -> None:
         ratio=0.05,
         metric="params",
         prune=("experts",),
-        criterion="expert_gate",
+        criterion=criterion,
         recover="none",
         calibration=str(samples),
         measure=False,

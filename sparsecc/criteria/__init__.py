@@ -48,6 +48,8 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 WITH_DATA, WITHOUT_DATA = "obs", "l2"
 """What `auto` means with and without calibration samples."""
+FOR_EXPERTS = "expert_gate"
+"""What `auto` means for experts, with samples."""
 FOR_THRESHOLDS = "fluctuation"
 """What `auto` means with samples but without loss curves: its scores stand a global threshold better."""
 
