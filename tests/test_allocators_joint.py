@@ -132,9 +132,6 @@ def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:
     assert [batch["x"].shape for batch in leading] == [(128, 6)]
 
 
-# Sums of losses -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_of_sums_of_powers_the_one_that_loses_least_in_all_is_taken(seed: int) -> None:
     asked = problem((16, 24, 32, 8, 16, 64), 0.6, seed=seed)
