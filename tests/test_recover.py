@@ -36,6 +36,25 @@ def test_distillation_learns_from_unlabelled_samples(model: Path, tmp_path: Path
     assert taught.plan["repaired"]
 
 
+@pytest.mark.parametrize(
+    ("ratio", "evaluate", "said"), [(0.7, None, True), (0.7, METRIC, False), (0.1, None, False)]
+)
+def test_changed_answers_are_said_where_no_metric_tells(
+    ratio: float, evaluate: str | None, said: bool, model: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "calibration": SAMPLES,
+        "criterion": "l2",
+        "allocator": "uniform",
+        "recover": "none",
+    }
+    made = sparsecc.compile(
+        model, ratio=ratio, evaluate=evaluate, measure=False, output=tmp_path / "out", **options
+    )
+    assert any("have another top class" in warning for warning in made.report["warnings"]) == said
+    assert (made.report["fidelity"]["top1_agreement"] < 0.9) == (ratio == 0.7)
+
+
 def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "zeros.npz", image=np.zeros((8, 1, 16, 16), np.float32))
     made = sparsecc.compile(

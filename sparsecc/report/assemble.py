@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sparsecc.verify.prove import Probes
 
 SCHEMA = "sparsecc.report/1"
+CHANGED = 0.1
+"""Share of calibration samples with another top class above which a report warns; those not seen fare worse."""
 
 
 def costs(analysis: Analysis, keep: Keep) -> dict[str, dict[str, int]]:
@@ -172,7 +174,7 @@ def report(
         **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
-        "warnings": [*job.warnings, *_doubts(job, measured)],
+        "warnings": [*job.warnings, *_doubts(job, measured, scored=accuracy is not None)],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
     told = ("latency", "footprint", "parts", "census")
@@ -198,12 +200,19 @@ def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[
     return totals
 
 
-def _doubts(job: Job, measured: Mapping[str, Any]) -> list[str]:
-    """What of the asked types and combinations did not come to pass."""
+def _doubts(job: Job, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
+    """What of the asked types and combinations did not come to pass; answers that changed, where none are scored."""
     census = (measured.get("census") or {}).get("after")
     doubts = type_warnings(job.options.quantize, job.seconds, census, job.skipped) if measured else []
     for part, speedup in (measured.get("parts") or {}).items():
         doubts += slower_than(f"the {part} model", speedup)
+    fidelity = measured.get("fidelity", {})
+    changed = 1 - fidelity.get("top1_agreement", 1.0)
+    if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:
+        doubts.append(
+            f"{changed:.0%} of the calibration samples have another top class than before: "
+            "take a lower ratio or more samples, and measure with --eval"
+        )
     return doubts
 
 
