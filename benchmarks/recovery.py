@@ -6,8 +6,8 @@
 A point is a model, a share of the multiply-accumulates to remove, and a way of recovery: `none`, `bias`, `bn`
 and `reconstruct` see 512 training images, `distill` learns from 24,000 unlabelled ones within the budget,
 starting from `reconstruct`. `peer` is what torch-pruning leaves of the torch module at the same share, `peer
-distill` the same after the same budget of the same training (same teacher, images, steps, rate), its batch
-norms in training mode. Accuracy is top-1 on 1,000 test images.
+distill` the same after the same budget of the same training (same teacher, images, steps, rule of the rate),
+its batch norms in training mode. Accuracy is top-1 on 1,000 test images.
 
 Points are stored as they are done and skipped when they are there; a training that is killed goes on where it
 was. Needs the shared materials (SPARSECC_SHARED or ../shared), pillow and torch-pruning.
@@ -44,7 +44,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.reconstruct.sweep import Settings, repair
 from sparsecc.torch.checkpoints import Checkpoints, key_of
-from sparsecc.torch.distillation import Budget, distill
+from sparsecc.torch.distillation import FAR, RATES, Budget, distill, gap
 from sparsecc.torch.onnx_module import from_onnx
 from sparsecc.torch.samples import Samples
 from sparsecc.torch.training import Training
@@ -54,7 +54,6 @@ ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("none", "bias", "bn", "reconstruct")
 METHODS = (*REPAIRS, "distill", "peer", "peer distill")
 CALIBRATION = 512
-RATE = 3e-4
 BATCH = 64
 
 pair = cache(cifar)
@@ -120,20 +119,19 @@ def distilled(name: str, ratio: float, method: str, budget: str, folder: Path) -
     kept = Kept(np.load(folder / "kept.npz"))
     found = distill(
         pair(name).model, folder / "reconstruct.onnx", [{"image": images()}], budget=budget, output=output,
-        rate=RATE, batch=BATCH, kept=kept, progress=show,
+        batch=BATCH, kept=kept, progress=show,
     )  # fmt: skip
     return {"accuracy": accuracy_of(output, pair(name)), "removed": facts["removed"], **found}
 
 
 class Named(nn.Module):
-    """A module with an image input as the training sees it; batch norms learn only while gradients do."""
+    """A module with an image input as the training sees it."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.inner.train(torch.is_grad_enabled())
         return {"logits": self.inner(feed["image"])}
 
 
@@ -186,10 +184,15 @@ def taught(small: nn.Module, name: str, budget: str) -> dict[str, Any]:
     feeds, device = [{"image": images()}], torch.device("cpu")
     samples = Samples.of(feeds, teacher.model, batch=BATCH, seed=0, augment=True, device=device)
     recipe = {"peer": name, "budget": budget, "elements": sum(p.numel() for p in small.parameters())}
-    student = Named(small)
+    student = Named(small).eval()
+
+    def teach(feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": teacher(feed)[output]}
+
+    rate = RATES[gap(teach, student, ["logits"], samples) > FAR]
     training = Training(
-        lambda feed: {"logits": teacher(feed)[output]}, student, ["logits"], samples, limit=Budget.of(budget),
-        rate=RATE, checkpoints=Checkpoints(key_of([pair(name).model], [], recipe), device),
+        teach, student, ["logits"], samples, limit=Budget.of(budget), rate=rate,
+        checkpoints=Checkpoints(key_of([pair(name).model], [], {**recipe, "rate": rate}), device),
     )  # fmt: skip
     training.run(show)
     return training.facts()

@@ -8,14 +8,14 @@ start is. A training that was killed goes on where it was when it is asked for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecc.errors import InputError
 from sparsecc.torch.checkpoints import Checkpoints, key_of
@@ -114,7 +114,7 @@ def distill(
 
     names = student.output_names
     norms = 0
-    if samples.size >= LEAST and _gap(teach, student, samples) > FAR:
+    if samples.size >= LEAST and gap(teach, student, names, samples) > FAR:
         norms = put_back(student, samples.plain(STATISTICS))
     rate = rate or RATES[bool(norms)]
     training = Training(teach, student, names, samples, limit=limit, rate=rate, checkpoints=checkpoints)
@@ -125,13 +125,17 @@ def distill(
 
 
 @torch.no_grad()
-def _gap(teach: Callable[[Feed], Mapping[str, Tensor]], student: OnnxModule, samples: Samples) -> float:
+def gap(
+    teach: Callable[[Feed], Mapping[str, Tensor]],
+    student: nn.Module,
+    outputs: Sequence[str],
+    samples: Samples,
+) -> float:
     """The relative squared error of the student's outputs on the inputs held out."""
     errors = []
     for feed in samples.held_out:
         found = student(feed)
-        answers = {name: found[name] for name in student.output_names}
-        errors.append(relative_error(answers, teach(feed), student.output_names))
+        errors.append(relative_error({name: found[name] for name in outputs}, teach(feed), outputs))
     return float(torch.stack(errors).mean())
 
 
