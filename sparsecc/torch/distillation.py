@@ -3,7 +3,8 @@
 The student is trained to give the teacher's outputs, and its inner values as far as their slots are left,
 measured relative to the variance of the teacher's values, so that every one counts alike. Weights are
 averaged over time, and those that did best on held-out inputs are written; if none beat the start, the
-start is. A training that was killed goes on where it was when it is asked for again.
+start is. A training that was killed goes on where it was when it is asked for again. A student that is FAR from its
+teacher has batch norms behind convolutions with a bias while it trains, folded at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Slots = dict[int, Tensor]
 
 FEATURES = 6
 RATES = 3e-4, 3e-3
-"""The largest step without and with batch norms: more destroys what a repair gained, or gains no more."""
+"""The largest step where no other is asked for, without and with batch norms: more destroys what a repair gained, or gains no more."""
 FAR = 0.1
 """Relative squared error of the outputs above which norms help; below it, they first lose what is there."""
 _MIXERS = frozenset({"Add", "Conv", "Gemm", "MatMul", "LayerNormalization", "LSTM", "GRU"})
@@ -86,11 +87,9 @@ def distill(
 
     `feeds` are calibration inputs by name; a tenth of them is held out. `augment` shifts, flips and mixes
     images (the teacher sees what the student sees). `kept` says which slots of the dense model's inner values
-    are left; without it only inner values of equal shapes are compared. A student that is FAR from its teacher
-    has batch norms behind convolutions with a bias while it trains, folded at the end, and takes the second of
-    RATES unless `rate` says otherwise; the others take the first. With `resume` the state is saved in the user's
-    cache, and the same call goes on from there after a kill. Facts are those of `Training`, with the names of the
-    `features`, how many `norms` there were, and the `device`. InputError: an operator that torch lacks, too few
+    are left; without it only inner values of equal shapes are compared. With `resume` the state is saved in the
+    user's cache, and the same call goes on from there after a kill. Facts are those of `Training`, the names of
+    the `features`, the number of `norms`, and the `device`. InputError: an operator that torch lacks, too few
     inputs, an odd budget.
     """
     feeds, files = list(feeds), (Path(dense_onnx), Path(pruned_onnx))
@@ -106,22 +105,42 @@ def distill(
     checkpoints = Checkpoints(key_of(files, feeds, recipe), device) if resume else None
     teacher, student = (from_onnx(file).to(device) for file in files)
     samples = Samples.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
+    teach, features = _lessons(teacher, student, samples, kept)
+    training = _training(teach, student, samples, limit, rate, checkpoints)
+    norms = len(student.norms)
+    training.run(progress or (lambda share, line: None))
+    fold(student)
+    write_back(student, output)
+    return {**training.facts(), "features": features, "norms": norms, "device": str(device)}
+
+
+def _lessons(
+    teacher: OnnxModule, student: OnnxModule, samples: Samples, kept: Kept | None
+) -> tuple[Callable[[Feed], dict[str, Tensor]], list[str]]:
+    """What the teacher says to inputs, cut to the slots that the student has; the names of the inner values."""
     features = _shared_values(teacher, student, samples.held_out[0], kept)
     teacher.features = student.features = tuple(features)
 
     def teach(feed: Feed) -> dict[str, Tensor]:
         return {name: _left(value, features.get(name, {})) for name, value in teacher(feed).items()}
 
+    return teach, list(features)
+
+
+def _training(
+    teach: Callable[[Feed], Mapping[str, Tensor]],
+    student: OnnxModule,
+    samples: Samples,
+    limit: Budget,
+    rate: float | None,
+    checkpoints: Checkpoints | None,
+) -> Training:
+    """With norms in the student where it is far from its teacher."""
     names = student.output_names
-    norms = 0
     if samples.size >= LEAST and gap(teach, student, names, samples) > FAR:
-        norms = put_back(student, samples.plain(STATISTICS))
-    rate = rate or RATES[bool(norms)]
-    training = Training(teach, student, names, samples, limit=limit, rate=rate, checkpoints=checkpoints)
-    training.run(progress or (lambda share, line: None))
-    fold(student)
-    write_back(student, output)
-    return {**training.facts(), "features": list(features), "norms": norms, "device": str(device)}
+        put_back(student, samples.plain(STATISTICS))
+    rate = rate or RATES[bool(student.norms)]
+    return Training(teach, student, names, samples, limit=limit, rate=rate, checkpoints=checkpoints)
 
 
 @torch.no_grad()
