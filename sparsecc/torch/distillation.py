@@ -34,7 +34,7 @@ Slots = dict[int, Tensor]
 
 FEATURES = 6
 RATES = 3e-4, 3e-3
-"""The largest step where no other is asked for, without and with batch norms: more destroys what a repair gained, or gains no more."""
+"""The largest step unless one is asked for, without and with batch norms: more destroys what a repair gained."""
 FAR = 0.1
 """Relative squared error of the outputs above which norms help; below it, they first lose what is there."""
 _MIXERS = frozenset({"Add", "Conv", "Gemm", "MatMul", "LayerNormalization", "LSTM", "GRU"})
