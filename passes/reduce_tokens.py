@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import atoms_of
+from sparsecc.constants import add_constant
 from sparsecc.errors import InputError
 from sparsecc.graph.rewrite import remove
 from sparsecc.passes.base import Pass, PassContext, PassResult
@@ -92,10 +93,7 @@ class _Builder:
 
     def _ints(self, what: str, values: int | list[int]) -> ir.Value:
         name = f"{PREFIX}.{what}.{len(self.graph.initializers)}"
-        tensor = ir.Tensor(np.asarray(values, dtype=np.int64), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, name, np.asarray(values, dtype=np.int64))
 
     def _make(self, operator: str, *inputs: ir.Value | ir.Node, outputs: int = 1, **given: Any) -> ir.Node:
         """A node behind the last one; a node among the inputs stands for its first output."""

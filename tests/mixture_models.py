@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
 from sparsecc.axes import Atom, Axis, atoms_of
 from sparsecc.calibrate.mixtures import Mixture
@@ -22,6 +21,7 @@ from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.normalise import normalise
+from tests.rule_checks import run
 from tests.zoo.export import Exporter, onnx_path
 
 NEVER = -60.0
@@ -90,17 +90,6 @@ def studied(model: onnx.ModelProto | ir.Model, folder: Path, samples: Samples | 
     analysis = analyse(found)
     drawn = samples or samples_of(None, found, sizes=analysis.shapes.inputs[0], seed=3)
     return Studied(analysis, drawn, collect(analysis, drawn, folder))
-
-
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of ONNX Runtime on one thread, its optimizer off."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    data = ir.serde.serialize_model(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(feeds)))
 
 
 def atom_of(axis: Axis) -> Atom:

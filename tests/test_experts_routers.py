@@ -14,12 +14,11 @@ from sparsecc.calibrate.routers import Router, mixtures_of, supers, tcess
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.stats import collect
 from sparsecc.graph.analysis import analyse
-from tests.rule_checks import feeds_of, loaded, model_of
-from tests.rule_checks import run as run_text
+from tests.rule_checks import feeds_of, loaded, model_of, run
 from tests.test_rules_experts import mixture
 
 pytest.importorskip("torch", reason="the zoo is exported by torch: pip install 'sparsecc[torch]'")
-from tests.mixture_models import NEVER, biased, run, scale_expert, studied
+from tests.mixture_models import NEVER, biased, scale_expert, studied
 from tests.zoo.export import Exporter
 
 FORMS: dict[str, str] = {
@@ -129,7 +128,7 @@ def test_the_operator_is_computed_as_the_runtime_does(kind: str, norm: int) -> N
     seen = mixture.read(values.__getitem__)
     assert seen.outputs is not None
     mixed = (seen.outputs.reshape(-1, 2, 8) * seen.gates[..., None]).sum(axis=1)
-    np.testing.assert_allclose(mixed, run_text(model, feeds)[0], atol=2e-6)
+    np.testing.assert_allclose(mixed, run(model, feeds)[0], atol=2e-6)
 
 
 def test_routers_of_operators_are_watched(tmp_path: Path) -> None:

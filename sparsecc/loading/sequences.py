@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.constants import add_constant
 from sparsecc.feed_files import is_fixed
 
 _MOST = 1024
@@ -92,7 +93,4 @@ def _passed_on(graph: ir.Graph, piece: ir.Value, dropped: int | None, opset: int
 
 
 def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    tensor = ir.Tensor(np.asarray(numbers, dtype=np.int64), name=name)
-    made = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(made)
-    return made
+    return add_constant(graph, name, np.asarray(numbers, dtype=np.int64))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.consumers import Consumer
+from sparsecc.constants import add_constant
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,7 @@ def feeds_norm(outlet: Outlet) -> bool:
 def _constant(node: ir.Node, array: np.ndarray) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    name, number = f"{node.name}.bias", 1
-    while name in graph.initializers:
-        number += 1
-        name = f"{node.name}.bias{number}"
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, f"{node.name}.bias", array)
 
 
 def _sum_after(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes import Atom, Axis, Keep, atoms_of, count, mask
+from sparsecc.constants import add_constant
 from sparsecc.rules.site import Record
 from sparsecc.shapes import Shapes
 from sparsecc.sizes import Size, at, quotient
@@ -150,12 +151,4 @@ def dynamic_ratio(axis: Axis, kept: Mapping[Atom, int]) -> tuple[int, int]:
 
 def new_constant(graph: ir.Graph, like: str, values: np.ndarray) -> ir.Value:
     """Add an initializer to the main graph, named after the value it stands in for."""
-    stem = f"{like}.kept"
-    name, number = stem, 1
-    while name in graph.initializers:
-        number += 1
-        name = f"{stem}{number}"
-    tensor = ir.Tensor(values, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, f"{like}.kept", values)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from sparsecc.axes import Axis, Keep, atoms_of, mask
 from sparsecc.bodies import name_values
+from sparsecc.constants import add_constant
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules.site import Reduction
 
@@ -203,11 +204,7 @@ class _Masker:
         return self._initializer(np.asarray(values, dtype=np.int64))
 
     def _initializer(self, array: np.ndarray) -> ir.Value:
-        name = f"oracle.{len(self.main.initializers)}"
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.main.register_initializer(value)
-        return value
+        return add_constant(self.main, f"oracle.{len(self.main.initializers)}", array)
 
     def _make(self, operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         made = ir.node(operator, list(inputs), attributes=attributes or None)  # type: ignore[arg-type]

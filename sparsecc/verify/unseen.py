@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.constants import add_constant
+
 
 def unseen(model: ir.Model, tokens: Mapping[str, Any]) -> ir.Model:
     """A copy of a model in which the Softmaxes `tokens["later"]` see only the tokens that a plan keeps.
@@ -72,11 +74,7 @@ class _Blindfold:
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """An initializer."""
-        name = f"sparsecc.unseen.{len(self.graph.initializers)}"
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, f"sparsecc.unseen.{len(self.graph.initializers)}", array)
 
     def make(self, operator: str, *inputs: ir.Value, **given: Any) -> ir.Value:
         """The result of a new node."""
