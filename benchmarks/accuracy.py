@@ -60,9 +60,12 @@ CROSSED = ("uniform", "global", "distortion")
 """Allocators that every criterion meets; the others meet `obs` alone: two of them run a model hundreds of times."""
 OTHERS = tuple(
     f"{c}:{a}"
-    for c in CRITERIA
+    for c, row in CRITERIA.items()
     for a in ALLOCATORS
-    if c not in FOR_EXPERTS and (a in CROSSED or c == "obs") and f"{c}:{a}" not in RIVALS
+    if c not in FOR_EXPERTS
+    and not row.needs_general
+    and (a in CROSSED or c == "obs")
+    and f"{c}:{a}" not in RIVALS
 )
 CHANCE = frozenset({"random", *GRADIENTS})
 """Criteria that draw: noise, or labels from the model's own prediction."""

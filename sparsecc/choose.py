@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,15 @@ models lose two points of accuracy or more beyond it, less below (docs/methods.m
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from when a method needs them, a folder to work in, and who hears how far it is."""
+    """Where samples come from when a method needs them, a folder to work in, and who hears how far it is.
+
+    `general` gives those that the samples are compared with, where there are such.
+    """
 
     samples: Callable[[], Samples]
     scratch: Path
     progress: Callable[[str, float], None] = lambda what, share: None
+    general: Callable[[], Samples] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,22 +135,29 @@ def criterion_for(options: CompileOptions) -> str:
 def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | None) -> Evidence:
     """Weights, and statistics where the criterion or the allocator wants them. InputError without samples."""
     weights = SlotWeights(analysis, options.seed)
-    needs = criterion_named(criterion_for(options)).needs_data
+    row = criterion_named(criterion_for(options))
+    needs = row.needs_data
     wants = has_samples(options) and allocator_for(options).uses in ("curves", "joint")
     if needs and (source is None or options.calibration is None):
         name = options.criterion
         raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
+    if row.needs_general and (source is None or source.general is None):
+        raise InputError(
+            f"criterion {options.criterion} compares two sets of samples: give the general one with --calib-general"
+        )
     if source is None or not (needs or wants):
         return Evidence(weights)
     samples = source.samples()
-    gradients = Gradients(analysis, samples, options.seed).of
+    general = source.general() if row.needs_general and source.general is not None else None
+    gradients = Gradients(analysis, samples, options.seed, general).of
     walked = {"threads": options.threads, "memory": options.calib_memory}
     settings = {"seed": options.seed, **walked}
     masses = Masses(analysis, samples, source.scratch, **walked).of
-    if samples.real:
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients, masses)
-    with matched(analysis.model, samples, source.scratch, **walked):
-        return Evidence(weights, collect(analysis, samples, source.scratch, **settings), gradients, masses)
+    with nullcontext() if samples.real else matched(analysis.model, samples, source.scratch, **walked):
+        stats = collect(analysis, samples, source.scratch, **settings)
+    if general is not None:
+        stats.facts["general_samples"] = general.number
+    return Evidence(weights, stats, gradients, masses)
 
 
 def allocator_for(options: CompileOptions) -> Allocator:

@@ -50,6 +50,7 @@ class CompileOptions:
     size: float | None = None
     working_memory: float | None = None
     calibration: str | None = None
+    calibration_general: str | None = None
     calib_memory: int = 2 << 30
     evaluate: str | None = None
     inputs: tuple[tuple[str, Dims], ...] = ()

@@ -19,7 +19,8 @@ from sparsecc.bundle import BundleWriter, file_sha256, size_of, versions
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import RUN_FACTS
-from sparsecc.choose import POOR, Choice, Source, choose
+from sparsecc.choose import POOR, Choice, Source, choose, criterion_for
+from sparsecc.criteria import criterion_named
 from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
 from sparsecc.graph.analysis import Analysis
@@ -56,15 +57,21 @@ class Job:
     seconds: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     skipped: list[tuple[str, Skip]] = field(default_factory=list)
-    samples: Samples | None = None
+    read: dict[str, Samples] = field(default_factory=dict)
 
     def samples_for(self, analysis: Analysis) -> Samples:
         """The calibration samples, read once; random inputs without `--calib`."""
-        if self.samples is None:
-            sizes = analysis.shapes.inputs[0]
-            spec, seed = self.options.calibration, self.options.seed
-            self.samples = samples_of(spec, analysis.model, sizes=sizes, seed=seed)
-        return self.samples
+        return self._read("--calib", self.options.calibration, analysis)
+
+    def general_for(self, analysis: Analysis) -> Samples:
+        """The samples of `--calib-general`, read once."""
+        return self._read("--calib-general", self.options.calibration_general, analysis)
+
+    def _read(self, option: str, spec: str | None, analysis: Analysis) -> Samples:
+        if option not in self.read:
+            sizes, seed = analysis.shapes.inputs[0], self.options.seed
+            self.read[option] = samples_of(spec, analysis.model, sizes=sizes, seed=seed, option=option)
+        return self.read[option]
 
     @contextmanager
     def stage(self, name: str, share: float) -> Iterator[None]:
@@ -156,6 +163,8 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     probes.require_room()
     analysis = probes.analysed(model)
     probes.settle(analysis)
+    if job.options.calibration_general is not None:
+        job.general_for(analysis)  # what is wrong with it is said before anything long begins
     return analysis, probes
 
 
@@ -170,9 +179,12 @@ def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
     progress = _progress(job.emit, 0.1, 0.1)
-    source = Source(lambda: job.samples_for(analysis), job.scratch, progress)
+    general = None if options.calibration_general is None else lambda: job.general_for(analysis)
+    source = Source(lambda: job.samples_for(analysis), job.scratch, progress, general)
     choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
     note_choice(job, choice)
+    if options.calibration_general is not None and not criterion_named(criterion_for(options)).needs_general:
+        job.warnings.append(f"--calib-general was not used: criterion {options.criterion} looks at one set")
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
     if not is_free and options.ratio:
         job.warnings.append("nothing in this model can be removed: see what is pinned and why")

@@ -130,7 +130,7 @@ class Workshop:
     def build(self, ratio: float, folder: Path) -> Decision:
         """The artefact at a ratio, in `folder`, made as a compile makes it."""
         options = replace(self.job.options, ratio=ratio)
-        job = Job(self.job.model, options, self.job.scratch, lambda event: None, samples=self.job.samples)
+        job = Job(self.job.model, options, self.job.scratch, lambda event: None, read=self.job.read)
         model = normalise(load_ir(job.model))
         analysis = analyse(
             model,
@@ -141,7 +141,6 @@ class Workshop:
         )
         analysis, depth = pipeline.reduced(job, analysis, self.probes)
         decision = pipeline.decide(job, analysis, depth)
-        self.job.samples = job.samples
         self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
         remove(analysis, decision.choice.keep)
         pipeline.repair_pruned(job, analysis, decision)

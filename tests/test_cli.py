@@ -81,8 +81,9 @@ def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
     options = (
         "--target onnx --ratio 0 --metric params --max-drop 1% --criterion l1 --allocator uniform --align 8 "
         "--keep a* --keep b --only c --prune heads,layers --prune-io --sparsity 2:4 --quantize int8 "
-        "--recover bias --calib c.npz --calib-memory 1GiB --eval m.py:f --input x:1x3 --seed 0 --device local "
-        "--threads 2 --no-measure --deadline 2min --memory-limit 1GiB -o out --force --emit onnx --dry-run -q"
+        "--recover bias --calib c.npz --calib-general g.npz --calib-memory 1GiB --eval m.py:f --input x:1x3 --seed 0 "
+        "--device local --threads 2 --no-measure --deadline 2min --memory-limit 1GiB -o out --force --emit onnx "
+        "--dry-run -q"
     )
     assert main(["compile", "m.onnx", *options.split()]) == 0
     assert api.asked == {
@@ -102,6 +103,7 @@ def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
         "quantize": "int8",
         "recover": "bias",
         "calibration": "c.npz",
+        "calibration_general": "g.npz",
         "calib_memory": 1 << 30,
         "evaluate": "m.py:f",
         "inputs": {"x": (1, 3)},

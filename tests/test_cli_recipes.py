@@ -117,6 +117,10 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("seed: 2026-11-21", "'seed' must be a value or a list"),
     ("eval: ./evil.py:score", "names code to run"),
     ("calib: py:os:system", "names code to run"),
+    (
+        "calib_general: a.py:f",
+        "'calibration_general' names code to run, which a recipe may not; give --calib-general",
+    ),
     ("schema: sparsecc.recipe/9", "not sparsecc.recipe/1"),
     (b"\xff\xfe\x00", "is not UTF-8"),
     ("[" * 60_000, "nested too deeply"),

@@ -13,7 +13,7 @@ from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.choose import choose
 from sparsecc.criteria import CRITERIA, criterion_named
 from sparsecc.criteria.evidence import Evidence
-from sparsecc.criteria.gradient import NAMES
+from sparsecc.criteria.gradient import NAMES, OF_TWO_SETS
 from sparsecc.criteria.mass import Masses, holders
 from sparsecc.criteria.obs import DAMPING, greedy
 from sparsecc.criteria.weights import SlotWeights
@@ -45,7 +45,7 @@ def set_weight(analysis: Analysis, name: str, array: np.ndarray) -> None:
     analysis.model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
 
 
-@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in NAMES])
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in (*NAMES, *OF_TWO_SETS)])
 def test_every_criterion_gives_one_finite_score_per_slot_and_the_same_again(
     name: str, tmp_path: Path
 ) -> None:

@@ -100,7 +100,7 @@ def test_a_gradient_criterion_scores_every_slot_and_the_same_again(name: str, tm
     np.testing.assert_array_equal(first, scores(name, mlp(), tmp_path / "b"))
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "snip", "nirvana", "lrp"])
+@pytest.mark.parametrize("name", ["taylor", "fisher", "snip", "nirvana", "lrp", "lrp_alpha", "lrp_epsilon"])
 def test_a_slot_that_nobody_hears_scores_nothing(name: str, tmp_path: Path) -> None:
     array = normal(8, 3, seed=3)
     array[6] = 0

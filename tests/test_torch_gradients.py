@@ -14,7 +14,7 @@ from sparsecc.torch.gradients import GRADIENT_CRITERIA  # noqa: E402
 from sparsecc.torch.pruning import Loss, Study, fresh_scores, study  # noqa: E402
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
-OUTPUTS = ("ntk", "ntk-adam", "lrp")
+OUTPUTS = ("ntk", "ntk-adam", "lrp", "lrp_alpha", "lrp_epsilon")
 """Criteria whose `loss` gives the outputs."""
 
 
@@ -38,7 +38,7 @@ def scores(found: Study, criterion: str, batches: list[Tensor]) -> np.ndarray:
     return only
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "fisher", "snip", "lrp"])
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "snip", "lrp", "lrp_alpha", "lrp_epsilon"])
 def test_slots_that_nothing_reads_go_first(criterion: str) -> None:
     """A channel whose output is not read has no effect, whatever its weights."""
     module = network()

@@ -45,14 +45,21 @@ class Samples:
         return Samples(tuple(chosen), self.real)
 
 
-def samples_of(spec: str | None, model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int) -> Samples:
-    """The samples of `--calib`, or random inputs of the given sizes without it: N(0, 1), in the frequencies of
+def samples_of(
+    spec: str | None,
+    model: ir.Model,
+    *,
+    sizes: dict[str, tuple[int, ...]],
+    seed: int,
+    option: str = "--calib",
+) -> Samples:
+    """The samples of `option`, or random inputs of the given sizes without it: N(0, 1), in the frequencies of
     photographs where the shape is that of an image. InputError on bad data.
     """
     if spec is not None and spec != SYNTHETIC:
         found = Samples(tuple(merged(feeds_from(spec, model), model)), real=True)
         if not found.number:
-            raise InputError(f"--calib {spec} holds no samples: give at least one")
+            raise InputError(f"{option} {spec} holds no samples: give at least one")
         return found
     drawn: list[Feeds] = []
     for number in range(DRAWN):

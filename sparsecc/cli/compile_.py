@@ -26,8 +26,11 @@ FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
 CODE_KEY = "sparsecc.cli.code"
+CODED = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
+"""Options that may name code to run."""
 SPELLED = {
     "calib": "calibration",
+    "calib_general": "calibration_general",
     "eval": "evaluate",
     "input": "inputs",
     "memory_limit": "memory",
@@ -61,7 +64,7 @@ def _require_code(given: dict[str, Any]) -> None:
     """A recipe may not name code to run; the option that gives it again shows that the user wants it."""
     for name, path in click.get_current_context().meta.get(CODE_KEY, {}).items():
         if name not in given:
-            option = "--calib" if name == "calibration" else "--eval"
+            option = CODED[name]
             raise InputError(
                 f"{path}: '{name}' names code to run, which a recipe may not; give {option} again"
             )
@@ -200,6 +203,7 @@ DATA = (
         metavar="PATH|FILE.py:FUNCTION",
         help="Samples to calibrate on: .npz, .npy, a folder of those or of images, or a function.",
     ),
+    options.general(),
     _option(
         "evaluate",
         "--eval",

@@ -72,6 +72,15 @@ def devices() -> click.Option:
     )
 
 
+def general() -> click.Option:
+    """`--calib-general`."""
+    return click.Option(
+        ["calibration_general", "--calib-general"],
+        metavar="PATH|FILE.py:FUNCTION",
+        help="Samples of everything else, which --criterion dai compares those of --calib with.",
+    )
+
+
 def inputs() -> click.Option:
     """`--input`, given as often as there are inputs."""
     return click.Option(

@@ -88,6 +88,7 @@ DATA = (
         metavar="PATH|FILE.py:FUNCTION",
         help="Samples to calibrate on, as for `sparsecc compile`.",
     ),
+    options.general(),
     _option(
         "evaluate",
         "--eval",

@@ -18,10 +18,11 @@ Score = Callable[[Group, Evidence], np.ndarray]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score and whether it needs calibration statistics."""
+    """A score, whether it needs calibration statistics, and whether a general set of samples besides."""
 
     score: Score
     needs_data: bool = False
+    needs_general: bool = False
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -45,6 +46,10 @@ CRITERIA: Mapping[str, Criterion] = {
     "camera": Criterion(experts.camera, needs_data=True),
     "stun": Criterion(clusters.stun, needs_data=True),
     **{name: Criterion(gradient.by_gradients(name), needs_data=True) for name in gradient.NAMES},
+    **{
+        name: Criterion(gradient.by_gradients(name), True, needs_general=True)
+        for name in gradient.OF_TWO_SETS
+    },
 }
 WITH_DATA, WITHOUT_DATA = "obs", "l2"
 """What `auto` means with and without calibration samples."""

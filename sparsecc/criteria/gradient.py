@@ -14,8 +14,11 @@ from sparsecc.errors import UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 
-NAMES = ("taylor", "taylor2", "fisher", "snip", "grasp", "ntk", "lrp", "nirvana")
+NAMES = ("taylor", "taylor2", "fisher", "snip", "grasp", "ntk", "lrp", "lrp_alpha", "lrp_epsilon", "nirvana")
 """Those of `sparsecc.torch.gradients` that are offered for ONNX files."""
+
+OF_TWO_SETS = ("dai", "dai_literal")
+"""Those of `sparsecc.torch.domains`: they compare samples of a domain with general ones."""
 
 _SCORES = "sparsecc.torch.onnx_gradients"
 """Named, not imported: nothing on the ONNX path loads torch unless such a criterion is asked for."""
@@ -24,8 +27,10 @@ _SCORES = "sparsecc.torch.onnx_gradients"
 class Gradients:
     """Scores of all groups of a model by name of the criterion, each taken when it is first asked for."""
 
-    def __init__(self, analysis: Analysis, samples: Samples, seed: int) -> None:
-        self._analysis, self._samples, self._seed = analysis, samples, seed
+    def __init__(
+        self, analysis: Analysis, samples: Samples, seed: int, general: Samples | None = None
+    ) -> None:
+        self._analysis, self._samples, self._seed, self._general = analysis, samples, seed, general
         self._known: dict[str, dict[Atom, np.ndarray]] = {}
 
     def of(self, criterion: str) -> dict[Atom, np.ndarray]:
@@ -37,7 +42,9 @@ class Gradients:
                 raise UnavailableError(
                     f"criterion {criterion} needs gradients: run pip install 'sparsecc[torch]', or use obs"
                 ) from e
-            self._known[criterion] = scores_of(self._analysis, criterion, self._samples, seed=self._seed)
+            self._known[criterion] = scores_of(
+                self._analysis, criterion, self._samples, seed=self._seed, general=self._general
+            )
         return self._known[criterion]
 
 

@@ -20,6 +20,8 @@ from sparsecc.search.space import Space, between
 
 SCHEMA = "sparsecc.search/1"
 RECIPE = "sparsecc.recipe/1"
+DATA = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
+"""Where samples and the metric come from, by option."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -138,7 +140,7 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the command that makes it again."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
     again = [f"--recipe points/{row['id']}.json"]
-    for option, name in (("--calib", "calibration"), ("--eval", "evaluate")):
+    for name, option in DATA.items():
         if names_code(base.get(name)):
             again.append(f"{option} {base[name]}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
@@ -154,7 +156,7 @@ def _replace(path: Path, data: Any) -> None:
 def _data_of(base: Mapping[str, Any]) -> str:
     """A hash of where the samples and the metric come from: names, sizes and times of their files."""
     digest = hashlib.sha256()
-    for name in ("calibration", "evaluate"):
+    for name in DATA:
         text = str(base.get(name) or "")
         path = Path(text.removeprefix("py:").rpartition(":")[0] if names_code(text) else text)
         files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []

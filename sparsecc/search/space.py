@@ -43,6 +43,10 @@ class Space:
         for name in self.criteria:
             if criterion_named(name).needs_data and not base.get("calibration"):
                 raise InputError(f"criterion {name} looks at activations: give samples with --calib")
+            if criterion_named(name).needs_general and not base.get("calibration_general"):
+                raise InputError(
+                    f"criterion {name} compares two sets of samples: give the general one with --calib-general"
+                )
         for name in self.allocators:
             allocator_named(name)
         for name in self.recovers:

@@ -7,7 +7,8 @@ derivatives), and how the numbers of a slot become its score. Larger stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sparsecc.axes import Atom, Axis, atoms_of, slot_sums
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
+from sparsecc.torch.relevance import ALPHA, EPSILONS, Relevance, Rules
 
 Tensors = dict[str, Tensor]
 Uses = list[tuple[str, int, Axis]]
@@ -131,11 +133,14 @@ def mean(value: Tensor, random: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class GradientCriterion:
-    """`weigh` gives every weight its number, `combine` a slot its score, `scalar` what is differentiated."""
+    """`weigh` gives every weight its number, `combine` a slot its score, `scalar` what is differentiated; `rules`
+    replace what functions send back.
+    """
 
     weigh: Callable[[Batch], Tensors]
     combine: Callable[[Sums], np.ndarray]
     scalar: Callable[[Tensor, torch.Generator], Tensor] = mean
+    rules: Rules = field(default_factory=dict)
 
     @property
     def is_curved(self) -> bool:
@@ -158,12 +163,15 @@ GRADIENT_CRITERIA: Mapping[str, GradientCriterion] = {
     "ntk-adam": GradientCriterion(signed_flow, total_size, projected),
     # Relevance by the 0-rule of LRP, which is activation times gradient ("Pruning by Explaining", Yeom et al., 2021)
     "lrp": GradientCriterion(first_order, share_of_layer, winners),
+    # ... by its alpha1-beta0 rule, and by its epsilon rule
+    "lrp_alpha": GradientCriterion(first_order, share_of_layer, winners, ALPHA),
+    "lrp_epsilon": GradientCriterion(first_order, share_of_layer, winners, EPSILONS),
     # "NIRVANA: Structured pruning reimagined for large language models compression", Ai et al., 2025
     "nirvana": GradientCriterion(first_order, total_size, peaks),
 }
 """Name -> criterion. `loss` gives a scalar; for those in ON_OUTPUTS the outputs themselves."""
 
-ON_OUTPUTS = frozenset({"ntk", "ntk-adam", "lrp", "nirvana"})
+ON_OUTPUTS = frozenset({"ntk", "ntk-adam", "lrp", "lrp_alpha", "lrp_epsilon", "nirvana"})
 
 
 def gradient_scores(
@@ -185,14 +193,14 @@ def gradient_scores(
         )
     row = GRADIENT_CRITERIA[criterion]
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    uses = {g.atom: _uses(names, analysis, g, parameters) for g in groups}
+    uses = {g.atom: uses_of(names, analysis, g, parameters) for g in groups}
     scores = {g.atom: np.zeros(g.size) for g in groups}
     count = 0
     for batch in _differentiated(module, parameters, row, batches, loss):
         count += 1
         numbers = {n: t.detach() for n, t in row.weigh(batch).items()}
         for group in groups:
-            sums = _slot_sums(group, uses[group.atom], numbers)
+            sums = slot_sums_of(group, uses[group.atom], numbers)
             scores[group.atom] += row.combine(sums) if sums else 0.0
     if not count:
         raise InputError(f"criterion '{criterion}': batches gave nothing: check the loader")
@@ -200,9 +208,10 @@ def gradient_scores(
     return {atom: (score - min(least, 0.0)) / count for atom, score in scores.items()}
 
 
-def _uses(
+def uses_of(
     names: Mapping[str, Sequence[str]], analysis: Analysis, group: Group, parameters: Mapping[str, Any]
 ) -> Uses:
+    """Where the parameters have a group's slots."""
     found: dict[tuple[str, int], Axis] = {}
     for value, axes in analysis.weights():
         name = next((n for n in names.get(value.name or "", ()) if n in parameters), None)
@@ -222,7 +231,8 @@ def _differentiated(
     trained = {n: p for n, p in parameters.items() if p.requires_grad}
     random = torch.Generator().manual_seed(0)
     for batch in batches:
-        value = row.scalar(loss(module, batch), random)
+        with Relevance(row.rules) if row.rules else nullcontext():
+            value = row.scalar(loss(module, batch), random)
         found = torch.autograd.grad(
             value, list(trained.values()), allow_unused=True, create_graph=row.is_curved
         )
@@ -230,7 +240,8 @@ def _differentiated(
         yield Batch(trained, {n: g for n, g in pairs if g is not None}, random)
 
 
-def _slot_sums(group: Group, uses: Uses, numbers: Mapping[str, Tensor]) -> Sums:
+def slot_sums_of(group: Group, uses: Uses, numbers: Mapping[str, Tensor]) -> Sums:
+    """The numbers of a group's parameters, summed per slot."""
     found: Sums = []
     for name, position, axis in uses:
         number = numbers.get(name)
