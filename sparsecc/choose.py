@@ -102,7 +102,7 @@ def choose(
     criterion = criterion_for(options)
     if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
         criterion = FOR_THRESHOLDS
-        candidates = scored(analysis, free, replace(options, criterion=criterion), evidence)
+        candidates = scored(analysis, free, options, evidence, criterion)
     allocator = allocator_named(options.allocator, has_curves=measured)
     problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed)
     if source is not None and evidence.stats is not None:
@@ -239,12 +239,16 @@ def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, thread
 
 @collector_paused()
 def scored(
-    analysis: Analysis, free: Sequence[Group], options: CompileOptions, evidence: Evidence | None = None
+    analysis: Analysis,
+    free: Sequence[Group],
+    options: CompileOptions,
+    evidence: Evidence | None = None,
+    instead: str | None = None,
 ) -> list[Candidate]:
-    """The free groups with their scores, steps and floors."""
+    """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one."""
     evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
     has_data = evidence.stats is not None and has_samples(options)
-    criterion = criterion_named(options.criterion, has_data=has_data)
+    criterion = criterion_named(instead or options.criterion, has_data=has_data)
     for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
     target = target_named(options.target)
     candidates = []

@@ -94,6 +94,18 @@ def test_one_command_removes_unused_experts(criterion: str, tmp_path: Path) -> N
     assert report["fidelity"]["sqnr_db"] > 120
 
 
+def test_experts_are_scored_by_their_gates_where_auto_takes_another_criterion_for_the_rest(
+    tmp_path: Path,
+) -> None:
+    found = studied(biased("gpt_oss", bias={1: 3.0, 4: -1.5}), tmp_path)
+    options = CompileOptions(calibration="samples")
+    (candidate,) = scored(found.analysis, found.experts[:1], options, found.evidence, "fluctuation")
+    assert np.array_equal(candidate.scores, score("expert_gate", found))
+    options = CompileOptions(calibration="samples", criterion="l2")
+    (candidate,) = scored(found.analysis, found.experts[:1], options, found.evidence)
+    assert np.array_equal(candidate.scores, score("l2", found))
+
+
 def test_other_groups_are_scored_as_auto_does(tmp_path: Path) -> None:
     found = studied(mlp().model, tmp_path, Samples(({"x": normal(200, 6, seed=9)},), True))
     group = next(g for g in find_groups(found.analysis) if g.is_free)
