@@ -3,9 +3,9 @@
     python benchmarks/calibration.py [--cases resnet50 decoder] [--samples 256] [--memory 2GiB] [--json FILE]
     python benchmarks/calibration.py --cases decoder --samples 16 --json benchmarks/results/calibration.json
 
-The file keeps the rows of other cases. A sample of the decoder is a text of 64 tokens. Weights are random: what is
-measured is time and memory alone. Each step runs in a process of its own whose peak is the largest resident memory
-that the system saw. A second collection shows what the cache saves.
+The file keeps the rows of other cases and steps. A sample of the decoder is a text of 64 tokens. Weights are random:
+what is measured is time and memory alone. Each step runs in a process of its own whose peak is the largest resident
+memory that the system saw. A second collection shows what the cache saves.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def samples_of(case: str, number: int) -> Samples:
 
 
 def step(case: str, what: str, path: Path, number: int, memory: int) -> dict[str, Any]:
-    """One step in this process: its seconds and peak memory."""
+    """One step in this process: its seconds by the clock and of processors, and peak memory."""
     analysis, samples = analyse(normalise(load_ir(path))), samples_of(case, number)
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         if what == "repair":
             free = [g for g in find_groups(analysis) if g.is_free]
@@ -147,11 +147,12 @@ def step(case: str, what: str, path: Path, number: int, memory: int) -> dict[str
             }
         else:
             found = collect(analysis, samples, Path(scratch), memory=memory).facts
-    seconds = round(time.perf_counter() - begun, 1)
+    seconds, cpu = round(time.perf_counter() - begun, 1), round(time.process_time() - used, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {
         "step": what,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_mb": peak,
         **{k: found[k] for k in ("source", "bytes", "layers") if k in found},
     }
@@ -175,15 +176,15 @@ def main() -> None:
     for case in given.cases:
         with tempfile.TemporaryDirectory() as folder:
             path = CASES[case](Path(folder))
-            results[case] = []
             for what in given.steps:
                 words = [sys.executable, __file__, "--cases", case, "--samples", str(given.samples)]
                 words += ["--memory", str(given.memory), "--step", what, str(path)]
                 env = {**os.environ, "XDG_CACHE_HOME": folder}
                 done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
                 row = {"samples": given.samples, "memory": given.memory, **json.loads(done.stdout)}
-                results[case].append(row)
-                print(case, results[case][-1], flush=True)
+                others = [other for other in results.get(case, []) if other["step"] != what]
+                results[case] = [*others, row]
+                print(case, row, flush=True)
                 if given.json:
                     given.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.reconstruct import solve, wide
-from sparsecc.reconstruct.damping import DAMPINGS, LEAST, Halves, damping_for, in_second_half
+from sparsecc.reconstruct.damping import DAMPINGS, LEAST, MANY, WIDE, Halves, damping_for, in_second_half
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.reconstruct.sweep import Repair, Settings, repair
 from tests.repair_models import analysed, mlp, normal
@@ -89,6 +89,53 @@ def test_few_samples_of_what_inputs_hardly_explain_are_damped(
         return solve.relative_error(new, solve.bias_for(new, halves.whole()), unseen)
 
     assert error(chosen) < 0.8 * error(LEAST) if is_damped else chosen == LEAST
+
+
+def drawn_halves(number: int, columns: int, outputs: int, noise: float) -> tuple[np.ndarray, Halves]:
+    """A weight, and halves of correlated inputs with means of their own and noisy targets of another weight."""
+    generator = np.random.default_rng(number)
+    mixing = generator.standard_normal((columns, columns)) / columns**0.5
+    rows = generator.standard_normal((number, columns)) @ mixing + 2.0 * generator.standard_normal(columns)
+    weight = generator.standard_normal((outputs, columns))
+    wanted = weight + 0.3 * generator.standard_normal((outputs, columns))
+    targets = rows @ wanted.T + noise * columns**0.5 * generator.standard_normal((number, outputs))
+    return weight[None], halves_of(rows, targets)
+
+
+def unseen_error(weight: np.ndarray, halves: Halves, damping: float, intercept: bool, ways: int = 2) -> float:
+    """What refits from one half miss of the other, each refit and each error computed as such."""
+    total = 0.0
+    for seen, unseen in ((halves.even, halves.odd), (halves.odd, halves.even))[:ways]:
+        new = solve.refit(weight, seen, intercept=intercept, damping=damping)
+        total += solve.relative_error(new, solve.bias_for(new, seen) if intercept else None, unseen)
+    return total
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_damping_is_that_of_refits_tried_one_after_the_other(intercept: bool) -> None:
+    chosen = set()
+    for number, noise in ((30, 0.05), (30, 0.3), (50, 0.1), (80, 0.5), (200, 0.2), (200, 1.0), (900, 0.02)):
+        weight, halves = drawn_halves(number, 24, 6, noise)
+        errors = [unseen_error(weight, halves, damping, intercept) for damping in DAMPINGS]
+        rises = [i for i in range(len(errors) - 1) if errors[i + 1] >= errors[i]]
+        best = DAMPINGS[rises[0] if rises else -1]
+        assert damping_for(weight, halves, intercept=intercept) == max(LEAST, best / 2), (number, noise)
+        chosen.add(best)
+    assert len(chosen) >= 3
+
+
+def test_a_few_sums_of_many_outputs_tell_the_damping_of_a_wide_layer() -> None:
+    weight, halves = drawn_halves(600, WIDE + 76, 2 * MANY, 0.3)
+    errors = {d: unseen_error(weight, halves, d, True, ways=1) for d in DAMPINGS}
+    chosen = 2 * damping_for(weight, halves, intercept=True)
+    found = min(DAMPINGS, key=lambda damping: abs(damping - chosen))
+    assert errors[found] < 1.01 * min(errors.values()) < 0.9 * errors[LEAST]
+
+
+def test_a_refit_of_what_rounding_left_indefinite_is_finite() -> None:
+    inputs = np.diag([1.0, 1.0, -0.1])[None]
+    found = solve.change(inputs, np.ones((1, 2, 3)), 1e-6)
+    np.testing.assert_allclose(found[0], [[1.0, 1.0, -10.0]] * 2, rtol=1e-3)
 
 
 def test_halves_are_of_whole_samples() -> None:

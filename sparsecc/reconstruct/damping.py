@@ -3,10 +3,14 @@
 A text of a thousand tokens explains a layer worse than a thousand images do, and no rule of rows per column tells
 by how much. Rows of one sample resemble each other, so each half holds whole samples. By ridge regression's own
 scaling (the penalty on sums over rows stays) all samples together need half of what a half needs.
+
+What no trial changes is computed once, and many outputs are judged by random sums of them, whose errors add up to
+the same in expectation (Johnson & Lindenstrauss, 1984): a trial costs one solution for a few right-hand sides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +23,9 @@ LEAST = 0.01
 DAMPINGS = (LEAST, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Tried in turn for as long as that helps."""
 WIDE = 1024
-"""Columns beyond which one half alone judges: every trial costs their cube."""
+"""Columns beyond which one half alone judges, in float32: every trial costs their cube."""
+MANY = 128
+"""Outputs beyond which so many random sums of them stand for all."""
 
 
 def in_second_half(picks: np.ndarray, rows: int, samples: int, first: int, number: int) -> np.ndarray:
@@ -58,17 +64,59 @@ def damping_for(weight: np.ndarray, halves: Halves, *, intercept: bool) -> float
         return LEAST
     both = ((halves.even, halves.odd), (halves.odd, halves.even))
     ways = both if weight.shape[2] <= WIDE else both[:1]
+    trials = [_Trial.of(weight, seen, unseen, intercept) for seen, unseen in ways]
     best, least = LEAST, np.inf
     for damping in DAMPINGS:
-        error = sum(_unseen_error(weight, *way, intercept, damping) for way in ways)
+        error = sum(trial.error(damping) for trial in trials)
         if not error < least:
             break
         best, least = damping, error
     return max(LEAST, best / 2)
 
 
-def _unseen_error(
-    weight: np.ndarray, seen: Moments, unseen: Moments, intercept: bool, damping: float
-) -> float:
-    new = solve.refit(weight, seen, intercept=intercept, damping=damping)
-    return solve.relative_error(new, solve.bias_for(new, seen) if intercept else None, unseen)
+@dataclass(frozen=True)
+class _Trial:
+    """A refit from samples that were seen, judged by others.
+
+    `inputs` and `missing` are what `solve.change` takes. `unseen` (groups, columns, columns) are second moments of
+    the other inputs, about the means of those seen if a bias takes these up; `surplus` (groups, outputs, columns)
+    is what the present weight gives too much there. `signal` is the variance of the other targets.
+    """
+
+    inputs: np.ndarray
+    missing: np.ndarray
+    unseen: np.ndarray
+    surplus: np.ndarray
+    signal: float
+
+    @staticmethod
+    def of(weight: np.ndarray, seen: Moments, unseen: Moments, intercept: bool) -> _Trial:
+        few = _few(weight.shape[1])
+        few_weight, precision = few(weight), np.float32 if weight.shape[2] > WIDE else np.float64
+        inputs, wanted = solve.normal_equations(seen, intercept=intercept)
+        missing = (few(wanted) - few_weight @ inputs).astype(precision)
+        inputs = inputs.astype(precision, copy=False)
+        others, wanted = solve.normal_equations(unseen, intercept=intercept)
+        if intercept:
+            moved, drift = unseen.mean - seen.mean, unseen.target_mean - seen.target_mean
+            wanted += drift[:, :, None] * moved[:, None, :]
+            others += moved[:, :, None] * moved[:, None, :]
+        surplus = (few_weight @ others - few(wanted)).astype(precision)
+        signal = float(unseen.target_variance().sum())
+        return _Trial(inputs, missing, others.astype(precision, copy=False), surplus, signal)
+
+    def error(self, damping: float) -> float:
+        """By how much the refit's error on the other samples is larger than that of the present weight, relative
+        to their variance; below zero where it is smaller.
+        """
+        new = solve.change(self.inputs, self.missing, damping)
+        added = float(solve.power(new, self.unseen).sum()) + 2 * float(np.vdot(new, self.surplus))
+        return added / self.signal if self.signal > 0 else 0.0
+
+
+def _few(outputs: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes random sums of the outputs of a matrix (groups, outputs, columns); few outputs stay."""
+    if outputs <= MANY:
+        return lambda matrix: matrix
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (MANY, outputs)) / MANY**0.5
+    return lambda matrix: signs @ matrix

@@ -8,7 +8,10 @@ of zero, so that a layer with nothing to mend stays as it is.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from sparsecc.calibrate.moments import Moments
 
@@ -24,17 +27,33 @@ def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: flo
 
     `damping` is the penalty on changes, as a share of the mean variance of the inputs.
     """
+    inputs, wanted = normal_equations(moments, intercept=intercept)
+    return np.asarray(weight + change(inputs, wanted - weight @ inputs, damping))
+
+
+def normal_equations(moments: Moments, *, intercept: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Second moments of the inputs, and of targets with inputs; about their means if there is an intercept."""
     if intercept:
-        inputs, wanted = moments.covariance(), moments.cross_covariance()
-    else:
-        inputs, wanted = moments.second, moments.yx / max(moments.rows, 1)
-    diagonal = np.einsum("gkk->gk", inputs)
+        return moments.covariance(), moments.cross_covariance()
+    return moments.second, moments.yx / max(moments.rows, 1)
+
+
+def change(inputs: np.ndarray, missing: np.ndarray, damping: float) -> np.ndarray:
+    """What is added to a weight that lacks `missing` of the targets' moments with these inputs."""
+    damped = inputs.copy()
+    diagonal = np.einsum("gkk->gk", damped)
     mean = diagonal.mean(axis=1)
-    penalty = damping * np.where(mean > 0, mean, 1.0)
-    missing = wanted - weight @ inputs
-    damped = inputs + penalty[:, None, None] * np.eye(inputs.shape[1])
-    change = np.linalg.solve(damped, missing.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return np.asarray(weight + change)
+    diagonal += (damping * np.where(mean > 0, mean, 1.0))[:, None]
+    if len(damped) == 1:
+        with suppress(np.linalg.LinAlgError):  # rounding may leave it indefinite
+            factor = cho_factor(damped[0].T, lower=True, check_finite=False)
+            return np.asarray(cho_solve(factor, missing[0].T, check_finite=False).T[None])
+    return np.asarray(np.linalg.solve(damped, missing.transpose(0, 2, 1)).transpose(0, 2, 1))
+
+
+def power(weight: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """The diagonal of W S W^T, for inputs with the second moments S: (groups, outputs)."""
+    return np.asarray(np.einsum("gok,gok->go", weight @ inputs, weight))
 
 
 def bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
@@ -49,7 +68,7 @@ def faded_bias_for(weight: np.ndarray, moments: Moments) -> np.ndarray:
     of a ReLU's inputs on one side of zero, layer after layer, until nothing gets through; a mean that fades as
     the signal does keeps who fires. An output as strong as its target gets the target's mean.
     """
-    variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)
+    variance = power(weight, moments.covariance())
     share = fading(variance, moments.target_variance())
     return np.asarray(share * moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
 
@@ -63,7 +82,7 @@ def fading(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """The weight with each output's variance that of its target: what re-estimating a batch norm would do."""
-    variance = np.einsum("gok,gkl,gol->go", weight, moments.covariance(), weight, optimize=True)
+    variance = power(weight, moments.covariance())
     return np.asarray(weight * scale_to(variance, moments.target_variance())[:, :, None])
 
 
@@ -76,14 +95,14 @@ def scale_to(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments) -> float:
     """E|W x + b - y|² / E|y - mean y|², over all outputs; MISSED where y never varies but is missed."""
-    second, mean = moments.second, moments.mean
+    mean = moments.mean
     offset = np.zeros(moments.y.shape) if bias is None else bias
     cross = moments.yx / max(moments.rows, 1)
-    made = np.einsum("gok,gkl,gol->go", weight, second, weight, optimize=True)
+    made = power(weight, moments.second)
     made += 2 * offset * np.einsum("gok,gk->go", weight, mean) + np.square(offset)
     both = np.einsum("gok,gok->go", weight, cross) + offset * moments.target_mean
-    power = moments.yy / max(moments.rows, 1)
-    noise = float(np.maximum(made - 2 * both + power, 0).sum())
+    wanted = moments.yy / max(moments.rows, 1)
+    noise = float(np.maximum(made - 2 * both + wanted, 0).sum())
     signal = float(moments.target_variance().sum())
     if signal > 0:
         return noise / signal
