@@ -41,7 +41,9 @@ class Residual(nn.Module):
 
 
 def images() -> Tensor:
-    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    drawn: Tensor = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    drawn.requires_grad_()
+    return drawn
 
 
 def relevance(module: nn.Module, x: Tensor, rules: Rules) -> tuple[float, float]:
