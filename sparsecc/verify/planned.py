@@ -22,7 +22,7 @@ def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
     branches = dropped_branches(plan)
     if branches:
         model = silenced(model, branches)
-    if plan["tokens"]:
+    if plan.get("tokens"):
         model = unseen(model, plan["tokens"])
     for name, entry in plan["tensors"].items():
         value = model.graph.initializers[name]
