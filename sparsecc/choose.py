@@ -37,10 +37,9 @@ from sparsecc.targets import Target, target_named
 FLOOR = 0.1
 """The share of a group that always stays: an emptied layer cuts the network."""
 
-
 POOR = 0.4
-"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much: measured
-models lose two points of accuracy or more beyond it, less below (docs/methods.md)."""
+"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much: beyond it
+measured models lost two points of accuracy or nearly so, below it small tasks less than four (docs/methods.md)."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,13 @@ def choose(
         criterion = FOR_THRESHOLDS
         candidates = scored(analysis, free, options, evidence, criterion)
     allocator = allocator_named(options.allocator, has_curves=measured)
-    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed)
+    joint = None
     if source is not None and evidence.stats is not None:
         joint = joint_loss(analysis, candidates, evidence.stats, source, options, measured=measured)
-        problem = replace(problem, joint=joint)
+    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=joint)
     selection = allocator.allocate(problem)
-    if isinstance(problem.joint, Joint):
-        problem.joint.keep()
+    if joint is not None:
+        joint.keep()
     counts = selection.counts
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
     method = {"criterion": criterion, "allocator": allocator.allocate.__name__, "curves": measured}

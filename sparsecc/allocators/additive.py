@@ -62,16 +62,13 @@ def distortion(problem: Problem) -> Selection:
     Cuts lose more together than alone, the deeper the more so: where they can be tried, sums of powers of the
     losses, which spread the cuts, are solved too, and of these the counts that move the outputs least are taken.
     """
-    if problem.joint is None:
+    joint = problem.joint
+    if joint is None:
         return least_sum(problem)
     found = {tuple(s.counts.values()): s for s in (least_sum(problem, power) for power in POWERS)}
+    first, *others = found.values()
     reached = [selection for selection in found.values() if selection.reached]
-    return min(reached, key=lambda s: _tried(problem, s)) if len(reached) > 1 else next(iter(found.values()))
-
-
-def _tried(problem: Problem, selection: Selection) -> float:
-    assert problem.joint is not None
-    return problem.joint(selection.counts)
+    return min(reached or [first], key=lambda s: joint(s.counts)) if others else first
 
 
 def least_sum(problem: Problem, power: float = 1.0) -> Selection:

@@ -53,7 +53,8 @@ def turns(
     analysis: Analysis, groups: Sequence[Group], samples: Samples, scratch: Path, threads: int, memory: int
 ) -> dict[Atom, float]:
     """How far the innermost block around each group turns its input, in half turns; their mean outside blocks."""
-    homes = {group.atom: _home(group, find_blocks(analysis)) for group in groups}
+    everywhere = find_blocks(analysis)
+    homes = {group.atom: _home(group, everywhere) for group in groups}
     blocks = {block.id: block for block in homes.values() if block is not None}
     ends = [name for block in blocks.values() for name in (block.entry, block.exit)]
     few, folder = samples.first(SAMPLES), scratch / "turns_walk"

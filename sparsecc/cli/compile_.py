@@ -15,13 +15,11 @@ from sparsecc.cli.recipe import KEYED, read_recipe
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
 from sparsecc.errors import InputError
+from sparsecc.graph.kinds import KINDS
+from sparsecc.options import LAYER_CRITERIA, METRICS, RECOVERIES
 from sparsecc.recipe_file import names_code
 
-METRICS = ("macs", "params", "latency", "channels")
-KINDS = ("channels", "heads", "head_dims", "layers", "experts")
-LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
-RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}

@@ -12,8 +12,7 @@ from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
-
-METRICS = ("macs", "params", "latency", "channels")
+from sparsecc.options import METRICS
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:

@@ -94,14 +94,7 @@ def distill(
     """
     feeds, files = list(feeds), (Path(dense_onnx), Path(pruned_onnx))
     limit, device = Budget.of(budget), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = {
-        "budget": str(budget),
-        "seed": seed,
-        "rate": rate,
-        "batch": batch,
-        "augment": augment,
-        "norms": True,
-    }
+    recipe = {"budget": str(budget), "seed": seed, "rate": rate, "batch": batch, "augment": augment}
     checkpoints = Checkpoints(key_of(files, feeds, recipe), device) if resume else None
     teacher, student = (from_onnx(file).to(device) for file in files)
     samples = Samples.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
