@@ -288,6 +288,11 @@ class _Walker:
             probe.types[value] = tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
 
 
+def evaluated(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
+    """The outputs of a node of the standard domain on small arrays; nothing where the reference cannot run it."""
+    return _computed(_proto(node), arrays, version)
+
+
 def _computed(
     proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], version: int
 ) -> Sequence[np.ndarray]:

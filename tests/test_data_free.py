@@ -172,6 +172,6 @@ def test_a_compile_with_synthetic_inputs_says_what_it_matched(tmp_path: Path) ->
     options: dict[str, Any] = {"ratio": 0.3, "calibration": "synthetic", "align": 1, "measure": False}
     made = sparsecc.compile(tmp_path / "m.onnx", output=tmp_path / "out", **options)
     facts = next(p for p in made.report["passes"] if p["name"] == "repair" and "facts" in p)["facts"]
-    assert (facts["method"], facts["data"]) == ("bn", "random inputs matched to 2 batch norms")
+    assert (facts["method"], facts["data"]) == ("reconstruct", "random inputs matched to 2 batch norms")
     assert any("works on random inputs matched to 2 batch norms" in w for w in made.report["warnings"])
     assert {"w1", "w2"} <= set(made.plan["repaired"])

@@ -149,6 +149,9 @@ def _why_not(node: ir.Node, types: Collection[ir.DataType]) -> str:
         producer = None if weight is None else weight.producer()
         if producer is not None and producer.op_type in INTEGER_OPS:
             return "already quantized"
+        source = producer.inputs[0] if producer is not None and producer.op_type == "Transpose" else None
+        if source is not None and is_float_constant(source, types):
+            return f"its weight is '{source.name}' turned, which other nodes read too"
         return "both operands are activations"
     if not is_float_constant(weight, types):
         known = " or ".join(dtype.numpy().name for dtype in types)

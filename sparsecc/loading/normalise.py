@@ -1,4 +1,5 @@
-"""One form for models of every exporter: functions inlined, constants lifted, everything named once."""
+"""One form for models of every exporter: functions inlined, constants lifted, weights stored as layers read them,
+everything named once."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from sparsecc.bodies import name_values, one_scope
 from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
+from sparsecc.loading.operands import store_operands
 from sparsecc.loading.sequences import split_sequences
 from sparsecc.text import one_line, quoted
 
@@ -23,7 +25,8 @@ def normalise(model: ir.Model) -> ir.Model:
 
     An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
     of a tensor on to a Split. Weights inside bodies become
-    weights of the main graph, which the bodies read.
+    weights of the main graph, which the bodies read. What layers read as weights and nodes compute from constants
+    becomes constant too.
 
     Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Weights
     that are also graph inputs stay inputs, and their default value is what gets compiled, except in files of IR
@@ -45,6 +48,7 @@ def normalise(model: ir.Model) -> ir.Model:
     if take_known_branches(model):
         name_values(model)
         _name_nodes(model)
+    store_operands(model)
     return model
 
 

@@ -22,8 +22,8 @@ from sparsecc.reconstruct.sweep import Kept, Repair, Settings, repair
 
 
 def method_for(options: CompileOptions, model: ir.Model) -> str:
-    """`auto` refits where there are samples. Where random inputs were asked for, it restores variances if the
-    batch norms tell what they should be; else it leaves the weights alone.
+    """`auto` refits where there are samples, and on random inputs where batch norms tell what they should look like;
+    else it leaves the weights alone.
 
     Distillation starts from refitted weights.
     """
@@ -31,9 +31,8 @@ def method_for(options: CompileOptions, model: ir.Model) -> str:
         return "reconstruct"
     if options.recover != "auto":
         return options.recover
-    if options.calibration == SYNTHETIC:
-        return "bn" if norms_of(model) else "none"
-    return "reconstruct" if options.calibration is not None else "none"
+    blind = options.calibration is None or (options.calibration == SYNTHETIC and not norms_of(model))
+    return "none" if blind else "reconstruct"
 
 
 def kept_values(analysis: Analysis, keep: Keep) -> Kept:

@@ -1,0 +1,133 @@
+"""Weights that nodes compute: found by every pass as if they had been stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.loading.operands import LARGEST, store_operands
+from sparsecc.passes.quantize.editor import prepare
+from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, find_sites
+
+from .zoo.export import onnx_path
+
+HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
+
+
+def model_of(body: str, shapes: Mapping[str, tuple[int, ...]], inputs: str = "float[n, 8] x") -> ir.Model:
+    """A model with random weights of these shapes."""
+    tensors = [
+        ir.tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32), name=name)
+        for i, (name, shape) in enumerate(shapes.items())
+    ]
+    text = f"{HEAD} g ({inputs}) => (float[n, m] y) {{ {body} }}"
+    model = ir.from_onnx_text(text, initializers=tensors)
+    prepare(model)
+    return model
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, dict(feeds))[0])
+
+
+def kinds(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def test_a_weight_behind_a_transpose_is_turned_and_keeps_its_name() -> None:
+    model = model_of("t = Transpose(w) y = MatMul(x, t)", {"w": (4, 8)})
+    feeds = {"x": np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)}
+    before = run(model, feeds)
+    store_operands(model)
+    assert kinds(model) == ["MatMul"]
+    weight = model.graph.initializers["w"]
+    assert tuple(weight.const_value.shape) == (8, 4)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(run(model, feeds), before)
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ("t = Transpose(w) a = MatMul(x, t) y = MatMul(a, w)", "tied: another layer reads it as it is"),
+        (
+            "t = Transpose(w) a = MatMul(x, t) b = Relu(t) c = MatMul(x, b) y = Add(a, c)",
+            "read by others too",
+        ),
+    ],
+)
+def test_a_transpose_that_others_depend_on_stays(body: str, kept: str) -> None:
+    model = model_of(body, {"w": (8, 8)})
+    store_operands(model)
+    assert "Transpose" in kinds(model), kept
+
+
+def test_the_bias_that_an_exporter_fills_with_zeros_is_stored() -> None:
+    body = """
+        shape = Shape<start = 0, end = 1>(w)
+        zero = Constant<value = float {0}>()
+        typed = CastLike(zero, x)
+        bias = Expand(typed, shape)
+        c = Conv(x, w, bias)
+        y = Flatten(c)"""
+    model = model_of(body, {"w": (4, 8, 1, 1)}, "float[n, 8, 2, 2] x")
+    feeds = {"x": np.random.default_rng(9).standard_normal((3, 8, 2, 2)).astype(np.float32)}
+    before = run(model, feeds)
+    store_operands(model)
+    assert kinds(model) == ["Conv", "Flatten"]
+    bias = model.graph.node(0).inputs[2]
+    assert bias is not None
+    np.testing.assert_array_equal(bias.const_value.numpy(), np.zeros(4))  # type: ignore[union-attr]
+    assert set(model.graph.initializers) == {"w", bias.name}
+    np.testing.assert_allclose(run(model, feeds), before, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_caller_may_override_is_no_constant() -> None:
+    text = f"""{HEAD} g (float[n, 8] x, float[4, 8] w = {{{",".join("1" * 32)}}}) => (float[n, 4] y) {{
+        t = Transpose(w) y = MatMul(x, t) }}"""
+    model = ir.from_onnx_text(text)
+    store_operands(model)
+    assert kinds(model) == ["Transpose", "MatMul"]
+
+
+@pytest.mark.parametrize("size", [LARGEST + 1, 1 << 45])
+def test_nothing_large_is_computed(size: int) -> None:
+    body = f"""
+        shape = Constant<value_ints = [1, {size}]>()
+        one = Constant<value = float {{1}}>()
+        t = Expand(one, shape)
+        y = MatMul(x, t)"""
+    model = model_of(body, {}, "float[n, 1] x")
+    store_operands(model)
+    assert "Expand" in kinds(model)
+
+
+@pytest.mark.parametrize(
+    "body", ["t = Transpose<perm = [0, 7]>(w)", "t = Reshape(w, bad)", "t = Slice(w, w, w)"]
+)
+def test_nodes_that_cannot_run_are_left_to_the_runtime(body: str) -> None:
+    model = model_of(f"bad = Constant<value_ints = [3]>() {body} y = MatMul(x, t)", {"w": (4, 8)})
+    before = len(kinds(model))
+    store_operands(model)
+    assert len(kinds(model)) == before
+
+
+@pytest.mark.parametrize(("name", "tied"), [("bert_masked_lm", 1), ("mobilenet_v2", 0), ("vit", 0)])
+def test_an_export_without_the_optimizer_has_as_many_layers(name: str, tied: int) -> None:
+    """But for a tied table, which the optimizer stores twice."""
+    found: list[tuple[int, list[str]]] = []
+    for form in ("plain", "unoptimized"):
+        model = normalise(load_ir(onnx_path(name, "dynamo", form)))
+        prepare(model)
+        sites, skipped = find_sites(model, SINGLE_OR_HALF)
+        found.append((len(sites), [s.reason for s in skipped if s.reason != "both operands are activations"]))
+    (plain, _), (unoptimized, reasons) = found
+    assert (unoptimized, len(reasons)) == (plain - tied, tied)
+    assert unoptimized > 10
+    assert all("which other nodes read too" in reason for reason in reasons)
