@@ -27,7 +27,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import normalise
+from sparsecc.loading.normalise import FIXED, normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
@@ -158,6 +158,8 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     model = normalise(load_ir(job.model))
+    if fixed := model.meta.get(FIXED):
+        job.warnings.append(f"{fixed} weights that the file lists as inputs are constants in the result")
     probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()
     probes.require_room()

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import normalise
+from sparsecc.loading.normalise import FIXED, normalise
 from sparsecc.loading.operands import LARGEST, store_operands
 from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, find_sites
@@ -131,3 +131,25 @@ def test_an_export_without_the_optimizer_has_as_many_layers(name: str, tied: int
     assert (unoptimized, len(reasons)) == (plain - tied, tied)
     assert unoptimized > 10
     assert all("which other nodes read too" in reason for reason in reasons)
+
+
+LISTED = "float[4, 8] w = {" + ",".join("1" * 32) + "}, float[4] b = {1, 2, 3, 4}"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "left"),
+    [
+        (LISTED, "y = Gemm<transB = 1>(x, w, b)", ["x"]),
+        (LISTED, "z = Constant<value = float[4, 4] {" + ",".join("1" * 16) + "}>() "
+                 "a = Gemm<transB = 1>(x, w) c = MatMul(a, z) d = Add(c, b) y = MatMul(d, z)", ["x", "w", "b"]),
+        ("float[1] gain = {2}", "y = Mul(x, gain)", ["x", "gain"]),
+    ],
+    ids=["its weights are listed", "most are not", "no weight of a layer"],
+)  # fmt: skip
+def test_a_file_that_lists_its_weights_as_inputs_means_constants(
+    inputs: str, body: str, left: list[str]
+) -> None:
+    model = ir.from_onnx_text(f"{HEAD} g (float[n, 8] x, {inputs}) => (float[n, m] y) {{ {body} }}")
+    model = normalise(model)
+    assert [value.name for value in model.graph.inputs] == left
+    assert model.meta[FIXED] == 3 - len(left) if left == ["x"] else model.meta[FIXED] == 0

@@ -6,32 +6,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    InlinePass,
-    RemoveInitializersFromInputsPass,
-)
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from sparsecc.bodies import name_values, one_scope
 from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
-from sparsecc.loading.operands import store_operands
+from sparsecc.loading.operands import fix_weights, store_operands
 from sparsecc.loading.sequences import split_sequences
 from sparsecc.text import one_line, quoted
+
+FIXED = "sparsecc.fixed"
+"""Where a normalised model says how many inputs became constants because the file listed its weights there."""
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Bring a loaded model into the form that analysis works on, in place where possible.
 
     An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
-    of a tensor on to a Split. Weights inside bodies become
-    weights of the main graph, which the bodies read. What layers read as weights and nodes compute from constants
-    becomes constant too.
+    of a tensor on to a Split. Weights inside bodies become weights of the main graph, which the bodies read. What
+    layers read as weights and nodes compute from constants becomes constant too.
 
-    Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Weights
-    that are also graph inputs stay inputs, and their default value is what gets compiled, except in files of IR
-    version 3, which had to list them: runtimes fold only what cannot be overridden. InputError for inputs and
-    outputs that are maps or opaque.
+    Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Inputs with
+    a default value stay, and that is what gets compiled, except where a file lists most of its layers' weights:
+    runtimes fold only what cannot be overridden. InputError for inputs and outputs that are maps or opaque.
     """
     for name in model.meta.get(TYPES, {}):
         raise InputError(
@@ -48,6 +46,7 @@ def normalise(model: ir.Model) -> ir.Model:
     if take_known_branches(model):
         name_values(model)
         _name_nodes(model)
+    model.meta[FIXED] = fix_weights(model)
     store_operands(model)
     return model
 

@@ -1,4 +1,5 @@
-"""Weights and biases that nodes compute from constants are stored as what they come to.
+"""Weights where layers read them: what nodes compute from constants is stored as what it comes to, and what a file
+lists among its inputs only because it lists its weights there becomes constant.
 
 Exporters without their optimizer write the weight of a linear layer as a Transpose, and the bias that a convolution
 has not as an Expand of zero. Runtimes compute these once, when they load a model; whoever looks for a layer's weight
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from sparsecc.constants import add_constant
 from sparsecc.shapes import evaluated
@@ -30,6 +32,23 @@ LARGEST = 1 << 16
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _MOVES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FILLS = frozenset({"ConstantOfShape", "Expand"})
+
+
+def fix_weights(model: ir.Model) -> int:
+    """Where callers could override most weights of layers, make constants of all defaults, in place.
+
+    So do exporters that keep to the rule of IR version 3, which had all initializers among the inputs. Runtimes fold,
+    fuse and pack only constants, and what is chosen and repaired by a default is right for that alone. Returns
+    how many inputs went.
+    """
+    used = [use for value in model.graph.initializers.values() for use in value.uses()]
+    operands = [u.node.inputs[u.idx] for u in used if u.idx in WEIGHTS.get(u.node.op_type, ())]
+    listed = [value for value in operands if value is not None and value.is_graph_input()]
+    if 2 * len(listed) <= len(operands):
+        return 0
+    before = len(model.graph.inputs)
+    RemoveInitializersFromInputsPass()(model)
+    return before - len(model.graph.inputs)
 
 
 def store_operands(model: ir.Model) -> None:
