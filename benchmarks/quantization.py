@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from sparsecc.backends.kernel_census import census
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import Pass, PassContext
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.calibrate import Feeds
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
 from sparsecc.targets import TARGETS
@@ -80,14 +81,26 @@ def compiled(options: Facts, case: Case, folder: Path) -> tuple[Path, Facts]:
     return made.bundle / "model.onnx", {"macs": made.report["after"]["macs"] / made.report["before"]["macs"]}
 
 
-def mixed(share: float, case: Case, folder: Path) -> tuple[Path, Facts]:
+def within(share: float, case: Case, folder: Path) -> tuple[Path, Facts]:
     """A type for every layer within a share of the bytes of the float model, and what one type for all takes."""
+    size = share * case.path.stat().st_size
+    return mixed(Quantize(type="mixed", size=size, algorithm="gptq"), case.calibration, case, folder)
+
+
+def as_fast(speedup: float, case: Case, folder: Path) -> tuple[Path, Facts]:
+    """A type for every layer so that one sample takes so much less time than in float."""
+    alone = {key: array[:1] for key, array in case.calibration[0].items()}
+    return mixed(Quantize(type="mixed", speedup=speedup), [alone, *case.calibration], case, folder)
+
+
+def mixed(quantize: Quantize, calibration: Sequence[Feeds], case: Case, folder: Path) -> tuple[Path, Facts]:
+    """What a pass makes, with the facts that the table shows."""
     model, path = ir.load(case.path), folder / "model.onnx"
-    whole = case.path.stat().st_size
-    context = PassContext(TARGETS["onnxruntime"], folder, case.calibration)
-    facts = Quantize(type="mixed", size=share * whole, algorithm="gptq").run(model, Plan({}), context).facts
+    context = PassContext(TARGETS["onnxruntime"], folder, calibration)
+    facts = quantize.run(model, Plan({}), context).facts
     ir.save(model, path)
-    kept = {key: facts[key] for key in ("chosen", "uniform", "predicted_error", "error", "gain_of_widths")}
+    names = ("chosen", "uniform", "predicted_error", "error", "gain_of_widths", "speedup")
+    kept = {key: facts[key] for key in names if key in facts}
     return path, {**kept, "forms": dict(Counter(facts["types"].values()))}
 
 
@@ -129,7 +142,8 @@ PATTERNS: dict[str, Maker] = {
     "onnxsim 2:4 sparsegpt": partial(onnxsim, "2:4 sparsegpt"),
 }
 MIXED: dict[str, Maker] = {
-    **{f"mixed {share}": partial(mixed, share) for share in (0.6, 0.5, 0.4, 0.3, 0.25, 0.2)},
+    **{f"mixed {share}": partial(within, share) for share in (0.6, 0.5, 0.4, 0.3, 0.25, 0.2)},
+    **{f"mixed {speedup}x": partial(as_fast, speedup) for speedup in (1.2, 1.4)},
     "onnxsim int4 and int8": partial(onnxsim, "int4 and int8"),
 }
 PARTS = {"types": TYPES, "rounding": ROUNDING, "patterns": PATTERNS, "mixed": MIXED}

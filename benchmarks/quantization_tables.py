@@ -92,6 +92,8 @@ def mixed_table(points: Points) -> str:
         for variant, row in shown.items():
             forms = ", ".join(f"{n} {form}" for form, n in row.get("forms", {}).items())
             budget = variant.removeprefix("mixed ")
+            if timed := row.get("speedup"):
+                budget += f": ran {timed['estimate']:.2f} ({timed['ci95'][0]:.2f} to {timed['ci95'][1]:.2f})"
             lines.append(
                 f"| {first} | {budget} | {row['bytes'] / whole:.2f} | {_score(row)} "
                 f"| {row['relative_error']:.1e} | {forms} |"

@@ -55,8 +55,7 @@ def compile(
 
     with _file(model) as path:
         folder = Path(output) if output is not None else _default_output(path)
-        given = {k: v for k, v in options.items() if v is not None}
-        given["inputs"] = _pairs(given.get("inputs", ()))
+        given = _given(options)
         if not dry_run:
             check_destination(folder, force)
         request = {
@@ -107,8 +106,7 @@ def search(
     if not path.is_file():
         raise InputError(f"{model}: no such file: a search needs a model on disk")
     folder = Path(output) if output is not None else Path(f"{path.stem}.search")
-    base = {k: v for k, v in options.items() if v is not None}
-    base["inputs"] = _pairs(base.get("inputs", ()))
+    base = _given(options)
     space = Space(tuple(ratios), tuple(criteria), tuple(allocators), tuple(recovers), tuple(quantizes))
     runner = runners.local(jobs) if cluster is None else runners.cluster(cluster)
     limits, heard = {"deadline": deadline, "memory": memory}, on_event or (lambda event: None)
@@ -272,6 +270,13 @@ def _run(
     from sparsecc import worker
 
     return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for as plain data: paths as text."""
+    given = {k: v for k, v in options.items() if v is not None}
+    given["inputs"] = _pairs(given.get("inputs", ()))
+    return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
 
 
 def _pairs(inputs: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reconstruct.distilled import distil
-from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, method_for, run_repair
+from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
@@ -242,6 +242,7 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress, mixtures)
     plan.repaired = sorted(set(found.changed))
     job.skipped.extend(("repair", skip) for skip in found.skipped)
+    job.warnings.extend(filter(None, [left_alone(found)]))
     job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples, analysis.model)})
     if job.options.recover == "distill":
         budget, seed = job.options.recover_budget, job.options.seed

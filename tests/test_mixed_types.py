@@ -18,7 +18,6 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.calibrate import session_of
-from sparsecc.passes.quantize.meter import Meter
 from sparsecc.passes.quantize.mixed import FLOAT, Point, allocate, gain, widths
 from sparsecc.plan import Plan
 from sparsecc.targets import TARGETS
@@ -200,8 +199,8 @@ def test_bytes_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatc
 
     honest = mixed.measured
 
-    def misled(writer: mixed.Writer, meter: Meter, whole: Point) -> mixed.Table:
-        table = honest(writer, meter, whole)
+    def misled(judge: mixed.Judge, whole: Point) -> mixed.Table:
+        table = honest(judge, whole)
         return {
             name: {
                 form: replace(p, bytes=int(whole.bytes - 1.3 * (whole.bytes - p.bytes)))

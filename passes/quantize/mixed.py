@@ -8,7 +8,8 @@ Quantization for Large Language Models", 2025).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sparsecc.passes.quantize.descent import round_weights
 from sparsecc.passes.quantize.editor import raise_opset
 from sparsecc.passes.quantize.half import convert_to_half
 from sparsecc.passes.quantize.meter import Meter
+from sparsecc.passes.quantize.mixed_speed import Choice, Stopwatch, choose_within_time
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, find_sites
 from sparsecc.passes.quantize.spec import QuantizationPlan
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
@@ -33,6 +35,7 @@ from sparsecc.passes.quantize.weight_only import (
 from sparsecc.plan import Plan
 
 FLOAT = "float"
+"""Forms of layers are this, int8, fp8, and int4/BLOCK."""
 STATIC = ("int8", "fp8")
 BLOCKS = (32, 128)
 """Inputs per scale that int4 layers may have."""
@@ -41,29 +44,31 @@ PADDED = 0.1
 """A wider block that adds a larger share of columns than this to a layer saves nothing."""
 ROUNDS = 8
 
-Choice = Mapping[str, str]
-"""Layer -> its form: float, int8, fp8, or int4/BLOCK."""
 Table = Mapping[str, Mapping[str, "Point"]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """The relative output error of a model on the calibration data, and its bytes."""
+    """The relative output error of a model on the calibration data, its bytes, and its time relative to float where
+    that counts."""
 
     error: float
     bytes: int
+    time: float = 0.0
 
     def to_json(self) -> dict[str, float]:
-        return {"error": self.error, "bytes": self.bytes}
+        return {"error": self.error, "bytes": self.bytes} | ({"time": self.time} if self.time else {})
 
 
 @dataclass(frozen=True)
 class MixOptions:
-    """What is asked: the types to choose from, and at most so many bytes, or the least that lose `max_drop`."""
+    """What is asked: the types to choose from, and at most so many bytes, or so many times the speed of float, or
+    the fewest bytes that lose `max_drop`."""
 
     types: tuple[str, ...]
     static: StaticOptions
     size: float | None = None
+    speedup: float | None = None
     max_drop: float | None = None
     algorithm: str = "rtn"
     exclude: tuple[str, ...] = ()
@@ -75,10 +80,12 @@ class MixOptions:
             raise InputError(
                 f"quantize: types {', '.join(self.types) or 'none'}: give int4 and one of {', '.join(STATIC)}"
             )
-        if self.size is None and self.max_drop is None:
+        if self.size is None and self.speedup is None and self.max_drop is None:
             raise InputError(
-                "quantize: mixed needs a budget: give --size 40MB, or --quantize-option max_drop=0.01"
+                "quantize: mixed needs a budget: give --size 40MB, or --quantize-option speedup=2 or max_drop=0.01"
             )
+        if self.size is not None and self.speedup is not None:
+            raise InputError("quantize: mixed takes one budget: give --size or --quantize-option speedup")
 
 
 @dataclass
@@ -153,50 +160,92 @@ def mix_types(
     and where one type alone is better within the budget, that is taken.
     """
     writer = Writer(model, context, options)
-    meter = Meter(model, context)
-    whole = _point(meter, writer, dict.fromkeys(writer.forms, FLOAT))
-    table = measured(writer, meter, whole)
+    judge = Judge(writer, Meter(model, context), Stopwatch(model, context) if options.speedup else None)
+    whole = judge.untimed(dict.fromkeys(writer.forms, FLOAT))
+    table = measured(judge, whole)
     uniform = {
-        form: _point(meter, writer, _uniform(writer.forms, form))
+        form: judge.point(_uniform(writer.forms, form))
         for form in sorted({form for forms in writer.forms.values() for form in forms} - {FLOAT})
     }
-    choice, found = _chosen(writer, meter, table, whole)
+    if options.speedup is None:
+        choice, found = _chosen(judge, table, whole)
+    else:
+        choice = _choose_fast(judge, table, list(uniform))
+        found = judge.point(choice)
     kind = "mixed"
     for form, point in uniform.items():
         if _fits(point, options) and _rank(point, options) < _rank(found, options):
             choice, found, kind = _uniform(writer.forms, form), point, form
-    if not _fits(found, options):
+    if options.max_drop is not None and found.error > options.max_drop:
         raise GoalError(
-            f"quantize: within {options.size:.0f} bytes the outputs lose {found.error:.2%}, over "
+            f"quantize: within that size or time the outputs lose {found.error:.2%}, over "
             f"{options.max_drop:.2%}: allow more of either"
         )
-    predicted = sum(table[name][form].error for name, form in choice.items())
-    facts = {
-        "type": "mixed", "chosen": kind, "types": dict(choice), "error": found.error, "bytes": found.bytes,
-        "nodes": [name for name, form in choice.items() if form != FLOAT], "predicted_error": predicted,
-        "float_bytes": whole.bytes, "uniform": {form: point.to_json() for form, point in uniform.items()},
-        "losses": {name: {form: p.error for form, p in row.items()} for name, row in table.items()},
-        "gain_of_widths": _gain(writer, table),
-    }  # fmt: skip
+    facts = _facts(choice, found, table, uniform)
+    facts |= {"chosen": kind, "float_bytes": whole.bytes, "gain_of_widths": _gain(writer, table)}
+    if judge.watch is not None:
+        facts["speedup"] = judge.speedup(choice)
     facts |= writer.write(model, choice, plan, options.algorithm)
     left = [Skip(name, "left in float") for name, form in choice.items() if form == FLOAT]
     return PassResult(facts, (*writer.skipped, *left))
 
 
-def measured(writer: Writer, meter: Meter, whole: Point) -> Table:
+def _facts(choice: Choice, found: Point, table: Table, uniform: Mapping[str, Point]) -> dict[str, Any]:
+    """For the report: the choice, what it gives, and what single types would have given."""
+    return {
+        "type": "mixed",
+        "types": dict(choice),
+        "error": found.error,
+        "bytes": found.bytes,
+        "nodes": [name for name, form in choice.items() if form != FLOAT],
+        "predicted_error": sum(table[name][form].error for name, form in choice.items()),
+        "uniform": {form: point.to_json() for form, point in uniform.items()},
+        "losses": {name: {form: p.error for form, p in row.items()} for name, row in table.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What models in any choice of forms lose and take."""
+
+    writer: Writer
+    meter: Meter
+    watch: Stopwatch | None
+
+    def point(self, choice: Choice) -> Point:
+        """Everything that counts."""
+        found = self.untimed(choice)
+        return found if self.watch is None else replace(found, time=self.time(choice))
+
+    def untimed(self, choice: Choice) -> Point:
+        """Loss and bytes."""
+        return Point(*self.meter.measure(self._written(choice)))
+
+    def time(self, choice: Choice) -> float:
+        """The time relative to float."""
+        assert self.watch is not None
+        return self.watch.share(self._written(choice))
+
+    def speedup(self, choice: Choice) -> dict[str, Any]:
+        """Against float, with an interval."""
+        assert self.watch is not None
+        return self.watch.ratio(self._written(choice), brief=False).to_json()
+
+    def _written(self, choice: Choice) -> ir.Model:
+        return self.writer.complete(self.writer.written(choice))
+
+
+def measured(judge: Judge, whole: Point) -> Table:
     """Every layer alone in each of its forms: what it loses, and the bytes of the model then."""
     table: dict[str, dict[str, Point]] = {}
+    writer = judge.writer
     floats = dict.fromkeys(writer.forms, FLOAT)
     for number, (name, forms) in enumerate(writer.forms.items()):
         table[name] = {FLOAT: Point(0.0, whole.bytes)}
         for form in forms[1:]:
-            table[name][form] = _point(meter, writer, {**floats, name: form})
+            table[name][form] = judge.untimed({**floats, name: form})
         writer.context.progress("types", (number + 1) / len(writer.forms))
     return table
-
-
-def _point(meter: Meter, writer: Writer, choice: Choice) -> Point:
-    return Point(*meter.measure(writer.complete(writer.written(choice))))
 
 
 def _padding(site: Site, block: int) -> float:
@@ -212,16 +261,25 @@ def _uniform(forms: Mapping[str, Sequence[str]], form: str) -> dict[str, str]:
 
 def _fits(point: Point, options: MixOptions) -> bool:
     small = options.size is None or point.bytes <= options.size
-    return small and (options.max_drop is None or point.error <= options.max_drop)
+    fast = options.speedup is None or point.time <= 1 / options.speedup
+    return small and fast and (options.max_drop is None or point.error <= options.max_drop)
 
 
 def _rank(point: Point, options: MixOptions) -> float:
     """What is to be small: the bytes where only the loss is bounded, else the loss."""
-    return point.bytes if options.size is None else point.error
+    return point.bytes if options.size is None and options.speedup is None else point.error
 
 
-def _chosen(writer: Writer, meter: Meter, table: Table, whole: Point) -> tuple[dict[str, str], Point]:
+def _choose_fast(judge: Judge, table: Table, uniform: Sequence[str]) -> dict[str, str]:
+    losses = {name: {form: point.error for form, point in row.items()} for name, row in table.items()}
+    alone = {form: _uniform(judge.writer.forms, form) for form in uniform}
+    progress = partial(judge.writer.context.progress, "time types")
+    return choose_within_time(losses, alone, judge.time, judge.writer.options.speedup or 1.0, progress)
+
+
+def _chosen(judge: Judge, table: Table, whole: Point) -> tuple[dict[str, str], Point]:
     """The solver's choice, its budget tightened until what it gives keeps the real one."""
+    writer = judge.writer
     size, max_drop = writer.options.size, writer.options.max_drop
     budget = size if size is not None else max_drop or 0.0
     room = budget
@@ -229,7 +287,7 @@ def _chosen(writer: Writer, meter: Meter, table: Table, whole: Point) -> tuple[d
         choice = allocate(table, whole.bytes, room, by_size=size is not None)
         if choice is None:
             break
-        found = _point(meter, writer, choice)
+        found = judge.point(choice)
         spent = found.bytes if size is not None else found.error
         if spent <= budget:
             return choice, found
@@ -237,7 +295,7 @@ def _chosen(writer: Writer, meter: Meter, table: Table, whole: Point) -> tuple[d
     if size is None:
         return dict.fromkeys(writer.forms, FLOAT), whole
     least = {name: min(row, key=lambda form: row[form].bytes) for name, row in table.items()}
-    smallest = _point(meter, writer, least)
+    smallest = judge.point(least)
     if smallest.bytes > size:
         raise GoalError(
             f"quantize: {size:.0f} bytes are out of reach by types alone, the smallest is {smallest.bytes}: "

@@ -47,7 +47,8 @@ class Quantize(Pass):
     takes back the mean error of rounded weights.
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
     that cost most in float for it; with the other types the compile is refused when it is more.
-    size: bytes that a mixed model may have. types: what it is mixed of, beside float; all that the target has.
+    size: bytes that a mixed model may have; speedup: how many times as fast as in float it must run here.
+    types: what it is mixed of, beside float; all that the target has.
     exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
     rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """
@@ -71,6 +72,7 @@ class Quantize(Pass):
     rest: str = ""
     eora: float = 0.0
     size: float | None = None
+    speedup: float | None = None
     types: tuple[str, ...] = ()
 
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
@@ -104,7 +106,15 @@ class Quantize(Pass):
         types = self.types or ("int8", "int4")
         static = self._static_options("fp8" if "fp8" in types else "int8")
         return MixOptions(
-            types, static, self.size, self.max_drop, self.algorithm, self.exclude, self.rest, self.keep_io
+            types,
+            static,
+            self.size,
+            self.speedup,
+            self.max_drop,
+            self.algorithm,
+            self.exclude,
+            self.rest,
+            self.keep_io,
         )
 
     def _static_options(self, type_: str) -> StaticOptions:
@@ -138,6 +148,7 @@ class Quantize(Pass):
             )
         require_share(self.eora)
         only = {"eora": (bool(self.eora), "int4"), "size": (self.size is not None, "mixed")}
+        only["speedup"] = (self.speedup is not None, "mixed")
         only["types"] = (bool(self.types), "mixed")
         for option, (is_given, type_) in only.items():
             if is_given and self.type != type_:

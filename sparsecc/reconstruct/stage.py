@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def data_of(samples: Samples, model: ir.Model) -> str:
         return "calibration samples"
     number = len(norms_of(model))
     return f"random inputs matched to {number} batch norms" if number else "random inputs"
+
+
+def left_alone(found: Repair) -> str | None:
+    """A sentence where repair could not reach most layers."""
+    number, mended = len(found.skipped), len(found.layers)
+    if number <= mended:
+        return None
+    ((reason, _),) = Counter(skip.reason for skip in found.skipped).most_common(1)
+    return f"repair left {number} of {number + mended} layers alone, most because {reason}"
 
 
 def facts_of(found: Repair, method: str, samples: Samples, model: ir.Model) -> dict[str, Any]:

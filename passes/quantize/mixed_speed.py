@@ -1,0 +1,95 @@
+"""Types under a speed: the layers that lose most stay finer for as long as time is left.
+
+Times of layers do not add up from float, where a lone integer layer pays for conversions that a chain of them does
+not need. So each layer is taken out of the fastest model instead, and the whole choice is timed in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from sparsecc.allocators.additive import additive_allocate
+from sparsecc.errors import GoalError, InputError
+from sparsecc.measure.interleave import Budget, compare
+from sparsecc.measure.statistics import LogRatio
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.quantize.calibrate import run_session, session_of
+
+Choice = Mapping[str, str]
+"""Layer -> its form."""
+Time = Callable[[Choice], float]
+"""How long the model takes in these forms, relative to how long it takes in float."""
+Losses = Mapping[str, Mapping[str, float]]
+"""Layer -> form -> what the outputs lose when it alone has that form."""
+
+ROUNDS = 8
+_BRIEF = Budget(pairs=15, seconds=1.0, warmup_seconds=0.05)
+_LONG = Budget(pairs=60, seconds=4.0)
+
+
+@dataclass
+class Stopwatch:
+    """Times models beside one in float, interleaved, on the first of the calibration inputs."""
+
+    model: ir.Model
+    context: PassContext
+    _float: object = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.context.target.name != "onnxruntime" or not self.context.measure:
+            raise InputError(
+                "quantize: speedup is timed on this machine: use --target onnxruntime, and not --no-measure"
+            )
+        self._float = session_of(self.model, self.context.scratch)
+
+    def ratio(self, changed: ir.Model, *, brief: bool = True) -> LogRatio:
+        """The time of a model to that in float."""
+        session, feeds = session_of(changed, self.context.scratch), self.context.calibration[0]
+        found = compare(
+            lambda: run_session(self._float, None, feeds),
+            lambda: run_session(session, None, feeds),
+            budget=_BRIEF if brief else _LONG,
+        )
+        return found.ratio()
+
+    def share(self, changed: ir.Model) -> float:
+        """The time of a model as a share of that in float."""
+        return math.exp(self.ratio(changed).median)
+
+
+def choose_within_time(
+    losses: Losses, alone: Mapping[str, Choice], time: Time, speedup: float, progress: Callable[[float], None]
+) -> dict[str, str]:
+    """The forms of least summed loss that run `speedup` times as fast as float, or nearly: the last word is a
+    timing of the whole. `alone` has all layers in one form. GoalError where even the fastest of these is too slow.
+    """
+    times = {form: time(choice) for form, choice in alone.items()}
+    fastest = min(times, key=lambda form: times[form])
+    limit, base = 1 / speedup, alone[fastest]
+    if times[fastest] > limit:
+        raise GoalError(
+            f"quantize: {speedup:g} times as fast is out of reach by types alone, {fastest} everywhere gives "
+            f"{1 / times[fastest]:.2f}: ask for less, or remove some of it with --ratio"
+        )
+    extra: dict[str, list[float]] = {}
+    for number, (name, row) in enumerate(losses.items()):
+        each = (0.0 if form == base[name] else time({**base, name: form}) - times[fastest] for form in row)
+        extra[name] = list(each)
+        progress((number + 1) / len(losses))
+    least = {name: min(row) for name, row in extra.items()}
+    costs = [[cost - least[name] for cost in row] for name, row in extra.items()]
+    room = limit - times[fastest] - sum(least.values())
+    for _ in range(ROUNDS):
+        picks = additive_allocate([list(row.values()) for row in losses.values()], costs, room)
+        if picks is None:
+            break
+        choice = {name: list(row)[pick] for (name, row), pick in zip(losses.items(), picks, strict=True)}
+        over = time(choice) - limit
+        if over <= 0:
+            return choice
+        room -= 1.05 * over
+    return dict(base)

@@ -1,0 +1,110 @@
+"""Types under a speed: what is chosen is fast enough by the whole model's time, and loses little."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsecc.errors import GoalError, InputError
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.mixed_speed import choose_within_time
+from sparsecc.plan import Plan
+from sparsecc.targets import TARGETS
+from tests.quantize_models import feeds_for, transformer
+
+LAYERS = st.lists(st.tuples(st.floats(1e-6, 1), st.floats(0.01, 0.15)), min_size=1, max_size=6)
+"""Per layer: what int8 loses, and what it saves of the float model's time."""
+
+
+class Machine:
+    """A model in which every conversion between float and int8 neighbours costs `toll`."""
+
+    def __init__(self, layers: list[tuple[float, float]], toll: float) -> None:
+        self.saved = {str(i): saved for i, (_, saved) in enumerate(layers)}
+        self.losses = {str(i): {"float": 0.0, "int8": loss} for i, (loss, _) in enumerate(layers)}
+        self.alone = {"int8": dict.fromkeys(self.losses, "int8")}
+        self.toll = toll
+
+    def time(self, choice: Mapping[str, str]) -> float:
+        forms = ["float", *choice.values(), "float"]
+        tolls = sum(self.toll for a, b in itertools.pairwise(forms) if a != b)
+        return 1 + tolls - sum(self.saved[name] for name, form in choice.items() if form == "int8")
+
+    def loss(self, choice: Mapping[str, str]) -> float:
+        return sum(self.losses[name][form] for name, form in choice.items())
+
+    def chosen(self, speedup: float) -> dict[str, str]:
+        return choose_within_time(self.losses, self.alone, self.time, speedup, lambda share: None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYERS, st.floats(0, 0.02), st.floats(1, 1.6))
+def test_the_choice_is_fast_enough_and_loses_no_more_than_the_fastest(
+    layers: list[tuple[float, float]], toll: float, speedup: float
+) -> None:
+    machine = Machine(layers, toll)
+    fastest = machine.time(machine.alone["int8"])
+    if fastest > 1 / speedup:
+        with pytest.raises(GoalError, match="out of reach by types alone"):
+            machine.chosen(speedup)
+        return
+    choice = machine.chosen(speedup)
+    assert machine.time(choice) <= 1 / speedup + 1e-9
+    assert machine.loss(choice) <= machine.loss(machine.alone["int8"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYERS, st.floats(1, 1.3))
+def test_where_times_add_up_nothing_better_is_left(layers: list[tuple[float, float]], speedup: float) -> None:
+    machine = Machine(layers, 0.0)
+    if machine.time(machine.alone["int8"]) > 1 / speedup:
+        return
+    tried = [
+        dict(zip(machine.losses, forms, strict=True))
+        for forms in itertools.product(("float", "int8"), repeat=len(layers))
+    ]
+    room = 1 / speedup - machine.time(machine.alone["int8"])
+    rounded = len(layers) * room / 2000  # costs are rounded up to a 2000th of the room
+    best = min(machine.loss(c) for c in tried if machine.time(c) <= 1 / speedup - rounded - 1e-9)
+    assert machine.loss(machine.chosen(speedup)) <= best + 1e-9
+
+
+@pytest.mark.parametrize(("speedup", "in_float"), [(0.2, True), (50.0, False)])
+def test_a_real_model(speedup: float, in_float: bool, tmp_path: Path) -> None:
+    """At a fifth of the speed all may stay in float; fifty times as fast no type makes it."""
+    model = transformer()
+    context = PassContext(TARGETS["onnxruntime"], tmp_path, [feeds_for(model)])
+    quantize = Quantize(type="mixed", speedup=speedup, types=("int8",))
+    if not in_float:
+        with pytest.raises(GoalError, match="out of reach by types alone, int8 everywhere gives"):
+            quantize.run(model, Plan({}), context)
+        return
+    facts = quantize.run(model, Plan({}), context).facts
+    assert set(facts["types"].values()) == {"float"}
+    assert facts["error"] < 1e-12
+    assert facts["speedup"]["ci95"][0] > speedup
+    assert facts["uniform"]["int8"]["time"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "measure", "message"),
+    [
+        ({"speedup": 2.0, "size": 1e6}, "onnxruntime", True, "one budget"),
+        ({"speedup": 2.0}, "onnxruntime", False, "timed on this machine"),
+        ({"speedup": 2.0}, "tensorrt", True, "timed on this machine"),
+        ({}, "onnxruntime", True, "speedup=2"),
+    ],
+)
+def test_what_cannot_be_asked(
+    options: dict[str, float], target: str, measure: bool, message: str, tmp_path: Path
+) -> None:
+    model = transformer()
+    context = PassContext(TARGETS[target], tmp_path, [feeds_for(model)], measure=measure)
+    with pytest.raises(InputError, match=message):
+        Quantize(type="mixed", **options).run(model, Plan({}), context)  # type: ignore[arg-type]
