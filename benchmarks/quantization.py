@@ -70,13 +70,14 @@ def _layer_means(facts: Facts) -> Facts:
 
 
 def compiled(options: Facts, case: Case, folder: Path) -> tuple[Path, Facts]:
-    """The model as `sparsecc compile` writes it; without labels nothing is repaired."""
+    """The model as `sparsecc compile` writes it; with random weights, that nobody labelled, it is cut evenly, and not
+    repaired."""
     samples = folder / "calibration.npz"
     np.savez(samples, **{key: np.concatenate([f[key] for f in case.calibration]) for key in case.test[0]})
+    evenly = {"criterion": "l2", "allocator": "uniform", "recover": "none"} if case.labels is None else {}
     made = api.compile(
-        case.path, output=folder / "bundle", calibration=str(samples), measure=False,
-        recover="none" if case.labels is None else "auto", **options,
-    )  # fmt: skip
+        case.path, output=folder / "bundle", calibration=samples, measure=False, **evenly, **options
+    )
     assert made.bundle is not None
     return made.bundle / "model.onnx", {"macs": made.report["after"]["macs"] / made.report["before"]["macs"]}
 
