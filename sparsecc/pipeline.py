@@ -159,8 +159,10 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     model = normalise(load_ir(job.model))
     if fixed := model.meta.get(FIXED):
-        constant = f"{fixed} weights that the file lists as inputs are constants in the result"
-        job.warnings.append(f"{constant}: runtimes fold and pack those, part of the speed may be that")
+        both = "in the result, and in the dense model that it is timed against"
+        job.warnings.append(
+            f"{fixed} weights that the file lists as inputs are constants {both}: runtimes fold those"
+        )
     probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()
     probes.require_room()
