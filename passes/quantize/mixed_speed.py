@@ -82,14 +82,15 @@ def choose_within_time(
         progress((number + 1) / len(losses))
     least = {name: min(row) for name, row in extra.items()}
     costs = [[cost - least[name] for cost in row] for name, row in extra.items()]
-    room = limit - times[fastest] - sum(least.values())
+    room = left = limit - times[fastest]
     for _ in range(ROUNDS):
-        picks = additive_allocate([list(row.values()) for row in losses.values()], costs, room)
+        lost = [list(row.values()) for row in losses.values()]
+        picks = additive_allocate(lost, costs, room - sum(least.values()))
         if picks is None:
             break
         choice = {name: list(row)[pick] for (name, row), pick in zip(losses.items(), picks, strict=True)}
-        over = time(choice) - limit
-        if over <= 0:
+        taken = time(choice) - times[fastest]
+        if taken <= left:
             return choice
-        room -= 1.05 * over
+        room *= 0.97 * left / taken
     return dict(base)
