@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import PAIRS, Pair
 from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
-from benchmarks.accuracy_tables import MARKS, Row, draw, line_of, tables
+from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, tables
 from sparsecc.allocators import ALLOCATORS
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.choose import Source, choose
@@ -52,6 +52,13 @@ from sparsecc.verify.prove import write
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 REPAIRS = ("none", "reconstruct")
+HEAD = """# Every criterion, allocator and repair
+
+Quality as cut and after `reconstruct`, without training, at the share of the multiply-accumulates that was asked
+for; random methods over three seeds with their standard deviation. What the pairs are, and how the default does
+beside other tools, stands in [methods.md](methods.md). Made by `python benchmarks/accuracy.py --publish
+docs/methods.md`; empty cells are not measured yet.
+"""
 RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 """The default, group magnitude, and other tools."""
 FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
@@ -195,12 +202,13 @@ def _missing(points: Sequence[Point], stored: Sequence[Row]) -> list[Point]:
 
 
 def publish(stored: dict[str, Any], document: Path) -> None:
-    """Replace what stands between the marks."""
+    """Replace what stands between the marks; every method of each pair stands in accuracy.md beside it."""
     head, _, rest = document.read_text().partition(MARKS[0])
     _, _, tail = rest.partition(MARKS[1])
     if not tail:
         sys.exit(f"{document} lacks the marks: {' … '.join(MARKS)}")
-    document.write_text(f"{head}{MARKS[0]}\n\n{tables(stored)}\n\n{MARKS[1]}{tail}")
+    document.write_text(f"{head}{MARKS[0]}\n\n{compared(stored)}\n\n{MARKS[1]}{tail}")
+    (document.parent / "accuracy.md").write_text(f"{HEAD}{matrices(stored)}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,6 +47,17 @@ def line_of(made: Sequence[Row]) -> str:
 
 def tables(stored: Mapping[str, Any]) -> str:
     """Markdown: the default beside its rivals, where it does not win, and every method of each pair."""
+    return f"{compared(stored)}\n{matrices(stored)}"
+
+
+def matrices(stored: Mapping[str, Any]) -> str:
+    """Markdown: every method of each pair."""
+    every = _by_method(stored["rows"])
+    return "\n".join(line for name, pair in stored["pairs"].items() for line in _matrix(every, name, pair))
+
+
+def compared(stored: Mapping[str, Any]) -> str:
+    """Markdown: the default beside its rivals, and where it does not win."""
     every = _by_method(stored["rows"])
     lines = ["| pair (dense) | less work | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     lost = []
@@ -58,10 +69,7 @@ def tables(stored: Mapping[str, Any]) -> str:
             lost += _losses(name, ratio, columns, pair)
     if not lost and len(lines) > 2:
         lost = ["The default is behind none of them anywhere."]
-    lines += ["", *lost]
-    for name, pair in stored["pairs"].items():
-        lines += _matrix(every, name, pair)
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *lost])
 
 
 def _by_method(rows: Sequence[Row]) -> dict[tuple[str, float, str, str], Found]:
