@@ -245,7 +245,8 @@ def repair_pruned(job: Job, analysis: Analysis, decision: Decision) -> None:
     found = run_repair(analysis.model, dense, kept, samples, job.options, job.scratch, progress, mixtures)
     plan.repaired = sorted(set(found.changed))
     job.skipped.extend(("repair", skip) for skip in found.skipped)
-    job.warnings.extend(filter(None, [left_alone(found)]))
+    if told := left_alone(found):
+        job.warnings.append(told)
     job.seconds.append({"name": "repair", "facts": facts_of(found, method, samples, analysis.model)})
     if job.options.recover == "distill":
         budget, seed = job.options.recover_budget, job.options.seed

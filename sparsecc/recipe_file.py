@@ -15,6 +15,9 @@ DEEPEST = 4
 """The deepest that is written: options, inputs, an input's three shapes, one of them."""
 SCHEMA = "sparsecc.recipe/1"
 
+CODED = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
+"""Options that may name code to run: where samples and the metric come from."""
+
 CODE = re.compile(r"^py:|\.py:")
 """How a value names a function to run."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import onnx_ir as ir
-from onnx_ir import serde
+
+from sparsecc.shapes import evaluated
 
 MOVES = frozenset(
     {"Identity", "Slice", "Concat", "Split", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Gather"}
@@ -18,33 +17,31 @@ def fixed_array(value: ir.Value | None) -> np.ndarray | None:
     """The numbers of a value that depends on no input, over operators that only move numbers; None otherwise."""
     if value is None:
         return None
+    if value.const_value is not None and not value.is_graph_input():
+        return value.const_value.numpy()
     nodes: list[ir.Node] = []
-    constants: dict[str, ir.TensorProtocol] = {}
+    constants: dict[ir.Value, np.ndarray] = {}
     pending = [value]
     while pending:
         one = pending.pop()
         producer = one.producer()
         if one.const_value is not None and not one.is_graph_input():
-            constants[one.name or ""] = one.const_value
+            constants[one] = one.const_value.numpy()
         elif producer is None or producer.op_type not in MOVES or producer.domain:
             return None
         elif producer not in nodes:
             nodes.append(producer)
             pending.extend(operand for operand in producer.inputs if operand is not None)
-    return _computed(value, nodes, constants) if nodes else constants[value.name or ""].numpy()
+    return _computed(value, nodes, constants)
 
 
-def _computed(value: ir.Value, nodes: list[ir.Node], constants: dict[str, ir.TensorProtocol]) -> np.ndarray:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
+def _computed(value: ir.Value, nodes: list[ir.Node], known: dict[ir.Value, np.ndarray]) -> np.ndarray | None:
     graph = nodes[0].graph
     assert isinstance(graph, ir.Graph)
-    chosen = [serde.serialize_node(node) for node in graph if node in nodes]
-    stored = [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in constants.items()]
-    output = onnx.helper.make_tensor_value_info(value.name or "", onnx.TensorProto.FLOAT, None)
-    made = onnx.helper.make_graph(chosen, "fixed", [], [output], stored)
-    opset = onnx.helper.make_opsetid("", graph.opset_imports.get("", 18))
-    run = ReferenceEvaluator(onnx.helper.make_model(made, opset_imports=[opset])).run
-    found = cast("list[np.ndarray]", run(None, {}))
-    return np.asarray(found[0])
+    version = graph.opset_imports.get("", 18)
+    for node in (node for node in graph if node in nodes):
+        results = evaluated(node, [None if v is None else known[v] for v in node.inputs], version)
+        if len(results) < len(node.outputs):
+            return None
+        known.update(zip(node.outputs, results, strict=False))
+    return known[value]

@@ -84,6 +84,10 @@ class MixOptions:
             raise InputError(
                 "quantize: mixed needs a budget: give --size 40MB, or --quantize-option speedup=2 or max_drop=0.01"
             )
+        if self.speedup is not None and self.speedup <= 0:
+            raise InputError(
+                f"quantize: speedup {self.speedup:g} is none: 2 asks for twice the speed of float"
+            )
         if self.size is not None and self.speedup is not None:
             raise InputError("quantize: mixed takes one budget: give --size or --quantize-option speedup")
 
@@ -160,7 +164,9 @@ def mix_types(
     and where one type alone is better within the budget, that is taken.
     """
     writer = Writer(model, context, options)
-    judge = Judge(writer, Meter(model, context), Stopwatch(model, context) if options.speedup else None)
+    judge = Judge(
+        writer, Meter(model, context), Stopwatch(model, context) if options.speedup is not None else None
+    )
     whole = judge.untimed(dict.fromkeys(writer.forms, FLOAT))
     table = measured(judge, whole)
     uniform = {
@@ -170,8 +176,7 @@ def mix_types(
     if options.speedup is None:
         choice, found = _chosen(judge, table, whole)
     else:
-        choice = _choose_fast(judge, table, list(uniform))
-        found = judge.point(choice)
+        choice, found = _fast(judge, table, uniform, options.speedup)
     kind = "mixed"
     for form, point in uniform.items():
         if _fits(point, options) and _rank(point, options) < _rank(found, options):
@@ -270,11 +275,16 @@ def _rank(point: Point, options: MixOptions) -> float:
     return point.bytes if options.size is None and options.speedup is None else point.error
 
 
-def _choose_fast(judge: Judge, table: Table, uniform: Sequence[str]) -> dict[str, str]:
+def _fast(
+    judge: Judge, table: Table, uniform: Mapping[str, Point], speedup: float
+) -> tuple[dict[str, str], Point]:
+    """The choice under a speed, from the fastest single type, or from float where that is."""
+    times = {FLOAT: 1.0} | {form: point.time for form, point in uniform.items()}
+    form = min(times, key=lambda one: times[one])
     losses = {name: {form: point.error for form, point in row.items()} for name, row in table.items()}
-    alone = {form: _uniform(judge.writer.forms, form) for form in uniform}
-    progress = partial(judge.writer.context.progress, "time types")
-    return choose_within_time(losses, alone, judge.time, judge.writer.options.speedup or 1.0, progress)
+    base, progress = _uniform(judge.writer.forms, form), partial(judge.writer.context.progress, "time types")
+    choice = choose_within_time(losses, base, times[form], judge.time, speedup, progress)
+    return choice, judge.point(choice)
 
 
 def _chosen(judge: Judge, table: Table, whole: Point) -> tuple[dict[str, str], Point]:

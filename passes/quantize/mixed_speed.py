@@ -62,34 +62,37 @@ class Stopwatch:
 
 
 def choose_within_time(
-    losses: Losses, alone: Mapping[str, Choice], time: Time, speedup: float, progress: Callable[[float], None]
+    losses: Losses,
+    base: Choice,
+    fastest: float,
+    time: Time,
+    speedup: float,
+    progress: Callable[[float], None],
 ) -> dict[str, str]:
     """The forms of least summed loss that run `speedup` times as fast as float, or nearly: the last word is a
-    timing of the whole. `alone` has all layers in one form. GoalError where even the fastest of these is too slow.
+    timing of the whole. `base` is the fastest known choice, `fastest` its time. GoalError where that is too slow.
     """
-    times = {form: time(choice) for form, choice in alone.items()}
-    fastest = min(times, key=lambda form: times[form])
-    limit, base = 1 / speedup, alone[fastest]
-    if times[fastest] > limit:
+    limit = 1 / speedup
+    if fastest > limit:
         raise GoalError(
-            f"quantize: {speedup:g} times as fast is out of reach by types alone, {fastest} everywhere gives "
-            f"{1 / times[fastest]:.2f}: ask for less, or remove some of it with --ratio"
+            f"quantize: {speedup:g} times as fast is out of reach by types alone, the fastest gives "
+            f"{1 / fastest:.2f}: ask for less, or remove some of it with --ratio"
         )
     extra: dict[str, list[float]] = {}
     for number, (name, row) in enumerate(losses.items()):
-        each = (0.0 if form == base[name] else time({**base, name: form}) - times[fastest] for form in row)
+        each = (0.0 if form == base[name] else time({**base, name: form}) - fastest for form in row)
         extra[name] = list(each)
         progress((number + 1) / len(losses))
     least = {name: min(row) for name, row in extra.items()}
     costs = [[cost - least[name] for cost in row] for name, row in extra.items()]
-    room = left = limit - times[fastest]
+    room = left = limit - fastest
     for _ in range(ROUNDS):
         lost = [list(row.values()) for row in losses.values()]
         picks = additive_allocate(lost, costs, room - sum(least.values()))
         if picks is None:
             break
         choice = {name: list(row)[pick] for (name, row), pick in zip(losses.items(), picks, strict=True)}
-        taken = time(choice) - times[fastest]
+        taken = time(choice) - fastest
         if taken <= left:
             return choice
         room *= 0.97 * left / taken

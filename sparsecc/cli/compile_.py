@@ -17,15 +17,13 @@ from sparsecc.cli.values import Name, Value
 from sparsecc.errors import InputError
 from sparsecc.graph.kinds import KINDS
 from sparsecc.options import LAYER_CRITERIA, METRICS, RECOVERIES
-from sparsecc.recipe_file import names_code
+from sparsecc.recipe_file import CODED, names_code
 
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
 CODE_KEY = "sparsecc.cli.code"
-CODED = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
-"""Options that may name code to run."""
 SPELLED = {
     "calib": "calibration",
     "calib_general": "calibration_general",

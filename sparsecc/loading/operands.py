@@ -41,9 +41,8 @@ def fix_weights(model: ir.Model) -> int:
     fuse and pack only constants, and what is chosen and repaired by a default is right for that alone. Returns
     how many inputs went.
     """
-    used = [use for value in model.graph.initializers.values() for use in value.uses()]
-    operands = [u.node.inputs[u.idx] for u in used if u.idx in WEIGHTS.get(u.node.op_type, ())]
-    listed = [value for value in operands if value is not None and value.is_graph_input()]
+    operands = [v for v in model.graph.initializers.values() if any(_is_weight_of(*use) for use in v.uses())]
+    listed = [value for value in operands if value.is_graph_input()]
     if 2 * len(listed) <= len(operands):
         return 0
     before = len(model.graph.inputs)
@@ -54,7 +53,7 @@ def fix_weights(model: ir.Model) -> int:
 def store_operands(model: ir.Model) -> None:
     """Give layers constants for operands that are computed from constants alone, in place.
 
-    A weight that only a Transpose reads is turned around and keeps its name.
+    A weight that only a Transpose reads is turned around; its axes are others then, and so is its name, with ".T".
     """
     for node in list(model.graph):
         if node.op_type == "Transpose" and not node.domain and _is_weight(node.outputs[0]):
@@ -76,11 +75,11 @@ def store_operands(model: ir.Model) -> None:
 def _is_weight(value: ir.Value) -> bool:
     """Whether layers alone read a value, as their weights."""
     uses = value.uses()
-    return (
-        bool(uses)
-        and not value.is_graph_output()
-        and all(not u.node.domain and u.idx in WEIGHTS.get(u.node.op_type, ()) for u in uses)
-    )
+    return bool(uses) and not value.is_graph_output() and all(_is_weight_of(*use) for use in uses)
+
+
+def _is_weight_of(node: ir.Node, operand: int) -> bool:
+    return not node.domain and operand in WEIGHTS.get(node.op_type, ())
 
 
 def _turn(graph: ir.Graph, node: ir.Node) -> None:
@@ -94,10 +93,9 @@ def _turn(graph: ir.Graph, node: ir.Node) -> None:
     order = node.attributes.get_ints("perm") or list(reversed(range(len(tensor.shape))))
     if sorted(order) != list(range(len(tensor.shape))):
         return
-    weight.const_value = ir.Tensor(tensor.numpy().transpose(order), dtype=tensor.dtype, name=weight.name)
-    weight.shape = ir.Shape(weight.const_value.shape)
-    node.outputs[0].replace_all_uses_with(weight)
-    graph.remove(node, safe=True)
+    turned = add_constant(graph, f"{weight.name}.T", tensor.numpy().transpose(order))
+    node.outputs[0].replace_all_uses_with(turned)
+    _remove_idle(graph, node)
 
 
 def _result(node: ir.Node, known: Mapping[ir.Value, np.ndarray], version: int) -> np.ndarray | None:

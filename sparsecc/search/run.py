@@ -11,7 +11,8 @@ from typing import Any
 from sparsecc.bundle import file_sha256, versions, write_json
 from sparsecc.errors import GoalError
 from sparsecc.options import CompileOptions
-from sparsecc.recipe_file import names_code
+from sparsecc.recipe_file import CODED, names_code
+from sparsecc.recipe_file import SCHEMA as RECIPE
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
@@ -19,9 +20,6 @@ from sparsecc.search.runners import Runner
 from sparsecc.search.space import Space, between
 
 SCHEMA = "sparsecc.search/1"
-RECIPE = "sparsecc.recipe/1"
-DATA = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
-"""Where samples and the metric come from, by option."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -140,7 +138,7 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the command that makes it again."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
     again = [f"--recipe points/{row['id']}.json"]
-    for name, option in DATA.items():
+    for name, option in CODED.items():
         if names_code(base.get(name)):
             again.append(f"{option} {base[name]}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
@@ -156,7 +154,7 @@ def _replace(path: Path, data: Any) -> None:
 def _data_of(base: Mapping[str, Any]) -> str:
     """A hash of where the samples and the metric come from: names, sizes and times of their files."""
     digest = hashlib.sha256()
-    for name in DATA:
+    for name in CODED:
         text = str(base.get(name) or "")
         path = Path(text.removeprefix("py:").rpartition(":")[0] if names_code(text) else text)
         files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []
