@@ -14,6 +14,7 @@ the digits models need the shared materials (SPARSECC_SHARED or ../shared).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -34,13 +35,14 @@ from benchmarks.accuracy_pairs import PAIRS, Pair
 from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
 from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, tables
 from sparsecc.allocators import ALLOCATORS
+from sparsecc.axes import Keep
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.choose import Source, choose
 from sparsecc.criteria import CRITERIA
 from sparsecc.criteria.gradient import NAMES as GRADIENTS
 from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
-from sparsecc.graph.groups import find_groups
+from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -77,6 +79,8 @@ OTHERS = tuple(
 CHANCE = frozenset({"random", *GRADIENTS})
 """Criteria that draw: noise, or labels from the model's own prediction."""
 SEEDS = 3
+_SCORED: dict[tuple[str, str], Row] = {}
+"""What was measured of (cut, repair) already."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,11 @@ class Point:
 
 
 def wanted(
-    pairs: Sequence[str], methods: Sequence[str], ratios: Sequence[float], repairs: Sequence[str] = REPAIRS
+    pairs: Sequence[str],
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    repairs: Sequence[str] = REPAIRS,
+    seeds: int = SEEDS,
 ) -> list[Point]:
     """All points in the order in which they are worth having: rivals of the default before the rest.
 
@@ -103,7 +111,7 @@ def wanted(
         for pair in pairs
         for ratio in ratios
         for method in group
-        for seed in range(SEEDS if method.partition(":")[0] in CHANCE else 1)
+        for seed in range(seeds if method.partition(":")[0] in CHANCE else 1)
     ]
     return [point for point in found if takes(point.method, point.pair)]
 
@@ -138,6 +146,7 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     groups = find_groups(analysis, prune=options.prune)
     chosen = choose(analysis, groups, options, point.ratio, Source(lambda: pair.samples, folder))
     kept = kept_values(analysis, chosen.keep)
+    cut = _name_of(point.pair, groups, chosen.keep)
     remove(analysis, chosen.keep)
     facts = {
         "removed": chosen.removed, "predicted_error": chosen.predicted, "advised": chosen.advised,
@@ -145,6 +154,9 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     }  # fmt: skip
     found = []
     for method in point.repairs:
+        if (cut, method) in _SCORED:
+            found.append({"repair": method, **_SCORED[cut, method], **facts})
+            continue
         begun = time.perf_counter()
         model = analysis.model.clone()
         if method != "none":
@@ -152,8 +164,18 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
             repair(dense, model, kept, pair.samples, folder, Settings(method))
         seconds = round(time.perf_counter() - begun, 2)
         runner = OnnxRuntimeCpu().load(write(model, folder / "pruned.onnx"), threads=1)
-        found.append({"repair": method, "score": pair.accuracy(runner.run), **facts, "repair_s": seconds})
+        _SCORED[cut, method] = {"score": pair.accuracy(runner.run), "repair_s": seconds}
+        found.append({"repair": method, **_SCORED[cut, method], **facts})
     return found
+
+
+def _name_of(pair: str, groups: Sequence[Group], keep: Keep) -> str:
+    """The hash of what is left of a pair: methods that agree on that need not be measured twice."""
+    digest = hashlib.sha256(pair.encode())
+    for group in groups:
+        slots = keep.get(group.atom)
+        digest.update(b"whole" if slots is None else slots.tobytes())
+    return digest.hexdigest()
 
 
 def by_peer(point: Point, folder: Path) -> list[Row]:
@@ -220,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join((*RIVALS, *OTHERS)))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--repairs", default=",".join(REPAIRS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
     parser.add_argument("--publish", type=Path)
@@ -229,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     ratios = [float(ratio) for ratio in given.ratios.split(",")]
     lists = [one.split(",") for one in (given.pairs, given.methods, given.repairs)]
-    points = wanted(lists[0], lists[1], ratios, lists[2])
+    points = wanted(lists[0], lists[1], ratios, lists[2], given.seeds)
     stored = run(points, given.json, given.seconds)
     if stored["rows"]:
         print(tables(stored))
