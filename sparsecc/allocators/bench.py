@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+from sparsecc.bodies import has_body
 from sparsecc.calibrate.samples import Feeds, Samples
+from sparsecc.calibrate.walk import Walk
 from sparsecc.cost import macs_model
 from sparsecc.feed_files import is_fixed
 from sparsecc.feeds import input_values
@@ -28,7 +31,8 @@ class Bench:
     def __init__(self, model: ir.Model, samples: Samples, scratch: Path, threads: int) -> None:
         self._model = model
         self._samples = samples
-        self._file = scratch / "bench" / "model.onnx"
+        self._scratch = scratch / "bench"
+        self._threads = threads
         self._options = session_options(threads=threads, level="basic")
         self._known: dict[float, tuple[list[Feeds], list[Feeds]]] = {}
 
@@ -45,14 +49,45 @@ class Bench:
 
     def moved(self, model: ir.Model, share: float = 1.0) -> float:
         """The divergence of a model's outputs, on the leading share of the samples."""
+        feeds, wanted = self._dense(share)
+        return divergence(wanted, self._outputs(model, feeds))
+
+    def branched(self, variant: ir.Model) -> float:
+        """As `moved`, run from where the variant first differs: of many, those that differ early come first."""
+        nodes = list(variant.graph)
+        start = self.start_of(variant)
+        if start < self._walk.position:
+            return self.moved(variant)
+        outputs = {value.name for value in variant.graph.outputs}
+        made = [v.name or "" for node in nodes[start:] for v in node.outputs if v.name in outputs]
+        if not made:
+            return 0.0
+        self._walk.advance(start)
+        _, wanted = self._dense(1.0)
+        found = self._walk.branch(variant, nodes[start:], made)
+        return divergence(wanted, [{**w, **f} for w, f in zip(wanted, found, strict=True)])
+
+    def start_of(self, variant: ir.Model) -> int:
+        """How many nodes a variant of the model shares with it before the first that differs, or may do so."""
+        pairs = enumerate(zip(self._model.graph, variant.graph, strict=False))
+        differ = (i for i, (ours, other) in pairs if has_body(other) or not _alike(ours, other))
+        return next(differ, len(self._model.graph))
+
+    @cached_property
+    def _walk(self) -> Walk:
+        feeds, _ = self._dense(1.0)
+        return Walk(self._model, feeds, self._scratch / "walk", threads=self._threads)
+
+    def _dense(self, share: float) -> tuple[list[Feeds], list[Feeds]]:
+        """Feeds, and what the model makes of them."""
         if share not in self._known:
             feeds = self._leading(share)
             self._known[share] = (feeds, self._outputs(self._model, feeds))
-        feeds, wanted = self._known[share]
-        return divergence(wanted, self._outputs(model, feeds))
+        return self._known[share]
 
     def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
-        runner = OrtRunner(open_session(write(model, self._file), self._options), "calibration")
+        file = write(model, self._scratch / "model.onnx")
+        runner = OrtRunner(open_session(file, self._options), "calibration")
         return [runner.run(feeds) for feeds in batches]
 
     def _leading(self, share: float) -> list[Feeds]:
@@ -66,6 +101,12 @@ class Bench:
             found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
             left -= max(lengths)
         return found
+
+
+def _alike(ours: ir.Node, other: ir.Node) -> bool:
+    """Whether a node of a variant reads and makes values of the same names."""
+    names = [[v and v.name for v in (*node.inputs, *node.outputs)] for node in (ours, other)]
+    return names[0] == names[1]
 
 
 def divergence(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.bench import Bench
@@ -62,9 +63,14 @@ def measure(
     bench = Bench.for_runs(analysis, samples, runs, scratch, threads)
     if bench is None:
         return None
-    curves = {}
-    for c in candidates:
-        losses = {n: bench.moved(masked(analysis, {c.atom: c.best(n)})) for n in levels[c.atom]}
+
+    def cut(c: Candidate, count: int) -> ir.Model:
+        return masked(analysis, {c.atom: c.best(count)})
+
+    curves = {c.atom: {c.size: 0.0} for c in candidates}
+    tried = [c for c in candidates if levels[c.atom]]
+    for c in sorted(tried, key=lambda c: bench.start_of(cut(c, levels[c.atom][0]))):
+        losses = {n: bench.branched(cut(c, n)) for n in levels[c.atom]}
         curves[c.atom] = monotone({c.size: 0.0, **losses})
     return curves
 

@@ -6,7 +6,7 @@ only the values that later nodes still read; beyond `memory` bytes they wait in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,11 @@ class Walk:
         """Give later nodes another array for a value that is held."""
         self._store.put(name, batch, array)
 
+    @property
+    def position(self) -> int:
+        """How many nodes have run."""
+        return self._position
+
     def reach(self, name: str) -> None:
         """Run on until a value has been computed."""
         if name in self.made_at:
@@ -139,30 +144,41 @@ class Walk:
         if self._last.get(name, -1) < self._position:
             self._store.drop(name, self.batches)
 
-    def _run(self, segment: Sequence[ir.Node], kept: Sequence[str]) -> None:
-        outside = self._outside(segment)
+    def branch(self, variant: ir.Model, segment: Sequence[ir.Node], kept: Sequence[str]) -> Iterator[Feeds]:
+        """What nodes of a variant of the model make of the values that are held now, batch after batch.
+
+        InputError where they do not run.
+        """
+        outside = _outside(variant, segment)
         sample = {name: self._store.get(name, 0) for name in outside}
-        runner = self._runner(segment, sample, kept)
+        runner = self._runner(variant, segment, sample, kept)
         for batch in range(self.batches):
-            found = runner.run({name: self._store.get(name, batch) for name in outside})
+            yield runner.run({name: self._store.get(name, batch) for name in outside})
+
+    def _run(self, segment: Sequence[ir.Node], kept: Sequence[str]) -> None:
+        for batch, found in enumerate(self.branch(self.model, segment, kept)):
             for name in kept:
                 self._store.put(name, batch, np.asarray(found[name]))
 
-    def _outside(self, segment: Sequence[ir.Node]) -> list[str]:
-        inside = {v.name for node in segment for v in node.outputs}
-        constants = self.model.graph.initializers
-        names = [v.name or "" for node in segment for v in reads(node)]
-        return [n for n in dict.fromkeys(names) if n not in inside and n not in constants]
-
-    def _runner(self, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str]) -> OrtRunner:
+    def _runner(
+        self, model: ir.Model, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str]
+    ) -> OrtRunner:
         """A session on the segment alone; its weights are read now, so that changes are seen."""
-        proto = segment_proto(self.model, segment, sample, kept)
+        proto = segment_proto(model, segment, sample, kept)
         options = session_options(threads=self._threads, level="basic")
         if proto.ByteSize() < _PROTO_LIMIT:
             return OrtRunner(open_session(proto.SerializeToString(), options), "calibration")
         path = self._scratch / "segment.onnx"
         onnx.save(proto, path, save_as_external_data=True, location="segment.onnx.data")
         return OrtRunner(open_session(path, options), "calibration")
+
+
+def _outside(model: ir.Model, segment: Sequence[ir.Node]) -> list[str]:
+    """The values that a segment takes from before it."""
+    inside = {v.name for node in segment for v in node.outputs}
+    constants = model.graph.initializers
+    names = [v.name or "" for node in segment for v in reads(node)]
+    return [n for n in dict.fromkeys(names) if n not in inside and n not in constants]
 
 
 def segment_proto(

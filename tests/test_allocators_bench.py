@@ -1,0 +1,94 @@
+"""Variants of a model run from where they differ: the same losses as of whole runs, at a part of the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsecc.allocators.bench import Bench
+from sparsecc.axes import Keep
+from sparsecc.calibrate.samples import Samples
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.groups import find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.verify.oracle import masked
+from tests.repair_models import analysed, normal
+
+MODELS = Path(__file__).parents[1] / "models"
+DIGITS = ("digits_resnet", "digits_vit", "digits_lstm")
+FEEDS = ({"x": normal(16, 6, seed=1)}, {"x": normal(16, 6, seed=2)})
+WEIGHTS = {
+    "w1": normal(6, 8),
+    "w2": normal(8, 12, seed=3),
+    "w3": normal(12, 3, seed=4),
+    "w4": normal(8, 8, seed=5),
+}
+TWO_OUTPUTS = """g (float[n,6] x) => (float[n,3] y, float[n,3] early) {
+    a = MatMul(x, w1) h = Relu(a) e = MatMul(x, side) early = Tanh(e)
+    b = MatMul(h, w2) k = Relu(b) y = MatMul(k, w3) }"""
+BODY = """g (float[n,6] x, bool c) => (float[n,3] y) {
+    a = MatMul(x, w1) h = Relu(a)
+    i = If(c) <then_branch = t () => (float[n,8] p) { p = MatMul(h, w4) },
+               else_branch = e () => (float[n,8] q) { r = Relu(h) q = MatMul(r, w4) }>
+    b = MatMul(i, w2) k = Relu(b) y = MatMul(k, w3) }"""
+
+
+def cuts(analysis: Analysis) -> list[Keep]:
+    """Half of each free group, one group at a time."""
+    free = [g for g in find_groups(analysis) if g.is_free]
+    assert free
+    return [{g.atom: np.arange(g.size) % 2 == 0} for g in free]
+
+
+def case(name: str) -> tuple[Analysis, Samples]:
+    if name == "two outputs":
+        return analysed(TWO_OUTPUTS, {**WEIGHTS, "side": normal(6, 3, seed=6)}), Samples(FEEDS, True)
+    if name == "body":
+        fed = tuple({**f, "c": np.array(flag)} for f, flag in zip(FEEDS, (True, False), strict=True))
+        return analysed(BODY, WEIGHTS), Samples(fed, True)
+    analysis = analyse(normalise(load_ir(MODELS / f"{name}.onnx")))
+    (given,) = analysis.model.graph.inputs
+    generator = np.random.default_rng(0)
+    shape = [8 if not isinstance(size, int) or i == 0 else size for i, size in enumerate(given.shape or ())]
+    return analysis, Samples(({given.name or "": generator.random(shape, np.float32)},), True)
+
+
+@pytest.mark.parametrize("name", [*DIGITS, "two outputs", "body"])
+@pytest.mark.parametrize("backwards", [False, True], ids=["in order", "out of order"])
+def test_a_branch_loses_what_the_whole_run_does(name: str, backwards: bool, tmp_path: Path) -> None:
+    analysis, samples = case(name)
+    variants = [masked(analysis, cut) for cut in cuts(analysis)]
+    bench, whole = (Bench(analysis.model, samples, tmp_path / part, 1) for part in ("a", "b"))
+    for variant in sorted(variants, key=bench.start_of, reverse=backwards):
+        wanted = whole.moved(variant)
+        assert wanted > 0
+        assert bench.branched(variant) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_vit"])
+def test_in_order_no_whole_model_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis, samples = case(name)
+    bench = Bench(analysis.model, samples, tmp_path, 1)
+    variants = sorted((masked(analysis, cut) for cut in cuts(analysis)), key=bench.start_of)
+    monkeypatch.setattr(bench, "moved", lambda variant: pytest.fail("ran all of it"))
+    places = []
+    for variant in variants:
+        bench.branched(variant)
+        places.append(bench.start_of(variant))
+    assert places[-1] > len(list(analysis.model.graph)) / 2
+
+
+def test_a_cut_that_no_output_sees_moves_nothing(tmp_path: Path) -> None:
+    analysis, samples = case("two outputs")
+    bench = Bench(analysis.model, samples, tmp_path, 1)
+    assert bench.start_of(analysis.model.clone()) == len(list(analysis.model.graph))
+    assert bench.branched(analysis.model.clone()) == 0.0
+
+
+def test_a_body_counts_as_different_as_names_in_it_are_not_compared(tmp_path: Path) -> None:
+    analysis, samples = case("body")
+    bench = Bench(analysis.model, samples, tmp_path, 1)
+    assert bench.start_of(analysis.model.clone()) == [n.op_type for n in analysis.model.graph].index("If")
