@@ -31,9 +31,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy_pairs import PAIRS, Pair
+from benchmarks.accuracy_pairs import PAIRS, WITH_GENERAL, Pair
 from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
-from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, tables
+from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, ranked, tables
 from sparsecc.allocators import ALLOCATORS
 from sparsecc.axes import Keep
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
@@ -76,7 +76,9 @@ OTHERS = tuple(
     and (a in CROSSED or c == "obs")
     and f"{c}:{a}" not in RIVALS
 )
-CHANCE = frozenset({"random", *GRADIENTS})
+TWO_SETS = tuple(f"{c}:{a}" for c, row in CRITERIA.items() if row.needs_general for a in CROSSED)
+"""Methods that compare a domain with general samples, for pairs that have both."""
+CHANCE = frozenset({"random", *GRADIENTS, *(method.partition(":")[0] for method in TWO_SETS)})
 """Criteria that draw: noise, or labels from the model's own prediction."""
 SEEDS = 3
 _SCORED: dict[tuple[str, str], Row] = {}
@@ -113,7 +115,11 @@ def wanted(
         for method in group
         for seed in range(seeds if method.partition(":")[0] in CHANCE else 1)
     ]
-    return [point for point in found if takes(point.method, point.pair)]
+    return [
+        point
+        for point in found
+        if takes(point.method, point.pair) and (point.method not in TWO_SETS or point.pair in WITH_GENERAL)
+    ]
 
 
 @cache
@@ -144,14 +150,18 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     )
     analysis = analyse(normalise(load_ir(pair.model)))
     groups = find_groups(analysis, prune=options.prune)
-    chosen = choose(analysis, groups, options, point.ratio, Source(lambda: pair.samples, folder))
+    general = pair.general
+    source = Source(lambda: pair.samples, folder, general=None if general is None else lambda: general)
+    chosen = choose(analysis, groups, options, point.ratio, source)
     kept = kept_values(analysis, chosen.keep)
     cut = _name_of(point.pair, groups, chosen.keep)
     remove(analysis, chosen.keep)
     facts = {
-        "removed": chosen.removed, "predicted_error": chosen.predicted, "advised": chosen.advised,
-        "used": chosen.method, "choose_s": round(time.perf_counter() - begun, 2),
-    }  # fmt: skip
+        "removed": round(chosen.removed, 4),
+        "predicted_error": None if chosen.predicted is None else round(chosen.predicted, 4),
+        "advised": chosen.advised,
+        "choose_s": round(time.perf_counter() - begun, 2),
+    }
     found = []
     for method in point.repairs:
         if (cut, method) in _SCORED:
@@ -164,7 +174,7 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
             repair(dense, model, kept, pair.samples, folder, Settings(method))
         seconds = round(time.perf_counter() - begun, 2)
         runner = OnnxRuntimeCpu().load(write(model, folder / "pruned.onnx"), threads=1)
-        _SCORED[cut, method] = {"score": pair.accuracy(runner.run), "repair_s": seconds}
+        _SCORED[cut, method] = {"score": round(pair.accuracy(runner.run), 4), "repair_s": seconds}
         found.append({"repair": method, **_SCORED[cut, method], **facts})
     return found
 
@@ -184,7 +194,8 @@ def by_peer(point: Point, folder: Path) -> list[Row]:
     pair = loaded(point.pair)
     removed, run = at_equal_work(PEERS[point.method](point.pair, pair, folder), point.ratio)
     seconds = round(time.perf_counter() - begun, 2)
-    return [{"repair": "none", "score": pair.accuracy(run), "removed": removed, "choose_s": seconds}]
+    score = round(pair.accuracy(run), 4)
+    return [{"repair": "none", "score": score, "removed": round(removed, 4), "choose_s": seconds}]
 
 
 def run(points: Sequence[Point], store: Path, seconds: float) -> dict[str, Any]:
@@ -229,7 +240,7 @@ def publish(stored: dict[str, Any], document: Path) -> None:
     _, _, tail = rest.partition(MARKS[1])
     if not tail:
         sys.exit(f"{document} lacks the marks: {' … '.join(MARKS)}")
-    document.write_text(f"{head}{MARKS[0]}\n\n{compared(stored)}\n\n{MARKS[1]}{tail}")
+    document.write_text(f"{head}{MARKS[0]}\n\n{compared(stored)}\n\n{ranked(stored)}\n\n{MARKS[1]}{tail}")
     (document.parent / "accuracy.md").write_text(f"{HEAD}{matrices(stored)}\n")
 
 
@@ -239,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", default=",".join(PAIRS))
-    parser.add_argument("--methods", default=",".join((*RIVALS, *OTHERS)))
+    parser.add_argument("--methods", default=",".join((*RIVALS, *OTHERS, *TWO_SETS)))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--repairs", default=",".join(REPAIRS))
     parser.add_argument("--seeds", type=int, default=SEEDS)

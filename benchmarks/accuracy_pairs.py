@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,10 @@ SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "ma
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], "f4"), np.array([0.229, 0.224, 0.225], "f4")
 CALIBRATION = 256
 """CIFAR-10 images to calibrate on."""
+ANIMALS = (2, 3, 4, 5, 6, 7)
+"""Classes of CIFAR-10."""
+WITH_GENERAL = ("resnet20_animals",)
+"""The pairs that have two sets of samples."""
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
@@ -34,13 +38,15 @@ class Pair:
     """A model, unlabelled samples, and what its quality is measured by.
 
     `measure` is top-1, nats (the mean negative log likelihood of text, less is better) or dB (the distance of the
-    outputs to the dense model's, where there are no labels).
+    outputs to the dense model's, where there are no labels). `general` are samples that are not of the domain which
+    the others are of, where there are such.
     """
 
     model: Path
     samples: Samples
     accuracy: Callable[[Run], float]
     measure: str = "top-1"
+    general: Samples | None = None
 
 
 def digits(name: str) -> Pair:
@@ -54,14 +60,32 @@ def digits(name: str) -> Pair:
 def cifar(name: str) -> Pair:
     """A CIFAR-10 ResNet: 256 training images to calibrate on, 1,000 test images to score."""
     images, _ = cifar_batch(0)
-    test, labels = cifar_batch(50)
+    return _cifar(name, _batches(images), *cifar_batch(50))
 
+
+def cifar_animals(name: str) -> Pair:
+    """The same where only animals matter: 256 training images of them, 256 of all classes; animals are scored.
+
+    Its answer may still be any of the ten classes.
+    """
+    images, labels = cifar_batch(0)
+    everything, _ = cifar_batch(1)
+    test, wanted = cifar_batch(50)
+    chosen = np.isin(wanted, ANIMALS)
+    pair = _cifar(name, _batches(images[np.isin(labels, ANIMALS)]), test[chosen], wanted[chosen])
+    return replace(pair, general=_batches(everything))
+
+
+def _cifar(name: str, samples: Samples, test: np.ndarray, wanted: np.ndarray) -> Pair:
     def accuracy(run: Run) -> float:
-        answers = [next(iter(run({"image": test[i : i + 250]}).values())) for i in range(0, 1000, 250)]
-        return float(np.mean(np.concatenate(answers).argmax(axis=1) == labels))
+        answers = [next(iter(run({"image": test[i : i + 250]}).values())) for i in range(0, len(test), 250)]
+        return float(np.mean(np.concatenate(answers).argmax(axis=1) == wanted))
 
-    batches = tuple({"image": images[i : i + 64]} for i in range(0, CALIBRATION, 64))
-    return Pair(SHARED / "cifar10" / f"{name}_cifar10.onnx", Samples(batches, True), accuracy)
+    return Pair(SHARED / "cifar10" / f"{name}_cifar10.onnx", samples, accuracy)
+
+
+def _batches(images: np.ndarray) -> Samples:
+    return Samples(tuple({"image": images[i : i + 64]} for i in range(0, CALIBRATION, 64)), True)
 
 
 def cifar_batch(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +185,7 @@ def _joined(run: Run, feeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 PAIRS: Mapping[str, Callable[[], Pair]] = {
     "resnet20": lambda: cifar("resnet20"),
     "resnet56": lambda: cifar("resnet56"),
+    "resnet20_animals": lambda: cifar_animals("resnet20"),
     "digits_resnet": lambda: digits("digits_resnet"),
     "digits_vit": lambda: digits("digits_vit"),
     "digits_lstm": lambda: digits("digits_lstm"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,11 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Heading -> (the start of the method's name, repair); of several that fit the best is shown."""
 FAR = 0.02
 """A share of the work this far from the one asked for is shown beside the score."""
+CROWD = 60
+"""Methods measured at a pair and ratio from which on their order tells something."""
+AHEAD = 12
+"""How many of the first are named; of the others only MARKERS."""
+MARKERS = ("l2:uniform", "random:uniform")
 Row = dict[str, Any]
 
 
@@ -70,6 +75,48 @@ def compared(stored: Mapping[str, Any]) -> str:
     if not lost and len(lines) > 2:
         lost = ["The default is behind none of them anywhere."]
     return "\n".join([*lines, "", *lost])
+
+
+def ranked(stored: Mapping[str, Any]) -> str:
+    """Markdown: how many of all methods one leaves behind after `reconstruct`, on average over pairs and ratios."""
+    fields: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
+    for (name, ratio, method, repair), found in _by_method(stored["rows"]).items():
+        if repair == DEFAULT[1] and ":" in method:
+            sign = -1 if stored["pairs"][name]["measure"] == "nats" else 1
+            fields[name, ratio][method] = sign * found.score
+    whole = {key: scores for key, scores in fields.items() if len(scores) >= CROWD}
+    if not whole:
+        return ""
+    behind: dict[str, list[float]] = defaultdict(list)
+    for scores in whole.values():
+        for method, score in scores.items():
+            behind[method].append(_behind(score, list(scores.values())))
+    usual = {m: shares for m, shares in behind.items() if len(shares) > 0.9 * len(whole)}
+    order = sorted(usual, key=lambda m: -statistics.mean(usual[m]))
+    chosen = [*order[:AHEAD], *(m for m in order[AHEAD:] if m in MARKERS)]
+    lines = [
+        f"Over {len(whole)} pairs and ratios, {len(usual)} methods:",
+        "",
+        "| criterion, allocator | leaves behind |",
+    ]
+    lines += ["|---|---|", *(f"| {m.replace(':', ', ')} | {statistics.mean(usual[m]):.0%} |" for m in chosen)]
+    for kind, place in (("allocator", 2), ("criterion", 0)):
+        names = {m: m.partition(":")[place] for m in usual}
+        means = {
+            n: statistics.mean(statistics.mean(usual[m]) for m in usual if names[m] == n)
+            for n, number in Counter(names.values()).items()
+            if number > 1
+        }
+        best = sorted(means, key=lambda n: -means[n])
+        told = ", ".join(f"`{n}` {means[n]:.0%}" for n in best)
+        lines += ["", f"By {kind}, over all it met: {told}."]
+    return "\n".join(lines)
+
+
+def _behind(score: float, scores: Sequence[float]) -> float:
+    """The share of the others that are worse; those as good count half."""
+    worse, same = sum(s < score for s in scores), sum(s == score for s in scores) - 1
+    return (worse + same / 2) / max(len(scores) - 1, 1)
 
 
 def _by_method(rows: Sequence[Row]) -> dict[tuple[str, float, str, str], Found]:
