@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.accuracy_pairs import PAIRS, WITH_GENERAL, Pair
 from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
 from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, ranked, tables
-from sparsecc.allocators import ALLOCATORS
+from sparsecc.allocators import ALLOCATORS, WITH_CURVES
 from sparsecc.axes import Keep
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.choose import Source, choose
@@ -66,14 +66,16 @@ RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
 """Criteria that are `obs` on models without experts."""
 CROSSED = ("uniform", "global", "distortion")
-"""Allocators that every criterion meets; the others meet `obs` alone: two of them run a model hundreds of times."""
+"""Allocators that every criterion meets; the others meet `obs` alone: two of them run a model hundreds of times.
+
+`obs` with what `auto` means is the default."""
 OTHERS = tuple(
     f"{c}:{a}"
     for c, row in CRITERIA.items()
     for a in ALLOCATORS
     if c not in FOR_EXPERTS
     and not row.needs_general
-    and (a in CROSSED or c == "obs")
+    and (a in CROSSED or (c == "obs" and a != WITH_CURVES))
     and f"{c}:{a}" not in RIVALS
 )
 TWO_SETS = tuple(f"{c}:{a}" for c, row in CRITERIA.items() if row.needs_general for a in CROSSED)
@@ -151,7 +153,12 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     analysis = analyse(normalise(load_ir(pair.model)))
     groups = find_groups(analysis, prune=options.prune)
     general = pair.general
-    source = Source(lambda: pair.samples, folder, general=None if general is None else lambda: general)
+    source = Source(
+        lambda: pair.samples,
+        folder,
+        general=None if general is None else lambda: general,
+        again=lambda: analyse(analysis.model.clone()),
+    )
     chosen = choose(analysis, groups, options, point.ratio, source)
     kept = kept_values(analysis, chosen.keep)
     cut = _name_of(point.pair, groups, chosen.keep)

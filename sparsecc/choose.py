@@ -15,7 +15,8 @@ from sparsecc.allocators.additive import POWERS, least_sum, losses_of
 from sparsecc.allocators.angular import turns
 from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.curves import known_or_measured
-from sparsecc.allocators.joint import RUNS, Joint
+from sparsecc.allocators.joint import RUNS, CutLosses, Joint
+from sparsecc.allocators.rehearsal import Rehearsal, Stage
 from sparsecc.axes import Atom
 from sparsecc.calibrate.matched import matched
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
@@ -32,6 +33,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.stage import settings_for
 from sparsecc.targets import Target, target_named
 
 FLOOR = 0.1
@@ -46,13 +48,14 @@ measured models lost two points of accuracy or nearly so, below it small tasks l
 class Source:
     """Where samples come from when a method needs them, a folder to work in, and who hears how far it is.
 
-    `general` gives those that the samples are compared with, where there are such.
+    `general` gives those that the samples are compared with, where there are such; `again` the model analysed anew.
     """
 
     samples: Callable[[], Samples]
     scratch: Path
     progress: Callable[[str, float], None] = lambda what, share: None
     general: Callable[[], Samples] | None = None
+    again: Callable[[], Analysis] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,18 @@ def choose(
         criterion = FOR_THRESHOLDS
         candidates = scored(analysis, free, options, evidence, criterion)
     allocator = allocator_named(options.allocator, has_curves=measured)
-    joint = None
+    losses = None
     if source is not None and evidence.stats is not None:
-        joint = joint_loss(analysis, candidates, evidence.stats, source, options, measured=measured)
-    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=joint)
+        losses = cut_losses(analysis, candidates, evidence.stats, source, options, measured=measured)
+    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=losses)
     selection = allocator.allocate(problem)
-    if joint is not None:
-        joint.keep()
+    if losses is not None:
+        losses.keep()
     counts = selection.counts
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
     method = {"criterion": criterion, "allocator": allocator.allocate.__name__, "curves": measured}
+    if losses is not None:
+        method["tried"] = type(losses).__name__.lower()
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
     if evidence.stats is not None:
         choice = replace(choice, calibration=evidence.stats.facts)
@@ -136,7 +141,7 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     weights = SlotWeights(analysis, options.seed)
     row = criterion_named(criterion_for(options))
     needs = row.needs_data
-    wants = has_samples(options) and allocator_for(options).uses in ("curves", "joint")
+    wants = has_samples(options) and allocator_for(options).uses in ("curves", "joint", "rehearsals")
     if needs and (source is None or options.calibration is None):
         name = options.criterion
         raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
@@ -183,7 +188,7 @@ def informed(
     return candidates if curves is None else [replace(c, curve=curves[c.atom]) for c in candidates]
 
 
-def joint_loss(
+def cut_losses(
     analysis: Analysis,
     candidates: Sequence[Candidate],
     stats: Stats,
@@ -191,16 +196,22 @@ def joint_loss(
     options: CompileOptions,
     *,
     measured: bool,
-) -> Joint | None:
+) -> CutLosses | None:
     """What the allocator tries cuts with, where it does. InputError where it must and that would take too long."""
     uses = allocator_named(options.allocator, has_curves=measured).uses
-    runs = {"joint": RUNS, "curves": len(POWERS) if measured else 0}.get(uses, 0)
+    if measured and uses == "rehearsals" and source.again is not None and not options.prune_io:
+        settings = settings_for(options, analysis.model, source.progress)
+        stage = Stage.of(analysis, source.samples(), source.scratch, settings, source.again)
+        if stage is not None:
+            return Rehearsal(analysis, candidates, stats, stage)
+    few = len(POWERS) if measured else 0
+    runs = {"joint": RUNS, "curves": few, "rehearsals": few}.get(uses, 0)
     if not runs:
         return None
     bench = Bench.for_runs(analysis, source.samples(), runs, source.scratch, options.threads)
     if bench is not None:
         return Joint(analysis, candidates, stats, bench, source.progress)
-    if uses == "curves":
+    if uses != "joint":
         return None
     name = options.allocator
     raise InputError(f"allocator {name} runs the model {RUNS} times, which is too large for that: use global")

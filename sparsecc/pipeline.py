@@ -119,7 +119,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
         analysis, probes = open_for_compile(job)
     with job.stage("choose", 0.1):
         analysis, depth = reduced(job, analysis, probes)
-        decision = decide(job, analysis, depth)
+        decision = decide(job, analysis, depth, probes.analysed)
         plan, keep = decision.plan, decision.choice.keep
     with job.stage("prune", 0.2):
         proof = probes.of_removal(analysis, keep) if keep else []
@@ -149,8 +149,9 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
 
 def _dry_run(job: Job) -> dict[str, Any]:
     """What would be decided, without writing anything."""
-    analysis, depth = reduced(job, *open_for_compile(job))
-    decision = decide(job, analysis, depth)
+    analysis, probes = open_for_compile(job)
+    analysis, depth = reduced(job, analysis, probes)
+    decision = decide(job, analysis, depth, probes.analysed)
     report = assemble.report(job, decision, {}, {}, None)
     return {"bundle": None, "report": report, "plan": decision.plan.to_json()}
 
@@ -178,14 +179,23 @@ def reduced(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
     return thin(job, *shorten(job, analysis, probes), probes)
 
 
-def decide(job: Job, analysis: Analysis, depth: Depth) -> Decision:
-    """What is kept of the layers that are left, per tensor and axis, and what that costs."""
+def decide(job: Job, analysis: Analysis, depth: Depth, analysed: Callable[[ir.Model], Analysis]) -> Decision:
+    """What is kept of the layers that are left, per tensor and axis, and what that costs.
+
+    `analysed` analyses a copy as the model was.
+    """
     options = job.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
     progress = _progress(job.emit, 0.1, 0.1)
     general = None if options.calibration_general is None else lambda: job.general_for(analysis)
-    source = Source(lambda: job.samples_for(analysis), job.scratch, progress, general)
+    source = Source(
+        lambda: job.samples_for(analysis),
+        job.scratch,
+        progress,
+        general,
+        again=lambda: analysed(analysis.model.clone()),
+    )
     choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
     note_choice(job, choice)
     if options.calibration_general is not None and not criterion_named(criterion_for(options)).needs_general:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc import pipeline
 from sparsecc.backends import backend_named
@@ -16,7 +17,7 @@ from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.budget import REFUSED, TRIALS, Goal, Settled, Trial, settle
 from sparsecc.bundle import size_of
 from sparsecc.errors import GoalError, UnavailableError
-from sparsecc.graph.analysis import analyse
+from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -131,16 +132,9 @@ class Workshop:
         """The artefact at a ratio, in `folder`, made as a compile makes it."""
         options = replace(self.job.options, ratio=ratio)
         job = Job(self.job.model, options, self.job.scratch, lambda event: None, read=self.job.read)
-        model = normalise(load_ir(job.model))
-        analysis = analyse(
-            model,
-            options.dims,
-            prune_io=options.prune_io,
-            runs=self.ran_at,
-            sample=self.probes.sample_sizes,
-        )
+        analysis = self.analysed(normalise(load_ir(job.model)))
         analysis, depth = pipeline.reduced(job, analysis, self.probes)
-        decision = pipeline.decide(job, analysis, depth)
+        decision = pipeline.decide(job, analysis, depth, self.analysed)
         self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
         remove(analysis, decision.choice.keep)
         pipeline.repair_pruned(job, analysis, decision)
@@ -149,6 +143,11 @@ class Workshop:
             analysis.model, folder, build_options(options), lambda what, share: None
         )
         return decision
+
+    def analysed(self, model: ir.Model) -> Analysis:
+        """A model analysed at the input sizes that the dense one was seen to run at."""
+        options, sample = self.job.options, self.probes.sample_sizes
+        return analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at, sample=sample)
 
     def ran_at(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the dense model was seen to run at these input sizes."""

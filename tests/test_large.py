@@ -129,7 +129,7 @@ def dequantized() -> ir.Model:
 def started(path: Path, scratch: Path, **options: Any) -> tuple[Job, Any, Probes, Decision]:
     job = Job(path, CompileOptions(measure=False, **options), scratch, lambda event: None)
     analysis, probes = open_for_compile(job)
-    return job, analysis, probes, decide(job, analysis, Depth())
+    return job, analysis, probes, decide(job, analysis, Depth(), probes.analysed)
 
 
 @pytest.mark.parametrize("corrupt", [False, True])

@@ -24,10 +24,10 @@ Allocate = Callable[[Problem], Selection]
 @dataclass(frozen=True)
 class Allocator:
     """An allocation, and what it makes of samples: nothing, the angles of blocks, loss curves (it does without
-    where there are no samples), or the joint loss of cuts it tries."""
+    where there are no samples), the joint loss of cuts it tries, or curves and rehearsals of a few cuts."""
 
     allocate: Allocate
-    uses: Literal["scores", "angles", "curves", "joint"] = "scores"
+    uses: Literal["scores", "angles", "curves", "joint", "rehearsals"] = "scores"
 
 
 ALLOCATORS: Mapping[str, Allocator] = {
@@ -38,10 +38,11 @@ ALLOCATORS: Mapping[str, Allocator] = {
     "pq": Allocator(pq),
     "angular": Allocator(angular, uses="angles"),
     "distortion": Allocator(distortion, uses="curves"),
+    "rehearsed": Allocator(distortion, uses="rehearsals"),
     "sequential": Allocator(sequential, uses="joint"),
     "evolution": Allocator(evolution, uses="joint"),
 }
-WITH_CURVES, WITHOUT_CURVES = "distortion", "global"
+WITH_CURVES, WITHOUT_CURVES = "rehearsed", "global"
 """What `auto` means where loss curves were measured, and where not."""
 
 
@@ -54,4 +55,4 @@ def allocator_named(name: str, *, has_curves: bool = False) -> Allocator:
     return ALLOCATORS[name]
 
 
-__all__ = ["ALLOCATORS", "Allocator", "Candidate", "Problem", "Selection", "allocator_named"]
+__all__ = ["ALLOCATORS", "WITH_CURVES", "Allocator", "Candidate", "Problem", "Selection", "allocator_named"]

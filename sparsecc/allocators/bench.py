@@ -41,11 +41,8 @@ class Bench:
         analysis: Analysis, samples: Samples, runs: int, scratch: Path, threads: int
     ) -> Bench | None:
         """With as many samples as so many runs may take; None where these are too few to tell anything."""
-        per_sample = macs_model(analysis).total({}) / _batch_of(analysis)
-        number = int(min(MOST, WORK / max(runs * per_sample, 1.0)))
-        if number < FEWEST:
-            return None
-        return Bench(analysis.model, samples.first(number), scratch, threads)
+        chosen = affordable(analysis, samples, runs, MOST)
+        return None if chosen is None else Bench(analysis.model, chosen, scratch, threads)
 
     def moved(self, model: ir.Model, share: float = 1.0) -> float:
         """The divergence of a model's outputs, on the leading share of the samples."""
@@ -101,6 +98,13 @@ class Bench:
             found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
             left -= max(lengths)
         return found
+
+
+def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:
+    """As many of the samples as so many runs of the dense model may take; None where these are too few."""
+    per_sample = macs_model(analysis).total({}) / _batch_of(analysis)
+    number = int(min(most, WORK / max(runs * per_sample, 1.0)))
+    return None if number < FEWEST else samples.first(number)
 
 
 def _alike(ours: ir.Node, other: ir.Node) -> bool:

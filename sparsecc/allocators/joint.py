@@ -24,26 +24,27 @@ _HELD = 256 << 20
 _DAMPING = 0.01
 
 
-class Joint:
-    """Runs the cut dense model on samples. What was tried is known afterwards, to later compiles too."""
+class CutLosses:
+    """Losses of cuts that are really tried, each once. What was tried is known afterwards, to later compiles too.
+
+    `entry` names the kind of trial on the shelf, `most` is about how many are made.
+    """
 
     def __init__(
         self,
-        analysis: Analysis,
         candidates: Sequence[Candidate],
         stats: Stats,
-        bench: Bench,
+        entry: str,
+        most: int,
         progress: Callable[[str, float], None],
     ) -> None:
-        self._analysis = analysis
         self._candidates = candidates
         self._stats = stats
-        self._bench = bench
+        self._entry = f"{stats.digest}-{entry}"
+        self._most = most
         self._progress = progress
-        self._entry = f"{stats.digest}-joint"
         file = stats.shelf.find(self._entry)
         self._known: dict[str, float] = {} if file is None else json.loads(file.read_text())
-        self._refits: dict[tuple[str, bytes], np.ndarray] = {}
         self.runs = 0
 
     def __call__(self, counts: Mapping[Atom, int], share: float = 1.0) -> float:
@@ -54,16 +55,39 @@ class Joint:
         )
         if name not in self._known:
             self.runs += 1
-            self._progress(f"try cut {self.runs}", min(self.runs / RUNS, 1.0))
-            model = masked(self._analysis, cut)
-            self._refit(model, cut)
-            self._known[name] = self._bench.moved(model, share)
+            self._progress(f"try cut {self.runs}", min(self.runs / self._most, 1.0))
+            self._known[name] = self._loss(cut, share)
         return self._known[name]
 
     def keep(self) -> None:
         """Leave what was tried to later compiles."""
         self._stats.shelf.path(self._entry).write_text(json.dumps(self._known))
         self._stats.shelf.keep(self._entry)
+
+    def _loss(self, cut: Keep, share: float) -> float:
+        raise NotImplementedError
+
+
+class Joint(CutLosses):
+    """Runs the cut dense model on samples, the readers of what is gone refitted each for itself."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        candidates: Sequence[Candidate],
+        stats: Stats,
+        bench: Bench,
+        progress: Callable[[str, float], None],
+    ) -> None:
+        super().__init__(candidates, stats, "joint", RUNS, progress)
+        self._analysis = analysis
+        self._bench = bench
+        self._refits: dict[tuple[str, bytes], np.ndarray] = {}
+
+    def _loss(self, cut: Keep, share: float) -> float:
+        model = masked(self._analysis, cut)
+        self._refit(model, cut)
+        return self._bench.moved(model, share)
 
     def _refit(self, model: ir.Model, cut: Keep) -> None:
         """In a masked dense model, let the layers that read cut groups make up for what is gone."""

@@ -60,25 +60,47 @@ def run_repair(
 
     Random inputs are matched to what batch norms remember, where there are any; experts are left alone then.
     """
-    settings = Settings(
-        method_for(options, pruned),
-        seed=options.seed,
-        threads=options.threads,
-        memory=options.calib_memory,
-        progress=progress,
-    )
+    settings = settings_for(options, pruned, progress)
     wide = normalise(load_ir(dense))
     if samples.real:
-        experts = mend_experts(mixtures, wide, pruned, kept, samples, scratch, settings)
-        found = repair(wide, pruned, kept, samples, scratch, settings)
-        return Repair(
-            experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
-        )
+        return repair_from(wide, pruned, kept, samples, scratch, settings, mixtures)
     with (
         matched(wide, samples, scratch, threads=options.threads, memory=options.calib_memory),
         matched_pair(wide, pruned, kept),
     ):
         return repair(wide, pruned, kept, samples, scratch, settings)
+
+
+def settings_for(
+    options: CompileOptions, model: ir.Model, progress: Callable[[str, float], None]
+) -> Settings:
+    """How a compile repairs."""
+    return Settings(
+        method_for(options, model),
+        seed=options.seed,
+        threads=options.threads,
+        memory=options.calib_memory,
+        progress=progress,
+    )
+
+
+def repair_from(
+    dense: ir.Model,
+    pruned: ir.Model,
+    kept: Kept,
+    samples: Samples,
+    scratch: Path,
+    settings: Settings,
+    mixtures: Sequence[Mixture] = (),
+) -> Repair:
+    """Repair a pruned model in place on real samples: first the experts of its mixtures, then layer after layer."""
+    if settings.method == "none":
+        return Repair()
+    experts = mend_experts(mixtures, dense, pruned, kept, samples, scratch, settings)
+    found = repair(dense, pruned, kept, samples, scratch, settings)
+    return Repair(
+        experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
+    )
 
 
 def data_of(samples: Samples, model: ir.Model) -> str:

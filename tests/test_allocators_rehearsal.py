@@ -1,0 +1,218 @@
+"""Cuts that are rehearsed: removed, repaired on some samples and compared on others, as the compile will do it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsecc
+from sparsecc.allocators.base import Candidate
+from sparsecc.allocators.bench import Bench
+from sparsecc.allocators.rehearsal import Rehearsal, Stage, counterparts, divided
+from sparsecc.axes import Atom
+from sparsecc.calibrate.samples import Samples, samples_of
+from sparsecc.calibrate.stats import collect
+from sparsecc.choose import Choice, Source, choose
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.groups import find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.sweep import Settings
+from sparsecc.verify.oracle import masked
+from tests.repair_models import analysed, mlp, normal
+
+MODELS = Path(__file__).parents[1] / "models"
+DIGITS = ("digits_resnet", "digits_vit", "digits_lstm")
+BATCH = Samples(({"x": normal(64, 6, seed=9)}, {"x": normal(64, 6, seed=8)}), True)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried before says nothing here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def twin_of(analysis: Analysis) -> Analysis:
+    return analyse(analysis.model.clone())
+
+
+def digits(name: str) -> tuple[Analysis, Samples]:
+    analysis = analyse(normalise(load_ir(MODELS / f"{name}.onnx")))
+    spec = f"{MODELS / 'digits.py'}:calibration"
+    return analysis, samples_of(spec, analysis.model, sizes=analysis.shapes.inputs[0], seed=0).first(64)
+
+
+def rehearsal_of(
+    analysis: Analysis, samples: Samples, folder: Path, method: str = "reconstruct"
+) -> tuple[Rehearsal, list[Candidate], Stage]:
+    generator = np.random.default_rng(3)
+    groups = [g for g in find_groups(analysis) if g.is_free]
+    candidates = [Candidate(g.atom, g.size, generator.random(g.size), 1, 1) for g in groups]
+    stage = Stage.of(analysis, samples, folder, Settings(method), lambda: twin_of(analysis))
+    assert stage is not None
+    return Rehearsal(analysis, candidates, collect(analysis, samples, folder), stage), candidates, stage
+
+
+def halves(candidates: list[Candidate]) -> dict[Atom, int]:
+    return {c.atom: max(1, c.size // 2) for c in candidates}
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_every_free_atom_has_a_counterpart_of_its_size_at_the_same_places(name: str) -> None:
+    analysis, _ = digits(name)
+    twin = twin_of(analysis)
+    found = counterparts(analysis, twin)
+    ours, theirs = ([g for g in find_groups(a) if g.is_free] for a in (analysis, twin))
+    assert ours
+    assert [found[g.atom] for g in ours] == [g.atom for g in theirs]
+    assert all(a.size == b.size and a is not b for a, b in found.items())
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_without_repair_it_is_the_loss_of_the_masked_model(name: str, tmp_path: Path) -> None:
+    """Two ways to the same: slots sliced away in a twin, and slots masked in the dense model."""
+    analysis, samples = digits(name)
+    rehearsal, candidates, stage = rehearsal_of(analysis, samples, tmp_path, "none")
+    counts = halves(candidates)
+    cut = {c.atom: c.best(counts[c.atom]) for c in candidates}
+    wanted = Bench(analysis.model, stage.held_out, tmp_path / "other", 1).moved(masked(analysis, cut))
+    assert wanted > 0.01
+    assert rehearsal(counts) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_repair_is_part_of_it(tmp_path: Path) -> None:
+    analysis = mlp(duplicate=True)
+    (group,) = [g for g in find_groups(analysis) if g.is_free]
+    stats = collect(analysis, BATCH, tmp_path)
+    losses = {}
+    for method in ("none", "reconstruct"):
+        stage = Stage.of(analysis, BATCH, tmp_path, Settings(method), lambda: twin_of(analysis))
+        assert stage is not None
+        candidate = Candidate(group.atom, group.size, np.array([0.0, *range(1, 8)]), 1, 1)
+        losses[method] = Rehearsal(analysis, [candidate], stats, stage)({group.atom: 7})
+    assert losses["none"] > 0.01
+    assert losses["reconstruct"] < 1e-4
+
+
+def test_the_dense_model_is_as_before(tmp_path: Path) -> None:
+    analysis = mlp()
+    before = {
+        n: v.const_value.numpy().copy() for n, v in analysis.model.graph.initializers.items() if v.const_value
+    }
+    rehearsal, candidates, _ = rehearsal_of(analysis, BATCH, tmp_path)
+    rehearsal(halves(candidates))
+    for name, array in before.items():
+        found = analysis.model.graph.initializers[name].const_value
+        assert found is not None
+        np.testing.assert_array_equal(found.numpy(), array)
+
+
+def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None:
+    analysis = mlp()
+    first, candidates, stage = rehearsal_of(analysis, BATCH, tmp_path)
+    loss = first(halves(candidates))
+    first.keep()
+    again, candidates, _ = rehearsal_of(analysis, BATCH, tmp_path)
+    assert (again(halves(candidates)), again.runs) == (loss, 0)
+    other = replace(stage, settings=Settings("none"))
+    plain = Rehearsal(analysis, candidates, collect(analysis, BATCH, tmp_path), other)
+    assert plain(halves(candidates)) != loss
+
+
+# Dividing samples ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [(64, 64), (3, 5, 1, 1, 1, 6), (1,) * 9])
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_sample_is_on_one_side_and_every_fourth_is_kept_back(
+    lengths: tuple[int, ...], whole: bool
+) -> None:
+    numbers = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+    samples = Samples(tuple({"x": n, "y": -n} for n in numbers), True)
+    seen, held_out = divided(samples, whole_batches=whole)
+    parts = [np.concatenate([b["x"] for b in part.batches] or [[]]) for part in (seen, held_out)]
+    assert sorted(np.concatenate(parts)) == list(range(sum(lengths)))
+    for part in (seen, held_out):
+        assert all(np.array_equal(b["x"], -b["y"]) and len(b["x"]) for b in part.batches)
+    if whole:
+        assert [len(b["x"]) for b in held_out.batches] == list(lengths[3::4])
+    else:
+        assert list(parts[1]) == list(range(sum(lengths)))[3::4]
+
+
+def test_a_model_of_a_fixed_batch_gets_whole_ones(tmp_path: Path) -> None:
+    text = "g (float[16,6] x) => (float[16,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
+    analysis = analysed(text, {"w1": normal(6, 8), "w2": normal(8, 3)})
+    batches = tuple({"x": normal(16, 6, seed=i)} for i in range(5))
+    rehearsal, candidates, stage = rehearsal_of(analysis, Samples(batches, True), tmp_path)
+    assert [len(p.batches) for p in (stage.seen, stage.held_out)] == [4, 1]
+    assert 0 < rehearsal(halves(candidates)) < np.inf
+
+
+# Which compiles rehearse -----------------------------------------------------------------------------
+
+
+DEEP = """g (float[n,6] x) => (float[n,3] y) {
+    a = Gemm(x, w1) b = Relu(a) c = Gemm(b, w2) d = Relu(c) e = Gemm(d, w3) f = Relu(e) y = Gemm(f, w4) }"""
+
+
+def deep() -> Analysis:
+    sizes = [(6, 32), (32, 24), (24, 32), (32, 3)]
+    return analysed(DEEP, {f"w{i + 1}": normal(*size, seed=i) for i, size in enumerate(sizes)})
+
+
+def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
+    analysis = deep()
+    options = CompileOptions(calibration="samples", align=1, **given)  # type: ignore[arg-type]
+    again = lambda: twin_of(analysis)  # noqa: E731
+    return choose(analysis, find_groups(analysis), options, 0.5, Source(lambda: samples, folder, again=again))
+
+
+def test_by_default_plans_are_rehearsed(tmp_path: Path) -> None:
+    assert chosen(tmp_path).method["tried"] == "rehearsal"
+
+
+def test_the_plan_that_is_nearest_to_the_dense_outputs_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: dict[str, float] = {}
+    real = Rehearsal._loss
+
+    def watched(self: Rehearsal, cut: dict[Atom, np.ndarray], share: float) -> float:
+        name = json.dumps([slots.tolist() for slots in cut.values()])
+        tried[name] = real(self, cut, share)
+        return tried[name]
+
+    monkeypatch.setattr(Rehearsal, "_loss", watched)
+    choice = chosen(tmp_path)
+    assert len(tried) > 1
+    whole = json.loads(min(tried, key=tried.__getitem__))
+    assert [slots.tolist() for slots in choice.keep.values()] == [s for s in whole if not all(s)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "given"),
+    [(BATCH, {"allocator": "distortion"}), (BATCH, {"prune_io": True}), (BATCH.first(3), {})],
+    ids=["as asked", "outputs change shape", "too few"],
+)
+def test_elsewhere_the_joint_loss_decides(samples: Samples, given: dict[str, object], tmp_path: Path) -> None:
+    if not given:
+        samples = Samples(({"x": samples.batches[0]["x"][:3]},), True)
+    assert chosen(tmp_path, samples, **given).method["tried"] == "joint"
+
+
+def test_a_compile_rehearses_and_says_so(tmp_path: Path) -> None:
+    result = sparsecc.compile(
+        MODELS / "digits_vit.onnx",
+        ratio=0.4,
+        calibration=f"{MODELS / 'digits.py'}:calibration",
+        output=tmp_path / "out",
+        measure=False,
+    )
+    (facts,) = [p["facts"] for p in result.report["passes"] if p["name"] == "choose" and "facts" in p]
+    assert facts["tried"] == "rehearsal"
