@@ -16,7 +16,7 @@ from sparsecc.calibrate.stats import collect
 from sparsecc.calibrate.walk import Walk
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
-from tests.repair_models import MLP, mlp, model_of, normal
+from tests.repair_models import MLP, analysed, mlp, model_of, normal
 
 CONVS = [
     ("group=1", (4, 3, 3, 3)),
@@ -112,6 +112,22 @@ def test_a_walk_sees_weights_changed_on_the_way(tmp_path: Path) -> None:
     bias.const_value = ir.Tensor(normal(3, seed=4) + 1, name="b2")
     walk.reach("y")
     np.testing.assert_allclose(walk.value("y", 0), outputs(analysis.model, feeds)["y"], rtol=1e-5)
+
+
+def test_a_segment_too_large_for_one_message_goes_through_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsecc.calibrate.walk._PROTO_LIMIT", 0)
+    text = """g (float[n,6] x) => (float[n,3] y) {
+      a = MatMul(x, w1) h = Relu(a) b = MatMul(h, w2) y = MatMul(b, w3) }"""
+    weights = {"w1": normal(6, 300), "w2": normal(300, 90, seed=1), "w3": normal(90, 3, seed=2)}
+    analysis, feeds = analysed(text, weights), {"x": normal(4, 6)}
+    walk = Walk(analysis.model, [feeds], tmp_path / "not" / "yet", wanted=["y"])
+    for name in ("h", "b", "y"):
+        walk.reach(name)
+    np.testing.assert_allclose(walk.value("y", 0), outputs(analysis.model, feeds)["y"], rtol=1e-4)
+    (data,) = tmp_path.rglob("*.data")
+    assert data.stat().st_size <= max(w.nbytes for w in weights.values()) + 4096
 
 
 def test_small_batches_are_joined_where_the_model_allows() -> None:

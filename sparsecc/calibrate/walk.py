@@ -169,6 +169,8 @@ class Walk:
         if proto.ByteSize() < _PROTO_LIMIT:
             return OrtRunner(open_session(proto.SerializeToString(), options), "calibration")
         path = self._scratch / "segment.onnx"
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".onnx.data").unlink(missing_ok=True)  # a later save would be written behind it
         onnx.save(proto, path, save_as_external_data=True, location="segment.onnx.data")
         return OrtRunner(open_session(path, options), "calibration")
 
