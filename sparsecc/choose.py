@@ -18,6 +18,7 @@ from sparsecc.allocators.curves import known_or_measured
 from sparsecc.allocators.joint import RUNS, CutLosses, Joint
 from sparsecc.allocators.rehearsal import Rehearsal, Stage
 from sparsecc.axes import Atom
+from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.matched import matched
 from sparsecc.calibrate.samples import SYNTHETIC, Samples
 from sparsecc.calibrate.stats import Stats, collect
@@ -27,7 +28,6 @@ from sparsecc.criteria import CRITERIA, FOR_EXPERTS, FOR_THRESHOLDS, WITH_DATA, 
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
-from sparsecc.criteria.mass import Masses
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
@@ -156,12 +156,12 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     gradients = Gradients(analysis, samples, options.seed, general).of
     walked = {"threads": options.threads, "memory": options.calib_memory}
     settings = {"seed": options.seed, **walked}
-    masses = Masses(analysis, samples, source.scratch, **walked).of
+    channels = Channels(analysis, samples, source.scratch, **walked).of
     with nullcontext() if samples.real else matched(analysis.model, samples, source.scratch, **walked):
         stats = collect(analysis, samples, source.scratch, **settings)
     if general is not None:
         stats.facts["general_samples"] = general.number
-    return Evidence(weights, stats, gradients, masses)
+    return Evidence(weights, stats, gradients, channels)
 
 
 def allocator_for(options: CompileOptions) -> Allocator:

@@ -7,19 +7,24 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from scipy.stats import spearmanr
 
-from sparsecc.calibrate.samples import Samples
+from sparsecc.calibrate.channels import Channels
+from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.choose import choose
 from sparsecc.criteria import CRITERIA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES, OF_TWO_SETS
-from sparsecc.criteria.mass import Masses, holders
+from sparsecc.criteria.mass import holders, often
 from sparsecc.criteria.obs import DAMPING, greedy
+from sparsecc.criteria.rank import mean_rank
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.errors import InputError
-from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from tests.repair_models import analysed, mlp, normal
 
@@ -36,8 +41,8 @@ def group_of(analysis: Analysis) -> Group:
 
 
 def scores(name: str, analysis: Analysis, folder: Path) -> np.ndarray:
-    masses = Masses(analysis, SAMPLES, folder, threads=1, memory=1 << 28).of
-    evidence = Evidence(SlotWeights(analysis), stats_of(analysis, folder), masses=masses)
+    channels = Channels(analysis, SAMPLES, folder, threads=1, memory=1 << 28).of
+    evidence = Evidence(SlotWeights(analysis), stats_of(analysis, folder), channels=channels)
     return CRITERIA[name].score(group_of(analysis), evidence)
 
 
@@ -55,7 +60,7 @@ def test_every_criterion_gives_one_finite_score_per_slot_and_the_same_again(
     np.testing.assert_array_equal(first, scores(name, mlp(), tmp_path / "b"))
 
 
-@pytest.mark.parametrize("name", ["act_norm", "act_mass", "wanda", "fluctuation", "obs"])
+@pytest.mark.parametrize("name", ["act_norm", "act_mass", "feature_rank", "wanda", "fluctuation", "obs"])
 def test_a_dead_slot_goes_first(name: str, tmp_path: Path) -> None:
     analysis = mlp()
     bias = normal(8, seed=2)
@@ -99,10 +104,46 @@ def test_a_slot_that_always_holds_the_mass_is_kept_whatever_its_readers_weigh(tm
     set_weight(analysis, "b1", bias)
     found = scores("act_mass", analysis, tmp_path)
     assert found.argmax() == 2
-    masses = Masses(analysis, SAMPLES, tmp_path, threads=1, memory=1 << 28).of()
-    often = next(often for often in masses.values() if len(often) == 8)
-    assert often[2] >= 1
-    assert np.delete(often, 2).max() < 0.01
+    shares = Channels(analysis, SAMPLES, tmp_path, threads=1, memory=1 << 28).of(often)
+    found = next(share for share in shares.values() if len(share) == 8)
+    assert found[2] >= 1
+    assert np.delete(found, 2).max() < 0.01
+
+
+def test_the_rank_of_a_map_does_not_depend_on_its_size() -> None:
+    """Maps of a known rank: products of two thin matrices, one of them a thousand times as large."""
+    kinds = ((1, 1e3), (3, 1), (6, 1e-3))
+    maps = np.stack(
+        [scale * normal(20, 9, r, seed=r) @ normal(20, r, 7, seed=9 + r) for r, scale in kinds], axis=1
+    )
+    found = mean_rank(iter([maps[:12], maps[12:]]))
+    np.testing.assert_array_equal(np.floor(found), [1, 3, 6])
+    np.testing.assert_allclose(found, mean_rank(iter([maps])), rtol=1e-6)
+
+
+def test_what_has_no_maps_is_ordered_by_energy() -> None:
+    rows = np.abs(normal(50, 5, seed=4)) * np.array([3, 1, 0, 2, 5], np.float32)
+    found = mean_rank(iter([rows]))
+    assert list(np.argsort(-found)) == [4, 0, 3, 1, 2]
+    assert found[2] == 0
+    assert list(np.argsort(-mean_rank(iter([np.repeat(rows[:, :, None], 6, axis=2)])))) == [4, 0, 3, 1, 2]
+
+
+def test_ranks_hardly_depend_on_the_images(tmp_path: Path) -> None:
+    """What HRank rests on: half of the samples rank the channels of a real model as the other half does."""
+    models = Path(__file__).parents[1] / "models"
+    analysis = analyse(normalise(load_ir(models / "digits_resnet.onnx")))
+    spec = f"{models / 'digits.py'}:calibration"
+    samples = samples_of(spec, analysis.model, sizes=analysis.shapes.inputs[0], seed=0)
+    seen, other = (
+        Channels(analysis, half, tmp_path, threads=1, memory=1 << 28).of(mean_rank)
+        for half in (
+            Samples(tuple({k: v[i::2] for k, v in b.items()} for b in samples.batches), True) for i in (0, 1)
+        )
+    )
+    alike = [spearmanr(seen[name], other[name]).statistic for name in seen if np.ptp(seen[name]) > 1]
+    assert len(alike) > 5
+    assert min(alike) > 0.9
 
 
 def test_one_of_two_duplicates_is_free_and_the_other_then_is_not(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.criteria import activation, clusters, experts, gradient, magnitude, mass, obs, relative
+from sparsecc.criteria import activation, clusters, experts, gradient, magnitude, mass, obs, rank, relative
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.graph.groups import Group
 from sparsecc.names import unknown
@@ -35,6 +35,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "first": Criterion(magnitude.first),
     "act_norm": Criterion(activation.act_norm, needs_data=True),
     "act_mass": Criterion(mass.act_mass, needs_data=True),
+    "feature_rank": Criterion(rank.feature_rank, needs_data=True),
     "wanda": Criterion(activation.wanda, needs_data=True),
     "fluctuation": Criterion(activation.fluctuation, needs_data=True),
     "cfsp": Criterion(relative.cfsp, needs_data=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsecc.calibrate.channels import Measure
 from sparsecc.calibrate.stats import Layer
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
@@ -23,6 +24,19 @@ def wanda(group: Group, evidence: Evidence) -> np.ndarray:
 def fluctuation(group: Group, evidence: Evidence) -> np.ndarray:
     """Variance times squared weights: what a bias cannot take up (FLAP, An et al., 2024)."""
     return summed(group, evidence, lambda layer: layer.variance * _energy(layer))
+
+
+def by_channel(group: Group, evidence: Evidence, measure: Measure) -> np.ndarray:
+    """A measure of channels, summed per slot over the readers."""
+    assert evidence.channels is not None
+    found = evidence.channels(measure)
+
+    def spread(layer: Layer) -> np.ndarray:
+        return np.asarray(
+            np.repeat(found[layer.consumer.name], layer.consumer.cells).reshape(layer.mean.shape)
+        )
+
+    return summed(group, evidence, spread)
 
 
 def _energy(layer: Layer) -> np.ndarray:

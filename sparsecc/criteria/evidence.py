@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.axes import Atom
+from sparsecc.calibrate.channels import Measure
 from sparsecc.calibrate.stats import Stats
 from sparsecc.criteria.weights import SlotWeights
 
@@ -16,11 +17,11 @@ from sparsecc.criteria.weights import SlotWeights
 class Evidence:
     """The weights slot by slot and, where there are samples, the statistics of every layer's inputs.
 
-    `gradients` gives the scores of all groups by a gradient criterion, `masses` how often each channel of a layer's
-    input holds most of it.
+    `gradients` gives the scores of all groups by a gradient criterion, `channels` a measure of each channel of
+    the layers' inputs.
     """
 
     weights: SlotWeights
     stats: Stats | None = None
     gradients: Callable[[str], Mapping[Atom, np.ndarray]] | None = None
-    masses: Callable[[], Mapping[str, np.ndarray]] | None = None
+    channels: Callable[[Measure], Mapping[str, np.ndarray]] | None = None
