@@ -42,6 +42,8 @@ from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.prove import SYNTHETIC, Probes, prove
 
 Emit = Callable[[dict[str, Any]], None]
+Again = Callable[[ir.Model, Analysis], Analysis]
+"""(a copy of a model, the model's analysis) -> the same analysis of the copy."""
 
 
 @dataclass
@@ -179,11 +181,8 @@ def reduced(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
     return thin(job, *shorten(job, analysis, probes), probes)
 
 
-def decide(job: Job, analysis: Analysis, depth: Depth, analysed: Callable[[ir.Model], Analysis]) -> Decision:
-    """What is kept of the layers that are left, per tensor and axis, and what that costs.
-
-    `analysed` analyses a copy as the model was.
-    """
+def decide(job: Job, analysis: Analysis, depth: Depth, again: Again) -> Decision:
+    """What is kept of the layers that are left, per tensor and axis, and what that costs."""
     options = job.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
@@ -194,7 +193,7 @@ def decide(job: Job, analysis: Analysis, depth: Depth, analysed: Callable[[ir.Mo
         job.scratch,
         progress,
         general,
-        again=lambda: analysed(analysis.model.clone()),
+        again=lambda: again(analysis.model.clone(), analysis),
     )
     choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
     note_choice(job, choice)

@@ -134,7 +134,7 @@ class Workshop:
         job = Job(self.job.model, options, self.job.scratch, lambda event: None, read=self.job.read)
         analysis = self.analysed(normalise(load_ir(job.model)))
         analysis, depth = pipeline.reduced(job, analysis, self.probes)
-        decision = pipeline.decide(job, analysis, depth, self.analysed)
+        decision = pipeline.decide(job, analysis, depth, lambda model, like: self.analysed(model))
         self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
         remove(analysis, decision.choice.keep)
         pipeline.repair_pruned(job, analysis, decision)

@@ -73,6 +73,16 @@ def test_every_free_atom_has_a_counterpart_of_its_size_at_the_same_places(name: 
     assert all(a.size == b.size and a is not b for a, b in found.items())
 
 
+def test_where_the_model_comes_back_another_one_nothing_is_known(tmp_path: Path) -> None:
+    analysis, other = mlp(), deep()
+    rehearsal, candidates, stage = rehearsal_of(analysis, BATCH, tmp_path)
+    strange = Rehearsal(
+        analysis, candidates, collect(analysis, BATCH, tmp_path), replace(stage, again=lambda: twin_of(other))
+    )
+    assert strange(halves(candidates)) == np.inf
+    assert rehearsal(halves(candidates)) < np.inf
+
+
 @pytest.mark.parametrize("name", DIGITS)
 def test_without_repair_it_is_the_loss_of_the_masked_model(name: str, tmp_path: Path) -> None:
     """Two ways to the same: slots sliced away in a twin, and slots masked in the dense model."""

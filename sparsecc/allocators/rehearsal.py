@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.bench import Bench, affordable
 from sparsecc.allocators.joint import CutLosses
-from sparsecc.axes import Atom, Keep, atoms_of
+from sparsecc.axes import Atom, Axis, Keep, atoms_of
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.calibrate.samples import Feeds, Samples
 from sparsecc.calibrate.stats import Stats
@@ -81,6 +81,8 @@ class Rehearsal(CutLosses):
     def _loss(self, cut: Keep, share: float) -> float:
         stage, twin = self._stage, self._stage.again()
         found = counterparts(self._analysis, twin)
+        if not found.keys() >= cut.keys():
+            return float("inf")
         keep = {found[atom]: slots for atom, slots in cut.items()}
         kept = kept_values(twin, keep)
         remove(twin, keep)
@@ -92,16 +94,22 @@ class Rehearsal(CutLosses):
 
 
 def counterparts(analysis: Analysis, twin: Analysis) -> dict[Atom, Atom]:
-    """The atoms of an analysis in another of the same model, walked in the same order."""
+    """The atoms of an analysis in another of the same model: those of the same size at the same places."""
     found: dict[Atom, Atom] = {}
-    for ours, theirs in (
-        (analysis.record.axes, twin.record.axes),
-        (analysis.record.uses, twin.record.uses),
-    ):
-        for axes, others in zip(ours.values(), theirs.values(), strict=True):
-            for axis, other in zip(axes, others, strict=True):
-                found.update(zip(atoms_of(axis), atoms_of(other), strict=True))
+    others = dict(_places(twin))
+    for place, axes in _places(analysis):
+        for axis, other in zip(axes, others.get(place, []), strict=False):
+            pairs = zip(atoms_of(axis), atoms_of(other), strict=False)
+            found.update((ours, theirs) for ours, theirs in pairs if ours.size == theirs.size)
     return found
+
+
+def _places(analysis: Analysis) -> Iterator[tuple[object, list[Axis]]]:
+    """Values, and uses of weights, by names, with their axes."""
+    for value, axes in analysis.record.axes.items():
+        yield value.name, axes
+    for (node, operand), axes in analysis.record.uses.items():
+        yield (node.outputs[0].name, operand), axes
 
 
 def divided(samples: Samples, *, whole_batches: bool) -> tuple[Samples, Samples]:

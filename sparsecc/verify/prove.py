@@ -158,10 +158,11 @@ class Probes:
         self._ran = {**dict(list(self._ran.items())[-1:]), _key(sizes): (feeds, outputs)}
         return True
 
-    def analysed(self, model: ir.Model) -> Analysis:
-        """A model analysed as the options say, at input sizes that the dense one runs at."""
+    def analysed(self, model: ir.Model, like: Analysis | None = None) -> Analysis:
+        """A model analysed as the options say, at sizes that the dense one runs at; those of `like`, if given."""
         asked = self.options
-        return analyse(model, asked.dims, prune_io=asked.prune_io, runs=self.runs, sample=self.sample_sizes)
+        runs = self.runs if like is None else lambda sizes: dict(sizes) in like.shapes.inputs
+        return analyse(model, asked.dims, prune_io=asked.prune_io, runs=runs, sample=self.sample_sizes)
 
     def settle(self, analysis: Analysis) -> None:
         """Fix the inputs that everything is compared on, and the dense model's outputs for them.
