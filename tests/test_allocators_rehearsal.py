@@ -145,7 +145,9 @@ def test_every_sample_is_on_one_side_and_every_fourth_is_kept_back(
     numbers = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
     samples = Samples(tuple({"x": n, "y": -n} for n in numbers), True)
     seen, held_out = divided(samples, whole_batches=whole)
-    parts = [np.concatenate([b["x"] for b in part.batches] or [np.zeros(0, int)]) for part in (seen, held_out)]
+    parts = [
+        np.concatenate([b["x"] for b in part.batches] or [np.zeros(0, int)]) for part in (seen, held_out)
+    ]
     assert sorted(np.concatenate(parts)) == list(range(sum(lengths)))
     for part in (seen, held_out):
         assert all(np.array_equal(b["x"], -b["y"]) and len(b["x"]) for b in part.batches)
