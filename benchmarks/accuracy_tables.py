@@ -24,6 +24,8 @@ FAR = 0.02
 """A share of the work this far from the one asked for is shown beside the score."""
 CROWD = 60
 """Methods measured at a pair and ratio from which on their order tells something."""
+FEW = 3
+"""Criteria that an allocator met, up to which it is not compared with those that met all."""
 AHEAD = 12
 """How many of the first are named; of the others only MARKERS."""
 MARKERS = ("l2:uniform", "random:uniform")
@@ -100,16 +102,15 @@ def ranked(stored: Mapping[str, Any]) -> str:
         "| criterion, allocator | leaves behind |",
     ]
     lines += ["|---|---|", *(f"| {m.replace(':', ', ')} | {statistics.mean(usual[m]):.0%} |" for m in chosen)]
+    met = Counter(m.partition(":")[2] for m in usual)
+    crossed = {m: statistics.mean(shares) for m, shares in usual.items() if met[m.partition(":")[2]] > FEW}
     for kind, place in (("allocator", 2), ("criterion", 0)):
-        names = {m: m.partition(":")[place] for m in usual}
-        means = {
-            n: statistics.mean(statistics.mean(usual[m]) for m in usual if names[m] == n)
-            for n, number in Counter(names.values()).items()
-            if number > 1
-        }
-        best = sorted(means, key=lambda n: -means[n])
-        told = ", ".join(f"`{n}` {means[n]:.0%}" for n in best)
-        lines += ["", f"By {kind}, over all it met: {told}."]
+        own: dict[str, list[float]] = defaultdict(list)
+        for method, share in crossed.items():
+            own[method.partition(":")[place]].append(share)
+        best = sorted(own, key=lambda name: -statistics.mean(own[name]))
+        told = ", ".join(f"`{name}` {statistics.mean(own[name]):.0%}" for name in best)
+        lines += ["", f"By {kind}, where every criterion met the allocator: {told}."]
     return "\n".join(lines)
 
 
