@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import CHANCE, OTHERS, RIVALS, main, wanted
+from benchmarks.accuracy import CHANCE, OTHERS, RIVALS, TWO_SETS, main, wanted
 from benchmarks.accuracy_peers import at_equal_work
-from benchmarks.accuracy_tables import MARKS, tables
+from benchmarks.accuracy_tables import CROWD, MARKS, ranked, tables
 
 METHODS = "l2:uniform,random:uniform"
 
@@ -55,7 +55,14 @@ def test_the_rivals_come_first() -> None:
     assert set(first) == set(RIVALS)
     assert methods.count("auto:auto") == 2
     assert methods.count("torch-pruning magnitude local") == 1, "digits_vit is no torch module here"
-    assert all(methods.count(f"{name}:uniform") == 6 for name in CHANCE)
+    of_two_sets = {method.partition(":")[0] for method in TWO_SETS}
+    assert all(methods.count(f"{name}:uniform") == 6 for name in CHANCE - of_two_sets)
+
+
+def test_a_domain_is_compared_where_there_is_one() -> None:
+    found = wanted(["resnet20", "resnet20_animals"], TWO_SETS, [0.1])
+    assert {point.pair for point in found} == {"resnet20_animals"}
+    assert [point.seed for point in found if point.method == TWO_SETS[0]] == [0, 1, 2]
 
 
 def test_work_is_searched_until_it_is_that_asked_for() -> None:
@@ -104,6 +111,27 @@ def test_seeds_are_averaged() -> None:
     assert f"| random, uniform | {scores.mean():.3f} ± {scores.std(ddof=1):.3f} → - |" in tables(
         stored(*drawn, *others)
     )
+
+
+@pytest.mark.parametrize(("measure", "first"), [("top-1", "c59"), ("nats", "c0")])
+def test_methods_are_ranked_by_how_many_they_leave_behind(measure: str, first: str) -> None:
+    """Each with three allocators, of which the second is always better; `lone` met only one."""
+    rows = [
+        row(f"c{i}:{allocator}", "reconstruct", i + bonus)
+        for i in range(CROWD)
+        for allocator, bonus in (("a", 0.0), ("b", 0.5))
+    ]
+    lines = ranked(stored(*rows, row("c0:lone", "reconstruct", 1e3), measure=measure)).splitlines()
+    assert lines[0] == f"Over 1 pairs and ratios, {len(rows) + 1} methods:"
+    ahead = [line.split("|")[1].strip() for line in lines[4:] if line.startswith("|")]
+    assert ahead[0 if measure == "nats" else 1] == f"{first}, {'a' if measure == 'nats' else 'b'}"
+    (by_allocator,) = [line for line in lines if line.startswith("By allocator")]
+    assert "lone" not in by_allocator
+    assert (by_allocator.index("`b`") < by_allocator.index("`a`")) == (measure == "top-1")
+
+
+def test_few_methods_have_no_order() -> None:
+    assert ranked(stored(row("a:b", "reconstruct", 1.0))) == ""
 
 
 def test_tables_are_published_between_the_marks(store: Path, tmp_path: Path) -> None:
