@@ -22,6 +22,7 @@ from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.pipeline import Job, open_for_compile
 from sparsecc.reconstruct.sweep import Settings
 from sparsecc.verify.oracle import masked
 from tests.repair_models import analysed, mlp, normal
@@ -71,6 +72,16 @@ def test_every_free_atom_has_a_counterpart_of_its_size_at_the_same_places(name: 
     assert ours
     assert [found[g.atom] for g in ours] == [g.atom for g in theirs]
     assert all(a.size == b.size and a is not b for a, b in found.items())
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_a_compile_analyses_its_model_again_as_it_was(name: str, tmp_path: Path) -> None:
+    job = Job(MODELS / f"{name}.onnx", CompileOptions(measure=False, ratio=0.3), tmp_path, lambda event: None)
+    analysis, probes = open_for_compile(job)
+    twin = probes.analysed(analysis.model.clone(), analysis)
+    assert twin.shapes.works
+    assert twin.shapes.inputs == analysis.shapes.inputs
+    assert counterparts(analysis, twin).keys() >= {g.atom for g in find_groups(analysis) if g.is_free}
 
 
 def test_where_the_model_comes_back_another_one_nothing_is_known(tmp_path: Path) -> None:

@@ -89,8 +89,7 @@ class Bench:
 
     def _leading(self, share: float) -> list[Feeds]:
         """Whole batches; a part of the last one where the model takes batches of any size."""
-        inputs = input_values(self._model)
-        free = all(v.shape is not None and len(v.shape) and not is_fixed(v.shape[0]) for v in inputs)
+        free = takes_any_batch(self._model)
         left, found = max(1, round(share * self._samples.number)), []
         for batch in self._samples.first(left).batches:
             lengths = {len(array) if array.ndim else 1 for array in batch.values()}
@@ -98,6 +97,12 @@ class Bench:
             found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
             left -= max(lengths)
         return found
+
+
+def takes_any_batch(model: ir.Model) -> bool:
+    """Whether the first axis of every input may have any size."""
+    shapes = [value.shape for value in input_values(model)]
+    return all(shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes)
 
 
 def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:

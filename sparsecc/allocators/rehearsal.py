@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from sparsecc.allocators.base import Candidate
-from sparsecc.allocators.bench import Bench, affordable
+from sparsecc.allocators.bench import Bench, affordable, takes_any_batch
 from sparsecc.allocators.joint import CutLosses
 from sparsecc.axes import Atom, Axis, Keep, atoms_of
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.calibrate.samples import Feeds, Samples
 from sparsecc.calibrate.stats import Stats
-from sparsecc.feed_files import is_fixed
-from sparsecc.feeds import input_values
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.reconstruct.stage import kept_values, repair_from
@@ -56,11 +54,7 @@ class Stage:
         chosen = affordable(analysis, samples, _RUNS, MOST)
         if chosen is None or not samples.real:
             return None
-        free = all(
-            v.shape is not None and len(v.shape) and not is_fixed(v.shape[0])
-            for v in input_values(analysis.model)
-        )
-        seen, held_out = divided(chosen, whole_batches=not free)
+        seen, held_out = divided(chosen, whole_batches=not takes_any_batch(analysis.model))
         if not seen.batches or not held_out.batches:
             return None
         return Stage(seen, held_out, scratch / "rehearsal", settings, again)
