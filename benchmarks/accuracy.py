@@ -29,6 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import PAIRS, WITH_GENERAL, Pair
@@ -48,7 +50,7 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Settings, repair
+from sparsecc.reconstruct.sweep import Kept, Settings, repair
 from sparsecc.verify.prove import write
 
 STORE = Path("out/benchmarks/accuracy.json")
@@ -169,21 +171,24 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
         "advised": chosen.advised,
         "choose_s": round(time.perf_counter() - begun, 2),
     }
-    found = []
-    for method in point.repairs:
-        if (cut, method) in _SCORED:
-            found.append({"repair": method, **_SCORED[cut, method], **facts})
-            continue
+    return [
+        {"repair": method, **_scored(pair, analysis.model, kept, method, cut, folder), **facts}
+        for method in point.repairs
+    ]
+
+
+def _scored(pair: Pair, pruned: ir.Model, kept: Kept, method: str, cut: str, folder: Path) -> Row:
+    """The quality of a cut model after a repair; measured once for each (cut, repair)."""
+    if (cut, method) not in _SCORED:
         begun = time.perf_counter()
-        model = analysis.model.clone()
+        model = pruned.clone()
         if method != "none":
             dense = normalise(load_ir(pair.model))
             repair(dense, model, kept, pair.samples, folder, Settings(method))
         seconds = round(time.perf_counter() - begun, 2)
         runner = OnnxRuntimeCpu().load(write(model, folder / "pruned.onnx"), threads=1)
         _SCORED[cut, method] = {"score": round(pair.accuracy(runner.run), 4), "repair_s": seconds}
-        found.append({"repair": method, **_SCORED[cut, method], **facts})
-    return found
+    return _SCORED[cut, method]
 
 
 def _name_of(pair: str, groups: Sequence[Group], keep: Keep) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import accuracy
 from benchmarks.accuracy import CHANCE, OTHERS, RIVALS, TWO_SETS, main, wanted
 from benchmarks.accuracy_peers import at_equal_work
 from benchmarks.accuracy_tables import CROWD, MARKS, ranked, tables
+from sparsecc.reconstruct.sweep import repair
 
 METHODS = "l2:uniform,random:uniform"
 
@@ -47,6 +50,25 @@ def test_what_is_stored_is_not_made_again(store: Path, capsys: pytest.CaptureFix
     after = json.loads(store.read_text())["rows"]
     assert after[: len(before["rows"])] == before["rows"]
     assert [row["method"] for row in after[len(before["rows"]) :]] == ["first:uniform"] * 2
+
+
+def test_methods_that_cut_alike_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norms are folded here: `bn_scale` is `l2`, and `first` another cut."""
+    repaired = []
+
+    def watched(*given: Any) -> Any:
+        repaired.append(given)
+        return repair(*given)
+
+    monkeypatch.setattr(accuracy, "_SCORED", {})
+    monkeypatch.setattr(accuracy, "repair", watched)
+    run(tmp_path / "a.json", "--methods", "l2:uniform,bn_scale:uniform,first:uniform")
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert len(repaired) == 2
+    scores = {
+        m: [r["score"] for r in rows if r["method"] == f"{m}:uniform"] for m in ("l2", "bn_scale", "first")
+    }
+    assert scores["l2"] == scores["bn_scale"] != scores["first"]
 
 
 def test_the_rivals_come_first() -> None:
