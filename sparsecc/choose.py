@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named
-from sparsecc.allocators.additive import POWERS, least_sum, losses_of
+from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named, name_of
+from sparsecc.allocators.additive import least_sum, losses_of
 from sparsecc.allocators.angular import turns
 from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.curves import known_or_measured
 from sparsecc.allocators.joint import RUNS, CutLosses, Joint
-from sparsecc.allocators.rehearsal import Rehearsal, Stage
+from sparsecc.allocators.rehearsal import PLANS, Rehearsal, Stage
 from sparsecc.axes import Atom
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.matched import matched
@@ -115,7 +115,7 @@ def choose(
         losses.keep()
     counts = selection.counts
     keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
-    method = {"criterion": criterion, "allocator": allocator.allocate.__name__, "curves": measured}
+    method = {"criterion": criterion, "allocator": name_of(allocator), "curves": measured}
     if losses is not None:
         method["tried"] = type(losses).__name__.lower()
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
@@ -204,7 +204,7 @@ def cut_losses(
         stage = Stage.of(analysis, source.samples(), source.scratch, settings, source.again)
         if stage is not None:
             return Rehearsal(analysis, candidates, stats, stage)
-    few = len(POWERS) if measured else 0
+    few = PLANS if measured else 0
     runs = {"joint": RUNS, "curves": few, "rehearsals": few}.get(uses, 0)
     if not runs:
         return None

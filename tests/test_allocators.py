@@ -145,7 +145,7 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
     options = CompileOptions(calibration="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
-    assert found.method == {"criterion": "obs", "allocator": "distortion", "curves": True, "tried": "joint"}
+    assert found.method == {"criterion": "obs", "allocator": "rehearsed", "curves": True, "tried": "joint"}
     kept = sorted(int(slots.sum()) for slots in found.keep.values())
     assert kept[0] <= 8
     assert found.predicted is not None
@@ -172,7 +172,7 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     monkeypatch.setattr("sparsecc.allocators.bench.WORK", 1.0)
     options = CompileOptions(calibration="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
-    assert found.method == {"criterion": "fluctuation", "allocator": "global_threshold", "curves": False}
+    assert found.method == {"criterion": "fluctuation", "allocator": "global", "curves": False}
     assert found.reached
     assert found.predicted is None
 

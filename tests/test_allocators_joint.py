@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsecc.allocators import ALLOCATORS, Candidate, Problem
-from sparsecc.allocators.additive import POWERS, distortion, least_sum
+from sparsecc.allocators.additive import POWERS, distortion, least_sum, rehearsed
 from sparsecc.allocators.angular import angles_between, angular, centred, turns
 from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.erk import density, erk
@@ -139,6 +139,18 @@ def test_of_sums_of_powers_the_one_that_loses_least_in_all_is_taken(seed: int) -
     losses = [asked.joint(least_sum(asked, power).counts) for power in POWERS]
     assert asked.joint(distortion(asked).counts) == min(losses) < max(losses)
     assert distortion(replace(asked, joint=None)) == least_sum(asked)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_curves_mislead_the_counts_of_one_threshold_are_taken(seed: int) -> None:
+    asked = problem((16, 24, 32, 8, 16, 64), 0.6, seed=seed)
+    wanted = global_threshold(asked).counts
+    off = lambda counts, share=1.0: float(sum(abs(counts[atom] - n) for atom, n in wanted.items()))  # noqa: E731
+    misled = replace(asked, joint=off)
+    assert rehearsed(misled).counts == wanted != distortion(misled).counts
+    assert asked.joint is not None
+    assert asked.joint(rehearsed(asked).counts) <= asked.joint(distortion(asked).counts)
+    assert rehearsed(replace(asked, joint=None)) == least_sum(asked)
 
 
 def test_larger_powers_spread_the_cuts() -> None:

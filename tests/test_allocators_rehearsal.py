@@ -197,7 +197,8 @@ def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
 
 
 def test_by_default_plans_are_rehearsed(tmp_path: Path) -> None:
-    assert chosen(tmp_path).method["tried"] == "rehearsal"
+    method = chosen(tmp_path).method
+    assert (method["allocator"], method["tried"]) == ("rehearsed", "rehearsal")
 
 
 def test_the_plan_that_is_nearest_to_the_dense_outputs_is_taken(

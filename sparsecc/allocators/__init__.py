@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsecc.allocators.additive import distortion
+from sparsecc.allocators.additive import distortion, rehearsed
 from sparsecc.allocators.angular import angular
 from sparsecc.allocators.base import Candidate, Problem, Selection
 from sparsecc.allocators.erk import erk
@@ -38,7 +38,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
     "pq": Allocator(pq),
     "angular": Allocator(angular, uses="angles"),
     "distortion": Allocator(distortion, uses="curves"),
-    "rehearsed": Allocator(distortion, uses="rehearsals"),
+    "rehearsed": Allocator(rehearsed, uses="rehearsals"),
     "sequential": Allocator(sequential, uses="joint"),
     "evolution": Allocator(evolution, uses="joint"),
 }
@@ -55,4 +55,18 @@ def allocator_named(name: str, *, has_curves: bool = False) -> Allocator:
     return ALLOCATORS[name]
 
 
-__all__ = ["ALLOCATORS", "WITH_CURVES", "Allocator", "Candidate", "Problem", "Selection", "allocator_named"]
+def name_of(allocator: Allocator) -> str:
+    """The name by which it is asked for."""
+    return next(name for name, row in ALLOCATORS.items() if row is allocator)
+
+
+__all__ = [
+    "ALLOCATORS",
+    "WITH_CURVES",
+    "Allocator",
+    "Candidate",
+    "Problem",
+    "Selection",
+    "allocator_named",
+    "name_of",
+]

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.allocators.base import Candidate, Problem, Selection, Worth, fill
+from sparsecc.allocators.base import Candidate, Loss, Problem, Selection, Worth, fill
+from sparsecc.allocators.threshold import global_threshold
 from sparsecc.allocators.uniform import uniform
 from sparsecc.axes import Atom
 
@@ -62,12 +63,23 @@ def distortion(problem: Problem) -> Selection:
     Cuts lose more together than alone, the deeper the more so: where they can be tried, sums of powers of the
     losses, which spread the cuts, are solved too, and of these the counts that move the outputs least are taken.
     """
-    joint = problem.joint
-    if joint is None:
+    if problem.joint is None:
         return least_sum(problem)
-    found = {tuple(s.counts.values()): s for s in (least_sum(problem, power) for power in POWERS)}
-    first, *others = found.values()
-    reached = [selection for selection in found.values() if selection.reached]
+    return _least_moving(problem.joint, [least_sum(problem, power) for power in POWERS])
+
+
+def rehearsed(problem: Problem) -> Selection:
+    """As `distortion`, with the counts of one threshold over all groups tried beside: they owe curves nothing."""
+    if problem.joint is None:
+        return least_sum(problem)
+    plans = [*(least_sum(problem, power) for power in POWERS), global_threshold(problem)]
+    return _least_moving(problem.joint, plans)
+
+
+def _least_moving(joint: Loss, plans: Sequence[Selection]) -> Selection:
+    """Of the plans within the budget, which are tried where they differ, the one that moves the outputs least."""
+    first, *others = {tuple(s.counts.values()): s for s in plans}.values()
+    reached = [selection for selection in (first, *others) if selection.reached]
     return min(reached or [first], key=lambda s: joint(s.counts)) if others else first
 
 

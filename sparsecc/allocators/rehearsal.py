@@ -20,8 +20,8 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.reconstruct.stage import kept_values, repair_from
 from sparsecc.reconstruct.sweep import Settings
 
-PLANS = 3
-"""About how many cuts an allocator rehearses."""
+PLANS = 4
+"""About how many cuts an allocator compares before it takes one."""
 MOST = 256
 """Samples to a rehearsal."""
 _RUNS = 12 * PLANS
