@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.allocators.bench import divergence
+from sparsecc.allocators.bench import Reference
 from sparsecc.axes import Atom
 from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 from sparsecc.calibrate.matched import matched, matched_pair, norm_of, norms_of
@@ -107,7 +107,7 @@ def test_noise_matched_to_batch_norms_mends_what_plain_noise_does_not(method: st
                 matched_pair(dense, analysis.model, kept),
             ):
                 repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
-        errors[way] = divergence([outputs(normed().model, feeds)], [outputs(analysis.model, feeds)])
+        errors[way] = Reference([outputs(normed().model, feeds)]).divergence([outputs(analysis.model, feeds)])
     assert errors["matched"] < (0.5 if method == "reconstruct" else 0.95) * errors["none"]
     assert errors["matched"] < 0.8 * errors["plain"]
 

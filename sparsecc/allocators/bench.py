@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,37 @@ FEWEST, MOST = 8, 128
 """Samples to a run."""
 
 
+class Reference:
+    """Outputs, batch by batch, and how far others are from them."""
+
+    def __init__(self, outputs: Sequence[Feeds]) -> None:
+        self.outputs = outputs
+        self._floats = [name for name, first in outputs[0].items() if first.dtype.kind == "f"]
+
+    def divergence(self, found: Sequence[Feeds]) -> float:
+        """Squared error relative to variance, averaged over the float outputs; infinite where NaN appear."""
+        errors = []
+        for name in self._floats:
+            pairs = [(ours[name], theirs[name]) for ours, theirs in zip(self.outputs, found, strict=True)]
+            if any(ours.shape != theirs.shape for ours, theirs in pairs):
+                return float("inf")
+            with np.errstate(invalid="ignore"):
+                moved = _mean_square(np.subtract(theirs, ours, dtype=np.float64) for ours, theirs in pairs)
+            if not np.isfinite(moved):
+                return float("inf")
+            errors.append(moved / max(self._variances[name], 1e-12))
+        return float(np.mean(errors)) if errors else 0.0
+
+    @cached_property
+    def _variances(self) -> dict[str, float]:
+        found = {}
+        for name in self._floats:
+            arrays = [batch[name] for batch in self.outputs]
+            mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / max(sum(a.size for a in arrays), 1)
+            found[name] = _mean_square(np.subtract(a, mean, dtype=np.float64) for a in arrays)
+        return found
+
+
 class Bench:
     """Runs whole models over the same samples and compares their outputs with those of the dense one."""
 
@@ -34,7 +65,7 @@ class Bench:
         self._scratch = scratch / "bench"
         self._threads = threads
         self._options = session_options(threads=threads, level="basic")
-        self._known: dict[float, tuple[list[Feeds], list[Feeds]]] = {}
+        self._known: dict[float, tuple[list[Feeds], Reference]] = {}
 
     @staticmethod
     def for_runs(
@@ -46,8 +77,8 @@ class Bench:
 
     def moved(self, model: ir.Model, share: float = 1.0) -> float:
         """The divergence of a model's outputs, on the leading share of the samples."""
-        feeds, wanted = self._dense(share)
-        return divergence(wanted, self._outputs(model, feeds))
+        feeds, reference = self._dense(share)
+        return reference.divergence(self._outputs(model, feeds))
 
     def branched(self, variant: ir.Model) -> float:
         """As `moved`, run from where the variant first differs: of many, those that differ early come first."""
@@ -60,9 +91,9 @@ class Bench:
         if not made:
             return 0.0
         self._walk.advance(start)
-        _, wanted = self._dense(1.0)
+        _, reference = self._dense(1.0)
         found = self._walk.branch(variant, nodes[start:], made)
-        return divergence(wanted, [{**w, **f} for w, f in zip(wanted, found, strict=True)])
+        return reference.divergence([{**w, **f} for w, f in zip(reference.outputs, found, strict=True)])
 
     def start_of(self, variant: ir.Model) -> int:
         """How many nodes a variant of the model shares with it before the first that differs, or may do so."""
@@ -75,11 +106,11 @@ class Bench:
         feeds, _ = self._dense(1.0)
         return Walk(self._model, feeds, self._scratch / "walk", threads=self._threads)
 
-    def _dense(self, share: float) -> tuple[list[Feeds], list[Feeds]]:
+    def _dense(self, share: float) -> tuple[list[Feeds], Reference]:
         """Feeds, and what the model makes of them."""
         if share not in self._known:
             feeds = self._leading(share)
-            self._known[share] = (feeds, self._outputs(self._model, feeds))
+            self._known[share] = (feeds, Reference(self._outputs(self._model, feeds)))
         return self._known[share]
 
     def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
@@ -118,18 +149,13 @@ def _alike(ours: ir.Node, other: ir.Node) -> bool:
     return names[0] == names[1]
 
 
-def divergence(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:
-    """Squared error relative to variance, averaged over the float outputs; infinite where NaN appear."""
-    errors = []
-    for name, first in wanted[0].items():
-        if first.dtype.kind != "f":
-            continue
-        a = np.concatenate([o[name].astype(np.float64).ravel() for o in wanted])
-        b = np.concatenate([o[name].astype(np.float64).ravel() for o in found])
-        if a.shape != b.shape or not np.isfinite(b).all():
-            return float("inf")
-        errors.append(float(np.mean(np.square(a - b))) / max(float(a.var()), 1e-12))
-    return float(np.mean(errors)) if errors else 0.0
+def _mean_square(parts: Iterable[np.ndarray]) -> float:
+    """Over the elements of all parts; zero where there are none."""
+    total, count = 0.0, 0
+    for part in parts:
+        total += float(np.vdot(part, part))
+        count += part.size
+    return total / max(count, 1)
 
 
 def _batch_of(analysis: Analysis) -> int:
