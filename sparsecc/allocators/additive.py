@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.allocators.base import Candidate, Loss, Problem, Selection, Worth, fill
+from sparsecc.allocators.base import Candidate, Problem, Selection, Worth, fill
 from sparsecc.allocators.threshold import global_threshold
 from sparsecc.allocators.uniform import uniform
 from sparsecc.axes import Atom
@@ -19,6 +19,8 @@ UNITS = 2000
 """Into how many units a budget is cut: an error of 0.05 % of it at most per item."""
 POWERS = 1.0, 1.5, 2.0
 """Of the losses whose sums are solved."""
+CLEARLY = 0.9
+"""A loss on few samples is less than another below this share of it."""
 _PASSES = 4
 _SHRINKS = 24
 
@@ -63,24 +65,26 @@ def distortion(problem: Problem) -> Selection:
     Cuts lose more together than alone, the deeper the more so: where they can be tried, sums of powers of the
     losses, which spread the cuts, are solved too, and of these the counts that move the outputs least are taken.
     """
-    if problem.joint is None:
+    joint = problem.joint
+    if joint is None:
         return least_sum(problem)
-    return _least_moving(problem.joint, [least_sum(problem, power) for power in POWERS])
+    found = {tuple(s.counts.values()): s for s in (least_sum(problem, power) for power in POWERS)}
+    first, *others = found.values()
+    reached = [selection for selection in found.values() if selection.reached]
+    return min(reached or [first], key=lambda s: joint(s.counts)) if others else first
 
 
 def rehearsed(problem: Problem) -> Selection:
-    """As `distortion`, with the counts of one threshold over all groups tried beside: they owe curves nothing."""
-    if problem.joint is None:
-        return least_sum(problem)
-    plans = [*(least_sum(problem, power) for power in POWERS), global_threshold(problem)]
-    return _least_moving(problem.joint, plans)
-
-
-def _least_moving(joint: Loss, plans: Sequence[Selection]) -> Selection:
-    """Of the plans within the budget, which are tried where they differ, the one that moves the outputs least."""
-    first, *others = {tuple(s.counts.values()): s for s in plans}.values()
-    reached = [selection for selection in (first, *others) if selection.reached]
-    return min(reached or [first], key=lambda s: joint(s.counts)) if others else first
+    """As `distortion`, or the counts of one threshold over all groups, which owe curves nothing, where these are
+    tried and clearly move the outputs less.
+    """
+    joint, best = problem.joint, distortion(problem)
+    if joint is None:
+        return best
+    other = global_threshold(problem)
+    if not other.reached or other.counts == best.counts:
+        return best
+    return other if joint(other.counts) < CLEARLY * joint(best.counts) else best
 
 
 def least_sum(problem: Problem, power: float = 1.0) -> Selection:
