@@ -63,8 +63,8 @@ class Choice:
     """The masks, what they cost by the asked metric, and whether the budget was reached.
 
     `method` says how it was chosen, `calibration` what was collected for that; `predicted` is the relative
-    output error that measured curves add up to, None without them; `advised` is the largest ratio found at
-    which it stays below POOR, where it does not.
+    output error that measured curves add up to, for the plan by curves where that was beaten, None without them;
+    `advised` is the largest ratio found at which it stays below POOR, where it does not.
     """
 
     keep: dict[Atom, np.ndarray]
@@ -121,7 +121,7 @@ def choose(
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
     if evidence.stats is not None:
         choice = replace(choice, calibration=evidence.stats.facts)
-    return foreseen(choice, problem, counts) if measured else choice
+    return foreseen(choice, problem, (selection.beat or selection).counts) if measured else choice
 
 
 def has_samples(options: CompileOptions) -> bool:

@@ -196,6 +196,11 @@ def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
     return choose(analysis, find_groups(analysis), options, 0.5, Source(lambda: samples, folder, again=again))
 
 
+def lost(cut: dict[Atom, np.ndarray]) -> list[list[bool]]:
+    """The masks that remove something, in order."""
+    return [slots.tolist() for slots in cut.values() if not slots.all()]
+
+
 def test_by_default_plans_are_rehearsed(tmp_path: Path) -> None:
     method = chosen(tmp_path).method
     assert (method["allocator"], method["tried"]) == ("rehearsed", "rehearsal")
@@ -217,6 +222,22 @@ def test_the_plan_that_is_nearest_to_the_dense_outputs_is_taken(
     assert len(tried) > 1
     whole = json.loads(min(tried, key=tried.__getitem__))
     assert [slots.tolist() for slots in choice.keep.values()] == [s for s in whole if not all(s)]
+
+
+def test_what_is_foreseen_is_of_the_plan_by_curves_that_was_beaten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsecc.allocators.additive.POWERS", (1.0,))
+    wanted = chosen(tmp_path, criterion="obs", allocator="global").keep
+    by_curves = chosen(tmp_path, criterion="obs", allocator="distortion").predicted
+
+    def nearest(self: Rehearsal, cut: dict[Atom, np.ndarray], share: float) -> float:
+        return float(lost(cut) != lost(wanted))
+
+    monkeypatch.setattr(Rehearsal, "_loss", nearest)
+    choice = chosen(tmp_path, criterion="obs")
+    assert lost(choice.keep) == lost(wanted)
+    assert choice.predicted == pytest.approx(by_curves)
 
 
 @pytest.mark.parametrize(

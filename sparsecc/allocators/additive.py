@@ -7,6 +7,7 @@ curve per group, one dynamic program over a budget in whole units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def rehearsed(problem: Problem) -> Selection:
     other = global_threshold(problem)
     if not other.reached or other.counts == best.counts:
         return best
-    return other if joint(other.counts) < CLEARLY * joint(best.counts) else best
+    return replace(other, beat=best) if joint(other.counts) < CLEARLY * joint(best.counts) else best
 
 
 def least_sum(problem: Problem, power: float = 1.0) -> Selection:

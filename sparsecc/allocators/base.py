@@ -46,11 +46,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """How many slots each candidate keeps, and what that costs."""
+    """How many slots each candidate keeps, and what that costs; `beat` is what loss curves asked for, where
+    another plan was tried and lost less.
+    """
 
     counts: dict[Atom, int]
     cost: float
     reached: bool
+    beat: Selection | None = None
 
 
 class Loss(Protocol):
