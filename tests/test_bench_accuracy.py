@@ -13,6 +13,7 @@ from benchmarks import accuracy
 from benchmarks.accuracy import CHANCE, OTHERS, RIVALS, TWO_SETS, main, wanted
 from benchmarks.accuracy_peers import at_equal_work
 from benchmarks.accuracy_tables import CROWD, MARKS, ranked, tables
+from sparsecc.criteria.gradient import NAMES
 from sparsecc.reconstruct.sweep import repair
 
 METHODS = "l2:uniform,random:uniform"
@@ -79,6 +80,11 @@ def test_the_rivals_come_first() -> None:
     assert methods.count("torch-pruning magnitude local") == 1, "digits_vit is no torch module here"
     of_two_sets = {method.partition(":")[0] for method in TWO_SETS}
     assert all(methods.count(f"{name}:uniform") == 6 for name in CHANCE - of_two_sets)
+
+
+def test_criteria_that_draw_labels_are_those_that_do_not_look_at_the_outputs() -> None:
+    gradients = pytest.importorskip("sparsecc.torch.gradients")
+    assert set(NAMES) - CHANCE == set(NAMES) & gradients.ON_OUTPUTS
 
 
 def test_a_domain_is_compared_where_there_is_one() -> None:
