@@ -1,4 +1,7 @@
-"""Variants of a model run from where they differ: the same losses as of whole runs, at a part of the work."""
+"""Variants of a model run from where they differ: the same losses as of whole runs, at a part of the work.
+
+And how outputs are compared, on which samples.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecc.allocators.bench import Bench
+from sparsecc.allocators.bench import Bench, Reference
 from sparsecc.axes import Keep
 from sparsecc.calibrate.samples import Samples
 from sparsecc.graph.analysis import Analysis, analyse
@@ -15,10 +18,11 @@ from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.verify.oracle import masked
-from tests.repair_models import analysed, normal
+from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"
 DIGITS = ("digits_resnet", "digits_vit", "digits_lstm")
+BATCH = Samples(({"x": normal(128, 6, seed=9)},), True)
 FEEDS = ({"x": normal(16, 6, seed=1)}, {"x": normal(16, 6, seed=2)})
 WEIGHTS = {
     "w1": normal(6, 8),
@@ -92,3 +96,38 @@ def test_a_body_counts_as_different_as_names_in_it_are_not_compared(tmp_path: Pa
     analysis, samples = case("body")
     bench = Bench(analysis.model, samples, tmp_path, 1)
     assert bench.start_of(analysis.model.clone()) == [n.op_type for n in analysis.model.graph].index("If")
+
+
+@pytest.mark.parametrize(("share", "rows"), [(1.0, 128), (1 / 8, 16), (1e-6, 1)])
+def test_a_share_of_the_samples_is_a_part_of_a_batch(share: float, rows: int, tmp_path: Path) -> None:
+    leading = Bench(mlp().model, BATCH, tmp_path, 1)._leading(share)
+    assert [batch["x"].shape for batch in leading] == [(rows, 6)]
+
+
+def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:
+    text = "g (float[128,6] x) => (float[128,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
+    model = analysed(text, {"w1": normal(6, 8), "w2": normal(8, 3)}).model
+    two = Samples((*BATCH.batches, *BATCH.batches), True)
+    leading = Bench(model, two, tmp_path, 1)._leading(1 / 8)
+    assert [batch["x"].shape for batch in leading] == [(128, 6)]
+
+
+def test_outputs_are_compared_over_all_batches_at_once() -> None:
+    number = np.arange(9)
+    ours = [
+        {"y": normal(n, 3, seed=n) + 5, "z": np.full((n, 1), n, np.float32), "i": number} for n in (4, 1, 7)
+    ]
+    theirs = [{**batch, "y": batch["y"] + normal(*batch["y"].shape, seed=20), "i": -number} for batch in ours]
+    (y, found), z = (np.concatenate([b["y"] for b in side]) for side in (ours, theirs)), 0.0
+    wanted = (float(np.mean((found - y) ** 2) / y.var()) + z) / 2
+    assert Reference(ours).divergence(theirs) == pytest.approx(wanted, rel=1e-4)
+    assert Reference(ours).divergence(ours) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far(value: float) -> None:
+    ours, theirs = [{"y": normal(4, 3)}], [{"y": normal(4, 3)}]
+    assert Reference(ours).divergence([{"y": theirs[0]["y"][:3]}]) == np.inf
+    theirs[0]["y"][1, 2] = value
+    assert Reference(ours).divergence(theirs) == np.inf
+    assert Reference([{"y": np.full((4, 3), value)}]).divergence(ours) == np.inf

@@ -14,7 +14,7 @@ import pytest
 from sparsecc.allocators import ALLOCATORS, Candidate, Problem
 from sparsecc.allocators.additive import POWERS, distortion, least_sum, rehearsed
 from sparsecc.allocators.angular import angles_between, angular, centred, turns
-from sparsecc.allocators.bench import Bench, Reference
+from sparsecc.allocators.bench import Bench
 from sparsecc.allocators.erk import density, erk
 from sparsecc.allocators.evolution import CHILDREN, GENERATIONS, PARTS, SURVIVORS, child, evolution
 from sparsecc.allocators.joint import Joint
@@ -116,41 +116,6 @@ def test_what_was_tried_is_known_to_the_next_compile(tmp_path: Path) -> None:
     other, (candidate,) = joint_of(analysis, tmp_path, -np.arange(8.0))
     assert other({candidate.atom: 4}) != first
     assert other.runs == 1
-
-
-@pytest.mark.parametrize(("share", "rows"), [(1.0, 128), (1 / 8, 16), (1e-6, 1)])
-def test_a_share_of_the_samples_is_a_part_of_a_batch(share: float, rows: int, tmp_path: Path) -> None:
-    leading = Bench(mlp().model, BATCH, tmp_path, 1)._leading(share)
-    assert [batch["x"].shape for batch in leading] == [(rows, 6)]
-
-
-def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:
-    text = "g (float[128,6] x) => (float[128,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
-    model = analysed(text, {"w1": normal(6, 8), "w2": normal(8, 3)}).model
-    two = Samples((*BATCH.batches, *BATCH.batches), True)
-    leading = Bench(model, two, tmp_path, 1)._leading(1 / 8)
-    assert [batch["x"].shape for batch in leading] == [(128, 6)]
-
-
-def test_outputs_are_compared_over_all_batches_at_once() -> None:
-    number = np.arange(9)
-    ours = [
-        {"y": normal(n, 3, seed=n) + 5, "z": np.full((n, 1), n, np.float32), "i": number} for n in (4, 1, 7)
-    ]
-    theirs = [{**batch, "y": batch["y"] + normal(*batch["y"].shape, seed=20), "i": -number} for batch in ours]
-    (y, found), z = (np.concatenate([b["y"] for b in side]) for side in (ours, theirs)), 0.0
-    wanted = (float(np.mean((found - y) ** 2) / y.var()) + z) / 2
-    assert Reference(ours).divergence(theirs) == pytest.approx(wanted, rel=1e-4)
-    assert Reference(ours).divergence(ours) == 0
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far(value: float) -> None:
-    ours, theirs = [{"y": normal(4, 3)}], [{"y": normal(4, 3)}]
-    assert Reference(ours).divergence([{"y": theirs[0]["y"][:3]}]) == np.inf
-    theirs[0]["y"][1, 2] = value
-    assert Reference(ours).divergence(theirs) == np.inf
-    assert Reference([{"y": np.full((4, 3), value)}]).divergence(ours) == np.inf
 
 
 @pytest.mark.parametrize("seed", range(4))
