@@ -20,7 +20,7 @@ from sparsecc.allocators.rehearsal import PLANS, Rehearsal, Stage
 from sparsecc.axes import Atom
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.matched import matched
-from sparsecc.calibrate.samples import SYNTHETIC, Samples
+from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.collection import collector_paused
 from sparsecc.cost import CostModel, macs_model, params_model, slots_model
@@ -91,6 +91,7 @@ def choose(
     source: Source | None = None,
 ) -> Choice:
     """Which slots of the free groups stay so that `ratio` of the metric goes."""
+    require_methods(options)
     free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
@@ -124,35 +125,40 @@ def choose(
     return foreseen(choice, problem, (selection.beat or selection).counts) if measured else choice
 
 
-def has_samples(options: CompileOptions) -> bool:
-    """Whether real samples were given."""
-    return options.calibration not in (None, SYNTHETIC)
+def require_methods(options: CompileOptions) -> None:
+    """InputError for a criterion or allocator that there is not or that lacks samples, before anything is loaded."""
+    name, allocator = criterion_for(options), allocator_for(options)
+    row = criterion_named(name)
+    if row.needs_data and options.calibration is None:
+        raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
+    if row.needs_general and options.calibration_general is None:
+        raise InputError(
+            f"criterion {name} compares two sets of samples: give the general one with --calib-general"
+        )
+    if (allocator.uses == "angles" and options.calibration is None) or (
+        allocator.uses == "joint" and options.samples is None
+    ):
+        raise InputError(
+            f"allocator {options.allocator} runs the model on samples: give them with --calib, or use global"
+        )
 
 
 def criterion_for(options: CompileOptions) -> str:
     """The name of the criterion that a compile uses."""
     if options.criterion != "auto":
         return options.criterion
-    return WITH_DATA if has_samples(options) else WITHOUT_DATA
+    return WITHOUT_DATA if options.samples is None else WITH_DATA
 
 
 def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | None) -> Evidence:
-    """Weights, and statistics where the criterion or the allocator wants them. InputError without samples."""
+    """Weights, and statistics where the criterion or the allocator wants them."""
     weights = SlotWeights(analysis, options.seed)
     row = criterion_named(criterion_for(options))
-    needs = row.needs_data
-    wants = has_samples(options) and allocator_for(options).uses in ("curves", "joint", "rehearsals")
-    if needs and (source is None or options.calibration is None):
-        name = options.criterion
-        raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
-    if row.needs_general and (source is None or source.general is None):
-        raise InputError(
-            f"criterion {options.criterion} compares two sets of samples: give the general one with --calib-general"
-        )
-    if source is None or not (needs or wants):
+    wants = options.samples is not None and allocator_for(options).uses in ("curves", "joint", "rehearsals")
+    if source is None or not (row.needs_data or wants):
         return Evidence(weights)
     samples = source.samples()
-    general = source.general() if row.needs_general and source.general is not None else None
+    general = source.general() if row.needs_general and source.general else None
     gradients = Gradients(analysis, samples, options.seed, general).of
     walked = {"threads": options.threads, "memory": options.calib_memory}
     settings = {"seed": options.seed, **walked}
@@ -257,7 +263,7 @@ def scored(
 ) -> list[Candidate]:
     """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one."""
     evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
-    has_data = evidence.stats is not None and has_samples(options)
+    has_data = evidence.stats is not None and options.samples is not None
     criterion = criterion_named(instead or options.criterion, has_data=has_data)
     for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
     target = target_named(options.target)

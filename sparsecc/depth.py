@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,13 +217,10 @@ def _chosen(
 def samples_for(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
     """The first batches of the calibration samples, or the random inputs of the probes."""
     from sparsecc.feeds import feeds_from
-    from sparsecc.verify.prove import SYNTHETIC
 
-    if options.calibration in (None, SYNTHETIC):
+    if options.samples is None:
         return list(probes.feeds)
-    return [
-        feeds for feeds, _ in zip(feeds_from(options.calibration or "", model), range(BATCHES), strict=False)
-    ]
+    return list(islice(feeds_from(options.samples, model), BATCHES))
 
 
 @dataclass

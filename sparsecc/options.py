@@ -26,6 +26,9 @@ LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 
 METRICS = ("macs", "params", "channels", "latency")
 
+SYNTHETIC = "synthetic"
+"""What `calibration` says to ask for random inputs."""
+
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
@@ -120,6 +123,11 @@ class CompileOptions:
         recipe["inputs"] = {name: _listed(shape) for name, shape in self.inputs}
         recipe |= {name: dict(getattr(self, name)) for name in KEYED}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}
+
+    @property
+    def samples(self) -> str | None:
+        """Where real samples come from; None where there are none, or random inputs were asked for."""
+        return None if self.calibration == SYNTHETIC else self.calibration
 
     @property
     def mixes_types(self) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sparsecc.bundle import BundleWriter, file_sha256, size_of, versions
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import RUN_FACTS
-from sparsecc.choose import POOR, Choice, Source, choose, criterion_for
+from sparsecc.choose import POOR, Choice, Source, choose, criterion_for, require_methods
 from sparsecc.criteria import criterion_named
 from sparsecc.depth import Depth, shorten
 from sparsecc.feeds import feeds_from
@@ -28,7 +29,7 @@ from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, normalise
-from sparsecc.options import CompileOptions
+from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reconstruct.distilled import distil
@@ -39,7 +40,7 @@ from sparsecc.targets import target_named
 from sparsecc.tokens import thin
 from sparsecc.verify.evaluate import evaluate
 from sparsecc.verify.narrowed import Narrowed
-from sparsecc.verify.prove import SYNTHETIC, Probes, prove
+from sparsecc.verify.prove import Probes, prove
 
 Emit = Callable[[dict[str, Any]], None]
 Again = Callable[[ir.Model, Analysis], Analysis]
@@ -103,7 +104,8 @@ class Decision:
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
     options = CompileOptions.of(request["options"])
-    passes_for(options)  # what no pass takes is refused before anything is loaded
+    require_methods(options)  # what cannot be done is refused before anything is loaded
+    passes_for(options)
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         job = Job(Path(request["model"]), options, Path(scratch), emit, request.get("goal"))
         if request.get("dry_run"):
@@ -290,9 +292,7 @@ def calibration_feeds(job: Job, model: ir.Model, probes: Probes) -> Iterator[dic
     if job.options.calibration == SYNTHETIC:
         yield from (probes.narrowed.feeds(feeds) for feeds in probes.synthetic(8))
     elif job.options.calibration:
-        for number, feeds in enumerate(feeds_from(job.options.calibration, model)):
-            if number >= Probes.SAMPLES:
-                return
+        for feeds in islice(feeds_from(job.options.calibration, model), Probes.SAMPLES):
             yield probes.narrowed.feeds(feeds)
 
 

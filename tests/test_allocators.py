@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecc.allocators import ALLOCATORS, Candidate, Problem, allocator_named
+from sparsecc.allocators import ALLOCATORS, Candidate, Problem
 from sparsecc.allocators.additive import additive_allocate, distortion, losses_of
 from sparsecc.allocators.curves import levels_of, monotone
 from sparsecc.allocators.uniform import uniform
@@ -18,7 +18,6 @@ from sparsecc.axes import Atom
 from sparsecc.calibrate.samples import Samples
 from sparsecc.choose import POOR, Source, choose
 from sparsecc.cost import CostModel, Term
-from sparsecc.errors import InputError
 from sparsecc.graph.groups import find_groups
 from sparsecc.options import CompileOptions
 from sparsecc.sizes import at
@@ -156,11 +155,6 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
     assert harsh.predicted > POOR
     assert harsh.advised is not None
     assert 0.4 <= harsh.advised < 0.88
-
-
-def test_an_unknown_allocator_names_the_closest() -> None:
-    with pytest.raises(InputError, match="did you mean 'uniform'"):
-        allocator_named("unifrom")
 
 
 def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_in(

@@ -353,13 +353,6 @@ def test_erk_keeps_what_the_shapes_say_and_the_whole_set_is_closed() -> None:
 # On models -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*TRYING, "angular"])
-def test_without_samples_the_error_says_what_to_give(name: str) -> None:
-    analysis = mlp()
-    with pytest.raises(InputError, match="give samples with --calib, or use global"):
-        choose(analysis, find_groups(analysis), CompileOptions(allocator=name), 0.5)
-
-
 def test_a_model_too_large_to_be_tried_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsecc.allocators.bench.WORK", 1.0)
     with pytest.raises(InputError, match="too large for that: use global"):

@@ -12,7 +12,6 @@ from scipy.stats import spearmanr
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.samples import Samples, samples_of
 from sparsecc.calibrate.stats import Stats, collect
-from sparsecc.choose import choose
 from sparsecc.criteria import CRITERIA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES, OF_TWO_SETS
@@ -20,12 +19,10 @@ from sparsecc.criteria.mass import holders, often
 from sparsecc.criteria.obs import DAMPING, greedy
 from sparsecc.criteria.rank import mean_rank
 from sparsecc.criteria.weights import SlotWeights
-from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.options import CompileOptions
 from tests.repair_models import analysed, mlp, normal
 
 ROWS = 500
@@ -219,14 +216,3 @@ def test_nan_in_weights_gives_no_nan_score(tmp_path: Path) -> None:
 def test_auto_is_the_best_there_is_data_for() -> None:
     assert criterion_named("auto", has_data=True) is CRITERIA["obs"]
     assert criterion_named("auto") is CRITERIA["l2"]
-
-
-def test_a_criterion_without_its_samples_says_what_to_give() -> None:
-    analysis = mlp()
-    with pytest.raises(InputError, match="--calib"):
-        choose(analysis, find_groups(analysis), CompileOptions(criterion="obs"), 0.5)
-
-
-def test_an_unknown_criterion_names_the_closest() -> None:
-    with pytest.raises(InputError, match="did you mean 'wanda'"):
-        criterion_named("wonda")

@@ -10,13 +10,11 @@ import pytest
 
 import sparsecc
 from sparsecc.calibrate.samples import Samples
-from sparsecc.choose import Source, choose
 from sparsecc.cli import main
-from sparsecc.criteria.gradient import OF_TWO_SETS, Gradients
+from sparsecc.criteria.gradient import Gradients
 from sparsecc.errors import InputError
 from sparsecc.graph.groups import find_groups
-from sparsecc.options import CompileOptions
-from tests.repair_models import analysed, mlp, model_of, normal
+from tests.repair_models import analysed, model_of, normal
 
 torch = pytest.importorskip("torch", reason="dai needs gradients: pip install 'sparsecc[torch]'")
 from sparsecc.torch.domains import alignment  # noqa: E402
@@ -122,18 +120,6 @@ def compiled(folder: Path, **options: object) -> sparsecc.CompileResult:
     np.savez(folder / "domain.npz", x=halves()[0])
     given = {"ratio": 0.5, "calibration": str(folder / "domain.npz"), "measure": False, "dry_run": True}
     return sparsecc.compile(folder / "m.onnx", **{**given, **options})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", OF_TWO_SETS)
-def test_without_general_samples_it_says_what_to_give(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{name} compares two sets of samples: give .* --calib-general"):
-        choose(
-            mlp(),
-            find_groups(mlp()),
-            CompileOptions(criterion=name, calibration="c.npz"),
-            0.5,
-            Source(lambda: Samples((), True), tmp_path),
-        )
 
 
 def test_general_samples_are_checked_as_those_of_the_domain_are(tmp_path: Path) -> None:

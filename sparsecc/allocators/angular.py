@@ -17,7 +17,6 @@ from sparsecc.allocators.base import Problem, Selection, by_shares
 from sparsecc.axes import Atom, atoms_of
 from sparsecc.calibrate.samples import Samples
 from sparsecc.calibrate.walk import Walk
-from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, prunable_atoms
 from sparsecc.graph.blocks import Block, find_blocks
 from sparsecc.graph.groups import Group
@@ -29,15 +28,9 @@ SAMPLES = 64
 
 
 def angular(problem: Problem) -> Selection:
-    """Groups in blocks that hardly turn what passes by give up more; the geometric mean of the shares is even.
-
-    InputError where no angles were measured.
-    """
+    """Groups in blocks that hardly turn what passes by give up more; the geometric mean of the shares is even."""
     turned = [c.turn for c in problem.candidates if c.turn is not None]
-    if len(turned) < len(problem.candidates):
-        raise InputError(
-            "allocator angular compares what enters and leaves blocks: give samples with --calib, or use global"
-        )
+    assert len(turned) == len(problem.candidates)
     powers = 1 - STRENGTH * centred(np.array(turned))
     return by_shares(problem, lambda t: t**powers)
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from sparsecc.axes import Atom
 from sparsecc.cost import CostModel
-from sparsecc.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,9 @@ def fill(problem: Problem, counts: Mapping[Atom, int], total: float, worth: Wort
     return Selection(counts, total, True)
 
 
-def joint_of(problem: Problem, name: str) -> Loss:
-    """The joint loss. InputError where there are no samples to take it on."""
-    if problem.joint is None:
-        raise InputError(f"allocator {name} tries cuts on samples: give samples with --calib, or use global")
+def joint_of(problem: Problem) -> Loss:
+    """The joint loss, which allocators have whose row says that they use it."""
+    assert problem.joint is not None
     return problem.joint
 
 

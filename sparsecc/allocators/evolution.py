@@ -25,11 +25,8 @@ MOVES = 4
 
 
 def evolution(problem: Problem) -> Selection:
-    """Starts from `distortion`; never has a larger joint loss than that, nor costs more than the budget.
-
-    InputError without samples to try cuts on.
-    """
-    joint, best = joint_of(problem, "evolution"), distortion(problem)
+    """Starts from `distortion`; never has a larger joint loss than that, nor costs more than the budget."""
+    joint, best = joint_of(problem), distortion(problem)
     if not best.reached or not problem.candidates:
         return best
     generator = np.random.default_rng(problem.seed)

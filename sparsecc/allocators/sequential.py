@@ -25,11 +25,8 @@ _LEAP = 4.0
 
 
 def sequential(problem: Problem) -> Selection:
-    """The least bound on the joint loss that meets the budget, then filled up where there is room.
-
-    InputError without samples to try cuts on.
-    """
-    joint, start = joint_of(problem, "sequential"), uniform(problem)
+    """The least bound on the joint loss that meets the budget, then filled up where there is room."""
+    joint, start = joint_of(problem), uniform(problem)
     if not start.reached or start.counts == {c.atom: c.size for c in problem.candidates}:
         return start
     greedy = _Greedy(problem, joint)

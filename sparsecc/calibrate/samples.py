@@ -11,6 +11,7 @@ import onnx_ir as ir
 from sparsecc.errors import InputError
 from sparsecc.feed_files import is_fixed
 from sparsecc.feeds import feeds_from, input_values, random_feeds
+from sparsecc.options import SYNTHETIC
 
 Feeds = dict[str, np.ndarray]
 LIMIT = 512
@@ -18,8 +19,6 @@ LIMIT = 512
 BATCH = 64
 DRAWN = 64
 """Random samples where there are none."""
-SYNTHETIC = "synthetic"
-"""What `--calib` says to ask for random inputs."""
 
 
 @dataclass(frozen=True)

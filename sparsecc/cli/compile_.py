@@ -146,8 +146,17 @@ REMOVAL = (
         type=Value("KINDS", values.names_of("kind", KINDS)),
         help=f"What may go, with commas: {', '.join(KINDS)}.  [default: channels,heads,head_dims]",
     ),
-    _option("--criterion", metavar="NAME", help="How the importance of a slot is scored.  [default: auto]"),
-    _option("--allocator", metavar="NAME", help="How the budget is spread over the groups.  [default: auto]"),
+    _option(
+        "--criterion",
+        metavar="NAME",
+        help="How the importance of a slot is scored, e.g. l2, wanda, obs (docs/methods.md).  [default: auto]",
+    ),
+    _option(
+        "--allocator",
+        metavar="NAME",
+        help="How the budget is spread over the groups, e.g. uniform, global, distortion (docs/methods.md).  "
+        "[default: auto]",
+    ),
     _option(
         "--align", type=Value("auto|N", values.align), help="Multiples for channel counts.  [default: auto]"
     ),

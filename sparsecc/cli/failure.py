@@ -14,6 +14,8 @@ from sparsecc.errors import SparseccError
 INTERRUPTED = 130
 USAGE = 2
 BUG = 70
+MOST = 600
+"""Characters of a message: room for the names of all criteria."""
 
 
 def exit_code_of(command: Callable[[], object], trail: Trail) -> int:
@@ -49,7 +51,7 @@ def _explain(message: str, code: int, trail: Trail) -> int:
 
     if trail.keeps_debug and not trail.speaks_json:
         traceback.print_exc()
-    trail.say("error", one_line(message), exit=code)
+    trail.say("error", one_line(message, MOST), exit=code)
     folder = trail.write_debug() if trail.keeps_debug else None
     if folder is not None:
         trail.say(

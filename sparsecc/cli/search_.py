@@ -68,9 +68,22 @@ def _option(*names: str, type: click.ParamType[Any] | None = None, **settings: A
 SPACE = (
     _option("--ratios", type=Value("SHARES", ratios), help="Shares to remove.  [default: 0.2,0.35,0.5,0.65]"),
     _option("--metric", type=Name("metric", METRICS), help="What the ratios count.  [default: macs]"),
-    _option("criteria", "--criteria", type=Value("NAMES", listed), help="Criteria to try.  [default: auto]"),
-    _option("--allocators", type=Value("NAMES", listed), help="Allocators to try.  [default: auto]"),
-    _option("--recovers", type=Value("NAMES", listed), help="Repairs to try.  [default: auto]"),
+    _option(
+        "criteria",
+        "--criteria",
+        type=Value("NAMES", listed),
+        help="Criteria to try, e.g. auto,wanda (docs/methods.md).  [default: auto]",
+    ),
+    _option(
+        "--allocators",
+        type=Value("NAMES", listed),
+        help="Allocators to try, e.g. auto,global (docs/methods.md).  [default: auto]",
+    ),
+    _option(
+        "--recovers",
+        type=Value("NAMES", listed),
+        help="Repairs to try, e.g. none,reconstruct.  [default: auto]",
+    ),
     _option(
         "--quantizes", type=Value("TYPES", quantizes), help="Types to try, e.g. none,int8.  [default: none]"
     ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.options import RECOVERIES, CompileOptions
+from sparsecc.options import CompileOptions
 
 CLOSEST = 0.02
 """Ratios nearer than this are not told apart."""
@@ -35,23 +35,9 @@ class Space:
 
     def require_known(self, base: Mapping[str, Any]) -> None:
         """InputError for a point that no compile would take, before any is made."""
-        from sparsecc.allocators import allocator_named
-        from sparsecc.criteria import criterion_named
-        from sparsecc.names import unknown
+        from sparsecc.choose import require_methods
         from sparsecc.stages import passes_for
 
-        for name in self.criteria:
-            if criterion_named(name).needs_data and not base.get("calibration"):
-                raise InputError(f"criterion {name} looks at activations: give samples with --calib")
-            if criterion_named(name).needs_general and not base.get("calibration_general"):
-                raise InputError(
-                    f"criterion {name} compares two sets of samples: give the general one with --calib-general"
-                )
-        for name in self.allocators:
-            allocator_named(name)
-        for name in self.recovers:
-            if name not in RECOVERIES:
-                raise unknown("recovery", "recoveries", name, RECOVERIES)
         taken = [name for name in VARIED if name in base]
         if taken:
             raise InputError(f"a search sets {taken[0]} itself: give the values to try")
@@ -61,7 +47,9 @@ class Space:
                 "there is nothing to try: give at least one value of each, e.g. --ratios 0.3,0.5"
             )
         for point in points:
-            passes_for(CompileOptions.of({**base, **point}))
+            options = CompileOptions.of({**base, **point})
+            require_methods(options)
+            passes_for(options)
 
 
 def between(rows: Sequence[Mapping[str, Any]], front: Sequence[str]) -> list[dict[str, Any]]:

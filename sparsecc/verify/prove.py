@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,6 @@ Masked = Callable[[], Runs]
 """Loads the masked dense model of one probe."""
 
 _RUNTIME = OnnxRuntimeCpu()
-SYNTHETIC = "synthetic"
-"""The value of `--calib` that asks for random inputs."""
-
 FEW = 16
 """Integers of an input of at most so many are kept in the report: lengths, rates, choices."""
 
@@ -90,9 +88,9 @@ class Probes:
 
     def _first_sample(self) -> Feeds:
         """The first sample of `--calib`: its sizes, and its integers, are such as the model runs with."""
-        if self.options.calibration in (None, SYNTHETIC):
+        if self.options.samples is None:
             return {}
-        return next(feeds_from(self.options.calibration, self.model), {})
+        return next(feeds_from(self.options.samples, self.model), {})
 
     @property
     def sample_sizes(self) -> dict[str, tuple[int, ...]] | None:
@@ -271,10 +269,8 @@ class Probes:
         runner = self.artefact(backend, compiled)
         feeds: Sequence[Mapping[str, np.ndarray]] = self.feeds[:1]
         data = "random inputs"
-        if self.options.calibration not in (None, SYNTHETIC):
-            feeds = [
-                f for _, f in zip(range(8), feeds_from(self.options.calibration, self.model), strict=False)
-            ]
+        if self.options.samples is not None:
+            feeds = list(islice(feeds_from(self.options.samples, self.model), 8))
             data = "calibration samples"
         facts: dict[str, list[float]] = {}
         for one in feeds:

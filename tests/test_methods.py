@@ -1,0 +1,67 @@
+"""A criterion or an allocator that cannot be: refused by name, before the model is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sparsecc
+from sparsecc.allocators import ALLOCATORS
+from sparsecc.choose import require_methods
+from sparsecc.cli import main
+from sparsecc.criteria import CRITERIA
+from sparsecc.errors import InputError
+from sparsecc.options import CompileOptions
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x08\x08\x3a\xff\xff\xff\xff\x0f")
+    return path
+
+
+REFUSED = [
+    ({"criterion": "wonda"}, "unknown criterion 'wonda': did you mean 'wanda'"),
+    ({"allocator": "unifrom"}, "unknown allocator 'unifrom': did you mean 'uniform'"),
+    *(
+        ({"criterion": name}, f"criterion {name} looks at activations: give samples with --calib, or use l2")
+        for name, row in CRITERIA.items()
+        if row.needs_data
+    ),
+    *(
+        (
+            {"criterion": name, "calibration": "x.npz"},
+            f"{name} compares two sets of samples: .* --calib-general",
+        )
+        for name, row in CRITERIA.items()
+        if row.needs_general
+    ),
+    *(
+        ({"allocator": name}, f"allocator {name} runs the model on samples: .* --calib, or use global")
+        for name in ("angular", "sequential", "evolution")
+    ),
+    ({"allocator": "evolution", "calibration": "synthetic"}, "runs the model on samples"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_what_cannot_be_says_what_to_do(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        require_methods(CompileOptions.of(options))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_it_is_refused_before_the_model_is_read(ratio: float, unreadable: Path) -> None:
+    with pytest.raises(InputError, match="give samples with --calib"):
+        sparsecc.compile(unreadable, ratio=ratio, dry_run=True, criterion="obs")
+
+
+@pytest.mark.parametrize(("option", "known"), [("--criterion", CRITERIA), ("--allocator", ALLOCATORS)])
+def test_the_one_line_about_an_unknown_name_has_room_for_all(
+    option: str, known: dict[str, object], unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(unreadable), "--ratio", "0.5", "-q", option, "nothing"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"are auto, {', '.join(known)}")
