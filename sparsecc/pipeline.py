@@ -28,7 +28,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import FIXED, normalise
+from sparsecc.loading.normalise import FIXED, GUARDED, normalise
 from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
@@ -37,6 +37,7 @@ from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alon
 from sparsecc.report import assemble
 from sparsecc.stages import build_options, passes_for
 from sparsecc.targets import target_named
+from sparsecc.text import quoted
 from sparsecc.tokens import thin
 from sparsecc.verify.evaluate import evaluate
 from sparsecc.verify.narrowed import Narrowed
@@ -167,6 +168,13 @@ def open_for_compile(job: Job) -> tuple[Analysis, Probes]:
         both = "in the result, and in the dense model that it is timed against"
         job.warnings.append(
             f"{fixed} weights that the file lists as inputs are constants {both}: runtimes fold those"
+        )
+    if guarded := model.meta.get(GUARDED):
+        more = f" and {len(guarded) - 1} more" if len(guarded) > 1 else ""
+        job.warnings.append(
+            f"ONNX Runtime loses the zeros of Pad {quoted(guarded[0])}{more} before a MaxPool when it runs the file "
+            "as it is; in the result, and in the dense model it is compared with, they are numbers next to zero, "
+            "which it keeps"
         )
     probes = Probes(job.scratch, model, job.options, job.model)
     probes.require_known_inputs()

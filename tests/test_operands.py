@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,13 +21,16 @@ from .zoo.export import onnx_path
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
 
 
-def model_of(body: str, shapes: Mapping[str, tuple[int, ...]], inputs: str = "float[n, 8] x") -> ir.Model:
+def model_of(
+    body: str, shapes: Mapping[str, tuple[int, ...]], inputs: str = "float[n, 8] x", opset: int = 20
+) -> ir.Model:
     """A model with random weights of these shapes."""
     tensors = [
         ir.tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32), name=name)
         for i, (name, shape) in enumerate(shapes.items())
     ]
-    text = f"{HEAD} g ({inputs}) => (float[n, m] y) {{ {body} }}"
+    head = HEAD.replace("20", str(opset))
+    text = f"{head} g ({inputs}) => (float[n, m] y) {{ {body} }}"
     model = ir.from_onnx_text(text, initializers=tensors)
     prepare(model)
     return model
@@ -93,6 +97,46 @@ def test_what_the_caller_may_override_is_no_constant() -> None:
     model = ir.from_onnx_text(text)
     store_operands(model)
     assert kinds(model) == ["Transpose", "MatMul"]
+
+
+WIDE = (96, 80, 3, 3)
+COMPUTED = {
+    "standardised": """
+        rows = Constant<value_ints = [96, 720]>() flat = Reshape(w, rows) mean = ReduceMean<axes = [1]>(flat)
+        centred = Sub(flat, mean) square = Mul(centred, centred) variance = ReduceMean<axes = [1]>(square)
+        deviation = Sqrt(variance) unit = Div(centred, deviation) shape = Shape(w) v = Reshape(unit, shape)""",
+    "standardised by a batch norm": """
+        rows = Constant<value_ints = [1, 96, 720]>() flat = Reshape(w, rows) shape = Shape(w)
+        unit, a, b = BatchNormalization<training_mode = 1>(flat, ones, zeros, zeros, ones) v = Reshape(unit, shape)""",
+    "weight norm": "n = ReduceL2<axes = [1, 2, 3]>(w) unit = Div(w, n) v = Mul(unit, gain)",
+}
+
+
+@pytest.mark.parametrize("body", COMPUTED.values(), ids=COMPUTED)
+def test_weights_that_modules_compute_of_others_are_stored(body: str) -> None:
+    """However large: such a weight is no larger than what it is made of."""
+    shapes = {"w": WIDE, "gain": (96, 1, 1, 1), "ones": (96,), "zeros": (96,)}
+    read = {name: shape for name, shape in shapes.items() if re.search(rf"\b{name}\b", body)}
+    model = model_of(f"{body} c = Conv(x, v) y = Flatten(c)", read, "float[n, 80, 3, 3] x", opset=17)
+    feeds = {"x": np.random.default_rng(9).standard_normal((2, *WIDE[1:])).astype(np.float32)}
+    before = run(model, feeds)
+    assert np.prod(WIDE) > LARGEST
+    store_operands(model)
+    assert kinds(model) == ["Conv", "Flatten"]
+    assert list(model.graph.initializers) == ["v"]
+    np.testing.assert_allclose(run(model, feeds), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", ["w", "u"])
+def test_a_matrix_that_others_read_too_is_not_stored_twice(shared: str) -> None:
+    body = (
+        "n = ReduceL2(w) u = Div(w, n) v = Neg(u) a = MatMul(x, v) "
+        f"r = Relu({shared}) b = MatMul(x, r) y = Add(a, b)"
+    )
+    model = model_of(body, {"w": (8, 8)})
+    before = kinds(model)
+    store_operands(model)
+    assert kinds(model) == before
 
 
 @pytest.mark.parametrize("size", [LARGEST + 1, 1 << 45])

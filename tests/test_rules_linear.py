@@ -194,6 +194,19 @@ def test_batch_and_instance_normalization() -> None:
     )
 
 
+@pytest.mark.parametrize("statistics", ["", ", float m"], ids=["unread", "read"])
+def test_batch_normalization_in_training_is_over_all_but_its_channels(statistics: str) -> None:
+    text = (
+        "(float[2, 5, 6] x, float[6, 8] w1, float[5] w2, float[5] w3, float[5] w4, float[5] s1, float[8, 3] w9) "
+        f"=> (float y{statistics}) {{ h = MatMul(x, w1) b, m, v = BatchNormalization<training_mode = 1, "
+        "epsilon = 0.1>(h, w2, w3, w4, s1) y = MatMul(b, w9) }"
+    )
+    if statistics:
+        assert "the statistics" in why_pinned(text, "w1:1")
+    else:
+        check(text, "w1:1 w9:0")
+
+
 @pytest.mark.parametrize(
     "operator", ["LayerNormalization(h, w2, w3)", "LayerNormalization(h, w2)", "RMSNormalization(h, w2)"]
 )

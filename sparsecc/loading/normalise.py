@@ -13,11 +13,14 @@ from sparsecc.errors import InputError
 from sparsecc.graph.branches import take_known_branches
 from sparsecc.loading.models import TYPES
 from sparsecc.loading.operands import fix_weights, store_operands
+from sparsecc.loading.padding import guard_zeros
 from sparsecc.loading.sequences import split_sequences
 from sparsecc.text import one_line, quoted
 
 FIXED = "sparsecc.fixed"
 """Where a normalised model says how many inputs became constants because the file listed its weights there."""
+GUARDED = "sparsecc.guarded"
+"""Where it names the Pads whose zeros a runtime would lose."""
 
 
 def normalise(model: ir.Model) -> ir.Model:
@@ -25,7 +28,8 @@ def normalise(model: ir.Model) -> ir.Model:
 
     An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
     of a tensor on to a Split. Weights inside bodies become weights of the main graph, which the bodies read. What
-    layers read as weights and nodes compute from constants becomes constant too.
+    layers read as weights and nodes compute from constants becomes constant too. Zeros that a runtime would lose
+    become numbers next to zero.
 
     Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Inputs with
     a default value stay, and that is what gets compiled, except where a file lists most of its layers' weights:
@@ -48,6 +52,7 @@ def normalise(model: ir.Model) -> ir.Model:
         _name_nodes(model)
     model.meta[FIXED] = fix_weights(model)
     store_operands(model)
+    model.meta[GUARDED] = guard_zeros(model)
     return model
 
 

@@ -2,13 +2,13 @@
 lists among its inputs only because it lists its weights there becomes constant.
 
 Exporters without their optimizer write the weight of a linear layer as a Transpose, and the bias that a convolution
-has not as an Expand of zero. Runtimes compute these once, when they load a model; whoever looks for a layer's weight
-must find it too.
+has not as an Expand of zero; modules with weight standardisation, weight or spectral norm compute theirs in the
+graph. Runtimes do this once, when they load a model; whoever looks for a layer's weight must find it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,10 +28,16 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
 }
 """Operators and which of their operands may be weights."""
 LARGEST = 1 << 16
-"""Elements of what is computed here; a Transpose of a weight may have more."""
+"""Elements of what is moved or filled here; a Transpose of a weight, and what is computed of one, may have more."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _MOVES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FILLS = frozenset({"ConstantOfShape", "Expand"})
+_COMPUTES = frozenset(
+    """Abs Add BatchNormalization Clip Div Exp LayerNormalization LpNormalization MatMul Max Min Mul Neg Pow Reciprocal
+    ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Sigmoid Softplus Sqrt Sub
+    Tanh""".split()
+)
+_FOLLOWED = _MOVES | _FILLS | _COMPUTES | {"CastLike", "Shape"}
 
 
 def fix_weights(model: ir.Model) -> int:
@@ -58,18 +64,14 @@ def store_operands(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Transpose" and not node.domain and _is_weight(node.outputs[0]):
             _turn(model.graph, node)
-    known: dict[ir.Value, np.ndarray] = {}
-    version, made = model.opset_imports.get("", 1), []
-    for node in model.graph:
-        result = None if node.domain else _result(node, known, version)
-        if result is not None and result.size <= LARGEST:
-            known[node.outputs[0]] = result
-            made.append(node)
-    for value, array in known.items():
-        if _is_weight(value) and array.dtype.kind == "f":
+    version = model.opset_imports.get("", 1)
+    for value in [value for value in _constants(model.graph) if _is_weight(value)]:
+        nodes = _behind(value)
+        array = _result(value, nodes, version)
+        if array is not None and array.dtype.kind == "f":
             value.replace_all_uses_with(add_constant(model.graph, value.name or "operand", array))
-    for node in reversed(made):
-        _remove_idle(model.graph, node)
+            for node in reversed(nodes):
+                _remove_idle(model.graph, node)
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -98,43 +100,84 @@ def _turn(graph: ir.Graph, node: ir.Node) -> None:
     _remove_idle(graph, node)
 
 
-def _result(node: ir.Node, known: Mapping[ir.Value, np.ndarray], version: int) -> np.ndarray | None:
-    """What a node always gives, where that is known; never more than it takes to say so."""
+def _constants(graph: ir.Graph) -> dict[ir.Value, None]:
+    """What nodes give that read constants alone."""
+    found: dict[ir.Value, None] = {}
+    for node in graph:
+        if node.domain or node.op_type not in _FOLLOWED:
+            continue
+        if all(v in found or (v.is_initializer() and not v.is_graph_input()) for v in _read(node)):
+            found.update(dict.fromkeys(node.outputs))
+    return found
+
+
+def _behind(value: ir.Value) -> list[ir.Node]:
+    """The nodes that compute a value of constants, in order."""
+    found: dict[ir.Node, None] = {}
+    pending = [(value.producer(), False)]
+    while pending:
+        node, done = pending.pop()
+        if node is None or node in found:
+            continue
+        if done:
+            found[node] = None
+        else:
+            pending += [(node, True), *((operand.producer(), False) for operand in _read(node))]
+    return list(found)
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    """The operands whose numbers a node reads: of some only the shape or the type."""
+    count = {"Shape": 0, "CastLike": 1}.get(node.op_type, len(node.inputs))
+    return [value for value in node.inputs[:count] if value is not None]
+
+
+def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarray | None:
+    """What these nodes compute of constants; None where they cannot, where it takes more than it took to say so, and
+    of a matrix that others read too, which stays one."""
+    given = {v: v.const_value for node in nodes for v in _read(node) if v.const_value is not None}
+    is_computed = any(node.op_type in _COMPUTES for node in nodes)
+    most = max([LARGEST, *(tensor.size for tensor in given.values() if is_computed)])
+    inside = frozenset(nodes)
+
+    def is_refused(array: np.ndarray | ir.TensorProtocol, v: ir.Value) -> bool:
+        is_tied = len(array.shape) > 1 and v is not value and any(use.node not in inside for use in v.uses())
+        return is_tied or array.size > most
+
+    if any(is_refused(tensor, v) for v, tensor in given.items()):
+        return None
+    known = {v: tensor.numpy() for v, tensor in given.items()}
+    for node in nodes:
+        results = _run(node, [known.get(v) if v is not None else None for v in node.inputs], version)
+        pairs = list(zip(node.outputs, results, strict=False))
+        if not pairs or any(is_refused(array, v) for v, array in pairs):
+            return None
+        known.update(pairs)
+    return known[value]
+
+
+def _run(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
+    """The outputs of a node; nothing where they are unknown or too large to be filled in."""
     if node.op_type == "Shape":
         return _shape(node)
     if node.op_type == "CastLike":
-        array, like = _array(node.inputs[0], known), node.inputs[1]
-        dtype = like.dtype if like is not None else None
-        return array.astype(dtype.numpy()) if array is not None and dtype in _FLOATS and dtype else None
-    if node.op_type not in _MOVES | _FILLS or len(node.outputs) != 1:
-        return None
-    arrays = [None if value is None else _array(value, known) for value in node.inputs]
-    if any(array is None for array, value in zip(arrays, node.inputs, strict=True) if value is not None):
-        return None
-    target = arrays[-1] if node.op_type in _FILLS else None
-    if target is not None and np.prod(target, dtype=float) > LARGEST:
-        return None
-    return next(iter(evaluated(node, arrays, version)), None)
+        dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
+        return (
+            [arrays[0].astype(dtype.numpy())] if arrays[0] is not None and dtype in _FLOATS and dtype else []
+        )
+    shape = arrays[-1] if node.op_type in _FILLS else None
+    if shape is not None and np.prod(shape, dtype=float) > LARGEST:
+        return []
+    return evaluated(node, arrays, version)
 
 
-def _shape(node: ir.Node) -> np.ndarray | None:
+def _shape(node: ir.Node) -> Sequence[np.ndarray]:
     """The shape of a constant."""
     tensor = node.inputs[0].const_value if node.inputs[0] is not None else None
     if tensor is None or node.inputs[0] is None or node.inputs[0].is_graph_input():
-        return None
+        return []
     sizes = np.array([int(d) for d in tensor.shape], dtype=np.int64)  # type: ignore[arg-type]
-    return sizes[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(sizes))]
-
-
-def _array(value: ir.Value | None, known: Mapping[ir.Value, np.ndarray]) -> np.ndarray | None:
-    """A small constant; None for a matrix that others read too, which stays one."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = value.const_value
-    if tensor is not None and value.is_initializer():
-        is_tied = len(tensor.shape) > 1 and len(value.uses()) > 1
-        return tensor.numpy() if tensor.size <= LARGEST and not is_tied else None
-    return known.get(value)
+    return [sizes[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(sizes))]]
 
 
 def _remove_idle(graph: ir.Graph, node: ir.Node) -> None:

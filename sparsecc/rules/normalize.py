@@ -13,11 +13,16 @@ from sparsecc.sizes import Size, quotient
 
 @rule("BatchNormalization")
 def batch_normalization(site: Site) -> None:
-    """Channel by channel: scale, bias, mean and variance follow axis 1."""
+    """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over."""
     data = site.axes(0)
     channel = data[1] if len(data) > 1 else data[0]
     for operand in range(1, 5):
         site.same(channel, site.axes(operand)[0])
+    if site.int_("training_mode"):
+        others = [p for p in range(len(data)) if p != 1]
+        site.reduces(0, others, "instancenorm")
+        if any(v.uses() or v.is_graph_output() for v in site.node.outputs[1:]):
+            site.pin([data[p] for p in others], "the statistics")
     site.set(data)
     for output in range(1, site.outputs()):
         site.set([channel], output)
