@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 
 if TYPE_CHECKING:
@@ -51,11 +52,23 @@ class PassResult:
     skipped: tuple[Skip, ...] = ()
 
 
+def require_data(what: str, *, has_data: bool) -> None:
+    """InputError unless there is calibration data."""
+    if not has_data:
+        raise InputError(
+            f"{what} needs calibration data: give --calib PATH, or --calib synthetic for random inputs"
+        )
+
+
 @dataclass(frozen=True)
 class Pass:
     """Base of all passes. `run` edits `model` in place and records its decisions in `plan`."""
 
     name: ClassVar[str] = ""
+
+    def require(self, target: Target, *, has_data: bool) -> None:
+        """InputError for options that cannot be on this target, or not without calibration data: asked before a model
+        is read, and again by `run`."""
 
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         raise NotImplementedError

@@ -35,7 +35,7 @@ from sparsecc.plan import Plan, make_plan
 from sparsecc.reconstruct.distilled import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.report import assemble
-from sparsecc.stages import build_options, passes_for
+from sparsecc.stages import build_options, passes_for, require_passes
 from sparsecc.targets import target_named
 from sparsecc.text import quoted
 from sparsecc.tokens import thin
@@ -106,7 +106,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
     options = CompileOptions.of(request["options"])
     require_methods(options)  # what cannot be done is refused before anything is loaded
-    passes_for(options)
+    require_passes(options)
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
         job = Job(Path(request["model"]), options, Path(scratch), emit, request.get("goal"))
         if request.get("dry_run"):

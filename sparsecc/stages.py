@@ -78,6 +78,12 @@ def passes_for(options: CompileOptions) -> list[Pass]:
     return passes
 
 
+def require_passes(options: CompileOptions) -> None:
+    """InputError for passes that the target or missing samples make impossible, before anything is loaded."""
+    for one in passes_for(options):
+        one.require(target_named(options.target), has_data=options.calibration is not None)
+
+
 def pass_options(
     kind: type[Pass], option: str, given: Sequence[tuple[str, str]], taken: str
 ) -> dict[str, Any]:

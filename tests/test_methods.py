@@ -1,8 +1,9 @@
-"""A criterion or an allocator that cannot be: refused by name, before the model is read."""
+"""What cannot be done is refused before the model is read: unknown methods, and those that lack their samples."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,10 +53,22 @@ def test_what_cannot_be_says_what_to_do(options: dict[str, str], message: str) -
         require_methods(CompileOptions.of(options))
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.5])
-def test_it_is_refused_before_the_model_is_read(ratio: float, unreadable: Path) -> None:
-    with pytest.raises(InputError, match="give samples with --calib"):
-        sparsecc.compile(unreadable, ratio=ratio, dry_run=True, criterion="obs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "obs"}, "give samples with --calib"),
+        ({"criterion": "obs", "ratio": 0.5}, "give samples with --calib"),
+        ({"quantize": "int8"}, "int8 needs calibration data: give --calib PATH, or --calib synthetic"),
+        ({"quantize": "int4", "quantize_options": {"block": "17"}}, "give a power of two"),
+        ({"sparsity": "2:4"}, "target 'onnxruntime' runs no '2:4' pattern faster"),
+    ],
+    ids=str,
+)
+def test_it_is_refused_before_the_model_is_read(
+    options: dict[str, Any], message: str, unreadable: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        sparsecc.compile(unreadable, dry_run=True, **options)
 
 
 @pytest.mark.parametrize(("option", "known"), [("--criterion", CRITERIA), ("--allocator", ALLOCATORS)])

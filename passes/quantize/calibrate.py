@@ -129,14 +129,6 @@ class ValueStats:
         return (edges[1:] + edges[:-1]) / 2
 
 
-def require_calibration(calibration: Sequence[Feeds], what: str) -> None:
-    """InputError unless there is data."""
-    if not calibration:
-        raise InputError(
-            f"{what} needs calibration data: give --calib PATH, or --calib synthetic for random inputs"
-        )
-
-
 def collect(
     model: ir.Model,
     names: Sequence[str],

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
-from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
+from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
 from sparsecc.passes.quantize.bias_correction import correct_biases
-from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.decide import Decision
 from sparsecc.passes.quantize.descent import round_weights
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
@@ -28,6 +27,7 @@ from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_wei
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
+    from sparsecc.targets import Target
 
 SCHEMES = ("auto", "qdq", "qoperator")
 
@@ -77,7 +77,7 @@ class Quantize(Pass):
 
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
-        self._check(context)
+        self.require(context.target, has_data=bool(context.calibration))
         prepare(model)
         skip = None if self.type in HALF_TYPES else already_quantized(model)
         if skip is not None:
@@ -89,20 +89,56 @@ class Quantize(Pass):
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
         return replace(result, facts={**result.facts, **lost, "warnings": warnings})
 
+    def require(self, target: Target, *, has_data: bool) -> None:
+        mixed = self.types or ("int8", "int4")
+        types = mixed if self.type == "mixed" else (self.type,)
+        for type_ in (*types, *([self.rest] if self.rest else [])):
+            if type_ not in target.types:
+                raise InputError(
+                    f"quantize: target '{target.name}' does not accelerate '{type_}': "
+                    f"it has {', '.join(sorted(target.types))}"
+                )
+        if self.rest and (self.rest not in HALF_TYPES or self.type in HALF_TYPES):
+            raise InputError(
+                f"quantize: rest '{self.rest}' beside '{self.type}': "
+                f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
+            )
+        require_share(self.eora)
+        only = {"eora": (bool(self.eora), "int4"), "size": (self.size is not None, "mixed")}
+        only["speedup"] = (self.speedup is not None, "mixed")
+        only["types"] = (bool(self.types), "mixed")
+        for option, (is_given, type_) in only.items():
+            if is_given and self.type != type_:
+                raise InputError(f"quantize: {option} does nothing for {self.type}: it is for {type_}")
+        if self.scheme not in SCHEMES:
+            raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")
+        if self.type in ("int8", "fp8"):
+            self._check_rounding()
+        if what := self._what_needs_data():
+            require_data(what, has_data=has_data)
+
+    def _what_needs_data(self) -> str:
+        if self.type in ("int8", "fp8", "mixed"):
+            return self.type
+        if self.type == "int4" and (self._weight_options().algorithm != "rtn" or self.eora):
+            return f"int4 with {'eora' if self.eora else self.algorithm}"
+        return "max_drop" if self.max_drop is not None else ""
+
+    def _weight_options(self) -> WeightOnlyOptions:
+        return WeightOnlyOptions(self.algorithm, self.block, eora=self.eora)
+
     def _convert(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         if self.type in HALF_TYPES:
             return convert_to_half(model, plan, context, self.type, self.exclude, keep_io=self.keep_io)
         if self.type == "int8-dynamic":
             return quantize_dynamic(model, plan, context, self.exclude, reduce_range=self.reduce_range)
         if self.type == "int4":
-            options = WeightOnlyOptions(self.algorithm, self.block, eora=self.eora)
-            return quantize_weights(model, plan, context, options, self.exclude)
+            return quantize_weights(model, plan, context, self._weight_options(), self.exclude)
         if self.type == "mixed":
             return mix_types(model, plan, context, self._mix(context))
         return self._static(model, plan, context)
 
     def _mix(self, context: PassContext) -> MixOptions:
-        require_calibration(context.calibration, self.type)
         types = self.types or ("int8", "int4")
         static = self._static_options("fp8" if "fp8" in types else "int8")
         return MixOptions(
@@ -132,32 +168,6 @@ class Quantize(Pass):
         facts = {**result.facts, "rest": done.facts, "warnings": warnings}
         return PassResult(facts, (*result.skipped, *done.skipped))
 
-    def _check(self, context: PassContext) -> None:
-        mixed = self.types or ("int8", "int4")
-        types = mixed if self.type == "mixed" else (self.type,)
-        for type_ in (*types, *([self.rest] if self.rest else [])):
-            if type_ not in context.target.types:
-                raise InputError(
-                    f"quantize: target '{context.target.name}' does not accelerate '{type_}': "
-                    f"it has {', '.join(sorted(context.target.types))}"
-                )
-        if self.rest and (self.rest not in HALF_TYPES or self.type in HALF_TYPES):
-            raise InputError(
-                f"quantize: rest '{self.rest}' beside '{self.type}': "
-                f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
-            )
-        require_share(self.eora)
-        only = {"eora": (bool(self.eora), "int4"), "size": (self.size is not None, "mixed")}
-        only["speedup"] = (self.speedup is not None, "mixed")
-        only["types"] = (bool(self.types), "mixed")
-        for option, (is_given, type_) in only.items():
-            if is_given and self.type != type_:
-                raise InputError(f"quantize: {option} does nothing for {self.type}: it is for {type_}")
-        if self.scheme not in SCHEMES:
-            raise InputError(f"quantize: unknown scheme '{self.scheme}': it is one of {', '.join(SCHEMES)}")
-        if self.max_drop is not None:
-            require_calibration(context.calibration, "max_drop")
-
     def _refuse_loss(self, kept: Mapping[str, float]) -> None:
         """GoalError when an output lost more than `max_drop`; int8 and fp8 left layers in float for it."""
         if self.max_drop is None or self.type in ("int8", "fp8", "mixed"):
@@ -171,8 +181,6 @@ class Quantize(Pass):
                 )
 
     def _static(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
-        require_calibration(context.calibration, self.type)
-        self._check_rounding()
         facts: dict[str, Any] = {"type": self.type}
         self._improve(model, context, facts)
         quantizer = StaticQuantizer(model, context, self._static_options(self.type))

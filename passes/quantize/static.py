@@ -13,7 +13,6 @@ from sparsecc.passes.quantize.calibrate import (
     ValueStats,
     choose_range,
     collect,
-    require_calibration,
     warnings_of,
 )
 from sparsecc.passes.quantize.decide import QUANTIZED_OUTPUTS, Decision, decide_onnxruntime, decide_tensorrt
@@ -57,7 +56,6 @@ class StaticQuantizer:
     options: StaticOptions
 
     def __post_init__(self) -> None:
-        require_calibration(self.context.calibration, self.options.type)
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
         self.is_tensorrt = self.context.target.backend.startswith("tensorrt")
         self.whole = self.decide(self.model, ())

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from sparsecc.errors import InputError
 from sparsecc.mapped import Spool
 from sparsecc.passes.base import PassContext, PassResult, Skip
-from sparsecc.passes.quantize.calibrate import require_calibration
 from sparsecc.passes.quantize.descent import round_by_output
 from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
 from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, walk_inputs
@@ -40,10 +39,6 @@ class WeightOnlyOptions:
     accuracy_level: int = 4
     eora: float = 0.0
 
-    @property
-    def needs_data(self) -> bool:
-        return self.algorithm != "rtn" or self.eora > 0
-
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise InputError(
@@ -66,10 +61,6 @@ def quantize_weights(
         raise_opset(model, BLOCKED_OPSET)
     chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
     names = {site.name: site.weight.name or "" for site in chosen}
-    if options.needs_data:
-        require_calibration(
-            context.calibration, f"int4 with {options.algorithm if not options.eora else 'eora'}"
-        )
     if options.algorithm == "awq":
         _scale_all(model, chosen, context, options, symmetric=not to_onnxruntime)
     editor = GraphEditor(model, Spool(context.scratch))

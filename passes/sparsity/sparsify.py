@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from sparsecc.errors import InputError, InternalError
 from sparsecc.mapped import Spool
-from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
-from sparsecc.passes.quantize.calibrate import require_calibration
+from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
 from sparsecc.passes.quantize.editor import GraphEditor, prepare
 from sparsecc.passes.quantize.fidelity import float_outputs
 from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, output_error, walk_inputs
@@ -29,6 +28,7 @@ from sparsecc.passes.sparsity.validity import invalid_groups
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
+    from sparsecc.targets import Target
 
 METHODS = ("auto", "magnitude", "wanda", "sparsegpt", "refit")
 MASKS = ("magnitude", "wanda")
@@ -69,9 +69,24 @@ class Sparsify(Pass):
     min_channels: int = 0
     exclude: tuple[str, ...] = ()
 
+    def require(self, target: Target, *, has_data: bool) -> None:
+        pattern = parse_pattern(self.pattern)
+        if self.method not in METHODS:
+            raise InputError(f"sparsity: unknown method '{self.method}': it is one of {', '.join(METHODS)}")
+        if target.name != "onnx" and pattern.text not in target.patterns:
+            has = ", ".join(sorted(target.patterns)) or "none"
+            raise InputError(
+                f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "
+                "use --target tensorrt or tensorrt-rtx, or --target onnx for the bare zeros"
+            )
+        require_share(self.eora)
+        if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
+            require_data(f"sparsity with {'eora' if self.eora else self.method}", has_data=has_data)
+
     def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
         """Zero in place. InputError when the target runs no such pattern faster."""
-        pattern = self._check(context)
+        self.require(context.target, has_data=bool(context.calibration))
+        pattern = parse_pattern(self.pattern)
         prepare(model)
         sites, skipped = find_sites(model, SINGLE_OR_HALF)
         job = _Job(self, pattern, model, context)
@@ -91,22 +106,6 @@ class Sparsify(Pass):
         skipped.extend(job.paths.left)
         facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": layers}
         return PassResult(facts, tuple(skipped))
-
-    def _check(self, context: PassContext) -> Pattern:
-        pattern = parse_pattern(self.pattern)
-        target = context.target
-        if self.method not in METHODS:
-            raise InputError(f"sparsity: unknown method '{self.method}': it is one of {', '.join(METHODS)}")
-        if target.name != "onnx" and pattern.text not in target.patterns:
-            has = ", ".join(sorted(target.patterns)) or "none"
-            raise InputError(
-                f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "
-                "use --target tensorrt or tensorrt-rtx, or --target onnx for the bare zeros"
-            )
-        require_share(self.eora)
-        if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
-            require_calibration(context.calibration, f"sparsity with {'eora' if self.eora else self.method}")
-        return pattern
 
 
 @dataclass

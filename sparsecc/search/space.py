@@ -36,7 +36,7 @@ class Space:
     def require_known(self, base: Mapping[str, Any]) -> None:
         """InputError for a point that no compile would take, before any is made."""
         from sparsecc.choose import require_methods
-        from sparsecc.stages import passes_for
+        from sparsecc.stages import require_passes
 
         taken = [name for name in VARIED if name in base]
         if taken:
@@ -49,7 +49,7 @@ class Space:
         for point in points:
             options = CompileOptions.of({**base, **point})
             require_methods(options)
-            passes_for(options)
+            require_passes(options)
 
 
 def between(rows: Sequence[Mapping[str, Any]], front: Sequence[str]) -> list[dict[str, Any]]:
