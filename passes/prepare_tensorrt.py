@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.passes.base import Pass, PassContext, PassResult, Skip
 
-if TYPE_CHECKING:
-    from sparsecc.plan import Plan
-
-OLDEST_OPSET = 9
-"""NVIDIA's parser documents operator sets from 9 on; older ones it tries without a promise."""
-
-
-@dataclass(frozen=True)
-class PrepareTensorrt(Pass):
-    """Make a model that TensorRT's parser takes as it stands, with the same outputs.
+def prepare(model: ir.Model) -> dict[str, int]:
+    """Make a model that TensorRT's parser takes as it stands, with the same outputs, in place; what changed, counted.
 
     Every node gets a name of its own, because refusals, layer profiles and the inspector refer to nodes by
     name. Weights that are also graph inputs stop being inputs. Nodes that do nothing at inference go:
     Identity, Dropout, and Cast to the type that the value already has.
     """
-
-    name: ClassVar[str] = "prepare-tensorrt"
-
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
-        """Edits `model` in place; the plan is not touched."""
-        facts = prepare(model)
-        opset = model.opset_imports.get("", 0)
-        if opset >= OLDEST_OPSET:
-            return PassResult(facts)
-        reason = (
-            f"operator set {opset} is older than {OLDEST_OPSET}, the first that TensorRT's parser promises"
-        )
-        return PassResult(facts, (Skip("model", reason),))
-
-
-def prepare(model: ir.Model) -> dict[str, int]:
-    """The pass itself, for callers without a plan: what it changed, counted."""
     freed = _free_weights(model.graph)
     dropped = sum(_drop_idle_nodes(graph) for graph in _graphs(model.graph))
     return {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext, PassResult
-from sparsecc.passes.fold_batchnorm import FoldBatchNorm
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.calibrate import METHODS, session_of
 from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
@@ -292,12 +292,30 @@ def test_a_saturated_calibration_set_is_reported(cnn: tuple[ir.Model, dict[str, 
 
 def test_batch_norms_fold_exactly() -> None:
     model = convolutions(batch_norm=True)
-    feeds = feeds_for(model)
+    feeds, names = feeds_for(model), set(model.graph.initializers)
     before = outputs(model, feeds, "DISABLE_ALL")
-    result, _ = apply(FoldBatchNorm(), model)
-    assert result.facts["folded"] == 2
+    assert fold_batch_norms(model) == (2, [])
     assert operators(model)["BatchNormalization"] == 0
+    assert {node.inputs[1].name for node in model.graph if node.op_type == "Conv" and node.inputs[1]} <= names
     assert relative_error(before, outputs(model, feeds, "DISABLE_ALL")) < 1e-10
+
+
+@pytest.mark.parametrize("type_", ["int8", "int8-dynamic"])
+def test_no_batch_norm_stays_between_layers_of_eight_bits(type_: str) -> None:
+    model = convolutions(batch_norm=True)
+    result, _ = apply(Quantize(type=type_), model, feeds=[feeds_for(model)])
+    assert operators(model)["BatchNormalization"] == 0
+    assert result.facts["folded_batch_norms"] == 2
+
+
+def test_a_batch_norm_that_cannot_be_folded_is_told() -> None:
+    model = convolutions(batch_norm=True)
+    first = next(node for node in model.graph if node.op_type == "BatchNormalization")
+    assert first.inputs[0] is not None
+    model.graph.outputs.append(first.inputs[0])
+    folded, (left,) = fold_batch_norms(model)
+    assert (folded, left.where) == (1, first.name)
+    assert "the convolution's output is read elsewhere too" in left.reason
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:

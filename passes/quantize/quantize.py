@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
+from sparsecc.passes.quantize.batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.decide import Decision
 from sparsecc.passes.quantize.descent import round_weights
@@ -83,11 +84,18 @@ class Quantize(Pass):
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
         before = float_outputs(model, context)
+        folded, left = (0, []) if self.type in (*HALF_TYPES, "int4") else fold_batch_norms(model)
         result = self._convert_rest(self._convert(model, plan, context), model, plan, context)
         lost = fidelity(model, before, context)
         self._refuse_loss(lost.get("output_sqnr_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
-        return replace(result, facts={**result.facts, **lost, "warnings": warnings})
+        facts = {
+            **result.facts,
+            **lost,
+            **({"folded_batch_norms": folded} if folded else {}),
+            "warnings": warnings,
+        }
+        return replace(result, facts=facts, skipped=(*left, *result.skipped))
 
     def require(self, target: Target, *, has_data: bool) -> None:
         mixed = self.types or ("int8", "int4")
