@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+import tracemalloc
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, normalise
-from sparsecc.loading.operands import LARGEST, store_operands
+from sparsecc.loading.operands import LARGEST, MOST_NODES, store_operands
 from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, find_sites
 
@@ -152,7 +154,50 @@ def test_nothing_large_is_computed(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["t = Transpose<perm = [0, 7]>(w)", "t = Reshape(w, bad)", "t = Slice(w, w, w)"]
+    "body",
+    [
+        "t = Mul(column, row)",
+        "t = MatMul(column, row)",
+        "t = Clip(column, row)",
+        "flat = Squeeze(row) t, m, v = BatchNormalization<training_mode = 1>(column, flat, flat, flat, flat)",
+        "t = LayerNormalization(row, column)",
+    ],
+)
+def test_small_constants_make_nothing_large(body: str) -> None:
+    """The refusal comes before the memory is taken: 3.6 GB of it."""
+    model = model_of(
+        f"{body} y = MatMul(x, t)", {"column": (30000, 1), "row": (1, 30000)}, "float[n, 30000] x"
+    )
+    before = kinds(model)
+    tracemalloc.start()
+    store_operands(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kinds(model)[-2:] == before[-2:]
+    assert peak < 1 << 25
+
+
+@pytest.mark.parametrize("length", [20, 2000])
+def test_a_long_way_to_many_weights_is_not_walked_for_each(length: int) -> None:
+    steps = " ".join(
+        f"b{i + 1} = Neg(b{i}) t{i} = Abs(b{i}) x{i + 1} = Gemm(x{i}, w, t{i})" for i in range(length)
+    )
+    model = model_of(f"x0 = Relu(x) {steps} y = Relu(x{length})", {"w": (8, 8), "b0": (8,)})
+    began = time.perf_counter()
+    store_operands(model)
+    assert time.perf_counter() - began < 20
+    assert ("Abs" in kinds(model)) == (length > MOST_NODES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Transpose<perm = [0, 7]>(w)",
+        "t = Reshape(w, bad)",
+        "t = Slice(w, w, w)",
+        "t = MatMul(w, w)",
+        "t, m, v = BatchNormalization(, , , , ) idle = Neg(w)",
+    ],
 )
 def test_nodes_that_cannot_run_are_left_to_the_runtime(body: str) -> None:
     model = model_of(f"bad = Constant<value_ints = [3]>() {body} y = MatMul(x, t)", {"w": (4, 8)})

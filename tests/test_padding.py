@@ -62,6 +62,7 @@ def test_the_optimized_graph_keeps_the_zeros(body: str, opset: int, kind: str) -
 LEFT_ALONE = {
     "never negative": f"a = Relu(x) p = Pad(a, sizes, zero) y = {POOL}(p)",
     "another number": f"p = Pad(x, sizes, five) y = {POOL}(p)",
+    "of no type there is": f"a = Cast<to = 99>(x) p = Pad(a, sizes) y = {POOL}(p)",
     "no constant": f'p = Pad<mode = "reflect">(x, sizes) y = {POOL}(p)',
     "no maximum": "p = Pad(x, sizes, zero) y = AveragePool<kernel_shape = [3, 3], strides = [2, 2]>(p)",
 }

@@ -8,6 +8,8 @@ graph. Runtimes do this once, when they load a model; whoever looks for a layer'
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,13 +31,15 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
 """Operators and which of their operands may be weights."""
 LARGEST = 1 << 16
 """Elements of what is moved or filled here; a Transpose of a weight, and what is computed of one, may have more."""
+MOST_NODES = 64
+"""What computes one weight: more is no norm of a weight, and would take long where many share it."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _MOVES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FILLS = frozenset({"ConstantOfShape", "Expand"})
-_COMPUTES = frozenset(
-    """Abs Add BatchNormalization Clip Div Exp LayerNormalization LpNormalization MatMul Max Min Mul Neg Pow Reciprocal
-    ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Sigmoid Softplus Sqrt Sub
-    Tanh""".split()
+_BROADCASTS = frozenset({"Add", "Clip", "Div", "LayerNormalization", "Max", "Min", "Mul", "Pow", "Sub"})
+_COMPUTES = _BROADCASTS | frozenset(
+    """Abs BatchNormalization Exp LpNormalization MatMul Neg Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
+    ReduceMin ReduceSum ReduceSumSquare Sigmoid Softplus Sqrt Tanh""".split()
 )
 _FOLLOWED = _MOVES | _FILLS | _COMPUTES | {"CastLike", "Shape"}
 
@@ -67,7 +71,7 @@ def store_operands(model: ir.Model) -> None:
     version = model.opset_imports.get("", 1)
     for value in [value for value in _constants(model.graph) if _is_weight(value)]:
         nodes = _behind(value)
-        array = _result(value, nodes, version)
+        array = _result(value, nodes, version) if nodes else None
         if array is not None and array.dtype.kind == "f":
             value.replace_all_uses_with(add_constant(model.graph, value.name or "operand", array))
             for node in reversed(nodes):
@@ -112,7 +116,7 @@ def _constants(graph: ir.Graph) -> dict[ir.Value, None]:
 
 
 def _behind(value: ir.Value) -> list[ir.Node]:
-    """The nodes that compute a value of constants, in order."""
+    """The nodes that compute a value of constants, in order; none where they are too many."""
     found: dict[ir.Node, None] = {}
     pending = [(value.producer(), False)]
     while pending:
@@ -121,6 +125,8 @@ def _behind(value: ir.Value) -> list[ir.Node]:
             continue
         if done:
             found[node] = None
+        elif len(pending) > MOST_NODES or len(found) == MOST_NODES:
+            return []
         else:
             pending += [(node, True), *((operand.producer(), False) for operand in _read(node))]
     return list(found)
@@ -148,7 +154,8 @@ def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarr
         return None
     known = {v: tensor.numpy() for v, tensor in given.items()}
     for node in nodes:
-        results = _run(node, [known.get(v) if v is not None else None for v in node.inputs], version)
+        arrays = [known.get(v) if v is not None else None for v in node.inputs]
+        results = _run(node, arrays, version) if _most_elements(node, arrays) <= most else ()
         pairs = list(zip(node.outputs, results, strict=False))
         if not pairs or any(is_refused(array, v) for v, array in pairs):
             return None
@@ -156,8 +163,27 @@ def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarr
     return known[value]
 
 
+def _most_elements(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> float:
+    """No fewer than a node gives, before it is run: small operands may make something that fits nowhere."""
+    shapes = [array.shape for array in arrays if array is not None]
+    if node.op_type in _FILLS:
+        return float(np.prod(arrays[-1], dtype=float)) if arrays[-1] is not None else math.inf
+    if node.op_type == "Concat" or not shapes:
+        return float(sum(math.prod(shape) for shape in shapes))
+    if node.op_type == "MatMul" and len(shapes) == 2:
+        (*first, _), (*second, last) = shapes[0] or (1,), shapes[1] or (1,)
+        shapes = [(*first, 1), (*second[:-1], 1, last)]
+    elif node.op_type == "BatchNormalization":
+        behind = (1,) * max(len(shapes[0]) - 2, 0)
+        shapes = [shapes[0], *((math.prod(shape), *behind) for shape in shapes[1:])]
+    elif node.op_type not in _BROADCASTS:
+        shapes = shapes[:1]
+    aligned = itertools.zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
+    return float(math.prod(max(sizes) for sizes in aligned))
+
+
 def _run(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
-    """The outputs of a node; nothing where they are unknown or too large to be filled in."""
+    """The outputs of a node; nothing where they are unknown."""
     if node.op_type == "Shape":
         return _shape(node)
     if node.op_type == "CastLike":
@@ -165,9 +191,6 @@ def _run(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Se
         return (
             [arrays[0].astype(dtype.numpy())] if arrays[0] is not None and dtype in _FLOATS and dtype else []
         )
-    shape = arrays[-1] if node.op_type in _FILLS else None
-    if shape is not None and np.prod(shape, dtype=float) > LARGEST:
-        return []
     return evaluated(node, arrays, version)
 
 

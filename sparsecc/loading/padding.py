@@ -15,6 +15,8 @@ from sparsecc.constants import add_constant
 _NEVER_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt"})
 """Behind these a zero is no more than what the padding of a MaxPool is."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+FAR = 256
+"""How many nodes back it is looked for what a value is."""
 _SAME_NUMBER = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Squeeze"})
 
 
@@ -54,22 +56,25 @@ def _guard(node: ir.Node, model: ir.Model) -> bool:
 
 def _is_zero(value: ir.Value) -> bool:
     """Whether a value is a constant zero, perhaps of another type first."""
-    node = value.producer()
-    while node is not None and node.op_type in _SAME_NUMBER and node.inputs[0] is not None:
-        value = node.inputs[0]
+    for _ in range(FAR):
         node = value.producer()
+        if node is None or node.op_type not in _SAME_NUMBER or node.inputs[0] is None:
+            break
+        value = node.inputs[0]
     tensor = value.const_value
     return tensor is not None and not value.is_graph_input() and tensor.size == 1 and not tensor.numpy().any()
 
 
 def _type_of(value: ir.Value | None) -> ir.DataType | None:
     """The type of a value if it is one of these floats, of what it is made of where the file does not say."""
-    while value is not None and value.dtype is None:
+    for _ in range(FAR):
+        if value is None or value.dtype is not None:
+            break
         node = value.producer()
         if node is None or node.domain:
             return None
         if node.op_type == "Cast":
-            found = ir.DataType(node.attributes.get_int("to", 0))
-            return found if found in _FLOATS else None
+            wanted = node.attributes.get_int("to", 0)
+            return next((dtype for dtype in _FLOATS if dtype.value == wanted), None)
         value = node.inputs[1 if node.op_type in ("CastLike", "DequantizeLinear", "Where") else 0]
     return value.dtype if value is not None and value.dtype in _FLOATS else None
