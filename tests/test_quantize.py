@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from sparsecc.passes.quantize.calibrate import METHODS, session_of
 from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
 from sparsecc.targets import TARGETS
+from sparsecc.verify.numerics import decibels
 from tests.quantize_models import convolutions, feeds_for, transformer
 
 
@@ -316,6 +319,35 @@ def test_a_batch_norm_that_cannot_be_folded_is_told() -> None:
     folded, (left,) = fold_batch_norms(model)
     assert (folded, left.where) == (1, first.name)
     assert "the convolution's output is read elsewhere too" in left.reason
+
+
+@pytest.mark.parametrize("type_", ["int8", "int4", "int8-dynamic"])
+@pytest.mark.parametrize("scale", [0.0, 1e3], ids=["silent", "loud"])
+def test_values_that_are_always_zero_or_huge_leave_a_report_that_can_be_written(
+    type_: str, scale: float
+) -> None:
+    model = transformer()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(value.const_value.numpy() * np.float32(scale), name=name)
+    result, _ = apply(Quantize(type=type_), model, feeds=[feeds_for(model)])
+    json.dumps(result.facts, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "expected"),
+    [
+        (1, 0, 200),
+        (0, 0, 200),
+        (100, 1, 20),
+        (0, 1, -200),
+        (1, math.nan, -200),
+        (1, math.inf, -200),
+        (1e300, 1e-300, 200),
+    ],
+)
+def test_decibels_are_numbers(signal: float, noise: float, expected: float) -> None:
+    assert decibels(signal, noise) == pytest.approx(expected)
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:

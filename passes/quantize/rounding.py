@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from scipy.linalg import cholesky
 
 from sparsecc.passes.quantize.gram import InputMoments, damped, output_error
+from sparsecc.verify.numerics import decibels
 
 ELEMENTS = 1 << 20
 """Numbers of a matrix that are expanded to single precision at a time."""
@@ -106,14 +106,14 @@ def row_blocks(matrix: np.ndarray) -> Iterator[slice]:
 
 
 def noise_db(matrix: np.ndarray, blocks: Blocks) -> float:
-    """Signal to noise of the rounded matrix in dB, some rows at a time; infinite when nothing is lost."""
+    """Signal to noise of the rounded matrix in dB, some rows at a time."""
     noise = power = 0.0
     for part in row_blocks(matrix):
-        exact = matrix[part].astype(np.float32)
+        exact = matrix[part].astype(np.float64)
         rough = Blocks(blocks.levels[part], blocks.scale[part], blocks.zero[part], blocks.size).real()
-        power += float(np.square(exact).sum(dtype=np.float64))
-        noise += float(np.square(exact - rough).sum(dtype=np.float64))
-    return 10 * math.log10(max(power, 1e-300) / noise) if noise else math.inf
+        power += float(np.square(exact).sum())
+        noise += float(np.square(exact - rough).sum())
+    return decibels(power, noise)
 
 
 def gptq(

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from sparsecc.verify.numerics import decibels
+
 FP8_MAX = 448.0
 SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -127,9 +129,9 @@ def fake_quantize(x: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
-    """Signal to quantization noise ratio in dB; infinite when equal."""
-    noise = float(np.square(signal.astype(np.float64) - other).sum())
-    power = float(np.square(signal.astype(np.float64)).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(max(power, 1e-300) / noise))
+    """Signal to quantization noise ratio in dB, where the signal is finite."""
+    finite = np.isfinite(signal)
+    exact = np.where(finite, signal, 0.0).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        noise = float(np.square(exact - np.where(finite, other, 0.0)).sum())
+    return decibels(float(np.square(exact).sum()), noise)

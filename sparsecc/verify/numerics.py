@@ -83,6 +83,16 @@ def tolerance_of(outputs: Outputs) -> float:
     return max([TOLERANCE, *(LOOSE.get(_array(a).dtype.name, 0.0) for a in outputs.values())])
 
 
+def decibels(signal: float, noise: float) -> float:
+    """Energy of a signal to that of its error in dB, from -200 to 200, so that a report can hold it: 200 where nothing
+    differs, -200 where there was nothing or what differs is no number."""
+    if noise == 0:
+        return 200.0
+    if signal == 0 or not np.isfinite(noise):
+        return -200.0
+    return float(np.clip(10 * np.log10(signal / noise), -200.0, 200.0))
+
+
 def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
     """How close a compiled model's outputs are to the dense one's, without labels.
 
@@ -103,7 +113,7 @@ def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
     norms = float(np.sqrt(signal) * np.sqrt(other_signal))
     facts: dict[str, Any] = {
         "cosine": dot / norms if norms else 1.0,
-        "sqnr_db": min(10 * np.log10(signal / noise), 200.0) if noise and signal else 200.0,
+        "sqnr_db": decibels(signal, noise),
     }
     first, other = floats[0]
     if first.ndim == 2 and first.shape[1] > 1:
