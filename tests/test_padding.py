@@ -11,6 +11,7 @@ import pytest
 
 import sparsecc
 from sparsecc.loading.normalise import GUARDED, normalise
+from sparsecc.loading.padding import TINY
 
 POOL = "MaxPool<kernel_shape = [3, 3], strides = [2, 2]>"
 
@@ -56,7 +57,7 @@ def test_the_optimized_graph_keeps_the_zeros(body: str, opset: int, kind: str) -
     model = normalise(model)
     assert len(model.meta[GUARDED]) == 1
     for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
-        np.testing.assert_allclose(run(model, level), expected, atol=1e-4 if kind == "float16" else 1e-30)
+        np.testing.assert_allclose(run(model, level), expected, atol=TINY)
 
 
 LEFT_ALONE = {
@@ -75,15 +76,25 @@ def test_where_nothing_is_lost_nothing_changes(body: str) -> None:
     assert not any(name.endswith(".tiny") for name in model.graph.initializers)
 
 
-def test_a_compile_says_so_and_is_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantize", [None, "fp16", "int8"])
+def test_a_compile_says_so_and_is_right(quantize: str | None, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    shapes = {"first": (16, 3, 3, 3), "last": (4, 16, 1, 1)}
+    shapes = {"first": (16, 3, 3, 3), "low": (16,), "last": (4, 16, 1, 1)}
+    arrays = {name: rng.normal(-2 if name == "low" else 0, 0.3, shape) for name, shape in shapes.items()}
     model = ir.from_onnx_text(
         '<ir_version: 8, opset_import: ["": 17]> g (float[n, 3, 8, 8] x) => (float[n, 4, h, w] y) '
         "<int64[8] sizes = {0, 0, 0, 0, 0, 0, 1, 1}> "
-        f"{{ c = Conv(x, first) p = Pad(c, sizes) m = {POOL}(p) y = Conv(m, last) }}",
-        initializers=[ir.tensor(rng.normal(0, 0.3, s).astype(np.float32), name=n) for n, s in shapes.items()],
+        f"{{ c = Conv(x, first, low) p = Pad(c, sizes) m = {POOL}(p) y = Conv(m, last) }}",
+        initializers=[ir.tensor(array.astype(np.float32), name=name) for name, array in arrays.items()],
     )
     ir.save(model, tmp_path / "m.onnx")
-    result = sparsecc.compile(tmp_path / "m.onnx", ratio=0.5, measure=False, output=tmp_path / "out")
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(8, 3, 8, 8)).astype(np.float32))
+    result = sparsecc.compile(
+        tmp_path / "m.onnx",
+        quantize=quantize,
+        calibration=str(tmp_path / "x.npz"),
+        measure=False,
+        output=tmp_path / "out",
+    )
     assert any("loses the zeros of Pad" in warning for warning in result.report["warnings"])
+    assert result.report["fidelity"]["sqnr_db"] > (30 if quantize == "int8" else 55)

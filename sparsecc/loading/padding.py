@@ -15,13 +15,15 @@ from sparsecc.constants import add_constant
 _NEVER_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt"})
 """Behind these a zero is no more than what the padding of a MaxPool is."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+TINY = 2.0**-24
+"""The smallest number of float16 that is not zero: it stays one when the types change later."""
 FAR = 256
 """How many nodes back it is looked for what a value is."""
 _SAME_NUMBER = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Squeeze"})
 
 
 def guard_zeros(model: ir.Model) -> list[str]:
-    """Pad with the smallest normal number instead of zero before a MaxPool, in place; the names of those Pads.
+    """Pad with `TINY` instead of zero before a MaxPool, in place; the names of those Pads.
 
     Left alone are integers, which have no such number, and values that cannot be negative, where the fusion is right.
     """
@@ -42,13 +44,13 @@ def _guard(node: ir.Node, model: ir.Model) -> bool:
     if model.opset_imports.get("", 1) < 11:
         is_zero = node.attributes.get_float("value", 0.0) == 0
         if is_zero:
-            node.attributes["value"] = ir.AttrFloat32("value", float(np.finfo(np.float32).tiny))
+            node.attributes["value"] = ir.AttrFloat32("value", TINY)
         return is_zero
     given = node.inputs[2] if len(node.inputs) > 2 else None
     dtype = _type_of(node.inputs[0])
     if dtype is None or (given is not None and not _is_zero(given)):
         return False
-    tiny = np.array(np.finfo(dtype.numpy()).tiny, dtype=dtype.numpy())
+    tiny = np.array(TINY, dtype=dtype.numpy())
     node.resize_inputs(max(3, len(node.inputs)))
     node.replace_input_with(2, add_constant(model.graph, f"{node.name}.tiny", tiny))
     return True
