@@ -308,3 +308,39 @@ def test_weighted_operators_without_integer_kernel_are_named(type_: str) -> None
 
 def _some_x() -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(0).standard_normal((5, 3, 12)).astype(np.float32)}
+
+
+def finder() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Rows that begin above zero: how many, follows from values, which change a little in 8 bits."""
+    rng = np.random.default_rng(0)
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 18]> net (float[4096, 64] x) => (float[found, 32] y) '
+        "<int64 first = {0}, float zero = {0}> { h = MatMul(x, w) begin = Gather<axis = 1>(h, first) "
+        "above = Greater(begin, zero) y = Compress<axis = 0>(h, above) }",
+        initializers=[ir.tensor(rng.normal(0, 1, (64, 32)).astype(np.float32), name="w")],
+    )
+    return model, {"x": rng.normal(0, 1, (4096, 64)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.5])
+def test_a_list_of_what_was_found_may_have_another_length_in_eight_bits(max_drop: float | None) -> None:
+    model, feeds = finder()
+    facts = apply(Quantize(type="int8", max_drop=max_drop), model, "onnxruntime", [feeds])[0].facts
+    if max_drop is None:
+        assert any("what it keeps is not known" in warning for warning in facts["warnings"])
+    else:
+        assert facts["mixed_precision"]["error_of_all"] == pytest.approx(1)
+
+
+def test_a_list_of_another_length_is_compiled_with_a_warning(tmp_path: Path) -> None:
+    model, feeds = finder()
+    ir.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=feeds["x"])
+    result = api.compile(
+        tmp_path / "m.onnx",
+        quantize="int8",
+        calibration=str(tmp_path / "x.npz"),
+        measure=False,
+        output=tmp_path / "o",
+    )
+    assert any("what it keeps is not known" in warning for warning in result.report["warnings"])

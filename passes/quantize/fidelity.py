@@ -24,7 +24,8 @@ def float_outputs(model: ir.Model, context: PassContext) -> list[np.ndarray]:
 
 
 def fidelity(model: ir.Model, before: list[np.ndarray], context: PassContext) -> dict[str, Any]:
-    """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it."""
+    """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it. An output
+    whose size follows from values, as a list of what was found, may have another size now: that is said instead."""
     if not before:
         return {}
     try:
@@ -36,6 +37,12 @@ def fidelity(model: ir.Model, before: list[np.ndarray], context: PassContext) ->
     warnings = []
     for value, exact, rough in zip(model.graph.outputs, before, after, strict=True):
         if exact.dtype.kind != "f" or exact.size == 0:
+            continue
+        if exact.shape != rough.shape:
+            sizes = " instead of ".join("x".join(map(str, array.shape)) for array in (rough, exact))
+            warnings.append(
+                f"output '{value.name}' is {sizes} on the first sample: what it keeps is not known"
+            )
             continue
         ratio = sqnr(exact.astype(np.float64), rough.astype(np.float64))
         found[value.name or ""] = round(ratio, 2)
