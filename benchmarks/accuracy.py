@@ -58,8 +58,7 @@ REPAIRS = ("none", "reconstruct")
 HEAD = """# Every criterion, allocator and repair
 
 Quality as cut and after `reconstruct`, without training, at the share of the multiply-accumulates that was asked
-for; methods in which chance plays a part over three seeds with their standard deviation, where there is none over one
-(those that draw labels have one so far on ResNet-56, MobileNetV2, SqueezeNet and NanoDet).
+for; methods in which chance plays a part over three seeds with their standard deviation, where there is none over one.
 What the pairs are, and how the default does beside other tools, stands in [methods.md](methods.md). Made by `python
 benchmarks/accuracy.py --publish docs/methods.md`; empty cells are not measured yet.
 """
