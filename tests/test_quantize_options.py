@@ -18,6 +18,8 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.base import Skip
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
+from sparsecc.pipeline import Job
+from sparsecc.report import assemble
 from sparsecc.report.against_parts import quantized_part
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.stages import build_options, passes_for
@@ -121,10 +123,28 @@ def test_a_type_that_is_not_used_at_all_says_so(tmp_path: Path) -> None:
 def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
     interval: tuple[float, float], warns: bool
 ) -> None:
-    found = slower_than("the pruned model", {"estimate": 0.875, "ci95": list(interval)})
-    assert bool(found) == warns
-    if warns:
-        assert found[0].startswith("1.14x slower than the pruned model alone (95 % interval 1.05 to 1.25)")
+    found = slower_than("the pruned model alone", {"estimate": 0.875, "ci95": list(interval)}, "do less")
+    assert found == ["1.14x slower than the pruned model alone (95 % interval 1.05 to 1.25): do less"] * warns
+
+
+@pytest.mark.parametrize(
+    ("quantize", "advice"),
+    [
+        ("int8", "--quantize mixed --quantize-option speedup=1 leaves in float what is slower in integers"),
+        ("fp16", "fp16 makes it smaller here, not faster"),
+        (None, "--speedup TIMES instead of --ratio"),
+    ],
+)
+def test_a_result_slower_than_the_original_says_what_to_do(
+    quantize: str | None, advice: str, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, CompileOptions(quantize=quantize), tmp_path, lambda event: None)
+    latency = {"speedup": {"estimate": 0.5, "ci95": [0.4, 0.6]}}
+    (doubt,) = assemble.doubts(job, {"latency": latency}, scored=True)
+    assert doubt.startswith("2.00x slower than the original (95 % interval 1.67 to 2.50): ")
+    assert advice in doubt
+    latency["speedup"]["ci95"] = [0.4, 1.1]
+    assert assemble.doubts(job, {"latency": latency}, scored=True) == []
 
 
 def test_a_combination_is_timed_against_its_parts(models_dir: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
 from sparsecc.report.against_parts import against_parts
-from sparsecc.report.types_used import slower_than, type_warnings
+from sparsecc.report.types_used import advice_for, slower_than, type_warnings
 from sparsecc.sizes import at
 from sparsecc.stages import build_options
 
@@ -174,7 +174,7 @@ def report(
         **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
-        "warnings": [*job.warnings, *_doubts(job, measured, scored=accuracy is not None)],
+        "warnings": [*job.warnings, *doubts(job, measured, scored=accuracy is not None)],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
     told = ("latency", "footprint", "parts", "census")
@@ -200,20 +200,22 @@ def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[
     return totals
 
 
-def _doubts(job: Job, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
+def doubts(job: Job, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
     """What of the asked types and combinations did not come to pass; answers that changed, where none are scored."""
     census = (measured.get("census") or {}).get("after")
-    doubts = type_warnings(job.options.quantize, job.seconds, census, job.skipped) if measured else []
+    found = type_warnings(job.options.quantize, job.seconds, census, job.skipped) if measured else []
     for part, speedup in (measured.get("parts") or {}).items():
-        doubts += slower_than(f"the {part} model", speedup)
+        found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
+    if speedup := (measured.get("latency") or {}).get("speedup"):
+        found += slower_than("the original", speedup, advice_for(job.options.quantize))
     fidelity = measured.get("fidelity", {})
     changed = 1 - fidelity.get("top1_agreement", 1.0)
     if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:
-        doubts.append(
+        found.append(
             f"{changed:.0%} of the calibration samples have another top class than before: "
             "take a lower ratio or more samples, and measure with --eval"
         )
-    return doubts
+    return found
 
 
 def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mapping[str, Any]) -> None:

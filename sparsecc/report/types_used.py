@@ -51,10 +51,21 @@ def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Skip]) -
     ]
 
 
-def slower_than(part: str, speedup: Mapping[str, Any]) -> list[str]:
-    """A warning when a model is slower than one of its parts alone, from the ratio of part to model."""
+def slower_than(other: str, speedup: Mapping[str, Any], advice: str) -> list[str]:
+    """A warning when a model is surely slower than another, from the ratio of that to it, with what to do."""
     low, high = speedup["ci95"]
     if high >= 1:
         return []
     interval = f"95 % interval {1 / high:.2f} to {1 / low:.2f}"
-    return [f"{1 / speedup['estimate']:.2f}x slower than {part} alone ({interval}): leave the rest out"]
+    return [f"{1 / speedup['estimate']:.2f}x slower than {other} ({interval}): {advice}"]
+
+
+def advice_for(quantize: str | None) -> str:
+    """What to do where a compiled model is slower than the original."""
+    if quantize in _INTEGER:
+        return "--quantize mixed --quantize-option speedup=1 leaves in float what is slower in integers"
+    if quantize is not None:
+        return (
+            f"{quantize} makes it smaller here, not faster: leave --quantize out where latency is what counts"
+        )
+    return "--speedup TIMES instead of --ratio measures while it chooses"
