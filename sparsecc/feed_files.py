@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
+from sparsecc.feed_texts import from_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,7 @@ def feeds_from(path_or_spec: str, model: ir.Model) -> Iterator[Feeds]:
     - a folder: its .npy, .npz or image files in the order of their names.
     - images: resized to the input's height and width, RGB (or grey), scaled to [0, 1] for float inputs;
       channels first or last as the input's shape says.
+    - .txt: its lines through the tokenizer.json beside it (`sparsecc/feed_texts.py`).
     - a function: called without arguments; yields dicts, or tuples in the order of the inputs.
 
     Arrays that hold many samples along the first axis are cut to the input's batch size (1 where it is
@@ -57,9 +59,11 @@ def _samples(spec: str, inputs: list[ir.Value]) -> Iterator[tuple[str, Mapping[s
         raise InputError(f"{spec}: no such file or folder: give .npz, .npy, a folder, or file.py:function")
     elif path.suffix.lower() in ARRAYS | IMAGES:
         yield from _from_file(path, inputs)
+    elif path.suffix.lower() == ".txt":
+        yield from ((path.name, sample) for sample in from_text(path, inputs))
     else:
         raise InputError(
-            f"{spec}: cannot read '{path.suffix}' files: give .npz, .npy, images, or file.py:function"
+            f"{spec}: cannot read '{path.suffix}' files: give .npz, .npy, images, .txt, or file.py:function"
         )
 
 

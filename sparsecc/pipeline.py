@@ -39,7 +39,7 @@ from sparsecc.stages import build_options, passes_for, require_passes
 from sparsecc.targets import target_named
 from sparsecc.text import quoted
 from sparsecc.tokens import thin
-from sparsecc.verify.evaluate import evaluate
+from sparsecc.verify.evaluate import evaluate, score_of_dense
 from sparsecc.verify.narrowed import Narrowed
 from sparsecc.verify.prove import Probes, prove
 
@@ -122,6 +122,8 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     backend.require(build_options(options))
     with job.stage("load", 0.0):
         analysis, probes = open_for_compile(job)
+    with job.stage("evaluate the original", 0.05):
+        score = score_of_dense(job, probes)
     with job.stage("choose", 0.1):
         analysis, depth = reduced(job, analysis, probes)
         decision = decide(job, analysis, depth, probes.analysed)
@@ -144,7 +146,7 @@ def _compile(job: Job, bundle: BundleWriter) -> tuple[dict[str, Any], dict[str, 
     with job.stage("measure", 0.7):
         measured = assemble.measure(job, backend, compiled, probes)
     with job.stage("evaluate", 0.9):
-        accuracy = evaluate(job, backend, compiled, probes)
+        accuracy = evaluate(job, backend, compiled, probes, score)
     sizes = {"before": probes.dense_bytes, "after": size_of(bundle.folder)}
     measured |= {"bytes": sizes, "built": built_facts(job, artefact)}
     report = assemble.report(job, decision, verification, measured, accuracy)

@@ -181,6 +181,21 @@ def test_eval_functions(
     assert expected in refused(model, "--eval", f"score.py:{function}")
 
 
+def test_a_metric_that_fails_does_so_before_any_long_work(workplace: Path, model: Path) -> None:
+    (workplace / "score.py").write_text(CODE)
+    stages: list[str] = []
+    with pytest.raises(InputError, match="no labels"):
+        sparsecc.compile(
+            model,
+            ratio=0.5,
+            evaluate="score.py:raises",
+            output=workplace / "out",
+            on_event=lambda event: stages.append(event.get("stage", "")),
+        )
+    assert "load" in stages
+    assert "choose" not in stages
+
+
 def test_eval_files(refused: Refusals, workplace: Path, model: Path) -> None:
     assert "no file 'none.py'" in refused(model, "--eval", "none.py:f")
     (workplace / "broken.py").write_text("def f(:\n")

@@ -206,7 +206,8 @@ DATA = (
         "calibration",
         "--calib",
         metavar="PATH|FILE.py:FUNCTION",
-        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, or a function.",
+        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its "
+        "tokenizer.json, or a function.",
     ),
     options.general(),
     _option(

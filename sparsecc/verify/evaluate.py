@@ -22,17 +22,27 @@ if TYPE_CHECKING:
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def evaluate(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any] | None:
-    """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better)."""
+def score_of_dense(job: Job, probes: Probes) -> float | None:
+    """The user's metric of the dense model, before any long work: what is wrong with a metric is said then."""
     if job.options.evaluate is None:
         return None
-    function = function_of(job.options.evaluate)
     threads = job.options.threads
     dense = probes.runner if probes.by_parts else OnnxRuntimeCpu().load(probes.dense, threads=threads)
-    small = probes.artefact(backend, compiled)
-    runs: tuple[Run, Run] = dense.run, lambda feeds: small.run(probes.narrowed.feeds(feeds))
-    scores = [score(function, run) for run in runs]
-    return {"metric": function.__name__, "before": scores[0], "after": scores[1]}
+    return score(function_of(job.options.evaluate), dense.run)
+
+
+def evaluate(
+    job: Job, backend: Backend, compiled: Path, probes: Probes, before: float | None
+) -> dict[str, Any] | None:
+    """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better).
+
+    `before` is what it gave for the dense model.
+    """
+    if job.options.evaluate is None:
+        return None
+    function, small = function_of(job.options.evaluate), probes.artefact(backend, compiled)
+    after = score(function, lambda feeds: small.run(probes.narrowed.feeds(feeds)))
+    return {"metric": function.__name__, "before": before, "after": after}
 
 
 def score(function: Callable[[Run], Any], run: Run) -> float:

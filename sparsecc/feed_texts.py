@@ -1,0 +1,80 @@
+"""Samples from a text file: its lines through the tokenizer that lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+LONGEST = 512
+"""Tokens of a sample of a model that says no length."""
+
+
+def from_text(file: Path, inputs: list[ir.Value]) -> Iterator[dict[str, np.ndarray]]:
+    """One sample a line that is not empty, int64 of (1, tokens): `input_ids` (or the only input), `attention_mask`,
+    `token_type_ids`, `position_ids`, as far as the model has them.
+
+    Lines are cut at the model's length, where it has one, and filled up to it, masked. InputError without a
+    `tokenizer.json` (Hugging Face's format) beside the file, and for inputs that are none of these.
+    """
+    length, parts = _length(inputs), _parts(file, inputs)
+    for found in _encoded(file):
+        number = min(len(found.ids), length or LONGEST)
+        rows = {
+            "input_ids": found.ids[:number],
+            "attention_mask": [1] * number,
+            "token_type_ids": found.type_ids[:number],
+            "position_ids": list(range(length or number)),
+        }
+        if number:
+            yield {name: _row(rows[part], length) for name, part in parts.items()}
+
+
+def _encoded(file: Path) -> Iterator[Encoding]:
+    """The lines as the tokenizer beside the file gives them."""
+    path = file.with_name("tokenizer.json")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as e:
+        raise InputError("text samples need tokenizers: pip install 'sparsecc[text]'") from e
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: put the model's tokenizer.json beside the text")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            yield from (tokenizer.encode(line.strip()) for line in lines if line.strip())
+    except Exception as e:  # the library raises nothing narrower
+        raise InputError(f"{path}: tokenizers cannot use it: {e}") from e
+
+
+def _length(inputs: list[ir.Value]) -> int:
+    """Tokens that the inputs have room for, 0 where they say none."""
+    known = [value.shape[1] for value in inputs if value.shape is not None and len(value.shape) == 2]
+    return min((size for size in known if isinstance(size, int) and size > 0), default=0)
+
+
+def _parts(file: Path, inputs: list[ir.Value]) -> dict[str, str]:
+    """Which part of an encoded line each input takes."""
+    parts = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    names = [value.name or "" for value in inputs]
+    if len(names) == 1:
+        return {names[0]: "input_ids"}
+    unknown = next((name for name in names if name not in parts), None)
+    if unknown is not None:
+        raise InputError(
+            f"{file}: input '{unknown}' is none of {', '.join(parts)}: give .npz or file.py:function instead"
+        )
+    return {name: name for name in names}
+
+
+def _row(numbers: list[int], length: int) -> np.ndarray:
+    filled = [*numbers, *[0] * (length - len(numbers))]
+    return np.array([filled], dtype=np.int64)
