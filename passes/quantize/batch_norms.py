@@ -44,9 +44,9 @@ def _why_not(node: ir.Node) -> str:
     if int_attribute(node, "training_mode", 0):
         return "it is in training mode"
     if not all(is_float_constant(value) for value in node.inputs[1:5]):
-        return "its statistics are not constants"
+        return "its statistics are not float32 constants"
     if not all(value is None or is_float_constant(value) for value in producer.inputs[1:]):
-        return "the convolution's weight is not a constant"
+        return "the convolution's weight is not a float32 constant"
     return ""
 
 
@@ -80,9 +80,8 @@ def _put(editor: GraphEditor, conv: ir.Node, operand: int, array: np.ndarray, ba
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(single, name=old.name)
         return
-    if operand >= len(conv.inputs):
-        conv.resize_inputs(operand + 1)
-    conv.replace_input_with(operand, editor.constant(old.name or base if old is not None else base, single))
+    conv.resize_inputs(max(operand + 1, len(conv.inputs)))
+    conv.replace_input_with(operand, editor.constant(base, single))
 
 
 def _numbers(value: ir.Value | None) -> np.ndarray:

@@ -155,7 +155,7 @@ def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarr
     known = {v: tensor.numpy() for v, tensor in given.items()}
     for node in nodes:
         arrays = [known.get(v) if v is not None else None for v in node.inputs]
-        results = _run(node, arrays, version) if _most_elements(node, arrays) <= most else ()
+        results = _run(node, arrays, version) if _fits(node, arrays, most) else ()
         pairs = list(zip(node.outputs, results, strict=False))
         if not pairs or any(is_refused(array, v) for v, array in pairs):
             return None
@@ -163,23 +163,25 @@ def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarr
     return known[value]
 
 
-def _most_elements(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> float:
-    """No fewer than a node gives, before it is run: small operands may make something that fits nowhere."""
+def _fits(node: ir.Node, arrays: Sequence[np.ndarray | None], most: int) -> bool:
+    """Whether a node surely gives no more elements, before it is run: small operands may make something that fits
+    nowhere."""
     shapes = [array.shape for array in arrays if array is not None]
-    if node.op_type in _FILLS:
-        return float(np.prod(arrays[-1], dtype=float)) if arrays[-1] is not None else math.inf
-    if node.op_type == "Concat" or not shapes:
-        return float(sum(math.prod(shape) for shape in shapes))
-    if node.op_type == "MatMul" and len(shapes) == 2:
+    if node.op_type == "Concat":
+        return sum(math.prod(shape) for shape in shapes) <= most
+    if node.op_type in _FILLS and arrays[-1] is not None:
+        shapes[-1] = tuple(arrays[-1].ravel().tolist())
+    elif node.op_type == "MatMul" and len(shapes) == 2:
         (*first, _), (*second, last) = shapes[0] or (1,), shapes[1] or (1,)
         shapes = [(*first, 1), (*second[:-1], 1, last)]
-    elif node.op_type == "BatchNormalization":
+    elif node.op_type == "BatchNormalization" and shapes:
         behind = (1,) * max(len(shapes[0]) - 2, 0)
         shapes = [shapes[0], *((math.prod(shape), *behind) for shape in shapes[1:])]
     elif node.op_type not in _BROADCASTS:
         shapes = shapes[:1]
     aligned = itertools.zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
-    return float(math.prod(max(sizes) for sizes in aligned))
+    elements: int = math.prod(max(sizes) for sizes in aligned)
+    return elements <= most
 
 
 def _run(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:
