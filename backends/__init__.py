@@ -16,8 +16,8 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "sparsecc.backends.onnxruntime_cpu:OnnxRuntimeCpu",
     "onnxruntime-cuda": "sparsecc.backends.onnxruntime_gpu:OnnxRuntimeCuda",
     "onnxruntime-tensorrt": "sparsecc.backends.onnxruntime_gpu:OnnxRuntimeTensorrt",
-    "tensorrt": "sparsecc.backends.tensorrt_engine:TensorrtEngine",
-    "tensorrt-rtx": "sparsecc.backends.tensorrt_rtx_engine:TensorrtRtx",
+    "tensorrt": "sparsecc.backends.nvidia.engine:TensorrtEngine",
+    "tensorrt-rtx": "sparsecc.backends.nvidia.rtx_engine:TensorrtRtx",
 }
 """Name -> "module:Class". Third parties add theirs through the entry-point group `sparsecc.backends`."""
 

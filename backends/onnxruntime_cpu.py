@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc import memory
 from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
 from sparsecc.errors import InputError, InternalError, SystemFailureError
+from sparsecc.system import memory
 
 if TYPE_CHECKING:
-    from sparsecc.backends.onnxruntime_session import OrtRunner
+    from sparsecc.runtime.session import OrtRunner
 
 LEVELS = ("none", "basic", "extended", "all")
 _SMALL_TENSOR = 1024
@@ -103,14 +103,14 @@ class OnnxRuntimeCpu:
 
     def load(self, path: Path | bytes, *, threads: int = 1, level: str = "all") -> OrtRunner:
         """A runner over a file or its bytes; `level="none"` runs the graph exactly as it is written."""
-        from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+        from sparsecc.runtime.session import OrtRunner, open_session, session_options
 
         session = open_session(path, session_options(threads=threads, level=level))
         return OrtRunner(session, path.name if isinstance(path, Path) else "model")
 
     def census(self, path: Path) -> dict[str, Any]:
         """Which kernels ONNX Runtime really picks here: see `kernel_census.census`."""
-        from sparsecc.backends.kernel_census import census
+        from sparsecc.runtime.kernel_census import census
 
         return census(path)
 
@@ -125,7 +125,7 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
     """The folder with the optimized model, and facts; a lower level where what was written does not load."""
     import onnxruntime as ort
 
-    from sparsecc.backends.onnxruntime_session import open_session, session_options
+    from sparsecc.runtime.session import open_session, session_options
 
     if not memory.fits(memory.weight_bytes(model)):
         return _as_it_is(model, scratch / "none", chosen), {
@@ -160,7 +160,7 @@ def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
 
 def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -> Path:
     """The file that ONNX Runtime writes after optimizing; the source itself at level none."""
-    from sparsecc.backends.onnxruntime_session import open_session, session_options
+    from sparsecc.runtime.session import open_session, session_options
 
     if level == "none":
         return source

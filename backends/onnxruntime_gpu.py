@@ -17,11 +17,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
-from sparsecc.backends.onnxruntime_session import OrtRunner, RuntimeFailure, plain_reason
-from sparsecc.backends.tensorrt_cache import private_folder
-from sparsecc.backends.tensorrt_device import NoGpuError, gpus
+from sparsecc.backends.nvidia.cache import private_folder
+from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.errors import InputError, UnavailableError
-from sparsecc.text import quoted
+from sparsecc.escaping import quoted
+from sparsecc.runtime.session import OrtRunner, RuntimeFailure, plain_reason
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 OPTIONS = {

@@ -37,10 +37,10 @@ from benchmarks.accuracy_pairs import PAIRS, WITH_GENERAL, Pair
 from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
 from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, ranked, tables
 from sparsecc.allocators import ALLOCATORS, WITH_CURVES
-from sparsecc.axes import Keep
+from sparsecc.axes.algebra import Keep
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.choose import Source, choose
 from sparsecc.criteria import CRITERIA
+from sparsecc.decide.channels import Source, choose
 from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
@@ -48,8 +48,8 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.layerwise import Kept, Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Kept, Settings, repair
 from sparsecc.verify.prove import write
 
 STORE = Path("out/benchmarks/accuracy.json")

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.calibrate.samples import Samples, merged
+from sparsecc.data.samples import Samples, merged
 from sparsecc.loading.models import load_ir
-from sparsecc.verify.numerics import fidelity
+from sparsecc.runtime.numerics import fidelity
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "materials"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.cost import macs_model
+from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import analyse
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise

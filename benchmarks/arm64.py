@@ -25,7 +25,7 @@ import onnxruntime
 
 import sparsecc
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.verify.numerics import worst_error
+from sparsecc.runtime.numerics import worst_error
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 Feeds = dict[str, np.ndarray]

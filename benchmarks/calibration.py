@@ -25,16 +25,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import collect
+from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.cli.values import size
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Settings, repair
 
 TOKENS, WIDTH, INNER, LAYERS, WORDS = 64, 896, 4864, 24, 151936
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))

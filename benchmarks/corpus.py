@@ -26,7 +26,7 @@ from pathlib import Path
 
 from materials import shared
 
-from sparsecc.bundle import Bundle, sweep
+from sparsecc.bundle.folder import Bundle, sweep
 from sparsecc.errors import SparseccError
 from sparsecc.worker import Worker
 
@@ -70,7 +70,7 @@ def compiled(worker: Worker, path: Path, name: str, ratio: float, folder: Path) 
         "options": {"ratio": ratio, "measure": False},
     }
     try:
-        made = worker.run("sparsecc.pipeline:compile_model", request, deadline=DEADLINE)
+        made = worker.run("sparsecc.tasks.compile:compile_model", request, deadline=DEADLINE)
     except SparseccError as e:
         seconds = time.perf_counter() - begun
         if e.exit_code == 5:

@@ -26,13 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.calibrate.routers import mixtures_of
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import collect
-from sparsecc.calibrate.walk import Walk
-from sparsecc.choose import scored
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples
+from sparsecc.decide.channels import scored
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -41,6 +40,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.experts import refit_experts
 from sparsecc.reconstruct.stage import kept_values
+from sparsecc.runtime.segments import Walk
 from tests.mixture_models import run
 from tests.zoo.blocks import Select, made
 

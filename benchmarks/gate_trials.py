@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sparsecc.gate import gate
+from sparsecc.gate.gate import gate
 from sparsecc.measure.interleave import Budget
 
 WIDTH = 192

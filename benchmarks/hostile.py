@@ -26,8 +26,8 @@ from pathlib import Path
 
 from materials import shared
 
-from sparsecc.bundle import Bundle
-from sparsecc.text import escape
+from sparsecc.bundle.folder import Bundle
+from sparsecc.escaping import escape
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60.0

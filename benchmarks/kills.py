@@ -26,10 +26,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsecc.bundle import Bundle
-from sparsecc.cache import Cache
-from sparsecc.litter import locked_folder
-from sparsecc.pipeline import compile_model
+from sparsecc.bundle.folder import Bundle
+from sparsecc.system.cache import Cache
+from sparsecc.system.temp_folders import locked_folder
+from sparsecc.tasks.compile import compile_model
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "digits_resnet.onnx"

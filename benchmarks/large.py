@@ -232,7 +232,11 @@ def main() -> None:
         tempfile.tempdir = place
         for name in given.tasks:
             request = {"model": str(path), "output": f"{place}/out", "options": TASKS[name]}
-            task = "sparsecc.examine:inspect" if name == "inspect" else "sparsecc.pipeline:compile_model"
+            task = (
+                "sparsecc.tasks.inspect:inspect"
+                if name == "inspect"
+                else "sparsecc.tasks.compile:compile_model"
+            )
             known[name] = measured(task, request, int(given.memory * 2**30), given.deadline)
             shutil.rmtree(f"{place}/out", ignore_errors=True)
             print(name, known[name], flush=True)

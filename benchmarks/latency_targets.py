@@ -84,11 +84,12 @@ def scored_row(pair: Pair, wanted: float, metric: str, folder: Path) -> dict[str
 
 def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
     """The table's prediction of a speed-up beside the measured one; the seconds it took to learn."""
-    from sparsecc.choose import choose
+    from sparsecc.cost.latency import latency_model
+    from sparsecc.cost.latency_table import LatencyTable
+    from sparsecc.decide.channels import choose
     from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
     from sparsecc.graph.rewrite import remove
-    from sparsecc.latency import LatencyTable, latency_model
     from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
     from sparsecc.measure.pair import measure_pair

@@ -156,8 +156,8 @@ def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Ve
     from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
     from sparsecc.options import CompileOptions
-    from sparsecc.verify.numerics import worst_error
-    from sparsecc.verify.oracle import masked
+    from sparsecc.reference.masked_channels import masked
+    from sparsecc.runtime.numerics import worst_error
     from sparsecc.verify.prove import Probes, write
 
     if not left:
@@ -184,7 +184,7 @@ def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Ve
 
 def _keep(analysis: Any, left: dict[Use, Kept]) -> dict[Any, np.ndarray] | None:
     """The slots left of every atom, from those left of the weights; None where they contradict each other."""
-    from sparsecc.axes import atoms_of, mask, owners_of
+    from sparsecc.axes.algebra import atoms_of, mask, owners_of
 
     keep: dict[Any, np.ndarray] = {}
     lost = []

@@ -45,7 +45,7 @@ def row(worker: Worker, root: Path, path: Path) -> dict[str, Any] | None:
     found = {"file": path.relative_to(root).as_posix(), "producer": producer(path)}
     request = {"model": str(path), "options": {}, "why": None}
     try:
-        seen = worker.run("sparsecc.examine:inspect", request, deadline=DEADLINE)
+        seen = worker.run("sparsecc.tasks.inspect:inspect", request, deadline=DEADLINE)
     except SparseccError as e:
         return {**found, "exit": e.exit_code, "line": str(e)[:300]}
     if seen["model"]["params"] < PARAMS or not seen["model"]["macs"]:

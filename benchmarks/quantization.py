@@ -35,13 +35,13 @@ from benchmarks.quantization_cases import CASES, ROOT, UNTRAINED, Case, large, s
 from benchmarks.quantization_peers import onnxruntime, onnxsim
 from benchmarks.quantization_tables import tables
 from sparsecc import api
-from sparsecc.backends.kernel_census import census
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import Pass, PassContext
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.calibrate import Feeds
+from sparsecc.passes.quantize.activation_ranges import Feeds
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
+from sparsecc.runtime.kernel_census import census
 from sparsecc.targets import TARGETS
 
 OUT = ROOT / "out" / "benchmarks" / "quantization.json"

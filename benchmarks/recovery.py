@@ -33,21 +33,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.accuracy_pairs import Pair, cifar, cifar_batch
 from benchmarks.cifar_data import FOLDER, module, training_images
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.calibrate.samples import Samples as Calibration
-from sparsecc.choose import Source, choose
+from sparsecc.data.samples import Samples as Calibration
+from sparsecc.decide.channels import Source, choose
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Settings, repair
-from sparsecc.torch.checkpoints import Checkpoints, key_of
 from sparsecc.torch.distillation import FAR, RATES, Budget, distill, gap
-from sparsecc.torch.onnx_module import from_onnx
-from sparsecc.torch.samples import Samples
-from sparsecc.torch.training import Training
+from sparsecc.torch.onnx_ops.module import from_onnx
+from sparsecc.torch.training.checkpoints import Checkpoints, key_of
+from sparsecc.torch.training.loop import Training
+from sparsecc.torch.training.samples import Samples
 from sparsecc.verify.prove import write
 
 ROOT = Path(__file__).resolve().parents[1]

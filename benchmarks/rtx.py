@@ -92,7 +92,7 @@ def compiled(
     with tempfile.TemporaryDirectory() as folder:
         request = {"model": str(path), "output": str(Path(folder) / "out"), "options": given}
         try:
-            made = worker.run("sparsecc.pipeline:compile_model", request, deadline=DEADLINE)
+            made = worker.run("sparsecc.tasks.compile:compile_model", request, deadline=DEADLINE)
         except SparseccError as e:
             return {"built": False, "kind": type(e).__name__, "reason": str(e)}
         plan = (Path(folder) / "out" / "model.engine").stat().st_size

@@ -44,7 +44,7 @@ def peak_mb() -> int:
 
 def steps(nodes: int, ratio: float) -> dict[str, Any]:
     """Analysis, groups, choice, plan and rewriting of a long residual network."""
-    from sparsecc.choose import choose
+    from sparsecc.decide.channels import choose
     from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
     from sparsecc.graph.rewrite import remove

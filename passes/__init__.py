@@ -1,1 +1,1 @@
-"""Optimization passes, one per file; `sparsecc/stages.py` says which of them a compile runs."""
+"""Optimization passes, one per file; `sparsecc/decide/passes.py` says which of them a compile runs."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
-from sparsecc.graph.blocks import goes_with
+from sparsecc.graph.residual_blocks import goes_with
 from sparsecc.passes.base import Pass, PassContext, PassResult
 
 if TYPE_CHECKING:

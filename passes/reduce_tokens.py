@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import atoms_of
-from sparsecc.constants import add_constant
+from sparsecc.axes.algebra import atoms_of
 from sparsecc.errors import InputError
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.constants import add_constant
 from sparsecc.passes.base import Pass, PassContext, PassResult
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def compile(
     target, ratio, metric, criterion, … `output` is the bundle's folder, by default the model's name.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
-    from sparsecc.bundle import check_destination, sweep
+    from sparsecc.bundle.folder import check_destination, sweep
 
     with _file(model) as path:
         folder = Path(output) if output is not None else _default_output(path)
@@ -66,7 +66,7 @@ def compile(
             "options": given,
         }
         try:
-            made = _run("sparsecc.trials:compile_model", request, deadline, memory, on_event)
+            made = _run("sparsecc.tasks.compile_to_goal:compile_model", request, deadline, memory, on_event)
         except WorkerError:
             sweep(Path(os.path.abspath(folder)))
             raise
@@ -127,7 +127,7 @@ def inspect(
     options = {"inputs": _pairs(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
     with _file(model) as path:
         request = {"model": str(path), "options": options, "why": why}
-        found: dict[str, Any] = _run("sparsecc.examine:inspect", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, None, None, on_event)
     return found
 
 
@@ -147,7 +147,7 @@ def profile(
     request["device"] = device
     with _file(model) as path:
         request["model"] = str(path)
-        found: dict[str, Any] = _run("sparsecc.examine:profile", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.inspect:profile", request, None, None, on_event)
     return found
 
 
@@ -169,7 +169,7 @@ def compare(
             "threads": threads,
             "inputs": _pairs(inputs),
         }
-        found: dict[str, Any] = _run("sparsecc.examine:compare", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.inspect:compare", request, None, None, on_event)
     return found
 
 
@@ -195,7 +195,7 @@ def verify(
         "reproduce": reproduce,
         "key": os.path.abspath(key) if key is not None else None,
     }
-    found: dict[str, Any] = _run("sparsecc.examine:verify", request, None, None, on_event)
+    found: dict[str, Any] = _run("sparsecc.tasks.inspect:verify", request, None, None, on_event)
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
@@ -210,7 +210,7 @@ def sign(
     The password of an encrypted key is read from the environment variable SPARSECC_KEY_PASSWORD.
     """
     request = {"bundle": str(bundle), "key": os.path.abspath(key)}
-    signed: dict[str, Any] = _run("sparsecc.signing:sign", request, None, None, on_event)
+    signed: dict[str, Any] = _run("sparsecc.bundle.signing:sign", request, None, None, on_event)
     return signed
 
 
@@ -225,12 +225,12 @@ def build(
 
     The bundle is replaced as a whole, its manifest with it; when this raises, it is as it was.
     """
-    from sparsecc.bundle import sweep
+    from sparsecc.bundle.folder import sweep
 
     folder = Path(os.path.abspath(bundle))
     request = {"bundle": str(folder), "device": device}
     try:
-        made: dict[str, Any] = _run("sparsecc.finish:build", request, deadline, None, on_event)
+        made: dict[str, Any] = _run("sparsecc.tasks.build:build", request, deadline, None, on_event)
     except WorkerError:
         sweep(folder)
         raise
@@ -253,13 +253,13 @@ def reduce(
     with _file(model) as path:
         made = Path(output) if output is not None else Path(f"{path.stem}.reduced.onnx")
         request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
-        found: dict[str, Any] = _run("sparsecc.reduce:reduce_model", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.reduce:reduce_model", request, None, None, on_event)
     return found
 
 
 def doctor() -> dict[str, Any]:
     """Which targets and devices work here, and what each missing one needs."""
-    from sparsecc.doctor import examine
+    from sparsecc.tasks.doctor import examine
 
     return examine()
 
@@ -315,7 +315,7 @@ def _save(model: Any, path: Path) -> None:
     elif isinstance(model, onnx.ModelProto):
         onnx.save(model, path)
     elif hasattr(model, "nodes") and hasattr(model, "tensors"):
-        from sparsecc.backends.tensorrt_graphsurgeon import from_graphsurgeon
+        from sparsecc.backends.nvidia.graph_surgeon import from_graphsurgeon
 
         ir.save(from_graphsurgeon(model), path, external_data="model.onnx.data")
     else:

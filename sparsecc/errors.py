@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+from sparsecc.escaping import quoted
+
 
 class SparseccError(Exception):
     """Base of every error meant for the user; printed as one line, never as a traceback."""
@@ -49,3 +54,11 @@ class InternalError(SparseccError):
     """A fault of sparsecc itself: a check that must hold did not."""
 
     exit_code = 70
+
+
+def unknown(kind: str, plural: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is none of `known`: it names the closest one, and all."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return InputError(f"unknown {kind} {quoted(name)}: {hint}{plural} are {', '.join(names)}")

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from sparsecc import api
-from sparsecc.cluster import connect, machines
+from sparsecc.devices.dask_cluster import connect, machines
 from sparsecc.errors import InputError, SparseccError
 
 AT_ONCE = 16

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard, get_type_hints
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, unknown
+from sparsecc.escaping import one_line
 from sparsecc.graph.kinds import KINDS
-from sparsecc.names import unknown
 from sparsecc.targets import target_named
-from sparsecc.text import one_line
 
 Dims = tuple[int, ...] | tuple[tuple[int, ...], ...]
 

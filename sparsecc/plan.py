@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Axis, Keep, atoms_of, mask
-from sparsecc.collection import collector_paused
+from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
+from sparsecc.axes.sizes import at
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
-from sparsecc.graph.summed import zeroable
-from sparsecc.sizes import at
+from sparsecc.graph.zeroable import zeroable
+from sparsecc.system.gc_pause import collector_paused
 
 SCHEMA = "sparsecc.plan/1"
 

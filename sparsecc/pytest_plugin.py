@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sparsecc.gate import GateResult
+    from sparsecc.gate.gate import GateResult
 
 Model = str | os.PathLike[str]
 
@@ -43,7 +43,7 @@ class Latency:
         Both are ONNX files or bundles; the result can be looked at further.
         """
         __tracebackhide__ = True
-        from sparsecc.gate import gate
+        from sparsecc.gate.gate import gate
         from sparsecc.measure.interleave import Budget
 
         budget = Budget(pairs=self.pairs, seconds=self.seconds, warmup_seconds=0.4)

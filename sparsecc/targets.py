@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecc.names import unknown
+from sparsecc.errors import unknown
 
 
 @dataclass(frozen=True)

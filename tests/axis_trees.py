@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-from sparsecc.axes import Atom, Axis, atoms_of, cat, mul, owners_of
+from sparsecc.axes.algebra import Atom, Axis, atoms_of, cat, mul, owners_of
 
 Path = tuple[int, ...]
 

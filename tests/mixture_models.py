@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, atoms_of
+from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.calibrate.layer_statistics import Stats, collect
 from sparsecc.calibrate.mixtures import Mixture
 from sparsecc.calibrate.routers import Router
-from sparsecc.calibrate.samples import Samples, samples_of
-from sparsecc.calibrate.stats import Stats, collect
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples, samples_of
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.cost import FLOATS, params_model
+from sparsecc.cost.model import FLOATS, params_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
@@ -20,8 +20,8 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.plan import make_plan
-from sparsecc.verify.numerics import worst_error
-from sparsecc.verify.planned import zeroed
+from sparsecc.runtime.numerics import worst_error
+from sparsecc.verify.plan_check import zeroed
 from sparsecc.verify.prove import Probes, write
 
 RUNTIME = OnnxRuntimeCpu()

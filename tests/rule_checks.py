@@ -15,12 +15,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import parser
 
-from sparsecc.axes import Atom
-from sparsecc.bodies import one_scope
+from sparsecc.axes.algebra import Atom
 from sparsecc.graph.analysis import Analysis, analyse, prunable_atoms
-from sparsecc.graph.numbering import least_left
 from sparsecc.graph.rewrite import remove
-from sparsecc.verify.oracle import masked
+from sparsecc.graph.slot_indices import least_left
+from sparsecc.ir.subgraphs import one_scope
+from sparsecc.reference.masked_channels import masked
 
 NEWEST_IR = 10
 Arrays = Mapping[str, np.ndarray]

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from sparsecc.allocators import ALLOCATORS, Candidate, Problem
-from sparsecc.allocators.additive import additive_allocate, distortion, losses_of
-from sparsecc.allocators.curves import levels_of, monotone
+from sparsecc.allocators.dynamic_program import additive_allocate, distortion, losses_of
+from sparsecc.allocators.sensitivity import levels_of, monotone
 from sparsecc.allocators.uniform import uniform
-from sparsecc.axes import Atom
-from sparsecc.calibrate.samples import Samples
-from sparsecc.choose import POOR, Source, choose
-from sparsecc.cost import CostModel, Term
+from sparsecc.axes.algebra import Atom
+from sparsecc.axes.sizes import at
+from sparsecc.cost.model import CostModel, Term
+from sparsecc.data.samples import Samples
+from sparsecc.decide.channels import POOR, Source, choose
 from sparsecc.graph.groups import find_groups
 from sparsecc.options import CompileOptions
-from sparsecc.sizes import at
 from tests.repair_models import analysed, normal
 
 
@@ -163,7 +163,7 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     text = "g (float[n,6] x) => (float[n,3] y) { a = Gemm(x, w1) b = Relu(a) y = Gemm(b, w2) }"
     analysis = analysed(text, {"w1": normal(6, 32), "w2": normal(32, 3)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
-    monkeypatch.setattr("sparsecc.allocators.bench.WORK", 1.0)
+    monkeypatch.setattr("sparsecc.allocators.output_error.WORK", 1.0)
     options = CompileOptions(calibration="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
     assert found.method == {"criterion": "fluctuation", "allocator": "global", "curves": False}

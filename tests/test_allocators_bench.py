@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecc.allocators.bench import Bench, Reference
-from sparsecc.axes import Keep
-from sparsecc.calibrate.samples import Samples
+from sparsecc.allocators.output_error import Bench, Reference
+from sparsecc.axes.algebra import Keep
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.verify.oracle import masked
+from sparsecc.reference.masked_channels import masked
 from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"

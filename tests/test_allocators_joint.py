@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 
 from sparsecc.allocators import ALLOCATORS, Candidate, Problem
-from sparsecc.allocators.additive import POWERS, distortion, least_sum, rehearsed
 from sparsecc.allocators.angular import angles_between, angular, centred, turns
-from sparsecc.allocators.bench import Bench
+from sparsecc.allocators.dynamic_program import POWERS, distortion, least_sum, rehearsed
 from sparsecc.allocators.erk import density, erk
 from sparsecc.allocators.evolution import CHILDREN, GENERATIONS, PARTS, SURVIVORS, child, evolution
-from sparsecc.allocators.joint import Joint
+from sparsecc.allocators.joint_error import Joint
+from sparsecc.allocators.output_error import Bench
 from sparsecc.allocators.sequential import _Greedy, allowed, levels_of
 from sparsecc.allocators.threshold import flap, global_threshold, standardised
-from sparsecc.axes import Atom
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import collect
-from sparsecc.choose import Choice, Source, choose
-from sparsecc.cost import CostModel, Term
+from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate.layer_statistics import collect
+from sparsecc.cost.model import CostModel, Term
+from sparsecc.data.samples import Samples
+from sparsecc.decide.channels import Choice, Source, choose
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.options import CompileOptions
-from sparsecc.verify.oracle import masked
+from sparsecc.reference.masked_channels import masked
 from tests.repair_models import analysed, mlp, normal
 
 BATCH = Samples(({"x": normal(128, 6, seed=9)},), True)
@@ -354,7 +354,7 @@ def test_erk_keeps_what_the_shapes_say_and_the_whole_set_is_closed() -> None:
 
 
 def test_a_model_too_large_to_be_tried_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsecc.allocators.bench.WORK", 1.0)
+    monkeypatch.setattr("sparsecc.allocators.output_error.WORK", 1.0)
     with pytest.raises(InputError, match="too large for that: use global"):
         chosen(mlp(), "evolution", 0.5, tmp_path)
 

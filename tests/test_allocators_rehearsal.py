@@ -11,20 +11,20 @@ import pytest
 
 import sparsecc
 from sparsecc.allocators.base import Candidate
-from sparsecc.allocators.bench import Bench
-from sparsecc.allocators.rehearsal import Rehearsal, Stage, counterparts, divided
-from sparsecc.axes import Atom
-from sparsecc.calibrate.samples import Samples, samples_of
-from sparsecc.calibrate.stats import collect
-from sparsecc.choose import Choice, Source, choose
+from sparsecc.allocators.output_error import Bench
+from sparsecc.allocators.trial_repair import Rehearsal, Stage, counterparts, divided
+from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate.layer_statistics import collect
+from sparsecc.data.samples import Samples, samples_of
+from sparsecc.decide.channels import Choice, Source, choose
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.pipeline import Job, open_for_compile
-from sparsecc.reconstruct.sweep import Settings
-from sparsecc.verify.oracle import masked
+from sparsecc.reconstruct.layerwise import Settings
+from sparsecc.reference.masked_channels import masked
+from sparsecc.tasks.compile import Job, open_for_compile
 from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -227,7 +227,7 @@ def test_the_plan_that_is_nearest_to_the_dense_outputs_is_taken(
 def test_what_is_foreseen_is_of_the_plan_by_curves_that_was_beaten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsecc.allocators.additive.POWERS", (1.0,))
+    monkeypatch.setattr("sparsecc.allocators.dynamic_program.POWERS", (1.0,))
     wanted = chosen(tmp_path, criterion="obs", allocator="global").keep
     by_curves = chosen(tmp_path, criterion="obs", allocator="distortion").predicted
 

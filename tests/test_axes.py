@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc import axes
-from sparsecc.axes import (
+from sparsecc.axes import algebra as axes
+from sparsecc.axes.algebra import (
     Atom,
     Axis,
     Cat,
@@ -34,7 +34,7 @@ from sparsecc.axes import (
     resolve,
     slot_sums,
 )
-from sparsecc.sizes import Size
+from sparsecc.axes.sizes import Size
 from tests.axis_trees import Tree, View, concluded, expression, merged, partition, slots, systems
 
 

@@ -14,7 +14,7 @@ from benchmarks.accuracy import CHANCE, OTHERS, RIVALS, TWO_SETS, main, wanted
 from benchmarks.accuracy_peers import at_equal_work
 from benchmarks.accuracy_tables import CROWD, MARKS, ranked, tables
 from sparsecc.criteria.gradient import NAMES
-from sparsecc.reconstruct.sweep import repair
+from sparsecc.reconstruct.layerwise import repair
 
 METHODS = "l2:uniform,random:uniform"
 
@@ -83,7 +83,7 @@ def test_the_rivals_come_first() -> None:
 
 
 def test_criteria_that_draw_labels_are_those_that_do_not_look_at_the_outputs() -> None:
-    gradients = pytest.importorskip("sparsecc.torch.gradients")
+    gradients = pytest.importorskip("sparsecc.torch.scores.gradients")
     assert set(NAMES) - CHANCE == set(NAMES) & gradients.ON_OUTPUTS
 
 

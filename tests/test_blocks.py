@@ -12,17 +12,17 @@ import pytest
 
 from sparsecc import api
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.depth import Greedy, shorten
+from sparsecc.decide.layers import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
-from sparsecc.graph.blocks import Block, find_blocks
+from sparsecc.graph.residual_blocks import Block, find_blocks
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.drop_blocks import drop
-from sparsecc.pipeline import Job, open_for_compile
-from sparsecc.verify.dropped import plugged, silenced
-from sparsecc.verify.numerics import worst_error
+from sparsecc.reference.gated_layers import plugged, silenced
+from sparsecc.runtime.numerics import worst_error
+from sparsecc.tasks.compile import Job, open_for_compile
 from sparsecc.verify.prove import Probes, write
 from tests.rule_checks import model_of
 from tests.zoo import ZOO
@@ -258,7 +258,7 @@ def test_a_wrong_drop_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     job, analysis, probes = opened(saved_chain(tmp_path, (1,)), tmp_path, ratio=0.1)
 
     other = find_blocks(analysis)[3].branches[0].title
-    monkeypatch.setattr("sparsecc.depth.silenced", lambda model, branches: silenced(model, [other]))
+    monkeypatch.setattr("sparsecc.decide.layers.silenced", lambda model, branches: silenced(model, [other]))
     with pytest.raises(InternalError, match="the model without 1 layers differs"):
         shorten(job, analysis, probes)
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
-from sparsecc.budget import NEAR, TRIALS, Goal, Trial, judge, settle
+from sparsecc.decide.goals import NEAR, TRIALS, Goal, Trial, judge, settle
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions

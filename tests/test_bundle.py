@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc import bundle
-from sparsecc.bundle import Bundle, BundleWriter
+from sparsecc.bundle import folder as bundle
+from sparsecc.bundle.folder import Bundle, BundleWriter
 from sparsecc.errors import GoalError, InputError, SystemFailureError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,7 +209,7 @@ WRITER = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from sparsecc.bundle import BundleWriter
+from sparsecc.bundle.folder import BundleWriter
 out, text = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 while True:
@@ -301,7 +301,7 @@ ONCE = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from sparsecc.bundle import BundleWriter
+from sparsecc.bundle.folder import BundleWriter
 from sparsecc.errors import SystemFailureError
 try:
     with BundleWriter(Path(sys.argv[1]), force=True) as writer:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc.cache import Cache
 from sparsecc.cli import main
 from sparsecc.errors import SystemFailureError
+from sparsecc.system.cache import Cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,7 +147,7 @@ WRITER = """
 import sys, hashlib
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from sparsecc.cache import Cache
+from sparsecc.system.cache import Cache
 store = Cache(Path(sys.argv[1]))
 rounds = int(sys.argv[2])
 i = 0

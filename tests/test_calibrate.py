@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
-from sparsecc.calibrate import samples as sampling
-from sparsecc.calibrate.consumers import Consumer, consumer_of
-from sparsecc.calibrate.samples import Samples, merged, samples_of
-from sparsecc.calibrate.stats import collect
-from sparsecc.calibrate.walk import Walk
+from sparsecc.calibrate.layer_statistics import collect
+from sparsecc.calibrate.linear_layers import Consumer, consumer_of
+from sparsecc.data import samples as sampling
+from sparsecc.data.samples import Samples, merged, samples_of
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
+from sparsecc.runtime.segments import Walk
+from sparsecc.runtime.session import OrtRunner, open_session, session_options
 from tests.repair_models import MLP, analysed, mlp, model_of, normal
 
 CONVS = [
@@ -117,7 +117,7 @@ def test_a_walk_sees_weights_changed_on_the_way(tmp_path: Path) -> None:
 def test_a_segment_too_large_for_one_message_goes_through_a_file_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsecc.calibrate.walk._PROTO_LIMIT", 0)
+    monkeypatch.setattr("sparsecc.runtime.segments._PROTO_LIMIT", 0)
     text = """g (float[n,6] x) => (float[n,3] y) {
       a = MatMul(x, w1) h = Relu(a) b = MatMul(h, w2) y = MatMul(b, w3) }"""
     weights = {"w1": normal(6, 300), "w2": normal(300, 90, seed=1), "w3": normal(90, 3, seed=2)}

@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.cache import Cache
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import Stats, collect, widest_block
+from sparsecc.calibrate.layer_statistics import Stats, collect, widest_block
 from sparsecc.criteria.obs import greedy
+from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
+from sparsecc.system.cache import Cache
 from tests.repair_models import analysed, mlp, normal
 
 

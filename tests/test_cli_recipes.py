@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsecc.bundle.recipe import LARGEST
 from sparsecc.cli import main
-from sparsecc.recipe_file import LARGEST
 from tests.cli_recorder import Err, Recorder
 
 pytest_plugins = ("tests.cli_fixtures",)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsecc.cli import main
-from sparsecc.cli.trail import FILES
+from sparsecc.cli.run_log import FILES
 from sparsecc.errors import GoalError
 from tests.cli_recorder import Recorder
 

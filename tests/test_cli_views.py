@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.compare_ import compare_view
 from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.doctor import doctor_view
@@ -17,6 +16,7 @@ from sparsecc.cli.inspect_ import inspect_view
 from sparsecc.cli.profile_ import profile_view
 from sparsecc.cli.render import draw
 from sparsecc.cli.verify_ import verify_view
+from sparsecc.cli.view import Block, Grid, Line
 
 GOLDEN = Path(__file__).parent / "golden" / "cli"
 VIEWS: dict[str, Callable[[Any], Sequence[Block]]] = {

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
 from sparsecc.cli import main
-from sparsecc.pipeline import compile_model
+from sparsecc.tasks.compile import compile_model
 
 FILES = {"model.onnx", "plan.json", "report.json", "report.html", "recipe.yaml", "manifest.json"}
 

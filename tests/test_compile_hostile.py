@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from onnx import parser
 
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import InputError, SparseccError
-from sparsecc.text import escape
+from sparsecc.escaping import escape
 from sparsecc.verify import prove
 from sparsecc.worker import Worker
 
@@ -33,7 +33,7 @@ def compiled(worker: Worker, model: Path, out: Path) -> tuple[int, str]:
     options = {"ratio": 0.5, "measure": False}
     request = {"model": str(model), "output": str(out), "options": options}
     try:
-        worker.run("sparsecc.pipeline:compile_model", request, deadline=2 * SECONDS)
+        worker.run("sparsecc.tasks.compile:compile_model", request, deadline=2 * SECONDS)
     except SparseccError as e:
         return e.exit_code, str(e)
     return 0, ""
@@ -90,7 +90,7 @@ LOOP = """<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y)
 
 
 def test_a_run_on_random_inputs_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsecc.pipeline import compile_model
+    from sparsecc.tasks.compile import compile_model
 
     monkeypatch.setattr(prove, "PROBE_SECONDS", 0.3)
     (tmp_path / "m.onnx").write_bytes(parser.parse_model(LOOP).SerializeToString())

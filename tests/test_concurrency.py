@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecc.bundle import MANIFEST, Bundle
+from sparsecc.bundle.folder import MANIFEST, Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "digits_resnet.onnx"

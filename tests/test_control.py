@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
-from sparsecc.bodies import one_scope
-from sparsecc.pipeline import compile_model
+from sparsecc.ir.subgraphs import one_scope
+from sparsecc.tasks.compile import compile_model
 from tests.control_models import ModelWithBodies
 from tests.pruning import Pruned, prune_half
 from tests.rule_checks import model_of, run

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import SparseccError
-from sparsecc.text import escape
+from sparsecc.escaping import escape
 from sparsecc.worker import Worker
 
 SECONDS = 60.0
@@ -43,7 +43,7 @@ def fault(worker: Worker, path: Path, place: Path, ratio: float) -> str | None:
     request = {"model": str(path), "output": str(place / "out"), "options": options}
     begun = time.perf_counter()
     try:
-        worker.run("sparsecc.pipeline:compile_model", request, deadline=SECONDS)
+        worker.run("sparsecc.tasks.compile:compile_model", request, deadline=SECONDS)
     except SparseccError as e:
         line = str(e)
         refused = e.exit_code == 2 or "crashed (SIG" in line

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import sparsecc
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.worker import Worker
 
@@ -100,13 +100,13 @@ def worker() -> Iterator[Worker]:
 
 def test_a_killed_worker_leaves_a_bundle_or_nothing(worker: Worker, tmp_path: Path) -> None:
     """Only the worker dies, at 30 moments: the parent sees an error and sweeps."""
-    from sparsecc.bundle import sweep
+    from sparsecc.bundle.folder import sweep
     from sparsecc.errors import WorkerError
 
     out = tmp_path / "out"
     options = {"ratio": 0.3, "measure": False}
     request = {"model": str(MODEL), "output": str(out), "force": True, "options": options}
-    task = "sparsecc.pipeline:compile_model"
+    task = "sparsecc.tasks.compile:compile_model"
     worker.run(task, request)
     begun = time.perf_counter()
     worker.run(task, request)

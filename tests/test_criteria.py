@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from sparsecc.calibrate.channels import Channels
-from sparsecc.calibrate.samples import Samples, samples_of
-from sparsecc.calibrate.stats import Stats, collect
+from sparsecc.calibrate.layer_statistics import Stats, collect
 from sparsecc.criteria import CRITERIA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES, OF_TWO_SETS
@@ -19,6 +18,7 @@ from sparsecc.criteria.mass import holders, often
 from sparsecc.criteria.obs import DAMPING, greedy
 from sparsecc.criteria.rank import mean_rank
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples, samples_of
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.loading.models import load_ir

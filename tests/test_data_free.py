@@ -10,16 +10,16 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.allocators.bench import Reference
-from sparsecc.axes import Atom
-from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
-from sparsecc.calibrate.matched import matched, matched_pair, norm_of, norms_of
-from sparsecc.calibrate.samples import Samples, image_like
+from sparsecc.allocators.output_error import Reference
+from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norm_of, norms_of
+from sparsecc.data.samples import Samples, image_like
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Settings, repair
+from sparsecc.runtime.session import OrtRunner, open_session, session_options
 from tests.repair_models import analysed, normal
 
 WIDTH, DEPTH = 16, 12
@@ -84,8 +84,8 @@ def test_inside_batch_norms_hold_the_statistics_of_the_samples_and_then_their_ow
 
 
 def outputs_at(model: ir.Model, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    from sparsecc.calibrate.samples import Samples
-    from sparsecc.calibrate.walk import Walk
+    from sparsecc.data.samples import Samples
+    from sparsecc.runtime.segments import Walk
 
     walk = Walk(model, Samples((feeds,), True).batches, Path("/nonexistent"), wanted=[name])
     walk.reach(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sparsecc
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError
 
@@ -96,7 +96,7 @@ def test_verify_notices_what_the_recipe_does_not_give(model: Path, first: Path, 
 
 def tampered(out: Path, recipe: str) -> None:
     """The bundle with another recipe and a manifest that agrees."""
-    from sparsecc.bundle import manifest_of, write_json
+    from sparsecc.bundle.folder import manifest_of, write_json
 
     (out / "recipe.yaml").write_text(recipe)
     write_json(out / "manifest.json", manifest_of(out, {}))

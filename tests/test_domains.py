@@ -9,15 +9,15 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.calibrate.samples import Samples
 from sparsecc.cli import main
 from sparsecc.criteria.gradient import Gradients
+from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.groups import find_groups
 from tests.repair_models import analysed, model_of, normal
 
 torch = pytest.importorskip("torch", reason="dai needs gradients: pip install 'sparsecc[torch]'")
-from sparsecc.torch.domains import alignment  # noqa: E402
+from sparsecc.torch.scores.domains import alignment  # noqa: E402
 
 TWO_SIDED = "g (float[n, 6] x) => (float[n, 4] y) { a = MatMul(x, w1) h = Relu(a) y = MatMul(h, w2) }"
 GENERAL = [1, 2, 5, 7]

@@ -11,13 +11,13 @@ import pytest
 
 from sparsecc import compile
 from sparsecc.calibrate.routers import Micro
-from sparsecc.calibrate.samples import Samples
-from sparsecc.choose import scored
 from sparsecc.criteria import CRITERIA
 from sparsecc.criteria.clusters import merged
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import micro_scores
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples
+from sparsecc.decide.channels import scored
 from sparsecc.graph.groups import find_groups
 from sparsecc.options import CompileOptions
 from tests.repair_models import mlp, normal

@@ -11,16 +11,16 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import compile
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.routers import mixtures_of
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.walk import Walk
+from sparsecc.data.samples import Samples
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.normalise import normalise
 from sparsecc.reconstruct.experts import fitted, refit_experts
+from sparsecc.reconstruct.layerwise import Repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.reconstruct.sweep import Repair
+from sparsecc.runtime.segments import Walk
 from tests.repair_models import normal
 from tests.rule_checks import loaded, model_of
 from tests.test_experts_routers import FUSED, KINDS

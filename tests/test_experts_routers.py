@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from sparsecc.calibrate.fused_mixtures import fused_mixtures
+from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.calibrate.mixtures import Seen
 from sparsecc.calibrate.routers import Router, mixtures_of, supers, tcess
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import collect
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import analyse
 from tests.rule_checks import feeds_of, loaded, model_of, run
 from tests.test_rules_experts import mixture

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
+from sparsecc.data.files import feeds_from
 from sparsecc.errors import InputError
-from sparsecc.feed_files import feeds_from
 
 tokenizers = pytest.importorskip("tokenizers")
 

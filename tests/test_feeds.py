@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.data.random_inputs import candidate_dims, feeds_from, random_feeds
 from sparsecc.errors import InputError
-from sparsecc.feeds import candidate_dims, feeds_from, random_feeds
 
 SHARED = Path(os.environ.get("SPARSECC_SHARED", Path(__file__).parents[2] / "shared"))
 

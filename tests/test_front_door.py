@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from sparsecc.errors import InputError
-from sparsecc.loading.calls import inlined_nodes
-from sparsecc.loading.front_door import open_bytes, open_model
+from sparsecc.escaping import escape, one_line
+from sparsecc.loading.file_type import looks_like
+from sparsecc.loading.function_calls import inlined_nodes
 from sparsecc.loading.limits import Limits
 from sparsecc.loading.models import NOTES, load_ir, load_ir_bytes
-from sparsecc.loading.sniff import looks_like
-from sparsecc.text import escape, one_line
+from sparsecc.loading.open_model import open_bytes, open_model
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 MODEL = (

@@ -19,9 +19,9 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc.errors import InputError
-from sparsecc.gate import Check, GateResult, clock_free_checks, decide, gate
-from sparsecc.measure.gate_config import read_gate_config, read_share
-from sparsecc.measure.gate_report import append_history, history_of, junit, markdown, text_rows
+from sparsecc.gate.config import read_gate_config, read_share
+from sparsecc.gate.gate import Check, GateResult, clock_free_checks, decide, gate
+from sparsecc.gate.report import append_history, history_of, junit, markdown, text_rows
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.statistics import LogRatio
 from sparsecc.report.html import trend_page
@@ -88,7 +88,7 @@ def test_a_model_that_is_no_slower_passes(tmp_path: Path) -> None:
 def test_a_machine_that_cannot_resolve_the_threshold_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsecc.gate.LOOKS", 1)
+    monkeypatch.setattr("sparsecc.gate.gate.LOOKS", 1)
     few = Budget(pairs=5, seconds=0.1, warmup_seconds=0.0)
     clock = iter(np.random.default_rng(0).lognormal(15, 1.0, 100_000))
     now = [0]

@@ -21,11 +21,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from sparsecc.errors import InputError
+from sparsecc.escaping import escape
 from sparsecc.loading.external import Extent, ExternalFiles
-from sparsecc.loading.front_door import open_model
 from sparsecc.loading.limits import Limits
 from sparsecc.loading.models import load_ir
-from sparsecc.text import escape
+from sparsecc.loading.open_model import open_model
 from sparsecc.worker import Worker
 
 HERE = Path(__file__).parent

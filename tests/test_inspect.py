@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc.cost import macs_model
+from sparsecc.cost.model import macs_model
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain

@@ -13,24 +13,24 @@ import onnx_ir as ir
 import pytest
 
 from benchmarks.large import Decoder, measured
-from sparsecc import memory
 from sparsecc.allocators.base import Candidate, Nearest
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.criteria import weights
-from sparsecc.depth import Depth
+from sparsecc.data.random_inputs import random_feeds
+from sparsecc.decide.layers import Depth
 from sparsecc.errors import InputError, InternalError
-from sparsecc.feeds import random_feeds
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir import graph_editor as editor
+from sparsecc.ir.mapped import MappedFile, Spool
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.mapped import MappedFile, Spool
 from sparsecc.options import CompileOptions
-from sparsecc.passes.quantize import editor
-from sparsecc.pipeline import Decision, Job, decide, open_for_compile
-from sparsecc.verify import parts
-from sparsecc.verify.numerics import worst_error
-from sparsecc.verify.parts import PartedRunner
+from sparsecc.runtime import partitioned as parts
+from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.system import memory
+from sparsecc.tasks.compile import Decision, Job, decide, open_for_compile
 from sparsecc.verify.prove import Probes, prove, write
 
 BARE = 140
@@ -196,7 +196,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     size = (tmp_path / "decoder.onnx.data").stat().st_size
     options = {"ratio": 0.3, "align": 32, "target": "onnx", "sparsity": "2:4", "quantize": "int4"}
     request = {"model": str(path), "output": str(tmp_path / "out"), "options": {**options, "measure": False}}
-    found = measured("sparsecc.pipeline:compile_model", request, 512 << 20, 300)
+    found = measured("sparsecc.tasks.compile:compile_model", request, 512 << 20, 300)
     assert found["came"] == "done"
     assert size > 140e6
     assert found["peak_mb"] < 1.75 * size / 1e6 + BARE, found

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc.cache import Cache
-from sparsecc.choose import choose
+from sparsecc.cost.latency import latency_model, place, profile_kernels
+from sparsecc.cost.latency_table import LatencyTable, Staircase
+from sparsecc.cost.shape_class import ShapeClass, steps, timing_model
+from sparsecc.decide.channels import choose
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
-from sparsecc.latency import LatencyTable, Staircase, latency_model
-from sparsecc.latency.model import place, profile_kernels
-from sparsecc.latency.shape_class import ShapeClass, steps, timing_model
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.system.cache import Cache
 
 DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits_resnet.onnx"
 CONV = ShapeClass("Conv", 32, 48, (1, 8, 8), (3, 3), (("pads", (1, 1, 1, 1)),))

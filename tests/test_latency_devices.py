@@ -14,7 +14,7 @@ import pytest
 import sparsecc
 from sparsecc.cli import main
 from sparsecc.errors import InputError, UnavailableError
-from sparsecc.gate import gate
+from sparsecc.gate.gate import gate
 from sparsecc.measure.interleave import Budget
 from tests.sshd import Server, free_port, running_sshd
 from tests.test_budget import perceptron

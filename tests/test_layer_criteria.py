@@ -9,14 +9,14 @@ import onnx
 import pytest
 
 from sparsecc import api
-from sparsecc.cost import macs_model
-from sparsecc.depth import Greedy, shorten
-from sparsecc.distances import DISTANCES, angular, distances, divergence, relative
+from sparsecc.cost.model import macs_model
+from sparsecc.decide.layer_spans import ends, spans_of, straightest, walked
+from sparsecc.decide.layers import Greedy, shorten
+from sparsecc.decide.output_distances import DISTANCES, angular, distances, divergence, relative
 from sparsecc.errors import InputError
-from sparsecc.graph.blocks import find_blocks
+from sparsecc.graph.residual_blocks import find_blocks
 from sparsecc.options import LAYER_CRITERIA, CompileOptions
-from sparsecc.spans import ends, spans_of, straightest, walked
-from sparsecc.verify.dropped import plugged
+from sparsecc.reference.gated_layers import plugged
 from tests.rule_checks import model_of
 from tests.test_blocks import chain, opened, saved_chain
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc.litter import locked_folder, sweep_folders
+from sparsecc.system.temp_folders import locked_folder, sweep_folders
 
 
 def test_a_folder_is_never_swept_from_under_its_maker(tmp_path: Path) -> None:

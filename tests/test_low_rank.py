@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.low_rank import (
+from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
+from sparsecc.passes.sparsity import Sparsify
+from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.low_rank import (
     MULTIPLE,
     Timed,
     eora,
@@ -21,9 +24,6 @@ from sparsecc.passes.quantize.low_rank import (
     rank_within,
     timed_rank,
 )
-from sparsecc.passes.quantize.sites import find_sites
-from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
-from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import Decisions, apply, context, operators, outputs, relative_error

@@ -16,10 +16,10 @@ from sparsecc.backends.base import LayerTime
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.measure.footprint import footprint
+from sparsecc.measure.fresh_sessions import clock_for, compare_fresh
 from sparsecc.measure.interleave import Budget, compare, time_alone
 from sparsecc.measure.layers import typical_times
 from sparsecc.measure.roofline import Machine, Work, layer_work, placed_under
-from sparsecc.measure.rounds import clock_for, compare_fresh
 from sparsecc.measure.statistics import Percentiles, bootstrap_median, log_ratio, ratio_of_rounds
 
 CHAIN = """

@@ -9,9 +9,9 @@ import pytest
 
 import sparsecc
 from sparsecc.allocators import ALLOCATORS
-from sparsecc.choose import require_methods
 from sparsecc.cli import main
 from sparsecc.criteria import CRITERIA
+from sparsecc.decide.channels import require_methods
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc import api
-from sparsecc.bundle import size_of
+from sparsecc.bundle.folder import size_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.calibrate import session_of
-from sparsecc.passes.quantize.mixed import FLOAT, Point, allocate, gain, widths
+from sparsecc.passes.quantize.activation_ranges import session_of
+from sparsecc.passes.quantize.mixed_precision import FLOAT, Point, allocate, gain, widths
 from sparsecc.plan import Plan
 from sparsecc.targets import TARGETS
 from tests.quantize_models import convolutions, feeds_for, transformer
@@ -195,7 +195,7 @@ def test_a_compile_keeps_the_size_by_types_and_by_removal_where_both_are_asked(t
 
 def test_bytes_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where layers share a weight: what was saved alone is saved once."""
-    from sparsecc.passes.quantize import mixed
+    from sparsecc.passes.quantize import mixed_precision as mixed
 
     honest = mixed.measured
 
@@ -217,7 +217,7 @@ def test_bytes_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatc
 
 def test_a_better_single_type_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the sum of losses misleads the solver, measuring again finds it out."""
-    from sparsecc.passes.quantize import mixed
+    from sparsecc.passes.quantize import mixed_precision as mixed
 
     honest = mixed.measured
 

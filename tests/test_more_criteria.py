@@ -12,12 +12,12 @@ import pytest
 
 import sparsecc
 from sparsecc.allocators.pq import least_kept, pq_index
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import collect
+from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.criteria import CRITERIA
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES, Gradients
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups

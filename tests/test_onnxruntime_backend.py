@@ -18,9 +18,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc.backends import backend_named, backend_names
-from sparsecc.backends.kernel_census import census, float_reason
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
+from sparsecc.runtime.kernel_census import census, float_reason
 
 RNG = np.random.default_rng(0)
 

@@ -13,12 +13,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from sparsecc.ir.graph_editor import prepare
+from sparsecc.loading.constant_weights import LARGEST, MOST_NODES, store_operands
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, normalise
-from sparsecc.loading.operands import LARGEST, MOST_NODES, store_operands
-from sparsecc.passes.quantize.editor import prepare
-from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, find_sites
-from sparsecc.shapes import evaluated
+from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, find_sites
+from sparsecc.shapes.infer import evaluated
 
 from .zoo.export import onnx_path
 
@@ -194,7 +194,7 @@ def test_a_long_way_to_many_weights_is_not_walked_for_each(
         assert next(ran) <= MOST_NODES**2
         return evaluated(*given)
 
-    monkeypatch.setattr("sparsecc.loading.operands.evaluated", counted)
+    monkeypatch.setattr("sparsecc.loading.constant_weights.evaluated", counted)
     store_operands(model)
     assert ("Abs" in kinds(model)) == (length > MOST_NODES)
 

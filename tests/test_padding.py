@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 import sparsecc
+from sparsecc.loading.maxpool_padding import TINY
 from sparsecc.loading.normalise import GUARDED, normalise
-from sparsecc.loading.padding import TINY
 
 POOL = "MaxPool<kernel_shape = [3, 3], strides = [2, 2]>"
 

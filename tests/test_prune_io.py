@@ -11,7 +11,7 @@ import pytest
 
 from sparsecc import api
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.verify.narrowed import Narrowed
+from sparsecc.reference.pruned_io import Narrowed
 from tests.rule_checks import model_of
 
 TEXT = """(float[N,8] x, float[8,16] w1, float[16] w2, float[16,6] w3, float[6] w4) => (float[N,6] y)

@@ -44,8 +44,8 @@ def test_the_public_names() -> None:
 
 
 def test_rooms_do_not_hide_the_verbs_of_their_names() -> None:
-    import sparsecc.doctor
-    import sparsecc.verify.numerics
+    import sparsecc.runtime.numerics
+    import sparsecc.tasks.doctor
 
     assert callable(sparsecc.verify)
     assert callable(sparsecc.doctor)
@@ -60,7 +60,7 @@ def test_a_compile_never_imports_torch(root: Path) -> None:
     """The worker's own task, in a process that can tell what it loaded."""
     code = """
 import tempfile
-from sparsecc.trials import compile_model
+from sparsecc.tasks.compile_to_goal import compile_model
 with tempfile.TemporaryDirectory() as folder:
     options = {"ratio": 0.5, "measure": False}
     request = {"model": "models/digits_resnet.onnx", "output": folder + "/out", "options": options}

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.batch_norms import fold_batch_norms
-from sparsecc.passes.quantize.calibrate import METHODS, session_of
+from sparsecc.passes.quantize.activation_ranges import METHODS, session_of
+from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
+from sparsecc.runtime.numerics import decibels
 from sparsecc.targets import TARGETS
-from sparsecc.verify.numerics import decibels
 from tests.quantize_models import convolutions, feeds_for, transformer
 
 

@@ -11,16 +11,16 @@ import onnx_ir as ir
 import pytest
 
 from benchmarks.quantization_cases import CASES, shared
-from sparsecc.allocators.additive import additive_allocate
+from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.descent import descend, round_by_output, round_row_by_output
+from sparsecc.passes.quantize.coordinate_descent import descend, round_by_output, round_row_by_output
 from sparsecc.passes.quantize.equalize import equalize_convolutions
-from sparsecc.passes.quantize.gram import damped, output_error
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
-from sparsecc.passes.quantize.sites import find_sites
 from sparsecc.passes.quantize.spec import quantize_weight, weight_scale
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
+from sparsecc.passes.weights.input_moments import damped, output_error
+from sparsecc.passes.weights.linear_layers import find_sites
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply, context, outputs, relative_error
 

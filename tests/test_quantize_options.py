@@ -12,17 +12,17 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc.backends.kernel_census import census
+from sparsecc.decide.passes import build_options, passes_for
 from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import Skip
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
-from sparsecc.pipeline import Job
 from sparsecc.report import assemble
-from sparsecc.report.against_parts import quantized_part
 from sparsecc.report.types_used import slower_than, type_warnings
-from sparsecc.stages import build_options, passes_for
+from sparsecc.runtime.kernel_census import census
+from sparsecc.tasks.ablation import quantized_part
+from sparsecc.tasks.compile import Job
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply
 

@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.tensorrt_api import RTX
-from sparsecc.backends.tensorrt_build import build_plan
-from sparsecc.backends.tensorrt_options import BuildOptions
+from sparsecc.backends.nvidia.api import RTX
+from sparsecc.backends.nvidia.build import build_plan
+from sparsecc.backends.nvidia.options import BuildOptions
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify

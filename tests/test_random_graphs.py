@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
@@ -21,8 +21,8 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.pipeline import compile_model
-from sparsecc.verify.numerics import worst_error
+from sparsecc.runtime.numerics import worst_error
+from sparsecc.tasks.compile import compile_model
 from sparsecc.verify.prove import Probes, write
 from tests.random_graphs import IMAGE, SEQUENCE, Recipe, build, recipes
 

@@ -9,17 +9,18 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
 from sparsecc.calibrate.moments import Moments
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.walk import MEMORY
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
-from sparsecc.reconstruct import solve, wide
+from sparsecc.reconstruct import blockwise as wide
+from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.damping import DAMPINGS, LEAST, MANY, Halves, damping_for, in_second_half
+from sparsecc.reconstruct.layerwise import Repair, Settings, repair
 from sparsecc.reconstruct.stage import kept_values, left_alone
-from sparsecc.reconstruct.sweep import Repair, Settings, repair
+from sparsecc.runtime.segments import MEMORY
+from sparsecc.runtime.session import OrtRunner, open_session, session_options
 from tests.repair_models import analysed, mlp, normal
 
 ROWS = 400

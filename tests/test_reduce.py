@@ -12,7 +12,7 @@ from onnx import parser
 
 from sparsecc.cli import main
 from sparsecc.errors import InputError
-from sparsecc.reduce import cut_out, reduce_model, reduce_nodes
+from sparsecc.tasks.reduce import cut_out, reduce_model, reduce_nodes
 
 
 def chain(length: int, odd: dict[int, str]) -> onnx.ModelProto:

@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'sparsecc[torch]'")
 from torch import Tensor, nn  # noqa: E402
 
-from sparsecc.calibrate.samples import Samples  # noqa: E402
 from sparsecc.criteria.gradient import Gradients  # noqa: E402
+from sparsecc.data.samples import Samples  # noqa: E402
 from sparsecc.graph.groups import find_groups  # noqa: E402
 from sparsecc.torch.pruning import fresh_scores, study  # noqa: E402
-from sparsecc.torch.relevance import ALPHA, EPSILON, EPSILONS, Relevance, Rules  # noqa: E402
+from sparsecc.torch.scores.relevance import ALPHA, EPSILON, EPSILONS, Relevance, Rules  # noqa: E402
 from tests.repair_models import analysed, normal  # noqa: E402
 
 BOTH = pytest.mark.parametrize("rules", [ALPHA, EPSILONS], ids=["alpha", "epsilon"])

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from sparsecc.report.charts import CURVE_HEIGHT, WIDTH, distributions, quantile, round_values
 from sparsecc.report.html import compile_page, inspect_page, profile_page
-from sparsecc.report.inspect_page import LARGEST_GRAPH
+from sparsecc.report.inspect_page import LARGEST_GRAPH, topology
 from sparsecc.report.layout import NODE_HEIGHT, NODE_WIDTH, layered
-from sparsecc.report.topology import topology
 
 GOLDEN = Path(__file__).parent / "golden" / "cli"
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from sparsecc.graph.analysis import analyse
-from sparsecc.graph.branches import take_known_branches
+from sparsecc.graph.constant_if import take_known_branches
 from tests.rule_checks import check, feeds_of, free_members, loaded, model_of, run
 
 BY_RANK = (

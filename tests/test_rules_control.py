@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsecc.cost import macs_model
+from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.explain import explain
 from tests.rule_checks import check, free_members, loaded, model_of, why_pinned

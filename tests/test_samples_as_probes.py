@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 import sparsecc
+from sparsecc.data.random_inputs import random_feeds
 from sparsecc.errors import InputError
-from sparsecc.feeds import random_feeds
-from sparsecc.probe_sizes import assignments
+from sparsecc.shapes.candidates import assignments
 
 LENGTH = 100
 RATE = 16000

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import sparsecc
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.search.front import front, fronts

@@ -11,11 +11,11 @@ import pytest
 
 import sparsecc
 from sparsecc.api import sign
-from sparsecc.bundle import SIGNATURE, Bundle, manifest_of, write_json
+from sparsecc.bundle.folder import SIGNATURE, Bundle, manifest_of, write_json
+from sparsecc.bundle.signing import PASSWORD, signature_check
+from sparsecc.bundle.signing import sign as sign_here
 from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError, SystemFailureError, UnavailableError
-from sparsecc.signing import PASSWORD, signature_check
-from sparsecc.signing import sign as sign_here
 
 pytest.importorskip("model_signing", reason="needs the extra: pip install 'sparsecc[sign]'")
 from cryptography.hazmat.primitives import serialization as pem

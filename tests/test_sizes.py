@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsecc.sizes import Size, at, is_static, joined, minus, plus, product, quotient, smaller, times
+from sparsecc.axes.sizes import Size, at, is_static, joined, minus, plus, product, quotient, smaller, times
 
 PROBES = 3
 SIZES = st.one_of(st.integers(0, 12), st.tuples(*[st.integers(0, 12)] * PROBES).map(joined))

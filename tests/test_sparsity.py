@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.errors import InputError, InternalError
-from sparsecc.mapped import Spool
+from sparsecc.ir.mapped import Spool
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.gram import walk_inputs
-from sparsecc.passes.quantize.sites import find_sites
 from sparsecc.passes.sparsity import Sparsify, permute
 from sparsecc.passes.sparsity.pattern import parse_pattern
 from sparsecc.passes.sparsity.permute import best_order, reorder
 from sparsecc.passes.sparsity.refit import refit_rows
 from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
+from sparsecc.passes.weights.input_moments import walk_inputs
+from sparsecc.passes.weights.linear_layers import find_sites
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply, context, outputs, relative_error
 

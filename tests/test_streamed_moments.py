@@ -12,9 +12,9 @@ import pytest
 from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.gram import InputMoments, walk_inputs
-from sparsecc.passes.quantize.sites import find_sites
 from sparsecc.passes.sparsity import Sparsify
+from sparsecc.passes.weights.input_moments import InputMoments, walk_inputs
+from sparsecc.passes.weights.linear_layers import find_sites
 from tests.quantize_models import convolutions, feeds_for
 from tests.test_quantize import Decisions, context, outputs
 

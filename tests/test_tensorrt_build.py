@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from sparsecc import api
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.report.compile_page import CompilePage
 from tests.sshd import Server

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from sparsecc.backends.tensorrt_compare import PAIRS, ROUNDS, WARM_UPS, interleaved
+from sparsecc.backends.nvidia.compare import PAIRS, ROUNDS, WARM_UPS, interleaved
 from tests.sshd import Server
 from tests.tensorrt_graphs import conv_residual
 from tests.trtexec_stand_in import home_for

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from sparsecc.backends.tensorrt_options import BuildOptions
-from sparsecc.backends.tensorrt_scripts import python_script
+from sparsecc.backends.nvidia.options import BuildOptions
+from sparsecc.backends.nvidia.scripts import python_script
 from tests.tensorrt_bindings import Bindings, accepted, as_members, bindings
 
 VERSIONS = ("10.16", "11.4")
@@ -127,7 +127,7 @@ def _calls(root: Path) -> Iterator[tuple[str, str, int]]:
 _OURS = """
 import sys, threading
 import tensorrt_bindings as api
-from sparsecc.backends.tensorrt_api import TENSORRT, Log, logger_into, make_builder, progress_monitor
+from sparsecc.backends.nvidia.api import TENSORRT, Log, logger_into, make_builder, progress_monitor
 from sparsecc.errors import UnavailableError
 
 log, seen, stop = Log(), [], threading.Event()
@@ -245,7 +245,7 @@ def test_nothing_of_nvidias_is_imported_with_the_backends() -> None:
     import sys
 
     script = (
-        "import sys, sparsecc.backends.tensorrt_engine, sparsecc.backends.tensorrt_rtx_engine;"
+        "import sys, sparsecc.backends.nvidia.engine, sparsecc.backends.nvidia.rtx_engine;"
         "print([m for m in sys.modules if m.startswith(('tensorrt', 'torch', 'pycuda', 'cuda'))])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

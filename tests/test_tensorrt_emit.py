@@ -11,11 +11,11 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.backends.tensorrt_options import (
+from sparsecc.backends.nvidia.engine import TensorrtEngine
+from sparsecc.backends.nvidia.options import (
     BuildOptions,
 )
-from sparsecc.backends.tensorrt_scripts import python_script, read_settings, shell_script
+from sparsecc.backends.nvidia.scripts import python_script, read_settings, shell_script
 from sparsecc.errors import InputError, UnavailableError
 from tests.tensorrt_graphs import conv_residual
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from sparsecc.backends.tensorrt_graphsurgeon import from_graphsurgeon, to_graphsurgeon
+from sparsecc.backends.nvidia.graph_surgeon import from_graphsurgeon, to_graphsurgeon
 from sparsecc.errors import InputError
 from tests.tensorrt_graphs import conv_residual
 

@@ -18,19 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsecc.backends import tensorrt_api, tensorrt_build, tensorrt_cache
-from sparsecc.backends.tensorrt_api import TENSORRT, availability, load
-from sparsecc.backends.tensorrt_device import NoGpuError
-from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.backends.tensorrt_errors import build_failure, node_in, parse_refusal, plain, summary
-from sparsecc.backends.tensorrt_options import (
+from sparsecc.backends.nvidia import api as tensorrt_api
+from sparsecc.backends.nvidia import build as tensorrt_build
+from sparsecc.backends.nvidia import cache as tensorrt_cache
+from sparsecc.backends.nvidia.api import TENSORRT, availability, load
+from sparsecc.backends.nvidia.device import NoGpuError
+from sparsecc.backends.nvidia.engine import TensorrtEngine
+from sparsecc.backends.nvidia.errors import build_failure, node_in, parse_refusal, plain, summary
+from sparsecc.backends.nvidia.options import (
     BuildOptions,
     Profile,
     as_mapping,
     parse_profile,
     parse_size,
 )
-from sparsecc.backends.tensorrt_plans import read_vouched
+from sparsecc.backends.nvidia.plans import read_vouched
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.passes.prepare_tensorrt import prepare
 from tests.tensorrt_graphs import conv_residual
@@ -217,7 +219,7 @@ def test_plans_that_the_manifest_vouches_for_are_read(tmp_path: Path) -> None:
 def test_changed_plans_never_reach_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _bundle(tmp_path, hashlib.sha256(b"plan of ours").hexdigest())
     good = plan.read_bytes()
-    monkeypatch.setattr("sparsecc.backends.tensorrt_run.open_bytes", lambda *a: pytest.fail("it was loaded"))
+    monkeypatch.setattr("sparsecc.backends.nvidia.run.open_bytes", lambda *a: pytest.fail("it was loaded"))
     for position in range(len(good)):
         plan.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
         with pytest.raises(InputError, match=r"not the file that manifest\.json vouches for"):

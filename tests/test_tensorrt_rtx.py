@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.tensorrt_api import RTX, Steps
-from sparsecc.backends.tensorrt_build import build_plan, check_support
-from sparsecc.backends.tensorrt_options import BuildOptions
-from sparsecc.backends.tensorrt_rtx_engine import TensorrtRtx
+from sparsecc.backends.nvidia.api import RTX, Steps
+from sparsecc.backends.nvidia.build import build_plan, check_support
+from sparsecc.backends.nvidia.options import BuildOptions
+from sparsecc.backends.nvidia.rtx_engine import TensorrtRtx
 from sparsecc.errors import InputError, UnavailableError, WorkerError
 from tests.tensorrt_graphs import FAILING, GRAPHS, REFUSED, conv_residual, dynamic
 
@@ -198,9 +198,9 @@ def test_ctrl_c_stops_the_build_cleanly(tmp_path: Path) -> None:
         """
         import os, signal, sys
         from pathlib import Path
-        from sparsecc.backends.tensorrt_api import RTX
-        from sparsecc.backends.tensorrt_build import build_plan
-        from sparsecc.backends.tensorrt_options import BuildOptions
+        from sparsecc.backends.nvidia.api import RTX
+        from sparsecc.backends.nvidia.build import build_plan
+        from sparsecc.backends.nvidia.options import BuildOptions
 
         def press(what, share):
             if share > 0.2:
@@ -263,7 +263,7 @@ def test_a_crash_in_native_code_stays_in_the_worker(tmp_path: Path) -> None:
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     onnx.save(conv_residual(), tmp_path / "model.onnx")
     request = {"onnx": str(tmp_path / "model.onnx"), "plan": str(tmp_path / "model.engine")}
-    task = "sparsecc.backends.tensorrt_build:build_task"
+    task = "sparsecc.backends.nvidia.build:build_task"
     with pytest.raises(WorkerError) as caught:
         worker.run(
             task, request | {"options": {"plugins": str(tmp_path / "plugins")}, "target": "tensorrt-rtx"}

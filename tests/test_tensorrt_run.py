@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsecc.backends.tensorrt_cuda import Cuda
-from sparsecc.backends.tensorrt_profile import profile_plan
-from sparsecc.backends.tensorrt_run import EngineRunner
+from sparsecc.backends.nvidia.cuda_runtime import Cuda
+from sparsecc.backends.nvidia.layer_profile import profile_plan
+from sparsecc.backends.nvidia.run import EngineRunner
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError
 
 DRIVER = r"""

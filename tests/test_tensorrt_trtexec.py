@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.backends.tensorrt_inspect import census, parse_layers, sparsity_of_log, sparsity_table
-from sparsecc.backends.tensorrt_options import BuildOptions
-from sparsecc.backends.tensorrt_remote import build_on, find_trtexec, time_on
-from sparsecc.backends.tensorrt_trtexec import (
+from sparsecc.backends.nvidia.engine import TensorrtEngine
+from sparsecc.backends.nvidia.engine_inspector import census, parse_layers, sparsity_of_log, sparsity_table
+from sparsecc.backends.nvidia.options import BuildOptions
+from sparsecc.backends.nvidia.remote import build_on, find_trtexec, time_on
+from sparsecc.backends.nvidia.trtexec import (
     build_argv,
     checked_version,
     failure_line,
@@ -236,7 +236,7 @@ def test_board_without_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_backend_builds_on_a_device(board: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`device` in the options sends the build there, and nothing of TensorRT is needed here."""
-    monkeypatch.setattr("sparsecc.backends.tensorrt_engine.open_device", lambda spec: board)
+    monkeypatch.setattr("sparsecc.backends.nvidia.engine.open_device", lambda spec: board)
     folder = tmp_path / "bundle"
     folder.mkdir()
     options = {"device": "ssh://nano@jetson"}

@@ -13,7 +13,7 @@ if importlib.util.find_spec("torch") is None:
 
 from benchmarks.rtx import ARCHITECTURES, RATIO, TYPES, ranges
 from sparsecc.errors import InputError
-from sparsecc.pipeline import compile_model
+from sparsecc.tasks.compile import compile_model
 from tests.zoo.export import onnx_path
 
 pytestmark = pytest.mark.rtx

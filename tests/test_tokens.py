@@ -12,11 +12,11 @@ import pytest
 
 from sparsecc import api
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.cost import macs_model
+from sparsecc.cost.model import macs_model
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
-from sparsecc.graph.idle import idle_masks
-from sparsecc.graph.tokens import CannotReduceError, TokenSite, find_site
+from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
+from sparsecc.graph.zero_masks import idle_masks
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
@@ -24,10 +24,10 @@ from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
+from sparsecc.reference.hidden_tokens import unseen
+from sparsecc.runtime.numerics import worst_error
 from sparsecc.targets import target_named
-from sparsecc.verify.numerics import worst_error
 from sparsecc.verify.prove import Probes, write
-from sparsecc.verify.unseen import unseen
 from tests.rule_checks import model_of
 from tests.zoo.export import Exporter, ZooUnavailable, onnx_path
 
@@ -307,13 +307,13 @@ def test_where_there_is_no_site_the_report_says_why(models_dir: Path, tmp_path: 
 
 
 def test_a_wrong_choice_is_noticed(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsecc.depth import Depth
-    from sparsecc.pipeline import Job, open_for_compile
-    from sparsecc.tokens import thin
+    from sparsecc.decide.layers import Depth
+    from sparsecc.decide.tokens import thin
+    from sparsecc.tasks.compile import Job, open_for_compile
 
     job = Job(models_dir / "digits_vit.onnx", CompileOptions(tokens=0.5), tmp_path, lambda event: None)
     analysis, probes = open_for_compile(job)
-    monkeypatch.setattr("sparsecc.tokens.unseen", lambda m, t: unseen(m, {**t, "kept": t["kept"] + 1}))
+    monkeypatch.setattr("sparsecc.decide.tokens.unseen", lambda m, t: unseen(m, {**t, "kept": t["kept"] + 1}))
     with pytest.raises(InternalError, match="the model of 8 tokens differs"):
         thin(job, analysis, Depth(), probes)
 
@@ -325,7 +325,7 @@ def test_a_share_out_of_bounds_is_refused(share: float) -> None:
 
 
 def test_a_plan_that_names_no_attention_is_refused(models_dir: Path) -> None:
-    from sparsecc.verify.foreign_plan import read_plan, require_fits
+    from sparsecc.bundle.plan_file import read_plan, require_fits
 
     tokens = {"attention": "node_conv2d", "later": [], "first": 1, "patches": 16, "kept": 8}
     plan = {**Plan({"sha256": ""}).to_json(), "tokens": tokens}

@@ -10,8 +10,8 @@ from torch import Tensor, nn  # noqa: E402
 
 import sparsecc.torch as st  # noqa: E402
 from sparsecc.errors import InputError  # noqa: E402
-from sparsecc.torch.gradients import GRADIENT_CRITERIA  # noqa: E402
 from sparsecc.torch.pruning import Loss, Study, fresh_scores, study  # noqa: E402
+from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA  # noqa: E402
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 OUTPUTS = ("ntk", "ntk-adam", "lrp", "lrp_alpha", "lrp_epsilon")

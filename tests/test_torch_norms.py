@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'sparsecc[torch]'")
 
 import sparsecc.torch as st  # noqa: E402
-from sparsecc.torch import norms  # noqa: E402
+from sparsecc.torch.training import batch_norms as norms  # noqa: E402
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:

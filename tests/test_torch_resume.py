@@ -18,8 +18,8 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'sparsecc[torch]'")
 
 import sparsecc.torch as st  # noqa: E402
-from sparsecc.cache import Cache  # noqa: E402
-from sparsecc.torch.checkpoints import Checkpoints, key_of  # noqa: E402
+from sparsecc.system.cache import Cache  # noqa: E402
+from sparsecc.torch.training.checkpoints import Checkpoints, key_of  # noqa: E402
 from tests.test_torch_onnx import network  # noqa: E402
 
 STEPS = 60

@@ -19,7 +19,7 @@ from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.normalise import normalise
-from sparsecc.verify.oracle import masked
+from sparsecc.reference.masked_channels import masked
 from tests.pruning import random_half
 
 SEED = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from sparsecc.axes import Atom, atoms_of, owners_of
+from sparsecc.axes.algebra import Atom, atoms_of, owners_of
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups

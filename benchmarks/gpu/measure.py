@@ -31,9 +31,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.tensorrt_device import NoGpuError, gpus
-from sparsecc.backends.tensorrt_run import EngineRunner
-from sparsecc.bundle import versions
+from sparsecc.backends.nvidia.device import NoGpuError, gpus
+from sparsecc.backends.nvidia.run import EngineRunner
+from sparsecc.bundle.folder import versions
 from sparsecc.measure.statistics import log_ratio
 from sparsecc.targets import TARGETS
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.gram import walk_inputs
 from sparsecc.passes.quantize.lower_onnxruntime import restored_weight
-from sparsecc.passes.quantize.sites import Site, constant_array, is_float_constant
+from sparsecc.passes.weights.input_moments import walk_inputs
+from sparsecc.passes.weights.linear_layers import Site, constant_array, is_float_constant
 
 
 def correct_biases(

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.passes.base import PassContext, PassResult, Skip
-from sparsecc.passes.quantize.editor import GraphEditor, raise_opset
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
 from sparsecc.passes.quantize.integer_matmul import trailing_bias
-from sparsecc.passes.quantize.no_kernel import without_kernel
-from sparsecc.passes.quantize.sites import Site, find_sites
 from sparsecc.passes.quantize.spec import (
     QuantizationPlan,
     QuantizationSpec,
@@ -25,6 +23,8 @@ from sparsecc.passes.quantize.spec import (
     sqnr,
     weight_scale,
 )
+from sparsecc.passes.quantize.unsupported import without_kernel
+from sparsecc.passes.weights.linear_layers import Site, find_sites
 
 DYNAMIC_OPSET = 11
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import Site, constant_array, find_sites
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.weights.linear_layers import Site, constant_array, find_sites
 
 ROUNDS = 4
 

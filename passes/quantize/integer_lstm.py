@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.fixed_values import fixed_array
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.quantize.constant_values import fixed_array
 from sparsecc.passes.quantize.spec import sqnr
 
 _OPERANDS = 8

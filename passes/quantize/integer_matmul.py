@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import constant_array
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.weights.linear_layers import constant_array
 
 
 def fuse_integer_matmul(editor: GraphEditor, node: ir.Node) -> bool:

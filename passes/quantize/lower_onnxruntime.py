@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.decide import Decision
-from sparsecc.passes.quantize.editor import GraphEditor
+from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
-from sparsecc.passes.quantize.sites import Site, constant_array
+from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, along, quantize_weight, weight_scale
+from sparsecc.passes.weights.linear_layers import Site, constant_array
 
 
 @dataclass

@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.decide import Decision
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import Site
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, weight_scale
+from sparsecc.passes.weights.linear_layers import Site
 
 
 @dataclass

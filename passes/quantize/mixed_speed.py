@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sparsecc.allocators.additive import additive_allocate
+from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.measure.statistics import LogRatio
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.calibrate import run_session, session_of
+from sparsecc.passes.quantize.activation_ranges import run_session, session_of
 
 Choice = Mapping[str, str]
 """Layer -> its form."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.calibrate import session_of
+from sparsecc.passes.quantize.activation_ranges import session_of
 
 
 def to_integer_operators(model: ir.Model, scratch: Path) -> None:

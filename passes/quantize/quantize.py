@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
+from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
-from sparsecc.passes.quantize.batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.bias_correction import correct_biases
-from sparsecc.passes.quantize.decide import Decision
-from sparsecc.passes.quantize.descent import round_weights
+from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
-from sparsecc.passes.quantize.editor import prepare
 from sparsecc.passes.quantize.equalize import equalize_convolutions
-from sparsecc.passes.quantize.fidelity import fidelity, float_outputs
-from sparsecc.passes.quantize.half import HALF_TYPES, convert_to_half
-from sparsecc.passes.quantize.low_rank import require_share
-from sparsecc.passes.quantize.mixed import MixOptions, mix_types
+from sparsecc.passes.quantize.float16 import HALF_TYPES, convert_to_half
+from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
+from sparsecc.passes.quantize.mixed_precision import MixOptions, mix_types
+from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, already_quantized, weight_noise
 from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
+from sparsecc.passes.weights.fidelity import fidelity, float_outputs
+from sparsecc.passes.weights.low_rank import require_share
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky
 
-from sparsecc.passes.quantize.gram import InputMoments, damped, output_error
-from sparsecc.verify.numerics import decibels
+from sparsecc.passes.weights.input_moments import InputMoments, damped, output_error
+from sparsecc.runtime.numerics import decibels
 
 ELEMENTS = 1 << 20
 """Numbers of a matrix that are expanded to single precision at a time."""

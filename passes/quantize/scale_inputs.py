@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import Site, constant_array, is_float_constant
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.weights.linear_layers import Site, constant_array, is_float_constant
 
 
 def scale_inputs(model: ir.Model, readers: Sequence[Site], scale: np.ndarray) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.allocators.additive import additive_allocate
-from sparsecc.passes.quantize.meter import Meter
-from sparsecc.passes.quantize.sites import Site, ints_attribute
+from sparsecc.allocators.dynamic_program import additive_allocate
+from sparsecc.passes.quantize.model_error import Meter
 from sparsecc.passes.quantize.static import StaticQuantizer
+from sparsecc.passes.weights.linear_layers import Site, ints_attribute
 
 FLOAT_COST, INTEGER_COST = 1.0, 0.36
 """Time per multiply-accumulate, float and int8: the ratio measured for ResNet-50 on x64 with VNNI."""

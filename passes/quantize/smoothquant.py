@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.calibrate import Observer
+from sparsecc.passes.quantize.activation_ranges import Observer
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
-from sparsecc.passes.quantize.sites import Site, find_sites
+from sparsecc.passes.weights.linear_layers import Site, find_sites
 
 
 def smooth_activations(model: ir.Model, context: PassContext, alpha: float) -> dict[str, bool]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from sparsecc.verify.numerics import decibels
+from sparsecc.runtime.numerics import decibels
 
 FP8_MAX = 448.0
 SMALLEST = float(np.finfo(np.float32).tiny)

@@ -8,20 +8,23 @@ from typing import Any
 
 import onnx_ir as ir
 
+from sparsecc.ir.graph_editor import raise_opset
 from sparsecc.passes.base import PassContext, Skip
-from sparsecc.passes.quantize.calibrate import (
+from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
     choose_range,
     collect,
     warnings_of,
 )
-from sparsecc.passes.quantize.decide import QUANTIZED_OUTPUTS, Decision, decide_onnxruntime, decide_tensorrt
-from sparsecc.passes.quantize.editor import raise_opset
 from sparsecc.passes.quantize.lower_onnxruntime import OnnxRuntimeLowering, restored_weight
 from sparsecc.passes.quantize.lower_tensorrt import TensorRTLowering
-from sparsecc.passes.quantize.no_kernel import without_kernel
 from sparsecc.passes.quantize.qoperator import to_integer_operators
-from sparsecc.passes.quantize.sites import find_sites
+from sparsecc.passes.quantize.select_layers import (
+    QUANTIZED_OUTPUTS,
+    Decision,
+    decide_onnxruntime,
+    decide_tensorrt,
+)
 from sparsecc.passes.quantize.spec import (
     QuantizationSpec,
     Scale,
@@ -30,6 +33,8 @@ from sparsecc.passes.quantize.spec import (
     scale_of_range,
     sqnr,
 )
+from sparsecc.passes.quantize.unsupported import without_kernel
+from sparsecc.passes.weights.linear_layers import find_sites
 
 PER_CHANNEL_OPSET = 13
 FP8_OPSET = 19
@@ -167,7 +172,7 @@ def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
 
 def already_quantized(model: ir.Model) -> Skip | None:
     """A reason to leave the model alone when it already holds integer operators."""
-    from sparsecc.passes.quantize.sites import INTEGER_OPS
+    from sparsecc.passes.weights.linear_layers import INTEGER_OPS
 
     count = sum(node.op_type in INTEGER_OPS for node in model.graph)
     return Skip("model", f"already quantized ({count} integer operators): left as it is") if count else None

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of, parts_of, resolve
+from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, parts_of, resolve
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
-from sparsecc.mapped import Spool
-from sparsecc.passes.quantize.editor import GraphEditor
-from sparsecc.passes.quantize.sites import Site
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.ir.mapped import Spool
 from sparsecc.passes.sparsity.pattern import Pattern
+from sparsecc.passes.weights.linear_layers import Site
 
 Orders = Mapping[Atom, np.ndarray]
 

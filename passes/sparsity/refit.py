@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from sparsecc.passes.quantize.gram import damped
+from sparsecc.passes.weights.input_moments import damped
 
 
 def refit_rows(matrix: np.ndarray, mask: np.ndarray, gram: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cholesky
 
-from sparsecc.passes.quantize.gram import damped
 from sparsecc.passes.sparsity.pattern import Pattern
+from sparsecc.passes.weights.input_moments import damped
 
 BLOCK = 128
 

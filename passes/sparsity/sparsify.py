@@ -11,13 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError, InternalError
-from sparsecc.mapped import Spool
+from sparsecc.ir.graph_editor import GraphEditor, prepare
+from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
-from sparsecc.passes.quantize.editor import GraphEditor, prepare
-from sparsecc.passes.quantize.fidelity import float_outputs
-from sparsecc.passes.quantize.gram import MULTIPLE, InputMoments, output_error, walk_inputs
-from sparsecc.passes.quantize.low_rank import Paths, require_share
-from sparsecc.passes.quantize.sites import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.quantize.spec import sqnr
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
@@ -25,6 +21,10 @@ from sparsecc.passes.sparsity.permute import reorder
 from sparsecc.passes.sparsity.refit import refit_rows
 from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
+from sparsecc.passes.weights.fidelity import float_outputs
+from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, output_error, walk_inputs
+from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.weights.low_rank import Paths, require_share
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan

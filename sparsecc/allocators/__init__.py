@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsecc.allocators.additive import distortion, rehearsed
 from sparsecc.allocators.angular import angular
 from sparsecc.allocators.base import Candidate, Problem, Selection
+from sparsecc.allocators.dynamic_program import distortion, rehearsed
 from sparsecc.allocators.erk import erk
 from sparsecc.allocators.evolution import evolution
 from sparsecc.allocators.pq import pq
 from sparsecc.allocators.sequential import sequential
 from sparsecc.allocators.threshold import flap, global_threshold
 from sparsecc.allocators.uniform import uniform
-from sparsecc.names import unknown
+from sparsecc.errors import unknown
 
 Allocate = Callable[[Problem], Selection]
 """Counts that cost at most the budget, if that can be reached."""

@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.allocators.base import Problem, Selection, by_shares
-from sparsecc.axes import Atom, atoms_of
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.walk import Walk
+from sparsecc.axes.algebra import Atom, atoms_of
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis, prunable_atoms
-from sparsecc.graph.blocks import Block, find_blocks
 from sparsecc.graph.groups import Group
+from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.runtime.segments import Walk
 
 STRENGTH = 0.5
 """The block that turns most keeps the mean share to the power of 1 - STRENGTH, at most."""

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsecc.axes import Atom
-from sparsecc.cost import CostModel
+from sparsecc.axes.algebra import Atom
+from sparsecc.cost.model import CostModel
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sparsecc.allocators.additive import distortion
 from sparsecc.allocators.base import Candidate, Problem, Selection, fill, joint_of
-from sparsecc.axes import Atom
+from sparsecc.allocators.dynamic_program import distortion
+from sparsecc.axes.algebra import Atom
 
 PARTS = 1 / 4, 1 / 8, 1 / 16
 """The share of a group that a move takes, round after round: at least one step of its count."""

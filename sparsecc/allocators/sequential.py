@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 
-from sparsecc.allocators.additive import gains, losses_of
 from sparsecc.allocators.base import Candidate, Loss, Problem, Selection, fill, joint_of
-from sparsecc.allocators.joint import RUNS
+from sparsecc.allocators.dynamic_program import gains, losses_of
+from sparsecc.allocators.joint_error import RUNS
 from sparsecc.allocators.uniform import uniform
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 
 LEVELS = 8
 """Counts of a group that are tried, besides all: three cuts find the least that is allowed."""

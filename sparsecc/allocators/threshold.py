@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from sparsecc.allocators.base import Nearest, Problem, Selection, bisect
-from sparsecc.axes import Atom
-from sparsecc.collection import collector_paused
+from sparsecc.axes.algebra import Atom
+from sparsecc.system.gc_pause import collector_paused
 
 
 def global_threshold(problem: Problem) -> Selection:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsecc.calibrate.consumers import Consumer, consumer_of
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.stats import SAMPLES
-from sparsecc.calibrate.walk import Walk
+from sparsecc.calibrate.layer_statistics import SAMPLES
+from sparsecc.calibrate.linear_layers import Consumer, consumer_of
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
+from sparsecc.runtime.segments import Walk
 
 Measure = Callable[[Iterator[np.ndarray]], np.ndarray]
 """Batches of a layer's input, each (samples, channels, positions...), -> one number per channel: (channels,)."""

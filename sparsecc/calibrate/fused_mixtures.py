@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
 from sparsecc.calibrate.mixtures import Inner, Read, Seen
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules.experts import Experts

@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Axis, atoms_of
+from sparsecc.axes.algebra import Axis, atoms_of
+from sparsecc.axes.sizes import Size, product
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.numbering import COUNTS
+from sparsecc.graph.slot_indices import COUNTS
 from sparsecc.rules.select import STACKED
-from sparsecc.sizes import Size, product
 
 Read = Callable[[str], np.ndarray]
 """The value of that name on the batch that is looked at."""

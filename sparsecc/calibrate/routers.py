@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.axes import Atom, atoms_of
+from sparsecc.axes.algebra import Atom, atoms_of
 from sparsecc.calibrate.fused_mixtures import fused_mixtures
 from sparsecc.calibrate.mixtures import Mixture, Seen, gathered_mixtures
-from sparsecc.calibrate.walk import Walk
 from sparsecc.graph.analysis import Analysis
+from sparsecc.runtime.segments import Walk
 
 LEAST_SHARE = 0.0
 """The share among the chosen from which TCESS counts a score."""

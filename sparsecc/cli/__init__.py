@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sparsecc.cli.failure import exit_code_of
 from sparsecc.cli.root import root
-from sparsecc.cli.trail import Trail
+from sparsecc.cli.run_log import Trail
 
 __all__ = ["main"]
 

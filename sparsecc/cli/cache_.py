@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from sparsecc.cli import values
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Value
+from sparsecc.cli.view import Block, Grid, Line
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Show what the cache holds, after making it smaller where that was asked."""
-    from sparsecc.cache import cache_folder, rooms
+    from sparsecc.system.cache import cache_folder, rooms
 
     found = rooms()
     limit = 0 if given.get("clear") else given.get("trim")

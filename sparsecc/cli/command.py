@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
-from sparsecc.cli.trail import trail
 
 DEBUG = "On an error, show the traceback and keep a folder for a bug report."
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report.summary import latency_rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sparsecc.bundle.recipe import CODED, names_code
 from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
@@ -17,7 +18,6 @@ from sparsecc.cli.values import Name, Value
 from sparsecc.errors import InputError
 from sparsecc.graph.kinds import KINDS
 from sparsecc.options import LAYER_CRITERIA, METRICS, RECOVERIES
-from sparsecc.recipe_file import CODED, names_code
 
 TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 FORMS = ("onnx", "ort", "engine")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsecc.cli.blocks import Block, Grid, Line
+from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
 from sparsecc.report.summary import TOTALS, engine_text, headline, latency_rows, pair, reasons

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.view import Block, Grid, Line
 
 SECONDS = 30.0
 """How long a question to a device may take."""

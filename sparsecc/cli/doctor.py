@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.view import Block, Grid, Line
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:

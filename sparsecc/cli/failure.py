@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from sparsecc.cli.trail import Trail
+from sparsecc.cli.run_log import Trail
 from sparsecc.errors import SparseccError
 
 INTERRUPTED = 130
@@ -47,7 +47,7 @@ def _bug_message(error: Exception) -> str:
 
 
 def _explain(message: str, code: int, trail: Trail) -> int:
-    from sparsecc.text import one_line
+    from sparsecc.escaping import one_line
 
     if trail.keeps_debug and not trail.speaks_json:
         traceback.print_exc()

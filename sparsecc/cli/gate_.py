@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsecc.cli import options, values
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
 from sparsecc.cli.values import Value
+from sparsecc.cli.view import Block, Grid, Line
 
 if TYPE_CHECKING:
-    from sparsecc.gate import GateResult
+    from sparsecc.gate.gate import GateResult
 
 STYLES = {"OK": "good", "REGRESSION": "bad", "INCONCLUSIVE": "warn"}
 WORST_FIRST = (1, 4, 0)
@@ -27,7 +27,7 @@ REVISIONS = ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Gate one model, or all of a file; the exit code is that of the worst."""
-    from sparsecc.measure.gate_report import append_history, history_of, junit, markdown
+    from sparsecc.gate.report import append_history, history_of, junit, markdown
 
     documents = [
         (given.pop(name, None), document) for name, document in (("junit", junit), ("markdown", markdown))
@@ -58,7 +58,7 @@ def _gate_one(terminal: Terminal, given: dict[str, Any]) -> GateResult:
             raise click.UsageError(f"missing {spelled}: give CURRENT and --baseline, or --config")
     current, baseline = Path(given.pop("current")), Path(given.pop("baseline"))
     given.setdefault("max_regression", DEFAULT_THRESHOLD)
-    from sparsecc.gate import gate
+    from sparsecc.gate.gate import gate
 
     if "data" in given:
         given["feeds"] = _first_sample(given.pop("data"), baseline)
@@ -71,8 +71,8 @@ def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[GateResult]:
     clash = [name for name in given if name != "config"]
     if clash:
         raise click.UsageError(f"--config names the models and their limits itself: leave out '{clash[0]}'")
-    from sparsecc.gate import gate
-    from sparsecc.measure.gate_config import read_gate_config
+    from sparsecc.gate.config import read_gate_config
+    from sparsecc.gate.gate import gate
 
     results = []
     entries = read_gate_config(Path(given["config"]))
@@ -94,9 +94,9 @@ def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[GateResult]:
 def _first_sample(spec: str, baseline: Path) -> Mapping[str, Any]:
     import onnx_ir as ir
 
+    from sparsecc.data.files import feeds_from
     from sparsecc.errors import InputError
-    from sparsecc.feed_files import feeds_from
-    from sparsecc.gate import model_file
+    from sparsecc.gate.gate import model_file
 
     for sample in feeds_from(spec, ir.load(model_file(baseline))):
         return sample

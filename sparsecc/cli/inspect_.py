@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
+from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report.numbers import count, percent, plural
 
 TOP = 12

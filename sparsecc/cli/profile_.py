@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
+from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report.numbers import milliseconds, percent, plural
 from sparsecc.report.summary import profile_rows
 

@@ -52,7 +52,7 @@ class Progress:
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of the API."""
-        from sparsecc.text import one_line
+        from sparsecc.escaping import one_line
 
         stage, note = one_line(str(event.get("stage", "working"))), one_line(str(event.get("note") or ""))
         with self._lock:

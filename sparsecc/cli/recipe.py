@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sparsecc.bundle.recipe import load_recipe
 from sparsecc.cli.values import closest
 from sparsecc.errors import InputError
-from sparsecc.recipe_file import load_recipe
 
 KEYED = frozenset({"build", "quantize_options", "sparsity_options"})
 """Options that are mappings; the command line writes them as KEY=VALUE."""

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsecc.cli.blocks import Block, Grid, Line
-from sparsecc.text import one_line
+from sparsecc.cli.view import Block, Grid, Line
+from sparsecc.escaping import one_line
 
 STYLES = {"": "", "title": "bold", "good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim"}
 NARROWEST = 40

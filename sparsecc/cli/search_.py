@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from sparsecc.cli import options, values
-from sparsecc.cli.blocks import Block, Grid, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
+from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.options import METRICS
 
 

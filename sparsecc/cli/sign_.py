@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from sparsecc.cli import options
-from sparsecc.cli.blocks import Block, Line
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
+from sparsecc.cli.view import Block, Line
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:

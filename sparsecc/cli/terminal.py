@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.cli.trail import trail
+from sparsecc.cli.run_log import trail
 from sparsecc.errors import SystemFailureError
 
 if TYPE_CHECKING:
-    from sparsecc.cli.blocks import Block
     from sparsecc.cli.progress import OnEvent
+    from sparsecc.cli.view import Block
 
 PLAIN = str.maketrans(
     {"→": ">", "×": "x", "−": "-", "…": ".", "–": "-", "·": "-", "✓": "+", "✗": "x", "±": "~", "─": "-"}
@@ -46,7 +46,7 @@ class Terminal:
 
     def note(self, message: str) -> None:
         """One line on stderr, unless quiet."""
-        from sparsecc.text import one_line
+        from sparsecc.escaping import one_line
 
         if not self.quiet:
             trail().say("info", one_line(message))

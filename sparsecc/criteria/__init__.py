@@ -9,8 +9,8 @@ import numpy as np
 
 from sparsecc.criteria import activation, clusters, experts, gradient, magnitude, mass, obs, rank, relative
 from sparsecc.criteria.evidence import Evidence
+from sparsecc.errors import unknown
 from sparsecc.graph.groups import Group
-from sparsecc.names import unknown
 
 Score = Callable[[Group, Evidence], np.ndarray]
 """(group, evidence) -> one score per slot, larger = keep. Shape (group.size,), float64."""

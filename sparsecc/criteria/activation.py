@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsecc.calibrate.channels import Measure
-from sparsecc.calibrate.stats import Layer
+from sparsecc.calibrate.layer_statistics import Layer
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
 from sparsecc.graph.groups import Group

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsecc.axes import resolve
+from sparsecc.axes.algebra import resolve
 from sparsecc.calibrate.routers import routers_of
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import products

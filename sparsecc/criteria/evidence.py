@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.channels import Measure
-from sparsecc.calibrate.stats import Stats
+from sparsecc.calibrate.layer_statistics import Stats
 from sparsecc.criteria.weights import SlotWeights
 
 

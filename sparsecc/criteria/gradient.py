@@ -7,20 +7,20 @@ from importlib import import_module
 
 import numpy as np
 
-from sparsecc.axes import Atom
-from sparsecc.calibrate.samples import Samples
+from sparsecc.axes.algebra import Atom
 from sparsecc.criteria.evidence import Evidence
+from sparsecc.data.samples import Samples
 from sparsecc.errors import UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 
 NAMES = ("taylor", "taylor2", "fisher", "snip", "grasp", "ntk", "lrp", "lrp_alpha", "lrp_epsilon", "nirvana")
-"""Those of `sparsecc.torch.gradients` that are offered for ONNX files."""
+"""Those of `sparsecc.torch.scores.gradients` that are offered for ONNX files."""
 
 OF_TWO_SETS = ("dai", "dai_literal")
-"""Those of `sparsecc.torch.domains`: they compare samples of a domain with general ones."""
+"""Those of `sparsecc.torch.scores.domains`: they compare samples of a domain with general ones."""
 
-_SCORES = "sparsecc.torch.onnx_gradients"
+_SCORES = "sparsecc.torch.onnx_ops.gradients"
 """Named, not imported: nothing on the ONNX path loads torch unless such a criterion is asked for."""
 
 

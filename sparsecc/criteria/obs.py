@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.axes import Atom
-from sparsecc.calibrate.stats import Layer, Stats
+from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate.layer_statistics import Layer, Stats
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
 from sparsecc.graph.groups import Group

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sparsecc.axes import Axis, owners_of
-from sparsecc.calibrate.stats import Layer
+from sparsecc.axes.algebra import Axis, owners_of
+from sparsecc.calibrate.layer_statistics import Layer
 from sparsecc.criteria.activation import summed
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, atoms_of, slot_sums
-from sparsecc.collection import collector_paused
-from sparsecc.cost import FLOATS
+from sparsecc.axes.algebra import Atom, Axis, atoms_of, slot_sums
+from sparsecc.cost.model import FLOATS
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
+from sparsecc.system.gc_pause import collector_paused
 
 BLOCK = 1 << 20
 """Elements looked at in one go: what stays in the cache, and all that is ever expanded to single precision."""

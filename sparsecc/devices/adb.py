@@ -20,7 +20,7 @@ from sparsecc.devices.device import (
     checked_name,
 )
 from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
-from sparsecc.text import one_line, quoted
+from sparsecc.escaping import one_line, quoted
 
 _QUICK_SECONDS = 60.0
 _COPY_SECONDS = 3600.0

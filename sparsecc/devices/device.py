@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sparsecc.errors import InputError
-from sparsecc.text import quoted
+from sparsecc.escaping import quoted
 
 LARGEST_OUTPUT = 32 << 20
 """Bytes of stdout and of stderr kept from one command; a device that prints more is stopped."""

@@ -15,7 +15,7 @@ from typing import IO
 
 from sparsecc.devices.device import LARGEST_OUTPUT, Completed, Device, checked_argv, checked_name
 from sparsecc.errors import InputError, SystemFailureError, WorkerError
-from sparsecc.text import one_line, quoted
+from sparsecc.escaping import one_line, quoted
 
 
 class LocalDevice(Device):

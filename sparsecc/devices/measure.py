@@ -15,7 +15,7 @@ import numpy as np
 from sparsecc.devices import runner
 from sparsecc.devices.device import Device
 from sparsecc.errors import InputError, UnavailableError
-from sparsecc.text import one_line
+from sparsecc.escaping import one_line
 
 _TOOL = Path(runner.__file__)
 _LONGEST_NS = 3_600_000_000_000

@@ -20,7 +20,7 @@ from sparsecc.devices.device import (
     checked_name,
 )
 from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
-from sparsecc.text import one_line, quoted
+from sparsecc.escaping import one_line, quoted
 
 try:
     import asyncssh

@@ -8,15 +8,15 @@ from functools import partial
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
-from sparsecc.bodies import bodies_of, has_body, reads
-from sparsecc.collection import collector_paused
-from sparsecc.graph.numbering import pass_on, pin_numbered, settle
-from sparsecc.probe_sizes import Dims
+from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
+from sparsecc.axes.sizes import is_static, is_unknown
+from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
+from sparsecc.ir.subgraphs import bodies_of, has_body, reads
 from sparsecc.rules import reason_for_pin, rule_for
 from sparsecc.rules.site import CannotFollowError, Record, Site
-from sparsecc.shapes import Runs, Shapes, infer
-from sparsecc.sizes import is_static, is_unknown
+from sparsecc.shapes.candidates import Dims
+from sparsecc.shapes.infer import Runs, Shapes, infer
+from sparsecc.system.gc_pause import collector_paused
 
 Member = tuple[str, int]
 """(initializer, axis)"""

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Cat, Mul, atoms_of
+from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 

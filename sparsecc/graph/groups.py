@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, atoms_of
-from sparsecc.collection import collector_paused
+from sparsecc.axes.algebra import Atom, atoms_of
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
-from sparsecc.graph.numbering import least_left
+from sparsecc.graph.slot_indices import least_left
+from sparsecc.system.gc_pause import collector_paused
 
 MIXING = frozenset({"mean", "max", "min", "layernorm", "rmsnorm", "instancenorm", "groupnorm"})
 """Kinds of reduction for which zeroing removed slots in the dense model is not exact."""

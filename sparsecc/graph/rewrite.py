@@ -7,13 +7,13 @@ from collections.abc import Container
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Axis, Keep, atoms_of, mask
-from sparsecc.collection import collector_paused
+from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
+from sparsecc.axes.sizes import is_static
 from sparsecc.graph.analysis import Analysis
-from sparsecc.memory import HELD
 from sparsecc.rules import rule_for
 from sparsecc.rules.edit import Edit, new_constant
-from sparsecc.sizes import is_static
+from sparsecc.system.gc_pause import collector_paused
+from sparsecc.system.memory import HELD
 
 Use = tuple[ir.Node, int]
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsecc.errors import InputError
+from sparsecc.escaping import one_line, quoted
+from sparsecc.ir.mapped import MappedFile
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
-from sparsecc.mapped import MappedFile
-from sparsecc.text import one_line, quoted
 
 if TYPE_CHECKING:
     import onnx

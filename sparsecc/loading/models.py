@@ -12,12 +12,12 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from sparsecc.errors import InputError
+from sparsecc.escaping import one_line
+from sparsecc.ir.mapped import stored_tensor
 from sparsecc.loading.external import Extent, ExternalFiles
-from sparsecc.loading.front_door import OpenedModel, open_bytes, open_model
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
+from sparsecc.loading.open_model import OpenedModel, open_bytes, open_model
 from sparsecc.loading.tensors import TensorChecker, byte_count
-from sparsecc.mapped import stored_tensor
-from sparsecc.text import one_line
 
 NOTES = "sparsecc.notes"
 """Key of `model.meta` under which the notes of the front door stand, a tuple of lines."""

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
-from sparsecc.bodies import name_values, one_scope
 from sparsecc.errors import InputError
-from sparsecc.graph.branches import take_known_branches
+from sparsecc.escaping import one_line, quoted
+from sparsecc.graph.constant_if import take_known_branches
+from sparsecc.ir.subgraphs import name_values, one_scope
+from sparsecc.loading.constant_weights import fix_weights, store_operands
+from sparsecc.loading.maxpool_padding import guard_zeros
 from sparsecc.loading.models import TYPES
-from sparsecc.loading.operands import fix_weights, store_operands
-from sparsecc.loading.padding import guard_zeros
 from sparsecc.loading.sequences import split_sequences
-from sparsecc.text import one_line, quoted
 
 FIXED = "sparsecc.fixed"
 """Where a normalised model says how many inputs became constants because the file listed its weights there."""

@@ -9,8 +9,8 @@ import onnx
 from onnx import defs
 
 from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
 from sparsecc.loading.limits import Limits
-from sparsecc.text import quoted
 
 A = onnx.AttributeProto
 KNOWN_DOMAINS = frozenset(

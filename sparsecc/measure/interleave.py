@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsecc.collection import collector_paused
 from sparsecc.errors import InputError
 from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_ratio, ratio_of_rounds
+from sparsecc.system.gc_pause import collector_paused
 
 Run = Callable[[], object]
 """One inference."""

@@ -49,7 +49,7 @@ def shortest_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10
 
 def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's trace, warm-up runs first."""
-    from sparsecc.backends.onnxruntime_session import OrtRunner, open_session, session_options
+    from sparsecc.runtime.session import OrtRunner, open_session, session_options
 
     if runs < 1:
         raise InputError(f"a profile needs at least one run, not {runs}")

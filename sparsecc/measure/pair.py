@@ -13,8 +13,8 @@ from sparsecc.devices import Device, open_device
 from sparsecc.devices.measure import Samples, sample_on
 from sparsecc.devices.runner import energy_between, read_energy
 from sparsecc.errors import UnavailableError
+from sparsecc.measure.fresh_sessions import Start, clock_for, compare_fresh
 from sparsecc.measure.interleave import Budget, Comparison, time_alone
-from sparsecc.measure.rounds import Start, clock_for, compare_fresh
 from sparsecc.measure.statistics import Samples as FloatSamples
 
 DEVICE_ROUNDS = 4

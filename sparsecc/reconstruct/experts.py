@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.mixtures import Inner, Mixture, Seen
-from sparsecc.calibrate.samples import Samples
-from sparsecc.calibrate.walk import Walk
+from sparsecc.data.samples import Samples
 from sparsecc.passes.base import Skip
-from sparsecc.reconstruct.sweep import UNCHANGED, Kept, Repair, Settings
+from sparsecc.reconstruct.layerwise import UNCHANGED, Kept, Repair, Settings
+from sparsecc.runtime.segments import Walk
 
 TOKENS = 16384
 """Tokens that a refit looks at."""

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Axis, Keep, mask
-from sparsecc.calibrate.matched import matched, matched_pair, norms_of
+from sparsecc.axes.algebra import Axis, Keep, mask
+from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norms_of
 from sparsecc.calibrate.mixtures import Mixture
-from sparsecc.calibrate.samples import Samples
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.reconstruct.experts import mend_experts
-from sparsecc.reconstruct.sweep import Kept, Repair, Settings, repair
+from sparsecc.reconstruct.layerwise import Kept, Repair, Settings, repair
 
 
 def method_for(options: CompileOptions, model: ir.Model) -> str:

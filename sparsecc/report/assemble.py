@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from sparsecc.axes import Keep, count
+from sparsecc.axes.algebra import Keep, count
+from sparsecc.axes.sizes import at
+from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.backends.tensorrt_engine import TensorrtEngine
-from sparsecc.budget import judge
-from sparsecc.bundle import versions
-from sparsecc.cost import macs_model, params_model
+from sparsecc.bundle.folder import versions
+from sparsecc.cost.model import macs_model, params_model
+from sparsecc.decide.goals import judge
+from sparsecc.decide.passes import build_options
 from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
-from sparsecc.report.against_parts import against_parts
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
-from sparsecc.sizes import at
-from sparsecc.stages import build_options
+from sparsecc.tasks.ablation import against_parts
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
     from sparsecc.graph.groups import Group
-    from sparsecc.pipeline import Decision, Job
+    from sparsecc.tasks.compile import Decision, Job
     from sparsecc.verify.prove import Probes
 
 SCHEMA = "sparsecc.report/1"
@@ -119,7 +119,7 @@ def _plans_timed(job: Job, backend: TensorrtEngine, compiled: Path, probes: Prob
     asked = job.options
     if not asked.measure or not backend.runs_here(compiled, build_options(asked)):
         return {}
-    from sparsecc.backends.tensorrt_compare import compare_plans
+    from sparsecc.backends.nvidia.compare import compare_plans
 
     feeds = probes.feeds[0], probes.small_feeds or probes.feeds[0]
     try:

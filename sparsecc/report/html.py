@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sparsecc.escaping import escape
 from sparsecc.report import numbers
 from sparsecc.report.compile_page import CompilePage
 from sparsecc.report.front_page import FrontPage
 from sparsecc.report.inspect_page import InspectPage
 from sparsecc.report.profile_page import ProfilePage
 from sparsecc.report.trend_page import TrendPage
-from sparsecc.text import escape
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sparsecc.ir.subgraphs import reads
 from sparsecc.report.layout import NODE_HEIGHT, NODE_WIDTH, layered
 from sparsecc.report.summary import Reason
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 LARGEST_GRAPH = 500
 """Nodes that are drawn; a larger graph is shown as a table."""
@@ -142,3 +146,20 @@ def _node(
     hues = [hue(group) for group in groups if group in free]
     bands = [(NODE_WIDTH * place / len(hues), one) for place, one in enumerate(hues)]
     return DrawnNode(*corner, str(node["op"]), name, label, " ".join(str(group) for group in groups), bands)
+
+
+def topology(model: ir.Model) -> dict[str, Any]:
+    """{"nodes": [{"name", "op"}, ...], "edges": [[from, to], ...]}, in the model's order, for `inspect_page`.
+
+    An edge joins the places of two nodes in `nodes`; several values between the same two are one edge.
+    Constants are not drawn, nor are the insides of bodies.
+    """
+    places = {node: place for place, node in enumerate(model.graph)}
+    edges = {
+        (places[producer], place)
+        for node, place in places.items()
+        for value in reads(node)
+        if (producer := value.producer()) in places
+    }
+    nodes = [{"name": node.name or f"#{place}", "op": node.op_type} for node, place in places.items()]
+    return {"nodes": nodes, "edges": [list(edge) for edge in sorted(edges)]}

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, cat, mul
+from sparsecc.axes.algebra import Atom, Axis, cat, mul
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import pinned, rule
-from sparsecc.sizes import quotient
 
 MS = "com.microsoft"
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis
-from sparsecc.bodies import bodies_of
+from sparsecc.axes.algebra import Atom, Axis
+from sparsecc.axes.sizes import Size, is_unknown
+from sparsecc.ir.subgraphs import bodies_of
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, rule
-from sparsecc.sizes import Size, is_unknown
 
 pinned("SequenceMap", "it maps a body over a sequence of tensors")
 pinned("Optional OptionalGetElement OptionalHasElement", "it holds an optional value")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Keep, atoms_of, count, mask
-from sparsecc.constants import add_constant
+from sparsecc.axes.algebra import Atom, Axis, Keep, atoms_of, count, mask
+from sparsecc.axes.sizes import Size, at, quotient
+from sparsecc.ir.constants import add_constant
 from sparsecc.rules.site import Record
-from sparsecc.shapes import Shapes
-from sparsecc.sizes import Size, at, quotient
+from sparsecc.shapes.infer import Shapes
 
 
 class Edit:

@@ -2,14 +2,14 @@
 
 Experts are chosen inside the operator from the router's scores, so an expert that is gone is one whose score
 is minus infinity. Where experts are chosen by nodes of their own (Softmax, TopK, Gather), those nodes' rules
-relate them (`sparsecc/graph/numbering.py`).
+relate them (`sparsecc/graph/slot_indices.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, rule

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import fused_matmul, gemm, mend_group
 from sparsecc.rules.normalize import softmax
 from sparsecc.rules.quantized import channels_back, channels_first, convolve
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import pinned, rule
-from sparsecc.sizes import quotient
 
 MS = "com.microsoft"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsecc.axes import Atom, Axis, cat, mul
+from sparsecc.axes.algebra import Atom, Axis, cat, mul
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.attention import (
     MS,
     Heads,
@@ -20,7 +21,6 @@ from sparsecc.rules.edit import Edit
 from sparsecc.rules.rotary import rotate
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
-from sparsecc.sizes import quotient
 
 
 def mend_fused(edit: Edit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis, mul
+from sparsecc.axes.algebra import Axis, mul
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule

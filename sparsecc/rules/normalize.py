@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsecc.axes import Atom, Axis
+from sparsecc.axes.algebra import Atom, Axis
+from sparsecc.axes.sizes import Size, quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
-from sparsecc.sizes import Size, quotient
 
 
 @rule("BatchNormalization")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sparsecc.axes import Atom, Axis, cat
+from sparsecc.axes.algebra import Atom, Axis, cat
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import mend_group
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import Follow, rule
-from sparsecc.sizes import quotient
 
 MS = "com.microsoft"
 

@@ -6,7 +6,7 @@ one and unit i of the other go together.
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, rule

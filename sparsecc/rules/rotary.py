@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.attention import MS, split_heads
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
-from sparsecc.sizes import quotient
 
 
 @dataclass(frozen=True)

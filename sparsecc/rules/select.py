@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.axes import Atom, Axis, cat, mul
+from sparsecc.axes.algebra import Atom, Axis, cat, mul
+from sparsecc.axes.sizes import Size, at
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
-from sparsecc.sizes import Size, at
 
 
 @dataclass(frozen=True)

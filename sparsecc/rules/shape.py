@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsecc.axes import Atom, Axis, cat, mul
+from sparsecc.axes.algebra import Atom, Axis, cat, mul
+from sparsecc.axes.sizes import Size, at, product, quotient, smaller
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
-from sparsecc.sizes import Size, at, product, quotient, smaller
 
 
 def mend_target(edit: Edit) -> None:

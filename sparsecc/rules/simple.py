@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, row, rule
-from sparsecc.sizes import quotient
 
 row("Trilu", "* !a !b, -> * a b", reason="the triangle")
 row("Trilu", "* !a !b, -> * a b", reason="the triangle", domain="com.microsoft")

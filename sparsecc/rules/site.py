@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Space
-from sparsecc.shapes import Shapes
-from sparsecc.sizes import Size
+from sparsecc.axes.algebra import Atom, Axis, Space
+from sparsecc.axes.sizes import Size
+from sparsecc.shapes.infer import Shapes
 
 
 class CannotFollowError(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sparsecc.axes import Axis
+from sparsecc.axes.algebra import Axis
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
 

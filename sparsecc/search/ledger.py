@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from sparsecc.errors import InputError, SystemFailureError
-from sparsecc.text import one_line
+from sparsecc.escaping import one_line
 
 NAME = "points.jsonl"
 RETRIED = frozenset({"WorkerError", "SystemFailureError"})

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from sparsecc.bundle import Bundle, versions
+from sparsecc.bundle.folder import Bundle, versions
 from sparsecc.errors import SparseccError
-from sparsecc.litter import locked_folder, sweep_folders
-from sparsecc.verify.reproduce import MEASURED
+from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.tasks.reproduce import MEASURED
 
 
 def id_of(model_sha256: str, options: Mapping[str, Any], data: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecc.bundle import file_sha256, versions, write_json
+from sparsecc.bundle.folder import file_sha256, versions, write_json
+from sparsecc.bundle.recipe import CODED, names_code
+from sparsecc.bundle.recipe import SCHEMA as RECIPE
 from sparsecc.errors import GoalError
 from sparsecc.options import CompileOptions
-from sparsecc.recipe_file import CODED, names_code
-from sparsecc.recipe_file import SCHEMA as RECIPE
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of

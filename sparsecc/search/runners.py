@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sparsecc.cluster import connect
+from sparsecc.devices.dask_cluster import connect
 from sparsecc.errors import InternalError
 from sparsecc.search.point import make
 

@@ -35,8 +35,8 @@ class Space:
 
     def require_known(self, base: Mapping[str, Any]) -> None:
         """InputError for a point that no compile would take, before any is made."""
-        from sparsecc.choose import require_methods
-        from sparsecc.stages import require_passes
+        from sparsecc.decide.channels import require_methods
+        from sparsecc.decide.passes import require_passes
 
         taken = [name for name in VARIED if name in base]
         if taken:

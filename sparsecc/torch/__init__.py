@@ -13,7 +13,7 @@ except ImportError as e:
 
 if TYPE_CHECKING:
     from sparsecc.torch.distillation import distill
-    from sparsecc.torch.onnx_module import from_onnx, write_back
+    from sparsecc.torch.onnx_ops.module import from_onnx, write_back
     from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
     from sparsecc.torch.pruner import Pruner
     from sparsecc.torch.pruning import groups_of, plan_of, prune

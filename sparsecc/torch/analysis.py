@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sparsecc.axes import Atom, Axis, Space
+from sparsecc.axes.algebra import Atom, Axis, Space
 from sparsecc.graph import analysis as walk
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.numbering import pass_on, settle
+from sparsecc.graph.slot_indices import pass_on, settle
 from sparsecc.rules.site import CannotFollowError, Record
-from sparsecc.torch.program import Program
-from sparsecc.torch.rules import reason_for_pin, rule_for
-from sparsecc.torch.site import AtenSite
+from sparsecc.torch.program.exported import Program
+from sparsecc.torch.rules.catalogue import reason_for_pin, rule_for
+from sparsecc.torch.rules.site import AtenSite
 
 MOVES = frozenset(
     """_to_copy _unsafe_view alias chunk clone contiguous detach expand flatten gather index index_select int

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsecc.errors import InputError
-from sparsecc.torch.checkpoints import Checkpoints, key_of
-from sparsecc.torch.losses import relative_error
-from sparsecc.torch.norms import LEAST, fold, put_back
-from sparsecc.torch.onnx_module import OnnxModule, from_onnx, write_back
-from sparsecc.torch.samples import Feed, Samples
-from sparsecc.torch.training import STATISTICS, Progress, Training
+from sparsecc.torch.onnx_ops.module import OnnxModule, from_onnx, write_back
+from sparsecc.torch.training.batch_norms import LEAST, fold, put_back
+from sparsecc.torch.training.checkpoints import Checkpoints, key_of
+from sparsecc.torch.training.loop import STATISTICS, Progress, Training
+from sparsecc.torch.training.losses import relative_error
+from sparsecc.torch.training.samples import Feed, Samples
 
 Feeds = Iterable[Mapping[str, np.ndarray]]
 Kept = Callable[[str, int], "np.ndarray | None"]

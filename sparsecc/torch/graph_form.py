@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsecc.torch.edit import Change, Rescaled
 from sparsecc.torch.plan import Indices, sliced
-from sparsecc.torch.program import Program, operator_name
+from sparsecc.torch.program.exported import Program, operator_name
+from sparsecc.torch.rules.edit import Change, Rescaled
 
 _MODES = {"batch_norm": "training", "dropout": "train", "lstm": "train", "gru": "train", "rnn_tanh": "train",
           "rnn_relu": "train", "feature_dropout": "train", "alpha_dropout": "train"}  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from sparsecc.torch.edit import Change
 from sparsecc.torch.plan import Indices, owned
-from sparsecc.torch.program import operator_name
+from sparsecc.torch.program.exported import operator_name
+from sparsecc.torch.rules.edit import Change
 
 Shapes = Mapping[str, tuple[int, ...]]
 Attributes = dict[str, Any]

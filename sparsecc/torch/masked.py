@@ -14,10 +14,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from sparsecc.axes import Axis, Keep, atoms_of, mask
+from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules.site import Reduction
-from sparsecc.torch.program import Program
+from sparsecc.torch.program.exported import Program
 
 Masks = dict[int, Tensor]
 """Axis position -> which of its slots stay."""

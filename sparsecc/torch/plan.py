@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecc.axes import Keep, atoms_of, mask
+from sparsecc.axes.algebra import Keep, atoms_of, mask
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
-from sparsecc.torch.edit import AtenEdit, Change
-from sparsecc.torch.program import Program
-from sparsecc.torch.rules import rule_for
+from sparsecc.torch.program.exported import Program
+from sparsecc.torch.rules.catalogue import rule_for
+from sparsecc.torch.rules.edit import AtenEdit, Change
 
 Indices = dict[int, np.ndarray]
 """Axis -> the slots of it that stay, ascending."""

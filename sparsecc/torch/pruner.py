@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecc.axes import Atom, atoms_of, mask
+from sparsecc.axes.algebra import Atom, atoms_of, mask
 from sparsecc.errors import InputError
 from sparsecc.torch.plan import TorchPlan, owned
 from sparsecc.torch.pruning import Loss, decide, fresh_scores, realise, study
-from sparsecc.torch.regularisers import REGULARISERS, Regulariser, owned_by
+from sparsecc.torch.scores.regularisers import REGULARISERS, Regulariser, owned_by
 
 Schedule = Callable[[float], float]
 """Share of the steps done -> share of the final ratio, both from 0 to 1."""

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from sparsecc.allocators import Problem, allocator_named
-from sparsecc.axes import Atom
+from sparsecc.axes.algebra import Atom
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.options import CompileOptions
 from sparsecc.torch.analysis import analyse
-from sparsecc.torch.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.graph_form import graph_form
 from sparsecc.torch.layers import Edit, apply_edits, attribute_edits
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
-from sparsecc.torch.program import Program, trace
-from sparsecc.torch.scores import WEIGHT_CRITERIA, candidates, cost_of
+from sparsecc.torch.program.exported import Program, trace
+from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
+from sparsecc.torch.scores.weights import WEIGHT_CRITERIA, candidates, cost_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,7 +16,7 @@ from sparsecc.errors import InputError
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
-    from sparsecc.pipeline import Job
+    from sparsecc.tasks.compile import Job
     from sparsecc.verify.prove import Probes
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

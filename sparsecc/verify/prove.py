@@ -12,28 +12,28 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sparsecc import memory
-from sparsecc.axes import Keep
+from sparsecc.axes.algebra import Keep
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.backends.onnxruntime_session import OrtRunner
-from sparsecc.bundle import size_of
+from sparsecc.bundle.folder import size_of
+from sparsecc.data.random_inputs import feeds_from, input_values, random_feeds
 from sparsecc.errors import InputError, InternalError
-from sparsecc.feeds import feeds_from, input_values, random_feeds
+from sparsecc.escaping import one_line, quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.loading.models import load_ir
 from sparsecc.options import CompileOptions
+from sparsecc.reference.masked_channels import masked
+from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.session import OrtRunner
+from sparsecc.system import memory
 from sparsecc.targets import target_named
-from sparsecc.text import one_line, quoted
-from sparsecc.verify.narrowed import Narrowed
-from sparsecc.verify.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
-from sparsecc.verify.oracle import masked
-from sparsecc.verify.parts import PartedRunner
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
-    from sparsecc.pipeline import Job
     from sparsecc.plan import Plan
+    from sparsecc.tasks.compile import Job
 
 Feeds = Mapping[str, np.ndarray]
 Runs = OrtRunner | PartedRunner

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from sparsecc.errors import InternalError, SparseccError, SystemFailureError, WorkerError
-from sparsecc.litter import locked_folder, sweep_folders
-from sparsecc.memory import default_limit, held_by
-from sparsecc.text import one_line
+from sparsecc.escaping import one_line
+from sparsecc.system.memory import default_limit, held_by
+from sparsecc.system.temp_folders import locked_folder, sweep_folders
 from sparsecc.worker.crash import write_report
 from sparsecc.worker.protocol import RESULT_LIMIT, InWorker, error_named, is_task
 

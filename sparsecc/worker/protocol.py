@@ -15,7 +15,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sparsecc import errors
-from sparsecc.text import one_line
+from sparsecc.escaping import one_line
 
 EVENT_LIMIT = 1 << 20
 """Bytes of one event line."""

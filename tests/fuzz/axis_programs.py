@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sparsecc.axes import Atom, Axis, Space, atoms_of, cat, count, mask, mul, owners_of
-from sparsecc.sizes import at
+from sparsecc.axes.algebra import Atom, Axis, Space, atoms_of, cat, count, mask, mul, owners_of
+from sparsecc.axes.sizes import at
 
 LARGEST = 128
 """Slots of one axis: enough for every rule to act, few enough to compare slot by slot."""

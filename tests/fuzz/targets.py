@@ -13,16 +13,16 @@ from typing import Any
 import onnx_ir as ir
 from onnx import parser
 
-from sparsecc.bundle import Bundle
+from sparsecc.bundle.folder import Bundle
+from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.cli.recipe import read_recipe
 from sparsecc.errors import InputError
-from sparsecc.loading.front_door import open_bytes
 from sparsecc.loading.models import load_ir_bytes
 from sparsecc.loading.normalise import normalise
+from sparsecc.loading.open_model import open_bytes
 from sparsecc.options import CompileOptions
-from sparsecc.verify.foreign_plan import read_plan, require_fits
-from sparsecc.verify.planned import zeroed
-from sparsecc.verify.reproduce import options_in
+from sparsecc.tasks.reproduce import options_in
+from sparsecc.verify.plan_check import zeroed
 from tests.fuzz.axis_programs import Machine
 
 SMALL = """<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y)

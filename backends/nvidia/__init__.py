@@ -1,0 +1,1 @@
+"""TensorRT, TensorRT-RTX and trtexec: building, caching, running and profiling engines."""

@@ -1,0 +1,191 @@
+"""The backend `tensorrt`: a plan built here by Python or trtexec, or on a device, or emitted for later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.nvidia.api import TENSORRT, THREE_WAYS, Flavour, availability
+from sparsecc.backends.nvidia.build import build_plan
+from sparsecc.backends.nvidia.device import NoGpuError, gpus
+from sparsecc.backends.nvidia.engine_inspector import as_rows, census, parse_layers, sparsity_table
+from sparsecc.backends.nvidia.options import BuildOptions
+from sparsecc.backends.nvidia.plans import is_built_here
+from sparsecc.backends.nvidia.remote import build_on, local_trtexec
+from sparsecc.backends.nvidia.run import EngineRunner, open_bytes, open_plan
+from sparsecc.backends.nvidia.scripts import read_settings, write_scripts
+from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.devices import open_device
+from sparsecc.errors import UnavailableError
+from sparsecc.passes.prepare_tensorrt import prepare
+from sparsecc.runtime.session import OrtRunner
+
+LAYERS = "model.layers.json"
+_LARGEST_INLINE = 1_000_000_000
+
+
+class TensorrtEngine:
+    """NVIDIA TensorRT 10.13 or later, and 11. The options are those of `BuildOptions`."""
+
+    name: ClassVar[str] = "tensorrt"
+    flavour: ClassVar[Flavour] = TENSORRT
+
+    def availability(self) -> Availability:
+        """Whether a plan can be built on this machine, by Python or by trtexec."""
+        found = availability(self.flavour)
+        if found.ok or not _has_gpu() or local_trtexec() is None:
+            return found
+        return Availability(True, "trtexec")
+
+    def require(self, options: Mapping[str, Any]) -> None:
+        self._require(BuildOptions.from_mapping(options))
+
+    def build(
+        self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
+    ) -> Artefact:
+        """Write `model.onnx` and from it `model.engine`, or with `emit: onnx` the scripts that build it.
+
+        UnavailableError in one line with the ways out when nothing here can build it.
+        """
+        chosen = BuildOptions.from_mapping(options)
+        self._require(chosen)
+        facts: dict[str, Any] = {"prepared": prepare(model)}
+        files = save_onnx(model, folder)
+        if chosen.emit == "onnx":
+            scripts = write_scripts(folder, chosen)
+            return Artefact(ONNX, (*files, *scripts), facts | {"emitted": True})
+        return self._built(folder, files, chosen, progress, facts)
+
+    def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
+        """Build what `emit: onnx` left in `folder`, on this machine or on a device."""
+        chosen = read_settings(folder)
+        chosen = chosen if device is None else replace(chosen, device=device)
+        self._require(chosen)
+        files = tuple(name for name in (ONNX, f"{ONNX}.data") if (folder / name).is_file())
+        return self._built(folder, files, chosen, progress, {})
+
+    def load(self, path: Path, *, threads: int = 1) -> EngineRunner | OrtRunner:
+        """A plan on the GPU here; an emitted `model.onnx` on the CPU, for its numerics.
+
+        The latter as it stands: ONNX Runtime's optimizer crashes on some half-precision graphs made for GPUs.
+        UnavailableError for a plan where there is no GPU: check `numerics_file` instead.
+        """
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().load(path, threads=threads, level="none")
+        return open_plan(self.flavour, path)
+
+    def numerics_file(self, path: Path) -> Path:
+        """What `load` can run here: a plan that was built here for the GPU, else its `model.onnx`."""
+        return path if _has_gpu() and is_built_here(path) else path.with_name(ONNX)
+
+    def runs_here(self, path: Path, options: Mapping[str, Any]) -> bool:
+        """Whether a plan just built can be timed: on the GPU here, or by trtexec where it was built."""
+        if path.suffix == ".onnx":
+            return False
+        return _has_gpu() or self.uses_trtexec(BuildOptions.from_mapping(options))
+
+    def census(self, path: Path) -> dict[str, Any]:
+        """Counts from the layer information written at build time, else from the plan itself."""
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().census(path)
+        stored = path.with_name(LAYERS)
+        if stored.is_file():
+            return census(parse_layers(stored.read_text(encoding="utf-8")))
+        return census(parse_layers(self._information(path)))
+
+    def layers(self, path: Path, log: Sequence[str] = ()) -> dict[str, Any]:
+        """Their census, every layer with type, tactic and padding, and the table of 2:4 eligible against picked."""
+        stored = path.with_name(LAYERS)
+        text = stored.read_text(encoding="utf-8") if stored.is_file() else self._information(path)
+        layers = parse_layers(text)
+        return {
+            "census": census(layers),
+            "layers": as_rows(layers),
+            "sparsity": sparsity_table(layers, log),
+        }
+
+    def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
+        """Mean time per layer on the GPU here."""
+        if path.suffix == ".onnx":
+            return OnnxRuntimeCpu().profile(path, feeds, threads=threads, runs=runs)
+        runner = open_plan(self.flavour, path)
+        try:
+            return runner.layers(feeds, runs=runs)
+        finally:
+            runner.close()
+
+    def _built(
+        self,
+        folder: Path,
+        files: tuple[str, ...],
+        chosen: BuildOptions,
+        progress: Progress,
+        facts: dict[str, Any],
+    ) -> Artefact:
+        if self.uses_trtexec(chosen):
+            with open_device(chosen.device) as device:
+                facts = facts | build_on(device, folder, chosen, progress)
+            files = (*files, ENGINE, LAYERS, "build.log")
+        else:
+            facts = facts | build_plan(self.flavour, folder / ONNX, folder / ENGINE, chosen, progress)
+            files = (*files, ENGINE, *self._store_layers(folder, chosen))
+        if LAYERS in files:
+            facts |= self.layers(folder / ENGINE, facts["sparsity"])
+        return Artefact(ENGINE, files, facts)
+
+    def _store_layers(self, folder: Path, chosen: BuildOptions) -> tuple[str, ...]:
+        if chosen.stripped or not _has_gpu():
+            return ()
+        plan = (folder / ENGINE).read_bytes()
+        runner = open_bytes(self.flavour, plan, ENGINE, folder / ONNX)
+        try:
+            (folder / LAYERS).write_text(runner.layer_information(), encoding="utf-8")
+        finally:
+            runner.close()
+        return (LAYERS,)
+
+    def _require(self, chosen: BuildOptions) -> None:
+        """Refuse before anything is written when this machine cannot do what is asked."""
+        if chosen.emit == "onnx" or chosen.device != "local":
+            return
+        found = self.availability()
+        if not found.ok:
+            raise UnavailableError(f"{self.name}: {found.reason}: {found.remedy}")
+        if chosen.builder == "trtexec" and local_trtexec() is None:
+            raise UnavailableError(f"{self.name}: no trtexec on the PATH: add it, or {THREE_WAYS}")
+
+    def uses_trtexec(self, chosen: BuildOptions) -> bool:
+        """Whether trtexec builds and runs, here or on a device, in place of the Python API."""
+        if chosen.device != "local" or chosen.builder == "trtexec":
+            return True
+        return chosen.builder == "auto" and not availability(self.flavour).ok
+
+    def _information(self, path: Path) -> str:
+        runner = open_plan(self.flavour, path)
+        try:
+            return runner.layer_information()
+        finally:
+            runner.close()
+
+
+def save_onnx(model: ir.Model, folder: Path) -> tuple[str, ...]:
+    """Write `model.onnx`, with the weights beside it when they exceed 1 GB; returns the files' names."""
+    weights = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+    )
+    data = f"{ONNX}.data" if weights > _LARGEST_INLINE else None
+    ir.save(model, folder / ONNX, external_data=data)
+    return (ONNX,) if data is None else (ONNX, data)
+
+
+def _has_gpu() -> bool:
+    try:
+        return bool(gpus())
+    except NoGpuError:
+        return False

@@ -1,0 +1,335 @@
+"""fp16 and bf16: every float tensor that may be half is, with a cast wherever the two meet.
+
+Which tensors may is read from the ONNX operator schemas: a type variable that allows the half type follows,
+one that does not stays float32. A strongly typed parser finds no mixed operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from sparsecc.ir.graph_editor import GraphEditor, raise_opset
+from sparsecc.ir.subgraphs import bodies_of, has_body
+from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.quantize.activation_ranges import collect
+from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
+from sparsecc.passes.weights.linear_layers import constant_array
+
+HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
+MINIMUM_OPSET = {"fp16": 13, "bf16": 22}
+FP16_MAX = 65504.0
+LARGE = 30000.0
+SMALLEST_SCALE = 2.0**-20
+"""A quantization scale below this would round to zero or to a bit or two in fp16."""
+
+KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum", "Range", "Resize"})
+"""Operators that overflow or lose too much in half, or whose half kernels are missing where it matters."""
+
+NO_KERNEL = {
+    ("tensorrt-rtx", "bf16"): ("ConvTranspose", "TensorRT-RTX has no bf16 kernel for ConvTranspose"),
+}
+"""(backend, type) -> an operator that it does not build in that type, and the words for it."""
+
+
+def convert_to_half(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    context: PassContext,
+    type_: str,
+    exclude: Collection[str] = (),
+    *,
+    keep_io: bool = True,
+) -> PassResult:
+    """Convert in place. `keep_io` leaves graph inputs and outputs in float32."""
+    raise_opset(model, MINIMUM_OPSET[type_])
+    kept = dict.fromkeys(exclude, "left in float")
+    if (missing := NO_KERNEL.get((context.target.backend, type_))) is not None:
+        operator, reason = missing
+        kept.update({node.name or "": reason for node in model.graph if node.op_type == operator})
+    if type_ == "fp16" and context.calibration:
+        kept.update(_overflowing(model, context))
+    conversion = _HalfConversion(model, type_, kept, keep_io)
+    conversion.run()
+    for name in conversion.halved_constants:
+        plan.quantization.setdefault(name, ValueSpec(type_, "weight", symmetric=True).to_json())
+    facts: dict[str, Any] = {
+        "type": type_,
+        "nodes": conversion.converted,
+        "casts": conversion.casts,
+        "warnings": conversion.warnings,
+    }
+    return PassResult(facts, tuple(conversion.skipped))
+
+
+def _overflowing(model: ir.Model, context: PassContext) -> dict[str, str]:
+    """Nodes that read or write values near the limit of fp16 on the calibration data.
+
+    Infinity is no such value: masks and logarithms of zero have it on purpose, and fp16 has it too.
+    """
+    types = value_types(model)
+    floats = [
+        output.name
+        for node in model.graph
+        for output in node.outputs
+        if output.name and types.get(output) == ir.DataType.FLOAT
+    ]
+    if not floats:
+        return {}
+    stats = collect(
+        model, floats, context.calibration, context.scratch,
+        histogram=False, level="DISABLE_ALL", infinite=True,
+    )  # fmt: skip
+    large = {name for name, seen in stats.items() if max(-seen.low, seen.high) > LARGE}
+    reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
+    return {
+        node.name or "": reason
+        for node in model.graph
+        if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
+    }
+
+
+@dataclass
+class _HalfConversion:
+    model: ir.Model
+    type: str
+    kept: dict[str, str]
+    keep_io: bool
+    converted: list[str] = field(default_factory=list)
+    halved_constants: list[str] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    casts: int = 0
+    _casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
+    _constants: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def run(self) -> None:
+        self.half = HALF_TYPES[self.type]
+        self.editor = GraphEditor(self.model)
+        self.opset = self.model.opset_imports.get("", 1)
+        graph = self.model.graph
+        graph.sort()
+        nodes = list(graph)
+        self.types = value_types(self.model)
+        if not self.keep_io:
+            for value in graph.inputs:
+                self._retype(value)
+        for node in nodes:
+            self._convert(node)
+        self._restore_outputs()
+        self._restore_captures(nodes)
+        self.editor.finish()
+
+    def _convert(self, node: ir.Node) -> None:
+        reason = self._why_not(node)
+        if reason:
+            if any(self._is_float(value) for value in (*node.inputs, *node.outputs)):
+                self.skipped.append(Skip(node.name or "", reason))
+            for index, value in enumerate(node.inputs):
+                self._feed(node, index, value, ir.DataType.FLOAT)
+            return
+        schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        follows = half_variables(schema, TYPE_NAMES[self.type])
+        for index, value in enumerate(node.inputs):
+            wanted = self.half if _type_string(schema.inputs, index) in follows else ir.DataType.FLOAT
+            self._feed(node, index, value, wanted)
+        self._convert_attributes(node)
+        for index, output in enumerate(node.outputs):
+            if self._is_float(output) and _type_string(schema.outputs, index) in follows:
+                self._retype(output)
+        if any(self.types.get(value) == self.half for value in node.outputs):
+            self.converted.append(node.name or "")
+
+    def _why_not(self, node: ir.Node) -> str:
+        if node.name in self.kept:
+            return self.kept[node.name or ""]
+        if node.domain not in ("", "ai.onnx"):
+            return f"operator of {node.domain}: its types are not known"
+        if node.op_type in KEPT_FLOAT:
+            return f"{node.op_type} is kept in float32 for its range"
+        if has_body(node):
+            return "it holds a subgraph"
+        if not onnx.defs.has(node.op_type, self.opset, ""):
+            return f"operator {node.op_type} is not known at opset {self.opset}"
+        schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        follows = half_variables(schema, TYPE_NAMES[self.type])
+        floats = [i for i, value in enumerate(node.inputs) if self._was_float(value)]
+        outputs = [i for i, value in enumerate(node.outputs) if self._was_float(value)]
+        formal = [_type_string(schema.inputs, i) for i in floats] + [
+            _type_string(schema.outputs, i) for i in outputs
+        ]
+        if formal and not any(name in follows for name in formal):
+            return f"{node.op_type} has no {self.type} form at opset {self.opset}"
+        if node.op_type in (
+            "RandomNormal",
+            "RandomUniform",
+            "RandomNormalLike",
+            "RandomUniformLike",
+            "EyeLike",
+        ):
+            return f"{node.op_type} keeps its type"
+        return ""
+
+    def _convert_attributes(self, node: ir.Node) -> None:
+        """Cast and ConstantOfShape name their result's type themselves."""
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.Attr("to", ir.AttributeType.INT, self.half.value)
+        if node.op_type == "ConstantOfShape":
+            fill = node.attributes.get("value")
+            number = np.zeros(1, np.float32) if fill is None else fill.as_tensor().numpy()
+            if number.dtype == np.float32:
+                node.attributes["value"] = ir.Attr(
+                    "value", ir.AttributeType.TENSOR, self._half_tensor(number)
+                )
+
+    def _feed(self, node: ir.Node, index: int, value: ir.Value | None, wanted: ir.DataType) -> None:
+        """Give one input the wanted one of the two float types; other types stay as they are."""
+        if value is None or self.types.get(value) not in (ir.DataType.FLOAT, self.half):
+            return
+        if self.types[value] == wanted:
+            return
+        is_constant = value.const_value is not None and value.is_initializer() and not value.is_graph_input()
+        is_scale = index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        replacement = self._half_constant(value, is_scale) if is_constant else self._cast(value, wanted)
+        node.replace_input_with(index, replacement)
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        key = (value, wanted)
+        if key not in self._casts:
+            cast = self.editor.add_behind(
+                value, "Cast", [value], attributes={"to": wanted.value},
+                base=f"{value.name}_{wanted.name.lower()}", dtype=wanted, like=value,
+            )  # fmt: skip
+            self.types[cast] = wanted
+            self._casts[key] = cast
+            self.casts += 1
+        return self._casts[key]
+
+    def _half_constant(self, value: ir.Value, is_scale: bool) -> ir.Value:
+        if value not in self._constants:
+            numbers = constant_array(value)
+            if is_scale:
+                numbers = np.maximum(numbers, SMALLEST_SCALE)
+            if self.type == "fp16" and numbers.size and np.abs(numbers).max() > FP16_MAX:
+                self.warnings.append(f"constant '{value.name}' exceeds {FP16_MAX:.0f} and is clipped to it")
+            name = value.name or ""
+            constant = self.editor.constant(f"{name}_{self.type}", self._half_tensor(numbers))
+            self.types[constant] = self.half
+            self._constants[value] = constant
+            self.halved_constants.append(name)
+        return self._constants[value]
+
+    def _half_tensor(self, numbers: np.ndarray) -> ir.TensorProtocol:
+        if self.type == "fp16":
+            return ir.tensor(np.clip(numbers, -FP16_MAX, FP16_MAX).astype(np.float16))
+        return ir.tensor(numbers.astype(ml_dtypes.bfloat16), dtype=ir.DataType.BFLOAT16)
+
+    def _retype(self, value: ir.Value) -> None:
+        if self._is_float(value):
+            self.types[value] = self.half
+            value.type = ir.TensorType(self.half)
+
+    def _is_float(self, value: ir.Value | None) -> bool:
+        return value is not None and self.types.get(value) == ir.DataType.FLOAT
+
+    def _was_float(self, value: ir.Value | None) -> bool:
+        return value is not None and self.types.get(value) in (ir.DataType.FLOAT, self.half)
+
+    def _restore_outputs(self) -> None:
+        if not self.keep_io:
+            return
+        for value in list(self.model.graph.outputs):
+            if self.types.get(value) == self.half:
+                cast = self._cast(value, ir.DataType.FLOAT)
+                self.editor.replace_output(value, cast)
+                cast.type, value.type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(self.half)
+
+    def _restore_captures(self, nodes: list[ir.Node]) -> None:
+        """Subgraphs stay float: what they read of the outer graph is cast back."""
+        made = [output for node in nodes for output in node.outputs]
+        for value in (*self.model.graph.inputs, *made):
+            if self.types.get(value) != self.half:
+                continue
+            for consumer, index in value.uses():
+                if consumer.graph is not self.model.graph:
+                    consumer.replace_input_with(index, self._cast(value, ir.DataType.FLOAT))
+
+
+def half_variables(schema: onnx.defs.OpSchema, half: str) -> set[str]:
+    """The type variables of an operator that may be the half type as well as float."""
+    return {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if half in constraint.allowed_type_strs and "tensor(float)" in constraint.allowed_type_strs
+    }
+
+
+def _type_string(formals: Any, index: int) -> str:
+    """The formal type of an operand; the last one repeats when it is variadic."""
+    if not formals:
+        return ""
+    return str(formals[min(index, len(formals) - 1)].type_str)
+
+
+def value_types(model: ir.Model) -> dict[ir.Value, ir.DataType]:
+    """The element type of every value of the main graph, from the model or else from the operator schemas."""
+    types: dict[ir.Value, ir.DataType] = {}
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.const_value is not None:
+            types[value] = value.const_value.dtype
+        elif value.dtype is not None:
+            types[value] = value.dtype
+    for node in model.graph:
+        for output, type_ in zip(node.outputs, _output_types(node, types, model), strict=True):
+            if type_ is not None:
+                types[output] = type_
+    return types
+
+
+def _output_types(
+    node: ir.Node, types: dict[ir.Value, ir.DataType], model: ir.Model
+) -> Iterator[ir.DataType | None]:
+    opset = model.opset_imports.get("", 1)
+    known = node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, opset, "")
+    schema = onnx.defs.get_schema(node.op_type, opset, "") if known else None
+    for index, output in enumerate(node.outputs):
+        if output.dtype is not None:
+            yield output.dtype
+        elif node.op_type == "Cast":
+            yield ir.DataType(node.attributes["to"].as_int())
+        elif node.op_type == "ConstantOfShape":
+            fill = node.attributes.get("value")
+            yield ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
+        elif has_body(node):
+            yield _handed_out(node, index)
+        elif schema is None:
+            yield None
+        else:
+            yield _from_schema(schema, index, node, types)
+
+
+def _handed_out(node: ir.Node, output: int) -> ir.DataType | None:
+    """The type of what a body gives; the first output of a Loop's body is its condition."""
+    place = output + 1 if node.op_type == "Loop" else output
+    given = [body.outputs[place].dtype for body in bodies_of(node) if place < len(body.outputs)]
+    return given[0] if given else None
+
+
+def _from_schema(
+    schema: onnx.defs.OpSchema, index: int, node: ir.Node, types: dict[ir.Value, ir.DataType]
+) -> ir.DataType | None:
+    formal = _type_string(schema.outputs, index)
+    if formal.startswith("tensor("):
+        name = formal[7:-1].upper()
+        return ir.DataType[name] if name in ir.DataType.__members__ else None
+    for position, value in enumerate(node.inputs):
+        if value in types and value is not None and _type_string(schema.inputs, position) == formal:
+            return types[value]
+    return ir.DataType.FLOAT if node.op_type in ("RandomNormal", "RandomUniform") else None

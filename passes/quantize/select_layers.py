@@ -1,0 +1,187 @@
+"""Which nodes and values become integers, before any scale is known: one decision per style of runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from sparsecc.passes.base import Skip
+from sparsecc.passes.weights.linear_layers import Site, constant_array, int_attribute
+
+FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
+"""ONNX Runtime folds these into the integer kernel before them when the quantized range implies them."""
+
+INTEGER_FOLLOWERS = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool"})
+"""Operators with an integer kernel of their own that are worth it between integer neighbours."""
+
+SAME_SCALE = frozenset(
+    {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "DepthToSpace"}
+)
+"""Operators that only move numbers: input and output share one scale, and the kernel runs on integers."""
+
+QUANTIZED_OUTPUTS = frozenset({"Conv"})
+"""Sites whose integer kernel needs an integer result. Gemm and MatMul give float for less error and time."""
+
+MIN_TENSORRT_CHANNELS = 16
+
+
+@dataclass
+class Decision:
+    """What to quantize.
+
+    `values` are activations quantized by their own range; `aliases` share the scale of another value. `full`
+    are those whose integer form replaces the float one for every consumer, because their producer is integer.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    followers: list[ir.Node] = field(default_factory=list)
+    values: dict[str, ir.Value] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    skipped: list[Skip] = field(default_factory=list)
+
+    def holds(self, value: ir.Value | None) -> bool:
+        return value is not None and (value.name in self.values or value.name in self.aliases)
+
+    def root(self, name: str) -> str:
+        """The value whose range gives this value's scale."""
+        while name in self.aliases:
+            name = self.aliases[name]
+        return name
+
+
+def decide_onnxruntime(
+    model: ir.Model,
+    sites: Iterable[Site],
+    exclude: Collection[str],
+    outputs: Collection[str] = QUANTIZED_OUTPUTS,
+) -> Decision:
+    """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between."""
+    decision = Decision()
+    chosen = {}
+    for site in sites:
+        reason = "left in float" if site.name in exclude else _why_not_onnxruntime(site)
+        if reason:
+            decision.skipped.append(Skip(site.name, reason))
+        else:
+            chosen[site.node] = site
+    model.graph.sort()
+    for node in model.graph:
+        if node in chosen:
+            _take_site(decision, chosen[node], outputs)
+        elif node.domain in ("", "ai.onnx") and node.name not in exclude:
+            _follow(decision, node)
+    return decision
+
+
+def _take_site(decision: Decision, site: Site, outputs: Collection[str]) -> None:
+    decision.sites.append(site)
+    if not decision.holds(site.data):
+        decision.values[site.data.name or ""] = site.data
+    if site.op_type in outputs:
+        result = fused_result(site.node)
+        decision.values[result.name or ""] = result
+        decision.full.add(result.name or "")
+
+
+def _follow(decision: Decision, node: ir.Node) -> None:
+    if node.op_type in INTEGER_FOLLOWERS:
+        if node.inputs and all(decision.holds(value) for value in node.inputs):
+            result = fused_result(node)
+            decision.followers.append(node)
+            decision.values[result.name or ""] = result
+            decision.full.add(result.name or "")
+    elif node.op_type in SAME_SCALE and decision.holds(node.inputs[0]) and len(node.outputs) >= 1:
+        source = node.inputs[0]
+        outputs = node.outputs if node.op_type == "Split" else node.outputs[:1]
+        if source is None or any(output.is_graph_output() for output in outputs):
+            return
+        decision.followers.append(node)
+        for output in outputs:
+            decision.aliases[output.name or ""] = source.name or ""
+            decision.full.add(output.name or "")
+
+
+def fused_result(node: ir.Node) -> ir.Value:
+    """A node's output, or that of the Relu or Clip that alone reads it."""
+    output = node.outputs[0]
+    consumers = output.consumers()
+    if len(consumers) == 1 and not output.is_graph_output():
+        only = consumers[0]
+        if only.op_type in FUSED_ACTIVATIONS and only.domain in ("", "ai.onnx"):
+            return only.outputs[0]
+    return output
+
+
+def _why_not_onnxruntime(site: Site) -> str:
+    if site.bias is None:
+        return ""
+    if site.bias.const_value is None or site.bias.is_graph_input():
+        return "its bias is not a constant"
+    channels = constant_array(site.weight).shape[site.out_axis]
+    if constant_array(site.bias).size != channels:
+        return "its bias is not one number per output channel"
+    return ""
+
+
+def decide_tensorrt(model: ir.Model, sites: Iterable[Site], exclude: Collection[str]) -> Decision:
+    """Inputs of Conv, Gemm and MatMul and the residual operand of Add, where TensorRT has integer tactics."""
+    decision = Decision()
+    for site in sites:
+        reason = "left in float" if site.name in exclude else _why_not_tensorrt(site)
+        if reason:
+            decision.skipped.append(Skip(site.name, reason))
+            continue
+        decision.sites.append(site)
+        decision.values[site.data.name or ""] = site.data
+    produced = {site.node: site for site in decision.sites if site.op_type == "Conv"}
+    for node in model.graph:
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            continue
+        residual = _residual_operand(node, produced)
+        if residual is not None:
+            decision.followers.append(node)
+            decision.values[residual.name or ""] = residual
+    return decision
+
+
+def _residual_operand(node: ir.Node, produced: dict[ir.Node, Site]) -> ir.Value | None:
+    """The operand of an Add that is the skip branch beside a quantized convolution, if there is one."""
+    left, right = node.inputs
+    if left is None or right is None or left.const_value is not None or right.const_value is not None:
+        return None
+    for main, skip in ((right, left), (left, right)):
+        producer = main.producer()
+        if producer is not None and producer in produced and len(main.uses()) == 1:
+            return skip
+    return None
+
+
+def _why_not_tensorrt(site: Site) -> str:
+    shape = constant_array(site.weight).shape
+    if site.op_type == "Conv":
+        channels = (int(shape[0]), int(shape[1]) * site.group)
+        if min(channels) < MIN_TENSORRT_CHANNELS:
+            return f"Conv with {min(channels)} channels: no integer tactic under {MIN_TENSORRT_CHANNELS}"
+        return ""
+    if min(shape) < MIN_TENSORRT_CHANNELS:
+        return f"matrix product of {shape[0]}x{shape[1]}: TensorRT has no integer tactic under 16"
+    if _is_vector(site.data, int_attribute(site.node, "transA", 0)):
+        return "matrix-vector product: bound by memory, integers only add casts"
+    return ""
+
+
+def _is_vector(data: ir.Value, transposed: int) -> bool:
+    """Whether the data operand is known to be a single row."""
+    if data.shape is None or len(data.shape) < 1:
+        return False
+    rows = 1
+    for index, size in enumerate(data.shape):
+        if index == len(data.shape) - 1 - transposed:
+            continue
+        if not isinstance(size, int):
+            return False
+        rows *= size
+    return rows == 1

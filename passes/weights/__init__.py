@@ -1,0 +1,1 @@
+"""Layers with constant weights as passes see them: their inputs' moments, low-rank paths, fidelity."""

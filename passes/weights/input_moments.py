@@ -1,0 +1,177 @@
+"""X^T X of what a site multiplies, over the calibration set: for every method that minimises output error."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.calibrate.layer_statistics import column_blocks, widest_block
+from sparsecc.calibrate.linear_layers import Consumer
+from sparsecc.calibrate.moments import Moments
+from sparsecc.errors import InputError
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.weights.linear_layers import Site, ints_attribute
+from sparsecc.runtime.segments import Walk
+
+MULTIPLE = 128
+"""Columns of a covariance are split in multiples of this: whole scales and whole groups of every pattern."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some columns of the rows that a site multiplies, and `gram` (group, n, n), the sum of x x^T over them."""
+
+    columns: slice
+    gram: np.ndarray
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """What calibration says of the rows x that a site multiplies; columns are in the order of `Site.matrix`.
+
+    `mean` and `root_mean_square` are (group, k). `blocks` is one of all columns, or, where X^T X does not fit
+    the memory, those on its diagonal, mapped from disk.
+    """
+
+    mean: np.ndarray
+    root_mean_square: np.ndarray
+    blocks: tuple[Block, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the moments of all pairs of columns are known."""
+        return len(self.blocks) == 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `sites` multiply: all of them the same rows. To be asked while the walk stands at them."""
+
+    sites: list[Site]
+    walk: Walk
+    folder: Path
+    memory: int
+    seed: int
+
+    def mean(self) -> np.ndarray:
+        """(group, k)."""
+        total, number = 0.0, 0
+        for rows in self._rows():
+            total = total + rows.sum(axis=1, dtype=np.float64)
+            number += rows.shape[1]
+        return np.asarray(total / max(1, number))
+
+    def moments(self, multiple: int = MULTIPLE) -> InputMoments:
+        """One pass over the samples where X^T X fits the memory, else one for each of its diagonal blocks, which
+        are multiples of `multiple` columns wide."""
+        groups, _, columns = _consumer(self.sites[0]).sizes
+        parts = column_blocks(columns, widest_block(groups, columns, multiple, self.memory))
+        mean, size, blocks = np.zeros((groups, columns)), np.zeros((groups, columns)), []
+        for part in parts:
+            sums = Moments.empty(groups, part.stop - part.start)
+            for rows in self._rows():
+                sums.add(rows[:, :, part])
+            mean[:, part] = sums.mean
+            diagonal = np.einsum("gkk->gk", sums.xx)
+            size[:, part] = np.sqrt(np.maximum(diagonal, 0) / max(1, sums.rows))
+            blocks.append(Block(part, sums.xx if len(parts) == 1 else self._stored(part, sums.xx)))
+        return InputMoments(mean, size, tuple(blocks))
+
+    def places(self) -> int:
+        """How many rows the first set of samples has."""
+        consumer = _consumer(self.sites[0])
+        return math.prod(consumer.places(self.walk.value(consumer.data, 0)))
+
+    def _rows(self) -> Iterator[np.ndarray]:
+        """(group, n, k) of every batch. InputError on NaN or infinity."""
+        consumer = _consumer(self.sites[0])
+        for batch in range(self.walk.batches):
+            data = self.walk.value(consumer.data, batch)
+            rows = consumer.rows(data, consumer.picks(data, batch, self.walk.batches, self.seed))
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"calibration: value '{consumer.data}' holds NaN or infinity: check the calibration data "
+                    "and the model"
+                )
+            groups, number, columns = rows.shape
+            cells = rows.reshape(groups, number, columns // consumer.cells, consumer.cells)
+            yield cells.swapaxes(2, 3).reshape(rows.shape)
+
+    def _stored(self, part: slice, gram: np.ndarray) -> np.ndarray:
+        file = self.folder / f"{part.start}.npy"
+        file.unlink(missing_ok=True)
+        np.save(file, gram)
+        return np.asarray(np.load(file, mmap_mode="r"))
+
+
+def walk_inputs(model: ir.Model, sites: Iterable[Site], context: PassContext) -> Iterator[Inputs]:
+    """What the sites multiply, those with the same rows together, in the order of the graph.
+
+    The model is walked once; at most about `context.memory` bytes are held, half for values between layers, which
+    wait on disk beyond that, half for the sums of one layer. Weights that the caller changes in place are seen
+    by the layers behind them.
+    """
+    alike: dict[tuple[object, ...], list[Site]] = {}
+    for site in sites:
+        alike.setdefault(_geometry(site), []).append(site)
+    if not alike:
+        return
+    model.graph.sort()
+    half = context.memory // 2
+    with tempfile.TemporaryDirectory(dir=context.scratch) as name:
+        folder = Path(name)
+        walk = Walk(model, [dict(feeds) for feeds in context.calibration], folder, memory=half)
+        place = {
+            readers[0].name: min(walk.place[site.node] for site in readers) for readers in alike.values()
+        }
+        ordered = sorted(alike.values(), key=lambda readers: place[readers[0].name])
+        for number, readers in enumerate(ordered):
+            walk.advance(place[readers[0].name])
+            yield Inputs(readers, walk, folder, half, context.seed)
+            context.progress("calibrating", (number + 1) / len(ordered))
+
+
+def _consumer(site: Site) -> Consumer:
+    cells = math.prod(site.shape[2:]) if site.op_type == "Conv" else 1
+    return Consumer(site.node, site.weight, site.group, cells, site.op_type != "Conv" and site.out_axis == 1)
+
+
+def _geometry(site: Site) -> tuple[object, ...]:
+    """Sites with the same key multiply the same rows."""
+    name = site.data.name or ""
+    if site.op_type != "Conv":
+        return (name,)
+    node = site.node
+    keys = ("strides", "pads", "dilations")
+    auto = node.attributes.get("auto_pad")
+    padding = auto.as_string() if auto is not None else ""
+    return (
+        name,
+        site.group,
+        site.shape[2:],
+        padding,
+        *(tuple(ints_attribute(node, key) or ()) for key in keys),
+    )
+
+
+def damped(gram: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """A gram matrix made safely invertible: `share` of its mean diagonal added, dead inputs set to one."""
+    result = gram.astype(np.float64, copy=True)
+    diagonal = np.einsum("kk->k", result)
+    mean = float(diagonal.mean()) if diagonal.size else 0.0
+    diagonal[diagonal <= 0] = mean or 1.0
+    diagonal += share * (mean or 1.0)
+    return result
+
+
+def output_error(change: np.ndarray, weight: np.ndarray, gram: np.ndarray) -> float:
+    """Relative output error of a changed weight: tr(D H D^T) / tr(W H W^T), for matrices (out, k)."""
+    noise = float(np.einsum("ok,ok->", change @ gram, change))
+    power = float(np.einsum("ok,ok->", weight @ gram, weight))
+    return max(noise, 0.0) / power if power > 0 else 0.0

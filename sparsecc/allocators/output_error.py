@@ -1,0 +1,164 @@
+"""How far a cut moves the outputs of a model on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.cost.model import macs_model
+from sparsecc.data.files import is_fixed
+from sparsecc.data.random_inputs import input_values
+from sparsecc.data.samples import Feeds, Samples
+from sparsecc.graph.analysis import Analysis
+from sparsecc.ir.subgraphs import has_body
+from sparsecc.runtime.segments import Walk
+from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.verify.prove import write
+
+WORK = 1e13
+"""Multiply-accumulates that all runs together may take: some minutes on one core."""
+FEWEST, MOST = 8, 128
+"""Samples to a run."""
+
+
+class Reference:
+    """Outputs, batch by batch, and how far others are from them."""
+
+    def __init__(self, outputs: Sequence[Feeds]) -> None:
+        self.outputs = outputs
+        self._floats = [name for name, first in outputs[0].items() if first.dtype.kind == "f"]
+
+    def divergence(self, found: Sequence[Feeds]) -> float:
+        """Squared error relative to variance, averaged over the float outputs; infinite where NaN appear."""
+        errors = []
+        for name in self._floats:
+            pairs = [(ours[name], theirs[name]) for ours, theirs in zip(self.outputs, found, strict=True)]
+            if any(ours.shape != theirs.shape for ours, theirs in pairs):
+                return float("inf")
+            with np.errstate(invalid="ignore"):
+                moved = _mean_square(np.subtract(theirs, ours, dtype=np.float64) for ours, theirs in pairs)
+            if not np.isfinite(moved):
+                return float("inf")
+            errors.append(moved / max(self._variances[name], 1e-12))
+        return float(np.mean(errors)) if errors else 0.0
+
+    @cached_property
+    def _variances(self) -> dict[str, float]:
+        found = {}
+        for name in self._floats:
+            arrays = [batch[name] for batch in self.outputs]
+            mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / max(sum(a.size for a in arrays), 1)
+            found[name] = _mean_square(np.subtract(a, mean, dtype=np.float64) for a in arrays)
+        return found
+
+
+class Bench:
+    """Runs whole models over the same samples and compares their outputs with those of the dense one."""
+
+    def __init__(self, model: ir.Model, samples: Samples, scratch: Path, threads: int) -> None:
+        self._model = model
+        self._samples = samples
+        self._scratch = scratch / "bench"
+        self._threads = threads
+        self._options = session_options(threads=threads, level="basic")
+        self._known: dict[float, tuple[list[Feeds], Reference]] = {}
+
+    @staticmethod
+    def for_runs(
+        analysis: Analysis, samples: Samples, runs: int, scratch: Path, threads: int
+    ) -> Bench | None:
+        """With as many samples as so many runs may take; None where these are too few to tell anything."""
+        chosen = affordable(analysis, samples, runs, MOST)
+        return None if chosen is None else Bench(analysis.model, chosen, scratch, threads)
+
+    def moved(self, model: ir.Model, share: float = 1.0) -> float:
+        """The divergence of a model's outputs, on the leading share of the samples."""
+        feeds, reference = self._dense(share)
+        return reference.divergence(self._outputs(model, feeds))
+
+    def branched(self, variant: ir.Model) -> float:
+        """As `moved`, run from where the variant first differs: of many, those that differ early come first."""
+        nodes = list(variant.graph)
+        start = self.start_of(variant)
+        if start < self._walk.position:
+            return self.moved(variant)
+        outputs = {value.name for value in variant.graph.outputs}
+        made = [v.name or "" for node in nodes[start:] for v in node.outputs if v.name in outputs]
+        if not made:
+            return 0.0
+        self._walk.advance(start)
+        _, reference = self._dense(1.0)
+        found = self._walk.branch(variant, nodes[start:], made)
+        return reference.divergence([{**w, **f} for w, f in zip(reference.outputs, found, strict=True)])
+
+    def start_of(self, variant: ir.Model) -> int:
+        """How many nodes a variant of the model shares with it before the first that differs, or may do so."""
+        pairs = enumerate(zip(self._model.graph, variant.graph, strict=False))
+        differ = (i for i, (ours, other) in pairs if has_body(other) or not _alike(ours, other))
+        return next(differ, len(self._model.graph))
+
+    @cached_property
+    def _walk(self) -> Walk:
+        feeds, _ = self._dense(1.0)
+        return Walk(self._model, feeds, self._scratch / "walk", threads=self._threads)
+
+    def _dense(self, share: float) -> tuple[list[Feeds], Reference]:
+        """Feeds, and what the model makes of them."""
+        if share not in self._known:
+            feeds = self._leading(share)
+            self._known[share] = (feeds, Reference(self._outputs(self._model, feeds)))
+        return self._known[share]
+
+    def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
+        file = write(model, self._scratch / "model.onnx")
+        runner = OrtRunner(open_session(file, self._options), "calibration")
+        return [runner.run(feeds) for feeds in batches]
+
+    def _leading(self, share: float) -> list[Feeds]:
+        """Whole batches; a part of the last one where the model takes batches of any size."""
+        free = takes_any_batch(self._model)
+        left, found = max(1, round(share * self._samples.number)), []
+        for batch in self._samples.first(left).batches:
+            lengths = {len(array) if array.ndim else 1 for array in batch.values()}
+            whole = not free or len(lengths) > 1 or max(lengths) <= left
+            found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
+            left -= max(lengths)
+        return found
+
+
+def takes_any_batch(model: ir.Model) -> bool:
+    """Whether the first axis of every input may have any size."""
+    shapes = [value.shape for value in input_values(model)]
+    return all(shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes)
+
+
+def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:
+    """As many of the samples as so many runs of the dense model may take; None where these are too few."""
+    per_sample = macs_model(analysis).total({}) / _batch_of(analysis)
+    number = int(min(most, WORK / max(runs * per_sample, 1.0)))
+    return None if number < FEWEST else samples.first(number)
+
+
+def _alike(ours: ir.Node, other: ir.Node) -> bool:
+    """Whether a node of a variant reads and makes values of the same names."""
+    names = [[v and v.name for v in (*node.inputs, *node.outputs)] for node in (ours, other)]
+    return names[0] == names[1]
+
+
+def _mean_square(parts: Iterable[np.ndarray]) -> float:
+    """Over the elements of all parts; zero where there are none."""
+    total, count = 0.0, 0
+    for part in parts:
+        total += float(np.vdot(part, part))
+        count += part.size
+    return total / max(count, 1)
+
+
+def _batch_of(analysis: Analysis) -> int:
+    """How many samples the cost model's input sizes hold."""
+    shape = next(iter(analysis.shapes.inputs[0].values()), (1,))
+    return max(1, shape[0]) if shape else 1

@@ -1,0 +1,1 @@
+"""The axis algebra and the arithmetic of sizes; it knows nothing of ONNX or torch."""

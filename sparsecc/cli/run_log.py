@@ -1,0 +1,85 @@
+"""What a command was asked and did so far: the lines of `--log-json`, and the folder that `--debug` keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+
+KEPT = 2000
+"""Events that are remembered, the latest ones."""
+FILES = ("command.txt", "recipe.json", "versions.json", "log.jsonl", "traceback.txt")
+"""What a debug folder holds: words and numbers of ours, no byte of a model or of samples."""
+
+
+@dataclass
+class Trail:
+    """One run of the command line. `options` are those that a command was given, by name."""
+
+    arguments: Sequence[str]
+    options: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def speaks_json(self) -> bool:
+        """Whether stderr gets one JSON object a line."""
+        return "--log-json" in self.arguments
+
+    @property
+    def keeps_debug(self) -> bool:
+        """Whether a failure leaves a folder, and shows its traceback."""
+        return "--debug" in self.arguments
+
+    def add(self, level: str, facts: Mapping[str, Any]) -> None:
+        """Remember one event and, where asked, write its line."""
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        event = {"time": now, "level": level, **facts}
+        self.events = [*self.events[-KEPT + 1 :], event]
+        if self.speaks_json:
+            click.echo(json.dumps(event, default=str), err=True)
+
+    def say(self, level: str, line: str, **facts: Any) -> None:
+        """One line on stderr, as text or as JSON."""
+        self.add(level, {**facts, "message": line})
+        if not self.speaks_json:
+            start = "error: " if level == "error" else ""
+            click.echo(f"sparsecc: {start}{line}", err=True)
+
+    def write_debug(self) -> Path | None:
+        """Write the folder about the exception that is being handled; None where no folder can be written."""
+        from sparsecc.bundle.folder import versions
+        from sparsecc.worker.crash import crash_folder
+
+        where = {"system": sys.platform, "machine": os.uname().machine, **versions()}
+        texts = (
+            shlex.join(["sparsecc", *self.arguments]),
+            json.dumps(self.options, indent=1, default=str, sort_keys=True),
+            json.dumps(where, indent=1),
+            "".join(json.dumps(event, default=str) + "\n" for event in self.events).rstrip("\n"),
+            traceback.format_exc().rstrip("\n"),
+        )
+        try:
+            crash_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder = Path(tempfile.mkdtemp(prefix="debug-", dir=crash_folder()))
+            for name, text in zip(FILES, texts, strict=True):
+                (folder / name).write_text(text + "\n", "utf-8", errors="backslashreplace")
+        except (OSError, RuntimeError):  # no home, no room: the error itself still reaches the user
+            return None
+        return folder
+
+
+def trail() -> Trail:
+    """That of the command under way; one of its own where there is none."""
+    context = click.get_current_context(silent=True)
+    found = context.find_object(Trail) if context is not None else None
+    return found if found is not None else Trail(())

@@ -1,0 +1,1 @@
+"""Multiply-accumulates, parameters and latency as functions of what is kept."""

@@ -1,0 +1,323 @@
+"""Inputs for a model: random ones that let real models run, and those of the user's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.data.files import feeds_from, is_fixed
+from sparsecc.errors import InputError
+
+__all__ = ["candidate_dims", "feeds_from", "input_values", "random_feeds"]
+
+DEFAULT_DIM = 2
+"""The size of a dynamic dimension that nobody gave a size."""
+
+_MASK = re.compile(r"mask|valid|padding", re.IGNORECASE)
+_LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|seqlens?)($|[^a-z])", re.IGNORECASE)
+_SUM = re.compile(r"[\w.]+( *[+*] *[\w.]+)+")
+_SIDES = (32, 64, 224, 96, 128, 256, 320, 512)
+_LENGTHS = (8, 16, 32, 128, 512, 1024, 16000)
+
+_CARRIERS = (
+    "Cast Unsqueeze Squeeze Reshape Identity Clip Transpose Flatten Slice Concat Expand Tile Pad Abs "
+    "Split Max Min CastLike"
+)
+_THROUGH = frozenset(_CARRIERS.split())
+"""Operators whose first inputs' values come out again."""
+
+_TABLE_INPUTS = {
+    ("EmbedLayerNormalization", 0): 2,
+    ("EmbedLayerNormalization", 1): 4,
+    ("SkipLayerNormalizationEmbed", 0): 2,
+}
+"""(operator, index of its integer input) -> index of the table that it looks rows up in."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What an input is used for: rows of a table, a constant it is compared with, a mask, a size."""
+
+    rows: int | None = None
+    equals: int | None = None
+    is_mask: bool = False
+    is_size: bool = False
+
+
+def input_values(model: ir.Model) -> list[ir.Value]:
+    """The graph inputs that must be fed: those that are no initializers."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def random_feeds(
+    model: ir.Model,
+    *,
+    seed: int,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    dynamic: Mapping[str, int] | int = DEFAULT_DIM,
+    sample: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """One array per input, the same for the same seed.
+
+    Floats are N(0, 1); integers that select rows of a table stay inside it; what is compared with a constant
+    is that constant; masks are ones with a few trailing zeros; other integers are 0 or 1, bytes 0 to 255.
+    `sizes` gives whole shapes by input name; `dynamic` gives the size of dynamic dimensions, one for all or
+    by name (`input:axis` where it has none). The same name is the same size. Integers and text that `sample`
+    holds are taken from it, repeated where a shape is larger, unless a shape is smaller: such inputs may be
+    lengths, rates or choices. InputError for an unknown name in `sizes`, a wrong rank, a size that contradicts
+    a fixed one, and inputs that are no tensors.
+    """
+    values = input_values(model)
+    _require_known(sizes or {}, values)
+    generator = np.random.default_rng(seed)
+    known = dict(dynamic) if isinstance(dynamic, Mapping) else {}
+    default = dynamic if isinstance(dynamic, int) else DEFAULT_DIM
+    for value in values:
+        _learn_names(value, (sizes or {}).get(value.name or ""), known)
+    shapes = {
+        value.name or "": _shape(value, (sizes or {}).get(value.name or ""), known, default)
+        for value in values
+    }
+    taken = _repeated(sample or {}, shapes)
+    feeds = {}
+    for value in values:
+        name = value.name or ""
+        if name in taken and value.dtype is not None:
+            feeds[name] = _typed(taken[name], value.dtype)
+        else:
+            feeds[name] = _draw(value, shapes, generator, model)
+    return feeds
+
+
+def _require_known(names: Iterable[str], values: Sequence[ir.Value]) -> None:
+    """InputError where no input has one of these names."""
+    known = {value.name for value in values}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no input is called '{name}': inputs are {', '.join(sorted(map(str, known)))}")
+
+
+def _repeated(
+    sample: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The sample's integers and text at these shapes; nothing where any input is smaller than the sample's."""
+    sample = {name: array for name, array in sample.items() if name in shapes}
+    pairs = [(array.shape, shapes[name]) for name, array in sample.items()]
+    if any(len(a) != len(b) or any(x > y for x, y in zip(a, b, strict=True)) for a, b in pairs):
+        return {}
+    return {n: np.resize(a, shapes[n]) for n, a in sample.items() if a.dtype.kind in "iubOUS"}
+
+
+def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
+    """Sizes of the dynamic dimensions to try in turn, likeliest first; one empty setting when all are fixed.
+
+    The batch is 2, then 1 (recurrent states of [layers, ?, width] have it in the middle). Images take
+    common sides, sequences common lengths.
+    """
+    batch: set[str] = set()
+    sides: set[str] = set()
+    lengths: set[str] = set()
+    for value in input_values(model):
+        dims = list(value.shape or ())
+        for axis, dim in enumerate(dims):
+            if is_fixed(dim):
+                continue
+            key = dim_key(value, axis)
+            spatial = len(dims) >= 4 and axis >= 1
+            is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
+            if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
+                batch.add(key)
+            else:
+                (sides if spatial else lengths).add(key)
+    sides -= batch
+    lengths -= batch | sides
+    if not batch | sides | lengths:
+        yield {}
+        return
+    options = [
+        (side, length) for length in (_LENGTHS if lengths else (0,)) for side in (_SIDES if sides else (0,))
+    ]
+    for size in (DEFAULT_DIM, 1) if batch else (1,):
+        for side, length in options:
+            yield {
+                **dict.fromkeys(sorted(batch), size),
+                **dict.fromkeys(sorted(sides), side),
+            } | dict.fromkeys(sorted(lengths), length)
+
+
+def _looks_like_batch(name: str) -> bool:
+    return name.lower() in {"n", "b", "bs"} or "batch" in name.lower()
+
+
+def dim_key(value: ir.Value, axis: int) -> str:
+    """The name of a dynamic dimension; `input:axis` when it has none, or a placeholder that says nothing."""
+    dim = value.shape[axis] if value.shape is not None else None
+    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    return name if name and name not in {"?", "None", "-1", "unk"} else f"{value.name}:{axis}"
+
+
+def _learn_names(value: ir.Value, given: Sequence[int] | None, known: dict[str, int]) -> None:
+    """Take the sizes of named dimensions from a shape that the user gave."""
+    if given is None or value.shape is None or len(given) != len(value.shape):
+        return
+    for axis, dim in enumerate(value.shape):
+        if not is_fixed(dim):
+            known[dim_key(value, axis)] = given[axis]
+
+
+def _shape(
+    value: ir.Value, given: Sequence[int] | None, known: Mapping[str, int], default: int
+) -> tuple[int, ...]:
+    if value.shape is None:
+        if given is None:
+            raise InputError(
+                f"input '{value.name}' has no declared shape: give it with --input {value.name}:1x3x224x224"
+            )
+        return tuple(given)
+    declared = [
+        dim if is_fixed(dim) else _size(dim_key(value, axis), known, default)
+        for axis, dim in enumerate(value.shape)
+    ]
+    if given is None:
+        return tuple(declared)
+    fits = len(given) == len(declared) and all(
+        not is_fixed(dim) or dim == size for dim, size in zip(value.shape, given, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"input '{value.name}' is declared as {value.shape}, not {list(given)}: give a shape that fits"
+        )
+    return tuple(given)
+
+
+def _size(name: str, known: Mapping[str, int], default: int) -> int:
+    """The size of a named dimension; sums and products of other names are worked out."""
+    if name in known or not _SUM.fullmatch(name):
+        return known.get(name, default)
+    total = 0
+    for term in name.split("+"):
+        product = 1
+        for factor in term.split("*"):
+            factor = factor.strip()
+            product *= int(factor) if factor.isdecimal() else known.get(factor, default)
+        total += product
+    return total
+
+
+def _draw(
+    value: ir.Value, shapes: Mapping[str, tuple[int, ...]], generator: np.random.Generator, model: ir.Model
+) -> np.ndarray:
+    name, dtype = value.name or "", value.dtype
+    if dtype is None or isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        raise InputError(f"input '{name}' is no plain tensor: give its values with --data file.py:function")
+    shape = shapes[name]
+    if dtype == ir.DataType.STRING:
+        return np.full(shape, "text", dtype=object)
+    use = _use_of(value, model)
+    if use.rows is not None:
+        return _typed(generator.integers(0, max(1, use.rows), size=shape), dtype)
+    if use.equals is not None and int(np.prod(shape)) == 1:
+        return _typed(np.full(shape, use.equals), dtype)
+    if _MASK.search(name) or use.is_mask:
+        return _typed(_mask(shape), dtype)
+    if dtype.is_floating_point() or dtype in {ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}:
+        narrow = dtype.is_floating_point() and dtype != ir.DataType.DOUBLE
+        return _typed(generator.standard_normal(shape, np.float32 if narrow else np.float64), dtype)
+    if use.is_size or not shape:
+        return _typed(np.ones(shape), dtype)
+    if _LENGTH.search(name):
+        longest = max(
+            (other[1] for key, other in shapes.items() if key != name and len(other) > 1), default=1
+        )
+        return _typed(np.full(shape, longest), dtype)
+    top = 256 if dtype == ir.DataType.UINT8 else 2
+    low = -128 if dtype == ir.DataType.INT8 else 0
+    return _typed(generator.integers(low, 128 if low else top, size=shape), dtype)
+
+
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    """Ones; every second row ends in zeros, but never a whole row."""
+    mask = np.ones(shape)
+    if len(shape) >= 2 and shape[-1] >= 4:
+        mask[1::2, ..., -(shape[-1] // 4) :] = 0
+    return mask
+
+
+def _typed(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    if dtype == ir.DataType.BFLOAT16:
+        return np.asarray(array).astype(ml_dtypes.bfloat16)
+    return np.asarray(array).astype(object if dtype == ir.DataType.STRING else dtype.numpy())
+
+
+def _use_of(value: ir.Value, model: ir.Model) -> _Use:
+    """What the operators downstream of an input take its values for; the smallest table counts."""
+    rows: list[int] = []
+    equals: list[int] = []
+    is_mask = is_size = False
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        for node, index in current.uses():
+            rows += _rows(node, index)
+            equals += _compared_with(node, index)
+            is_mask = is_mask or (node.op_type in {"Where", "And", "Not"} and index == 0)
+            is_size = is_size or _is_size(node, index)
+            waiting += _followed(node, index, model)
+    return _Use(min(rows, default=None), equals[0] if equals else None, is_mask, is_size)
+
+
+def _followed(node: ir.Node, index: int, model: ir.Model) -> list[ir.Value]:
+    """The values that carry an operator's input onwards: its outputs, or inputs of the function it calls."""
+    function = model.functions.get(node.op_identifier())
+    if function is not None:
+        return [function.inputs[index]] if index < len(function.inputs) else []
+    carries = node.op_type in _THROUGH and (index == 0 or node.op_type in {"Concat", "Max", "Min"})
+    return list(node.outputs) if carries or (node.op_type == "Gather" and index == 0) else []
+
+
+def _rows(node: ir.Node, index: int) -> list[int]:
+    """The number of entries that an operator's input may select from."""
+    if (node.op_type, index) in _TABLE_INPUTS:
+        return _dim(node.inputs[_TABLE_INPUTS[node.op_type, index]], 0)
+    if index == 1 and node.op_type in {"Gather", "GatherElements", "GatherBlockQuantized"}:
+        default = 0
+        return _dim(
+            node.inputs[0], node.attributes.get_int("gather_axis", node.attributes.get_int("axis", default))
+        )
+    if index == 0 and node.op_type == "OneHot":
+        depth = node.inputs[1].const_value if node.inputs[1] is not None else None
+        return [int(depth.numpy().reshape(-1)[0])] if depth is not None else []
+    if index == 1 and node.op_type in {"GatherND", "ScatterND"}:
+        return _dim(node.inputs[0], 0)
+    return []
+
+
+def _dim(table: ir.Value | None, axis: int) -> list[int]:
+    if table is None or table.shape is None or axis >= len(table.shape):
+        return []
+    size = table.shape[axis]
+    return [size] if isinstance(size, int) else []
+
+
+def _compared_with(node: ir.Node, index: int) -> list[int]:
+    if node.op_type != "Equal":
+        return []
+    other = node.inputs[1 - index]
+    constant = ir.convenience.get_const_tensor(other) if other is not None else None
+    if constant is None or constant.size != 1 or constant.dtype == ir.DataType.STRING:
+        return []
+    return [int(constant.numpy().reshape(-1)[0])]
+
+
+def _is_size(node: ir.Node, index: int) -> bool:
+    shapes = {"Reshape": 1, "Expand": 1, "Tile": 1, "Resize": 3, "ConstantOfShape": 0, "TopK": 1, "Loop": 0}
+    return shapes.get(node.op_type) == index or node.op_type == "Range"

@@ -1,0 +1,289 @@
+"""From groups, scores and a budget to keep-masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named, name_of
+from sparsecc.allocators.angular import turns
+from sparsecc.allocators.dynamic_program import least_sum, losses_of
+from sparsecc.allocators.joint_error import RUNS, CutLosses, Joint
+from sparsecc.allocators.output_error import Bench
+from sparsecc.allocators.sensitivity import known_or_measured
+from sparsecc.allocators.trial_repair import PLANS, Rehearsal, Stage
+from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate.batch_norm_matching import matched
+from sparsecc.calibrate.channels import Channels
+from sparsecc.calibrate.layer_statistics import Stats, collect
+from sparsecc.cost.model import CostModel, macs_model, params_model, slots_model
+from sparsecc.criteria import CRITERIA, FOR_EXPERTS, FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
+from sparsecc.criteria.evidence import Evidence
+from sparsecc.criteria.experts import spared
+from sparsecc.criteria.gradient import Gradients
+from sparsecc.criteria.weights import SlotWeights
+from sparsecc.data.samples import Samples
+from sparsecc.errors import InputError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import Group
+from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.stage import settings_for
+from sparsecc.system.gc_pause import collector_paused
+from sparsecc.targets import Target, target_named
+
+FLOOR = 0.1
+"""The share of a group that always stays: an emptied layer cuts the network."""
+
+POOR = 0.4
+"""Predicted squared error of the outputs, relative to their variance, above which a ratio is too much: beyond it
+measured models lost two points of accuracy or nearly so, below it small tasks less than four (docs/methods.md)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from when a method needs them, a folder to work in, and who hears how far it is.
+
+    `general` gives those that the samples are compared with, where there are such; `again` the model analysed anew.
+    """
+
+    samples: Callable[[], Samples]
+    scratch: Path
+    progress: Callable[[str, float], None] = lambda what, share: None
+    general: Callable[[], Samples] | None = None
+    again: Callable[[], Analysis] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The masks, what they cost by the asked metric, and whether the budget was reached.
+
+    `method` says how it was chosen, `calibration` what was collected for that; `predicted` is the relative
+    output error that measured curves add up to, for the plan by curves where that was beaten, None without them;
+    `advised` is the largest ratio found at which it stays below POOR, where it does not.
+    """
+
+    keep: dict[Atom, np.ndarray]
+    asked: float
+    before: float
+    after: float
+    reached: bool
+    method: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    predicted: float | None = None
+    advised: float | None = None
+
+    @property
+    def removed(self) -> float:
+        """The share of the metric that goes."""
+        return 1 - self.after / self.before if self.before else 0.0
+
+
+def choose(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    options: CompileOptions,
+    ratio: float,
+    source: Source | None = None,
+) -> Choice:
+    """Which slots of the free groups stay so that `ratio` of the metric goes."""
+    require_methods(options)
+    free = [g for g in groups if g.is_free]
+    cost = cost_model(analysis, free, options.metric, threads=options.threads)
+    before = cost.total({})
+    if not free or ratio == 0:
+        return Choice({}, ratio, before, before, ratio == 0)
+    evidence = evidence_for(analysis, options, source)
+    candidates = scored(analysis, free, options, evidence)
+    if source is not None and options.calibration is not None:
+        candidates = informed(analysis, free, candidates, options, evidence, source)
+    measured = all(c.curve is not None for c in candidates)
+    criterion = criterion_for(options)
+    if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
+        criterion = FOR_THRESHOLDS
+        candidates = scored(analysis, free, options, evidence, criterion)
+    allocator = allocator_named(options.allocator, has_curves=measured)
+    losses = None
+    if source is not None and evidence.stats is not None:
+        losses = cut_losses(analysis, candidates, evidence.stats, source, options, measured=measured)
+    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=losses)
+    selection = allocator.allocate(problem)
+    if losses is not None:
+        losses.keep()
+    counts = selection.counts
+    keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
+    method = {"criterion": criterion, "allocator": name_of(allocator), "curves": measured}
+    if losses is not None:
+        method["tried"] = type(losses).__name__.lower()
+    choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
+    if evidence.stats is not None:
+        choice = replace(choice, calibration=evidence.stats.facts)
+    return foreseen(choice, problem, (selection.beat or selection).counts) if measured else choice
+
+
+def require_methods(options: CompileOptions) -> None:
+    """InputError for a criterion or allocator that there is not or that lacks samples, before anything is loaded."""
+    name, allocator = criterion_for(options), allocator_for(options)
+    row = criterion_named(name)
+    if row.needs_data and options.calibration is None:
+        raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
+    if row.needs_general and options.calibration_general is None:
+        raise InputError(
+            f"criterion {name} compares two sets of samples: give the general one with --calib-general"
+        )
+    if (allocator.uses == "angles" and options.calibration is None) or (
+        allocator.uses == "joint" and options.samples is None
+    ):
+        raise InputError(
+            f"allocator {options.allocator} runs the model on samples: give them with --calib, or use global"
+        )
+
+
+def criterion_for(options: CompileOptions) -> str:
+    """The name of the criterion that a compile uses."""
+    if options.criterion != "auto":
+        return options.criterion
+    return WITHOUT_DATA if options.samples is None else WITH_DATA
+
+
+def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | None) -> Evidence:
+    """Weights, and statistics where the criterion or the allocator wants them."""
+    weights = SlotWeights(analysis, options.seed)
+    row = criterion_named(criterion_for(options))
+    wants = options.samples is not None and allocator_for(options).uses in ("curves", "joint", "rehearsals")
+    if source is None or not (row.needs_data or wants):
+        return Evidence(weights)
+    samples = source.samples()
+    general = source.general() if row.needs_general and source.general else None
+    gradients = Gradients(analysis, samples, options.seed, general).of
+    walked = {"threads": options.threads, "memory": options.calib_memory}
+    settings = {"seed": options.seed, **walked}
+    channels = Channels(analysis, samples, source.scratch, **walked).of
+    with nullcontext() if samples.real else matched(analysis.model, samples, source.scratch, **walked):
+        stats = collect(analysis, samples, source.scratch, **settings)
+    if general is not None:
+        stats.facts["general_samples"] = general.number
+    return Evidence(weights, stats, gradients, channels)
+
+
+def allocator_for(options: CompileOptions) -> Allocator:
+    """The allocator that a compile uses where it finds all that it would like to know."""
+    return allocator_named(options.allocator, has_curves=True)
+
+
+def informed(
+    analysis: Analysis,
+    free: Sequence[Group],
+    candidates: list[Candidate],
+    options: CompileOptions,
+    evidence: Evidence,
+    source: Source,
+) -> list[Candidate]:
+    """The candidates with what the allocator wants of samples; without loss curves where they take too long."""
+    uses, threads, scratch = allocator_for(options).uses, options.threads, source.scratch
+    if uses == "angles":
+        found = turns(analysis, free, source.samples(), scratch, threads, options.calib_memory)
+        return [replace(c, turn=found[c.atom]) for c in candidates]
+    if uses == "scores" or evidence.stats is None:
+        return candidates
+    curves = known_or_measured(analysis, candidates, evidence.stats, source.samples(), scratch, threads)
+    return candidates if curves is None else [replace(c, curve=curves[c.atom]) for c in candidates]
+
+
+def cut_losses(
+    analysis: Analysis,
+    candidates: Sequence[Candidate],
+    stats: Stats,
+    source: Source,
+    options: CompileOptions,
+    *,
+    measured: bool,
+) -> CutLosses | None:
+    """What the allocator tries cuts with, where it does. InputError where it must and that would take too long."""
+    uses = allocator_named(options.allocator, has_curves=measured).uses
+    if measured and uses == "rehearsals" and source.again is not None and not options.prune_io:
+        settings = settings_for(options, analysis.model, source.progress)
+        stage = Stage.of(analysis, source.samples(), source.scratch, settings, source.again)
+        if stage is not None:
+            return Rehearsal(analysis, candidates, stats, stage)
+    few = PLANS if measured else 0
+    runs = {"joint": RUNS, "curves": few, "rehearsals": few}.get(uses, 0)
+    if not runs:
+        return None
+    bench = Bench.for_runs(analysis, source.samples(), runs, source.scratch, options.threads)
+    if bench is not None:
+        return Joint(analysis, candidates, stats, bench, source.progress)
+    if uses != "joint":
+        return None
+    name = options.allocator
+    raise InputError(f"allocator {name} runs the model {RUNS} times, which is too large for that: use global")
+
+
+def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Choice:
+    """With the error that the curves predict; where it is poor, with the largest ratio that keeps it."""
+    predicted = _predicted(problem.candidates, counts)
+    if predicted <= POOR:
+        return replace(choice, predicted=predicted)
+    for twentieth in range(int(choice.asked * 20), 0, -1):
+        ratio = twentieth / 20
+        tried = least_sum(replace(problem, budget=(1 - ratio) * choice.before))
+        if ratio < choice.asked and _predicted(problem.candidates, tried.counts) <= POOR:
+            return replace(choice, predicted=predicted, advised=ratio)
+    return replace(choice, predicted=predicted, advised=0.0)
+
+
+def _predicted(candidates: Sequence[Candidate], counts: Mapping[Atom, int]) -> float:
+    return float(sum(losses_of(c)[counts[c.atom]] for c in candidates))
+
+
+def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
+    """The cost model of a metric; that of latency is measured on this machine, where it is not known yet."""
+    if metric == "params":
+        return params_model(analysis)
+    if metric == "channels":
+        return slots_model(analysis, [g.atom for g in free])
+    if metric == "latency":
+        from sparsecc.cost.latency import latency_model
+        from sparsecc.cost.latency_table import LatencyTable
+
+        return latency_model(analysis, LatencyTable(threads))
+    return macs_model(analysis)
+
+
+@collector_paused()
+def scored(
+    analysis: Analysis,
+    free: Sequence[Group],
+    options: CompileOptions,
+    evidence: Evidence | None = None,
+    instead: str | None = None,
+) -> list[Candidate]:
+    """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one."""
+    evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
+    has_data = evidence.stats is not None and options.samples is not None
+    criterion = criterion_named(instead or options.criterion, has_data=has_data)
+    for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
+    target = target_named(options.target)
+    candidates = []
+    for group in free:
+        score = (for_experts if group.kind == "expert" else criterion).score
+        scores = np.nan_to_num(np.asarray(score(group, evidence), dtype=np.float64), nan=np.inf)
+        scores, least = spared(group, evidence, scores)
+        step = step_of(group, target, options.align)
+        floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))
+        shapes = evidence.weights.shapes(group)
+        candidates.append(Candidate(group.atom, group.size, scores, step, floor, shapes))
+    return candidates
+
+
+def step_of(group: Group, target: Target, align: str | int) -> int:
+    """The multiple in which a group's count moves: the target's own, or what the user asked for."""
+    if align != "auto":
+        return max(1, min(int(align), group.size))
+    if group.kind in ("head", "expert"):
+        return 1
+    return target.multiple(group.size, feeds_conv=group.feeds_conv)

@@ -1,0 +1,292 @@
+"""Which layers go: those whose absence changes the outputs least for the work they save.
+
+Greedy: after every layer left out, what each of the others would cost now is measured again, as the layers
+that are left depend on each other (FinerCut, Zhang et al., 2024). A layer's cost is the distance of the model's
+outputs to those of the dense model, on the calibration samples or on random inputs. No labels are needed.
+`--layer-criterion` names the distance, or `span`: then consecutive layers go, see `sparsecc/decide/layer_spans.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.cost.model import macs_model, params_model
+from sparsecc.data.samples import Feeds
+from sparsecc.decide.channels import Choice
+from sparsecc.decide.layer_spans import spans_of, straightest, walked
+from sparsecc.decide.output_distances import DISTANCES, Distance, distances, relative
+from sparsecc.errors import InternalError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.groups import by_handle, check_ids, find_groups
+from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.options import CompileOptions
+from sparsecc.passes.base import PassContext
+from sparsecc.passes.drop_blocks import DropBlocks
+from sparsecc.plan import Plan
+from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
+from sparsecc.report import assemble
+from sparsecc.runtime.numerics import tolerance_of, worst_error
+from sparsecc.targets import target_named
+from sparsecc.verify.prove import moved_by_rounding, write
+
+if TYPE_CHECKING:
+    from sparsecc.tasks.compile import Job
+    from sparsecc.verify.prove import Probes, Runs
+
+
+_RUNTIME = OnnxRuntimeCpu()
+
+SHARE = 0.5
+"""The share of the budget that layers may take where channels, heads or experts may go as well."""
+
+EARLINESS = 0.1
+"""How much more the first layer's absence counts than the last one's: what follows builds on early layers."""
+
+BATCHES = 8
+"""Batches of samples on which layers are tried."""
+
+AGAIN = 0.5
+"""The share of the layers, best first by their last measurement, that is measured again in each round."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What was left out, and what the model cost before that.
+
+    `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of
+    the outputs; `before` holds the dense macs and params; `layers` are the report's rows of what went.
+    `keep` and `only` are the user's patterns, spelt so that they hold after the edit. `tokens` is what the plan
+    says of tokens left out; `macs` are the dense ones by node where these changed, `added` how many nodes came.
+    """
+
+    blocks: Sequence[Block] = ()
+    dropped: frozenset[str] = frozenset()
+    nodes: Sequence[str] = ()
+    removed: float = 0.0
+    change: float = 0.0
+    before: Mapping[str, int] = field(default_factory=dict)
+    layers: Sequence[dict[str, Any]] = ()
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    macs: Mapping[str, int] = field(default_factory=dict)
+    added: int = 0
+
+    def ratio_left(self, ratio: float) -> float:
+        """The ratio to take from what is left, so that `ratio` of the dense model goes."""
+        return max(0.0, 1 - (1 - ratio) / (1 - self.removed))
+
+    def joined(self, choice: Choice, ratio: float | None) -> Choice:
+        """A choice among what is left, as a choice among what the dense model had."""
+        before = choice.before / (1 - self.removed)
+        reached = choice.reached or choice.after <= (1 - (ratio or 0.0)) * before
+        return replace(choice, asked=ratio or 0.0, before=before, reached=reached)
+
+    def dense_rows(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The report's rows of what is left, with what it cost in the dense model, and of what went."""
+        return [
+            *({**y, "macs_before": self.macs.get(y["name"], y["macs_before"])} for y in rows),
+            *self.layers,
+        ]
+
+    def rows(self, first_id: int) -> list[dict[str, Any]]:
+        """The blocks as groups of the plan."""
+        numbered = [replace(b, id=first_id + i) for i, b in enumerate(self.blocks)]
+        return [row(b, self.dropped.issuperset(_branches([b]))) for b in numbered]
+
+
+def row(block: Block, dropped: bool) -> dict[str, Any]:
+    """A block as a group of one slot."""
+    return {
+        "id": block.id,
+        "kind": block.kind,
+        "size": 1,
+        "kept": 0 if dropped else 1,
+        "members": [[name, 0] for name in block.members],
+        "mixes": False,
+        "pinned": block.pinned,
+        "branches": [branch.title for branch in block.branches],
+    }
+
+
+def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Depth]:
+    """Leave layers out where `--prune layers` asks for it; analyse what is left anew.
+
+    InternalError where the shorter model is not the dense one with these layers adding zeros.
+    """
+    options = job.options
+    patterns = (*options.keep, *options.only)
+    if "layers" not in options.prune and not any(p.startswith("group:") for p in patterns):
+        return analysis, Depth(keep=options.keep, only=options.only)
+    groups = find_groups(analysis)
+    blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
+    check_ids(patterns, len(groups) + len(blocks))
+    asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
+    if "layers" not in options.prune:
+        return analysis, asked
+    before = assemble.costs(analysis, {})["before"]
+    chosen, change = _chosen(job, analysis, blocks, probes) if options.ratio else ([], 0.0)
+    facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
+    job.seconds.append({"name": DropBlocks.name, "facts": facts})
+    if not chosen:
+        return analysis, replace(asked, blocks=blocks, before=before)
+    layers = assemble.layers(analysis, {})
+    plan = _drop(job, analysis.model, chosen, probes)
+    left = probes.analysed(analysis.model)
+    metric = "params" if options.metric == "params" else "macs"
+    after = assemble.costs(left, {})["before"]
+    gone = set(plan.dropped_nodes)
+    rows = [{**y, "after": 0, "macs_after": 0} for y in layers if y["name"] in gone]
+    removed = 1 - after[metric] / (before[metric] or 1)
+    return left, replace(
+        asked,
+        blocks=blocks,
+        dropped=frozenset(_branches(chosen)),
+        nodes=plan.dropped_nodes,
+        removed=removed,
+        change=change,
+        before=before,
+        layers=rows,
+    )
+
+
+def _drop(job: Job, model: ir.Model, chosen: Sequence[Block], probes: Probes) -> Plan:
+    """Run the pass, and hold its result against the dense model in which these branches add zeros."""
+    branches = _branches(chosen)
+    folder = job.scratch / "dropped"
+    reference = _RUNTIME.load(write(silenced(model, branches), folder / "silenced.onnx"), level="none")
+    plan = Plan({})
+    context = PassContext(target_named(job.options.target), job.scratch, seed=job.options.seed)
+    DropBlocks(branches).run(model, plan, context)
+    shorter = _RUNTIME.load(write(model, folder / "shorter.onnx"), level="none")
+    probes.rest_on(reference)
+    require_same(reference, shorter, probes, f"the model without {len(chosen)} layers")
+    return plan
+
+
+def require_same(reference: Runs, found: Runs, probes: Probes, what: str) -> float:
+    """The largest relative error of a model against its reference, whose outputs the probes expect now.
+
+    InternalError where it is more than rounding explains.
+    """
+    worst = 0.0
+    for feeds, wanted in zip(probes.feeds, probes.expected, strict=True):
+        error = worst_error(wanted, found.run(feeds))
+        if error > tolerance_of(wanted) and error > 16 * moved_by_rounding(reference, feeds, wanted):
+            raise InternalError(f"{what} differs by {error:.2g}")
+        worst = max(worst, error)
+    return worst
+
+
+def _branches(blocks: Iterable[Block]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(branch.title for block in blocks for branch in block.branches))
+
+
+def _chosen(
+    job: Job, analysis: Analysis, blocks: Sequence[Block], probes: Probes
+) -> tuple[list[Block], float]:
+    """The blocks to leave out, and by how much the outputs change without them."""
+    options = job.options
+    free = [b for b in blocks if b.is_free]
+    if not free:
+        return [], 0.0
+    shared = any(kind != "layers" for kind in options.prune)
+    is_params = options.metric == "params"
+    model = params_model(analysis) if is_params else macs_model(analysis)
+    budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
+    board = plugged(analysis.model, _branches(free), job.scratch / "gated" / "model.onnx", options.threads)
+    samples = samples_for(options, analysis.model, probes)
+    distance = DISTANCES.get(options.layer_criterion, relative)
+    greedy = Greedy(free, board, samples, budget, is_params, overshoot=not shared, distance=distance)
+    if options.layer_criterion != "span":
+        return greedy.choose()
+    spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
+    settings = {"threads": options.threads, "memory": options.calib_memory}
+    walk = walked(analysis, spans, samples, job.scratch / "spans", **settings)
+    chosen = straightest(analysis, spans, walk)
+    return chosen, greedy.change(_branches(chosen))
+
+
+def samples_for(options: CompileOptions, model: ir.Model, probes: Probes) -> list[Feeds]:
+    """The first batches of the calibration samples, or the random inputs of the probes."""
+    from sparsecc.data.random_inputs import feeds_from
+
+    if options.samples is None:
+        return list(probes.feeds)
+    return list(islice(feeds_from(options.samples, model), BATCHES))
+
+
+@dataclass
+class Greedy:
+    """Leaves out one block after another until the budget (in MACs or parameters) is used up.
+
+    With `overshoot` the last block may take more than is left of the budget; without it none may.
+    """
+
+    free: Sequence[Block]
+    board: Switchboard
+    samples: Sequence[Feeds]
+    budget: float
+    is_params: bool = False
+    overshoot: bool = True
+    distance: Distance = relative
+    earliness: float = EARLINESS
+
+    def __post_init__(self) -> None:
+        self.dense = [self.board.run(feeds, frozenset()) for feeds in self.samples]
+        self.nodes = {b.id: set(b.nodes) for b in self.free}
+
+    def choose(self) -> tuple[list[Block], float]:
+        """The blocks in the order in which they went, and the relative change of the outputs without them."""
+        taken: list[Block] = []
+        change, used = 0.0, 0.0
+        last = {block.id: 0.0 for block in self.free}
+        while used < self.budget:
+            candidates = self._candidates(taken, self.budget - used)
+            if not candidates:
+                break
+            candidates.sort(key=lambda b: last[b.id])
+            some = candidates if not taken else candidates[: max(2, round(AGAIN * len(candidates)))]
+            found = {b.id: self.change(_branches([*taken, b])) for b in some}
+            last |= {b.id: self._price(b, taken, found[b.id]) for b in some}
+            best = min(some, key=lambda b: (last[b.id], -b.position, b.id))
+            taken.append(best)
+            change, used = found[best.id], self.cost(taken)
+        return taken, change
+
+    def _candidates(self, taken: Sequence[Block], left: float) -> list[Block]:
+        """Blocks of which something is still there, and which fit."""
+        gone = {node for block in taken for node in self.nodes[block.id]}
+        here = [b for b in self.free if self.nodes[b.id] - gone]
+        if self.overshoot:
+            return here
+        return [b for b in here if self.cost([*taken, b]) - self.cost(taken) <= left]
+
+    def cost(self, blocks: Sequence[Block]) -> float:
+        """What these blocks cost together; a block inside another one counts once."""
+        outermost = [
+            b for b in blocks
+            if not any(o is not b and self.nodes[b.id] < self.nodes[o.id] for o in blocks)
+        ]  # fmt: skip
+        return float(sum(b.params if self.is_params else b.macs for b in outermost))
+
+    def _price(self, block: Block, taken: Sequence[Block], change: float) -> float:
+        """The change per unit of work saved so far, a little more for early layers."""
+        earliness = 1 + self.earliness * (1 - block.position)
+        return change * earliness / max(self.cost([*taken, block]), 1.0)
+
+    def change(self, branches: Iterable[str]) -> float:
+        """The mean distance of the float outputs without these branches."""
+        off = frozenset(branches)
+        found = [
+            distances(dense, self.board.run(feeds, off), self.distance)
+            for feeds, dense in zip(self.samples, self.dense, strict=True)
+        ]
+        return float(np.mean([one.mean() for one in found]))

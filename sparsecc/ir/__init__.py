@@ -1,0 +1,1 @@
+"""The model in memory: constants, subgraphs, mapped files, edits."""

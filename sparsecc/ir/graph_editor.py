@@ -1,0 +1,179 @@
+"""Edits of a graph that quantization needs: fresh names, constants, nodes at a place, and a tidy end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from sparsecc.ir.mapped import Spool
+from sparsecc.system.memory import HELD
+
+
+class GraphEditor:
+    """Adds constants and nodes to the main graph of `model` under names that are free; large constants wait on
+    the `spool` where there is one."""
+
+    def __init__(self, model: ir.Model, spool: Spool | None = None) -> None:
+        self.model = model
+        self.spool = spool
+        self.graph = model.graph
+        self._names: set[str] = set(self.graph.initializers)
+        self._names.update(value.name or "" for value in self.graph.inputs)
+        for node in ir.traversal.RecursiveGraphIterator(self.graph):
+            self._names.add(node.name or "")
+            self._names.update(output.name or "" for output in node.outputs)
+
+    def fresh(self, base: str) -> str:
+        """A name that nothing in the graph has: `base`, or `base` with a number."""
+        name, number = base, 0
+        while name in self._names:
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return name
+
+    def constant(self, base: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        """A new initializer."""
+        name = self.fresh(base)
+        tensor: ir.TensorProtocol
+        if isinstance(array, np.ndarray | np.generic):
+            tensor = ir.tensor(np.array(array, order="C"), name=name)
+        else:
+            tensor = array
+        tensor.name = name
+        if self.spool is not None:
+            tensor = self.spool.keep(tensor)
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        base: str,
+        before: ir.Node | None = None,
+        after: ir.Node | None = None,
+        domain: str = "",
+        dtype: ir.DataType | None = None,
+        like: ir.Value | None = None,
+    ) -> ir.Value:
+        """A new node with one output, placed beside a node (at the graph's start when neither is given).
+
+        `like` gives the output its shape, `dtype` its type.
+        """
+        name = self.fresh(base)
+        output = ir.Value(
+            name=name,
+            shape=like.shape.copy() if like is not None and like.shape is not None else None,
+            type=ir.TensorType(dtype) if dtype is not None else None,
+        )
+        node = ir.node(op_type, inputs, attributes, domain=domain, outputs=[output], name=name)
+        if before is not None:
+            self.graph.insert_before(before, node)
+        elif after is not None:
+            self.graph.insert_after(after, node)
+        elif len(self.graph):
+            self.graph.insert_before(self.graph.node(0), node)
+        else:
+            self.graph.append(node)
+        if domain:
+            self.model.opset_imports.setdefault(domain, 1)
+        return output
+
+    def add_behind(
+        self, value: ir.Value, op_type: str, inputs: Sequence[ir.Value | None], **options: Any
+    ) -> ir.Value:
+        """`add`, right behind the producer of `value` (at the graph's start for an input)."""
+        return self.add(op_type, inputs, after=value.producer(), **options)
+
+    def replace_output(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new` be the graph output that `old` was, under the same name."""
+        for index, output in enumerate(self.graph.outputs):
+            if output is old:
+                self.graph.outputs[index] = new
+        name = old.name or ""
+        old.name = self.fresh(f"{name}_float")
+        new.name = name
+        new.type, new.shape = old.type, old.shape
+
+    def replace_value(self, old: ir.Value, new: ir.Value) -> None:
+        """Let everything that reads `old`, the graph's outputs too, read `new`."""
+        if old.is_graph_output():
+            self.replace_output(old, new)
+        old.replace_all_uses_with(new)
+
+    def finish(self) -> None:
+        """Drop what nothing uses any more and sort the nodes."""
+        ir_passes.RemoveUnusedNodesPass()(self.model)
+        self.graph.sort()
+
+
+def prepare(model: ir.Model) -> None:
+    """Constants become initializers that callers cannot override, and every node gets a name.
+
+    Identity nodes go: exporters write one for every bias that equals another, and no kernel takes those.
+    """
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir_passes.IdentityEliminationPass()(model)
+    ir_passes.RemoveInitializersFromInputsPass()(model)
+    taken = {node.name for node in model.graph if node.name}
+    for index, node in enumerate(model.graph):
+        if not node.name:
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.name = name
+
+
+def raise_opset(model: ir.Model, version: int) -> bool:
+    """Convert the model to at least this version of the ONNX operators; whether anything changed."""
+    current = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    if current >= version:
+        return False
+    import onnx
+    from onnx import version_converter
+
+    from sparsecc.errors import InputError
+
+    held = _set_aside(model.graph)
+    try:
+        converted = version_converter.convert_version(ir.to_proto(model), version)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as e:
+        raise InputError(
+            f"quantize: the model's opset {current} cannot be raised to {version} "
+            f"({str(e).splitlines()[0]}): export it at opset {version} or later"
+        ) from e
+    newer = ir.from_proto(converted)
+    for name, tensor in held.items():
+        newer.graph.initializers[name].const_value = tensor
+    model.graph = newer.graph
+    model.ir_version = max(model.ir_version or 0, newer.ir_version or 0)
+    prepare(model)
+    return True
+
+
+def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Take large constants out and leave references to no file: no converter looks at them, or has the memory."""
+    held: dict[str, ir.TensorProtocol] = {}
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > HELD:
+            held[name] = tensor
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(
+                "held", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
+    return held

@@ -1,0 +1,112 @@
+"""Where a layer's result is compared with the dense model's, and where its bias lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.calibrate.linear_layers import Consumer
+from sparsecc.ir.constants import add_constant
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """The way of a consumer's result: past the addition of a bias (`adder`, for MatMul), maybe into a sum.
+
+    `own` is the result with its bias; `total` is its sum with the activation `other`, where there is one.
+    """
+
+    consumer: Consumer
+    adder: ir.Node | None
+    own: ir.Value
+    total: ir.Value | None
+    other: ir.Value | None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias can be set."""
+        return self.consumer.node.op_type != "MatMul" or self.adder is not None
+
+    def bias(self, outputs: int) -> np.ndarray | None:
+        """The present bias, float64 (outputs,); None where there is none."""
+        value = self._bias_value()
+        if value is None:
+            return np.zeros(outputs) if self.has_bias else None
+        assert value.const_value is not None
+        array = value.const_value.numpy().astype(np.float64).ravel()
+        return np.array(np.broadcast_to(array, (outputs,)))
+
+    def store_bias(self, bias: np.ndarray) -> str:
+        """Set the bias; a shared one is replaced by one of its own. Returns the initializer's name."""
+        value = self._bias_value()
+        weight = self.consumer.weight.const_value
+        assert weight is not None
+        array = bias.astype(weight.dtype.numpy())
+        present = value.const_value if value is not None and len(value.uses()) == 1 else None
+        if value is not None and present is not None and present.size == bias.size:
+            shape = tuple(int(d) for d in present.shape)  # type: ignore[arg-type]
+            value.const_value = ir.Tensor(array.reshape(shape), name=value.name)
+            return value.name or ""
+        node = self.adder or self.consumer.node
+        made = _constant(node, array)
+        if self.adder is not None:
+            assert value is not None
+            self.adder.replace_input_with(list(self.adder.inputs).index(value), made)
+            return made.name or ""
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, made)
+        return made.name or ""
+
+    def _bias_value(self) -> ir.Value | None:
+        if self.adder is not None:
+            return next(v for v in self.adder.inputs if v is not None and v.const_value is not None)
+        inputs = self.consumer.node.inputs
+        return inputs[2] if len(inputs) > 2 and self.consumer.node.op_type != "MatMul" else None
+
+
+def outlet_of(consumer: Consumer) -> Outlet | str:
+    """Where a consumer's result goes; a reason where its bias is no constant."""
+    node = consumer.node
+    own, adder = node.outputs[0], None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and node.inputs[2].const_value is None:
+        return "its bias is computed by other nodes"
+    following = _sum_after(own)
+    width = consumer.matrix().shape[0] * consumer.matrix().shape[1]
+    if node.op_type == "MatMul" and following is not None and _is_bias(following[1], width):
+        adder = following[0]
+        own = adder.outputs[0]
+        following = _sum_after(own)
+    if following is None or following[1].const_value is not None:
+        return Outlet(consumer, adder, own, None, None)
+    return Outlet(consumer, adder, own, following[0].outputs[0], following[1])
+
+
+def feeds_norm(outlet: Outlet) -> bool:
+    """Whether a batch norm alone reads a consumer's result: its offset then takes a bias up."""
+    uses = list(outlet.own.uses())
+    return len(uses) == 1 and uses[0].node.op_type == "BatchNormalization" and uses[0].idx == 0
+
+
+def _constant(node: ir.Node, array: np.ndarray) -> ir.Value:
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    return add_constant(graph, f"{node.name}.bias", array)
+
+
+def _sum_after(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads a value, and its other operand."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add":
+        return None
+    other = uses[0].node.inputs[1 - uses[0].idx]
+    return None if other is None or other is value else (uses[0].node, other)
+
+
+def _is_bias(value: ir.Value, width: int) -> bool:
+    tensor = value.const_value
+    if tensor is None or not value.is_initializer():
+        return False
+    return tensor.size == width and int(tensor.shape[-1]) == width  # type: ignore[arg-type]

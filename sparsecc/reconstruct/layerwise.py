@@ -1,0 +1,285 @@
+"""Repair, layer after layer in graph order, each from the inputs that the already repaired layers give it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.calibrate.linear_layers import Consumer, consumer_of
+from sparsecc.data.samples import Samples
+from sparsecc.passes.base import Skip
+from sparsecc.reconstruct import blockwise as wide
+from sparsecc.reconstruct import solve
+from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
+from sparsecc.reconstruct.damping import Halves, damping_for, in_second_half
+from sparsecc.reconstruct.norms import shift_offset, shift_statistics
+from sparsecc.runtime.segments import MEMORY, Walk
+
+Kept = Callable[[str, int], np.ndarray | None]
+"""(value of the dense model, axis) -> boolean mask of its slots that are left, None where all are."""
+
+UNCHANGED = 1e-5
+"""Relative error below which a layer is left as it is."""
+
+
+@dataclass
+class Repair:
+    """What repair did: initializers changed, one row per layer, and what was left alone."""
+
+    changed: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to repair: a method of `METHODS` but `none`; `residual` mends sums instead of their summands."""
+
+    method: str
+    residual: bool = True
+    seed: int = 0
+    threads: int = 1
+    memory: int = MEMORY
+    progress: Callable[[str, float], None] = lambda what, share: None
+
+
+def repair(
+    dense: ir.Model, pruned: ir.Model, kept: Kept, samples: Samples, scratch: Path, settings: Settings
+) -> Repair:
+    """Edit the weights of `pruned` in place so that its layers give what those of `dense` do."""
+    return _Sweep(dense, pruned, kept, samples, scratch, settings).run()
+
+
+class _Sweep:
+    """Both models walked side by side."""
+
+    def __init__(
+        self,
+        dense: ir.Model,
+        pruned: ir.Model,
+        kept: Kept,
+        samples: Samples,
+        scratch: Path,
+        settings: Settings,
+    ) -> None:
+        self.kept = kept
+        self.settings = settings
+        self.found = Repair()
+        self.outlets = self._outlets(pruned)
+        known = {v.name for node in dense.graph for v in node.outputs}
+        wanted = {t.name or "" for o in self.outlets.values() for t in (o.own, o.total) if t is not None}
+        norms = [n for n in pruned.graph if n.op_type == "BatchNormalization"]
+        wanted |= {n.inputs[0].name or "" for n in norms if n.inputs[0] is not None}
+        self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
+        half, threads = settings.memory // 2, settings.threads
+        self.dense = Walk(
+            dense,
+            samples.batches,
+            scratch / "dense_walk",
+            wanted=wanted & known,
+            threads=threads,
+            memory=half,
+        )
+        self.pruned = Walk(pruned, samples.batches, scratch / "pruned_walk", threads=threads, memory=half)
+
+    def _outlets(self, pruned: ir.Model) -> dict[ir.Node, Outlet]:
+        outlets = {}
+        for node in pruned.graph:
+            consumer = consumer_of(node)
+            outlet = outlet_of(consumer) if isinstance(consumer, Consumer) else consumer
+            if isinstance(outlet, Outlet) and not (self.settings.method == "bias" and feeds_norm(outlet)):
+                outlets[node] = outlet
+            elif isinstance(outlet, str):
+                self.found.skipped.append(Skip(node.name or "", outlet))
+        return outlets
+
+    def run(self) -> Repair:
+        for number, node in enumerate(self.pruned.nodes):
+            if node in self.outlets:
+                self.pruned.advance(number)
+                self._mend(self.outlets[node])
+                self.settings.progress("repair", number / len(self.pruned.nodes))
+            elif node.op_type == "BatchNormalization":
+                self.pruned.advance(number)
+                self._restate(node)
+        return self.found
+
+    def _mend(self, outlet: Outlet) -> None:
+        consumer = outlet.consumer
+        if self.settings.method == "reconstruct" and self._is_wide(consumer):
+            self._mend_in_parts(outlet)
+            return
+        target, other = self._target(outlet)
+        if target not in self.dense.made_at:
+            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            return
+        self.dense.reach(target)
+        halves = self._halves(consumer, target, other)
+        for value in (outlet.own, outlet.total):
+            if value is not None:
+                self.dense.release(value.name or "")
+        if halves is None:
+            self.found.skipped.append(
+                Skip(consumer.name, "its result has another shape than in the dense model")
+            )
+            return
+        self._settle(outlet, halves, matched=not other)
+
+    def _is_wide(self, consumer: Consumer) -> bool:
+        groups, outputs, columns = consumer.sizes
+        half = self.settings.memory // 2
+        return groups == 1 and wide.needs_parts(outputs, columns, self._rows(consumer), half)
+
+    def _rows(self, consumer: Consumer) -> int:
+        """Rows of a batch that are looked at."""
+        data = self.pruned.value(consumer.data, 0)
+        return len(consumer.picks(data, 0, self.pruned.batches, self.settings.seed))
+
+    def _mend_in_parts(self, outlet: Outlet) -> None:
+        """As `_mend`, for a layer too large to be held: to its own output, from the dense layer's inputs."""
+        consumer = outlet.consumer
+        layer = self._wide_layer(consumer)
+        if layer is None:
+            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            return
+        bias = outlet.bias(layer.outputs)
+        new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.settings.memory // 2)
+        for value in (outlet.own, outlet.total):
+            if value is not None:
+                self.dense.release(value.name or "")
+        offset = None if bias is None else new.bias
+        errors = (new.error(new.before), new.error(new.after))
+        self._write(outlet, new.weight[None], offset, errors, new.damping)
+
+    def _wide_layer(self, consumer: Consumer) -> wide.Layer | None:
+        """A layer beside that of the dense model, whose inputs are then at hand; None where there is none."""
+        twin = next((n for n in self.dense.nodes if n.name == consumer.name), None)
+        dense = consumer_of(twin) if twin is not None else None
+        place = outlet_of(dense) if isinstance(dense, Consumer) else None
+        if not isinstance(dense, Consumer) or not isinstance(place, Outlet):
+            return None
+        _, outputs, columns = consumer.sizes
+        left = self.kept(place.own.name or "", 1 if consumer.is_conv else -1)
+        chosen = np.arange(dense.sizes[1]) if left is None else np.flatnonzero(left)
+        if dense.groups > 1 or len(chosen) != outputs:
+            return None
+        self.dense.reach(dense.data)
+        bias = place.bias(dense.sizes[1])
+        return wide.Layer(
+            consumer.part,
+            lambda chunk: dense.part(chosen[chunk]),
+            np.zeros(outputs) if bias is None else bias[chosen],
+            lambda: self._pairs(consumer, dense),
+            outputs,
+            columns,
+        )
+
+    def _odd(self, consumer: Consumer, data: np.ndarray, picks: np.ndarray, batch: int) -> np.ndarray:
+        """Which of the rows picked belong to the second half of the samples."""
+        rows, first = math.prod(consumer.places(data)), sum(self.lengths[:batch])
+        return in_second_half(picks, rows, self.lengths[batch], first, sum(self.lengths))
+
+    def _pairs(self, consumer: Consumer, dense: Consumer) -> Iterator[wide.Rows]:
+        """A pass over the batches: the same rows of the pruned and of the dense layer's inputs."""
+        for batch in range(self.pruned.batches):
+            data = self.pruned.value(consumer.data, batch)
+            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            before = self.dense.value(dense.data, batch)
+            odd = self._odd(consumer, data, picks, batch)
+            yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0], odd
+
+    def _target(self, outlet: Outlet) -> tuple[str, str]:
+        """The dense value to match, and the pruned model's other summand of a sum that is at hand."""
+        total, other = outlet.total, outlet.other
+        if not self.settings.residual or self.settings.method != "reconstruct":
+            return outlet.own.name or "", ""
+        if total is None or other is None or not self.pruned.has(other.name or ""):
+            return outlet.own.name or "", ""
+        return total.name or "", other.name or ""
+
+    def _halves(self, consumer: Consumer, target: str, other: str) -> Halves | None:
+        groups, outputs, columns = consumer.sizes
+        halves = Halves.empty(groups, columns, outputs)
+        axis = 1 if consumer.is_conv else -1
+        for batch in range(self.pruned.batches):
+            data = self.pruned.value(consumer.data, batch)
+            wanted = self._left(self.dense.value(target, batch), target, axis)
+            if other:
+                partner = self.pruned.value(other, batch)
+                if partner.shape != wanted.shape:
+                    return None
+                wanted = wanted - partner
+            if wanted.shape[axis] != groups * outputs:
+                return None
+            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            rows = consumer.outputs(wanted, picks).reshape(len(picks), groups, outputs)
+            odd = self._odd(consumer, data, picks, batch)
+            halves.add(consumer.rows(data, picks), rows.transpose(1, 0, 2), odd)
+        return halves
+
+    def _left(self, array: np.ndarray, name: str, axis: int) -> np.ndarray:
+        mask = self.kept(name, axis)
+        return array if mask is None else np.compress(mask, array, axis=axis)
+
+    def _settle(self, outlet: Outlet, halves: Halves, matched: bool) -> None:
+        """Decide the new weights and write them down where they are better than the old ones."""
+        weight, moments = outlet.consumer.matrix(), halves.whole()
+        bias = outlet.bias(weight.shape[0] * weight.shape[1])
+        has_bias = bias is not None
+        shaped = None if bias is None else bias.reshape(weight.shape[:2])
+        before = solve.relative_error(weight, shaped, moments)
+        if before < UNCHANGED:
+            return
+        method, damping, new = self.settings.method, None, weight
+        if method == "reconstruct":
+            damping = damping_for(weight, halves, intercept=has_bias)
+            new = solve.refit(weight, moments, intercept=has_bias, damping=damping)
+        if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
+            new = solve.rescaled(new, moments)
+        bias_for = solve.faded_bias_for if method == "bias" else solve.bias_for
+        offset = bias_for(new, moments) if has_bias else None
+        after = solve.relative_error(new, offset, moments)
+        self._write(outlet, None if new is weight else new, offset, (before, after), damping)
+
+    def _write(
+        self,
+        outlet: Outlet,
+        new: np.ndarray | None,
+        offset: np.ndarray | None,
+        errors: tuple[float, float],
+        damping: float | None,
+    ) -> None:
+        """Store what is new, unless a layer was fine before or its samples are not numbers."""
+        consumer, (before, after) = outlet.consumer, errors
+        if before < UNCHANGED:
+            return
+        if not all(part is None or np.isfinite(part).all() for part in (new, offset)):
+            self.found.skipped.append(Skip(consumer.name, "its calibration inputs hold NaN or infinity"))
+            return
+        if new is not None:
+            consumer.store(new)
+            self.found.changed.append(consumer.weight.name or "")
+        if offset is not None:
+            self.found.changed.append(outlet.store_bias(offset.ravel()))
+        row = {"layer": consumer.name, "error_before": before, "error_after": after}
+        self.found.layers.append(row if damping is None else {**row, "damping": damping})
+
+    def _restate(self, node: ir.Node) -> None:
+        data = node.inputs[0]
+        name = (data.name or "") if data is not None else ""
+        if name not in self.dense.made_at:
+            return
+        self.dense.reach(name)
+        pairs = (
+            (self._left(self.dense.value(name, b), name, 1), self.pruned.value(name, b))
+            for b in range(self.pruned.batches)
+        )
+        restated = shift_offset if self.settings.method == "bias" else shift_statistics
+        self.found.changed += restated(node, pairs)
+        self.dense.release(name)

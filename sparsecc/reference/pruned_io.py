@@ -1,0 +1,78 @@
+"""Slots of graph inputs and outputs that went with `--prune-io`: what to feed, and what to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.axes.algebra import Keep, atoms_of, mask
+from sparsecc.graph.analysis import Analysis
+
+Slots = Mapping[str, Mapping[int, list[int]]]
+"""Tensor name -> axis -> the slots that are left."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Which slots of the inputs and outputs are left; tensors that are whole are not listed."""
+
+    inputs: Slots = field(default_factory=dict)
+    outputs: Slots = field(default_factory=dict)
+
+    @staticmethod
+    def of(analysis: Analysis, keep: Keep) -> Narrowed:
+        """Read from the masks, before the model is edited."""
+        graph = analysis.model.graph
+        return Narrowed(_left(analysis, graph.inputs, keep), _left(analysis, graph.outputs, keep))
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Narrowed:
+        """Read `to_json` back; nothing is narrowed where there is no data."""
+        sides = [
+            {
+                name: {int(axis): slots for axis, slots in axes.items()}
+                for name, axes in data.get(side, {}).items()
+            }
+            for side in ("inputs", "outputs")
+        ]
+        return Narrowed(*sides)
+
+    def to_json(self) -> dict[str, Any]:
+        sides = {"inputs": self.inputs, "outputs": self.outputs}
+        return {
+            side: {name: {str(axis): slots for axis, slots in axes.items()} for name, axes in tensors.items()}
+            for side, tensors in sides.items()
+            if tensors
+        }
+
+    def feeds(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The smaller model's inputs from the dense model's."""
+        return _taken(dense, self.inputs)
+
+    def wanted(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of the dense model's outputs the smaller model has."""
+        return _taken(dense, self.outputs)
+
+
+def _left(analysis: Analysis, values: Any, keep: Keep) -> dict[str, dict[int, list[int]]]:
+    found: dict[str, dict[int, list[int]]] = {}
+    for value in values:
+        assert isinstance(value, ir.Value)
+        for position, axis in enumerate(analysis.record.axes.get(value, [])):
+            lost = any(atom in keep and not keep[atom].all() for atom in atoms_of(axis))
+            slots = mask(axis, keep) if lost else None
+            if slots is not None:
+                found.setdefault(value.name or "", {})[position] = np.flatnonzero(slots).tolist()
+    return found
+
+
+def _taken(arrays: Mapping[str, np.ndarray], slots: Slots) -> dict[str, np.ndarray]:
+    taken = dict(arrays)
+    for name, axes in slots.items():
+        for axis, left in axes.items():
+            taken[name] = np.take(taken[name], left, axis=axis)
+    return taken

@@ -1,0 +1,1 @@
+"""The door to ONNX Runtime: sessions, runs, numerics, models run by parts."""

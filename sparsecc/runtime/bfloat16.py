@@ -1,0 +1,67 @@
+"""Models in bfloat16 on the CPU, where ONNX Runtime lacks the kernels: each node computes in float32 and rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from sparsecc.ir.graph_editor import GraphEditor
+
+Types = dict[ir.Value, ir.DataType]
+
+
+def emulated(path: Path) -> ir.Model | None:
+    """The model with its bfloat16 nodes in float32 between casts, or None when it has none.
+
+    Every value still holds what bfloat16 holds: only the sums inside a node are wider, as they are in the
+    kernels of GPUs.
+    """
+    from sparsecc.ir.graph_editor import GraphEditor
+    from sparsecc.passes.quantize.float16 import value_types
+
+    model = ir.load(path)
+    types = value_types(model)
+    if ir.DataType.BFLOAT16 not in types.values():
+        return None
+    editor = GraphEditor(model)
+    wide: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type == "Cast":
+            continue
+        _widen_inputs(editor, node, types, wide)
+        for output in node.outputs:
+            if types.get(output) == ir.DataType.BFLOAT16:
+                _round_output(editor, output, types)
+    editor.finish()
+    return model
+
+
+def _widen_inputs(editor: GraphEditor, node: ir.Node, types: Types, wide: dict[ir.Value, ir.Value]) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is None or types.get(value) != ir.DataType.BFLOAT16:
+            continue
+        if value not in wide:
+            wide[value] = _cast(editor, value, ir.DataType.FLOAT)
+        node.replace_input_with(index, wide[value])
+
+
+def _round_output(editor: GraphEditor, output: ir.Value, types: Types) -> None:
+    """What the node now gives in float32 becomes bfloat16 again for all who read it."""
+    readers = list(output.uses())
+    rounded = _cast(editor, output, ir.DataType.BFLOAT16)
+    types[rounded] = ir.DataType.BFLOAT16
+    for reader, index in readers:
+        reader.replace_input_with(index, rounded)
+    if output.is_graph_output():
+        editor.replace_output(output, rounded)
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _cast(editor: GraphEditor, value: ir.Value, type_: ir.DataType) -> ir.Value:
+    return editor.add_behind(
+        value, "Cast", [value], attributes={"to": type_.value},
+        base=f"{value.name}_{type_.name.lower()}", dtype=type_, like=value,
+    )  # fmt: skip

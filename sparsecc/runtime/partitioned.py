@@ -1,0 +1,202 @@
+"""Running a model by parts, for models that do not fit into memory: one piece of the graph at a time.
+
+A part is a run of nodes with a bounded number of weight bytes. Its weights are inputs of its session, mapped
+from their file or cut as they are read, and gone when the part has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.backends.base import Feeds
+from sparsecc.errors import InputError
+from sparsecc.ir.subgraphs import reads
+from sparsecc.runtime.segments import segment_proto
+from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.system.memory import HELD, part_bytes
+
+_NO_TENSORS = frozenset(
+    {
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SplitToSequence",
+        "SequenceInsert",
+        "SequenceErase",
+        "SequenceMap",
+    }
+    | {"Optional", "Loop", "If", "Scan"}
+)
+"""Operators whose outputs may be no tensors: no part ends between one and its readers if that can be helped."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes that run together: what they read from earlier parts, their weights, what later parts read."""
+
+    nodes: tuple[ir.Node, ...]
+    reads: tuple[ir.Value, ...]
+    weights: tuple[ir.Value, ...]
+    gives: tuple[ir.Value, ...]
+
+
+class PartedRunner:
+    """A model as it stands now, run part by part on the CPU. It has the `run` of a loaded model."""
+
+    def __init__(self, model: ir.Model, *, threads: int = 1, size: int | None = None) -> None:
+        self._model = model.clone()
+        self._threads = threads
+        self.parts = parts_of(self._model, size or part_bytes())
+
+    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
+        """Output name -> array. InputError when a part fails, or takes longer than `seconds`."""
+        graph = self._model.graph
+        known = {value.name or "": value for value in (*graph.inputs, *graph.outputs)}
+        live: dict[ir.Value, np.ndarray] = {known[name]: array for name, array in feeds.items()}
+        last = {value: number for number, part in enumerate(self.parts) for value in part.reads}
+        for number, part in enumerate(self.parts):
+            live |= self._run_part(part, live, seconds)
+            for value in part.reads:
+                if last[value] == number and not value.is_graph_output():
+                    live.pop(value, None)
+        return {value.name or "": _result(value, live) for value in graph.outputs}
+
+    def _run_part(
+        self, part: Part, live: dict[ir.Value, np.ndarray], seconds: float | None
+    ) -> dict[ir.Value, np.ndarray]:
+        fed = {value.name or "": live[value] for value in part.reads}
+        fed |= {value.name or "": _array(value) for value in part.weights}
+        for name, array in fed.items():
+            if not isinstance(array, np.ndarray):
+                raise InputError(
+                    f"'{name}' is no tensor, and the model too large to run whole: give more memory"
+                )
+        options = session_options(threads=self._threads, level="none")
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        gives = {value.name or "": value for value in part.gives}
+        proto = segment_proto(self._model, part.nodes, fed, list(gives))
+        session = open_session(proto.SerializeToString(), options)
+        found = OrtRunner(session, f"the part at '{part.nodes[0].name}'").run(fed, seconds)
+        return {value: found[name] for name, value in gives.items()}
+
+
+def parts_of(model: ir.Model, size: int) -> list[Part]:
+    """The main graph cut into parts of about `size` bytes of weights, where few values cross."""
+    nodes = _late(model)
+    read = [tuple(dict.fromkeys(reads(node))) for node in nodes]
+    last: dict[ir.Value, int] = {value: number for number, values in enumerate(read) for value in values}
+    last |= dict.fromkeys(model.graph.outputs, len(nodes))
+    parts, begun = [], 0
+    for end in _cuts(nodes, read, last, size):
+        parts.append(_part(nodes[begun:end], read[begun:end], last, end))
+        begun = end
+    return parts
+
+
+def _late(model: ir.Model) -> list[ir.Node]:
+    """The nodes in an order that computes what depends on constants alone just before it is read: weights that
+    are dequantized at run time must not all live at once."""
+    waiting: dict[ir.Value, ir.Node] = {}
+    ordered: list[ir.Node] = []
+    for node in model.graph:
+        operands = reads(node)
+        if operands and all(value.is_initializer() or value in waiting for value in operands):
+            waiting |= dict.fromkeys(node.outputs, node)
+            continue
+        ordered += _needed(operands, waiting)
+        ordered.append(node)
+    return [*ordered, *_needed(model.graph.outputs, waiting)]
+
+
+def _needed(values: Iterable[ir.Value], waiting: dict[ir.Value, ir.Node]) -> list[ir.Node]:
+    """The waiting nodes that these values need, in order; they wait no more."""
+    found: list[ir.Node] = []
+    stack = [waiting[value] for value in values if value in waiting]
+    while stack:
+        missing = [waiting[value] for value in reads(stack[-1]) if value in waiting]
+        if missing:
+            stack += missing
+            continue
+        node = stack.pop()
+        given = [waiting.pop(value, None) for value in node.outputs]
+        if any(given):
+            found.append(node)
+    return found
+
+
+def _cuts(
+    nodes: Sequence[ir.Node], read: Sequence[tuple[ir.Value, ...]], last: dict[ir.Value, int], size: int
+) -> Iterator[int]:
+    """Where parts end: behind the node, in the second half of a part's bytes, that fewest values cross."""
+    crossing = _crossing(nodes, last)
+    begun, weight, best = 0, 0, 0
+    seen: set[ir.Value] = set()
+    for number, values in enumerate(read):
+        new = {value for value in values if _is_weight(value)} - seen
+        added = sum(_bytes(value) for value in new)
+        if added and weight + added > size and number > begun:
+            yield (cut := best if best > begun else number)
+            begun, best = cut, 0
+            seen = {v for values in read[cut:number] for v in values if _is_weight(v)}
+            weight = sum(map(_bytes, seen))
+            new -= seen
+            added = sum(map(_bytes, new))
+        seen |= new
+        weight += added
+        after = number + 1
+        if 2 * weight >= size and after < len(nodes) and (best <= begun or crossing[after] <= crossing[best]):
+            best = after
+    yield len(nodes)
+
+
+def _crossing(nodes: Sequence[ir.Node], last: dict[ir.Value, int]) -> list[int]:
+    """How many values live on across each place; so many more where one of them is no tensor."""
+    change = [0] * (len(nodes) + 2)
+    for number, node in enumerate(nodes):
+        price = len(nodes) if node.op_type in _NO_TENSORS else 1
+        for value in node.outputs:
+            if last.get(value, -1) > number:
+                change[number + 1] += price
+                change[last[value] + 1] -= price
+    total, found = 0, []
+    for step in change:
+        total += step
+        found.append(total)
+    return found
+
+
+def _part(
+    nodes: Sequence[ir.Node], read: Sequence[tuple[ir.Value, ...]], last: dict[ir.Value, int], end: int
+) -> Part:
+    made = {value for node in nodes for value in node.outputs}
+    outer = [value for value in dict.fromkeys(v for values in read for v in values) if value not in made]
+    return Part(
+        nodes=tuple(nodes),
+        reads=tuple(value for value in outer if not value.is_initializer()),
+        weights=tuple(value for value in outer if _is_weight(value)),
+        gives=tuple(value for node in nodes for value in node.outputs if last.get(value, -1) >= end),
+    )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether it is a constant that is fed rather than written into the part."""
+    return value.is_initializer() and _bytes(value) > HELD
+
+
+def _bytes(value: ir.Value) -> int:
+    """Of a constant in single precision: the CPU casts halves to that, and few bits are expanded to it."""
+    tensor = value.const_value
+    return 4 * int(tensor.size) if tensor is not None and tensor.dtype != ir.DataType.STRING else 0
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None
+    return np.ascontiguousarray(value.const_value.numpy())
+
+
+def _result(value: ir.Value, live: dict[ir.Value, np.ndarray]) -> np.ndarray:
+    """A graph output; a constant that is one is given as it is."""
+    return live[value] if value in live else _array(value)

@@ -1,0 +1,1 @@
+"""Shapes of every value, with concrete sizes for symbolic dimensions."""

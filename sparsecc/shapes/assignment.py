@@ -1,0 +1,69 @@
+"""The types and small values of a model at one assignment of sizes to its dynamic dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from sparsecc.axes.sizes import OPAQUE
+
+LARGEST = 1 << 27
+"""Sizes at which some value would have more elements than this are not tried."""
+
+
+class UnknownShapes(dict[ir.Value, str]):
+    """Values whose shape could not be inferred, with the reason."""
+
+
+@dataclass
+class Probe:
+    """What the walk of this number found; `guessed` says whether it met a size that nobody can know."""
+
+    number: int = 0
+    types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
+    data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
+    failures: UnknownShapes = field(default_factory=UnknownShapes)
+    guessed: bool = False
+    _next: int = 0
+
+    def opaque(self) -> int:
+        """A size of its own."""
+        self.guessed = True
+        self._next += 1
+        return OPAQUE + 2 * self._next + self.number
+
+    def forget(self, value: ir.Value) -> None:
+        """Nothing is known of a value any more."""
+        for known in (self.types, self.data, self.failures):
+            known.pop(value, None)
+
+    def set_type(self, value: ir.Value, kind: onnx.TypeProto | None) -> None:
+        """All that is known of a value is its type, or nothing."""
+        self.forget(value)
+        if kind is not None:
+            self.types[value] = kind
+
+    @property
+    def is_small(self) -> bool:
+        """Whether every value is small enough to run the model at these sizes just to try them."""
+        shapes = (dims_of(kind) for kind in self.types.values())
+        known = (dims for dims in shapes if dims is not None and max(dims, default=0) < OPAQUE)
+        return all(math.prod(dims) <= LARGEST for dims in known)
+
+
+def tensor_type(dtype: ir.DataType | None, shape: Sequence[int]) -> onnx.TypeProto:
+    """A tensor of this shape; float where the element type is unknown."""
+    made: onnx.TypeProto = onnx.helper.make_tensor_type_proto(dtype.value if dtype else 1, list(shape))
+    return made
+
+
+def dims_of(kind: onnx.TypeProto | None) -> list[int] | None:
+    """The sizes of a tensor; None where they are unknown or it is no tensor."""
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    return [d.dim_value for d in kind.tensor_type.shape.dim]

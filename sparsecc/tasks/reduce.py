@@ -1,0 +1,170 @@
+"""Shrink a failing model to the smallest that still fails, for bug reports: delta debugging over nodes.
+
+Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002 (ddmin).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from sparsecc.bundle.folder import file_sha256
+from sparsecc.errors import InputError
+from sparsecc.loading.open_model import open_model
+
+Fails = Callable[[onnx.ModelProto], bool]
+"""Whether a candidate still shows the failure."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What is left, and how many candidates were tried."""
+
+    model: onnx.ModelProto
+    before: int
+    trials: int
+
+
+def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Reduce `request["model"]` by `request["check"]`, a command in which {} stands for the candidate's path.
+
+    The failure is the exit code that the command gives for the whole model, which must not be 0; a candidate
+    shows it when the command gives the same. InputError where the whole model does not fail.
+    """
+    path, output = Path(request["model"]), Path(request["output"])
+    if output.exists():
+        raise InputError(f"the output {output} exists already: choose another one")
+    opened = open_model(path)
+    if opened.files.names():
+        raise InputError(f"{path.name} has external data: save it in one file first")
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+        command = _Command(str(request["check"]), Path(scratch), float(request.get("seconds") or 60.0))
+        wanted = command.run(opened.proto)
+        if wanted == 0:
+            raise InputError(f"the check gives exit code 0 for {path.name}: it must fail there")
+        result = reduce_nodes(opened.proto, lambda model: command.run(model) == wanted, emit)
+    output.write_bytes(result.model.SerializeToString())
+    return {
+        "schema": "sparsecc.reduce/1",
+        "output": str(output),
+        "sha256": file_sha256(output),
+        "exit_code": wanted,
+        "nodes": {"before": result.before, "after": len(result.model.graph.node)},
+        "trials": result.trials,
+    }
+
+
+@dataclass
+class _Command:
+    """The user's command; its runs."""
+
+    text: str
+    scratch: Path
+    seconds: float
+
+    def run(self, model: onnx.ModelProto) -> int:
+        """Exit code for a candidate; 124 where it took too long."""
+        candidate = self.scratch / "candidate.onnx"
+        candidate.write_bytes(model.SerializeToString())
+        words = _words(self.text, candidate)
+        try:
+            return subprocess.run(words, capture_output=True, timeout=self.seconds, check=False).returncode
+        except subprocess.TimeoutExpired:
+            return 124
+        except OSError as e:
+            raise InputError(f"--check cannot run {words[0]}: {e.strerror}: check the command") from e
+
+
+def _words(text: str, candidate: Path) -> list[str]:
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError as e:
+        raise InputError(f"--check is no command: {e}: mend its quotes") from e
+    if not words:
+        raise InputError("--check is empty: give a command, {} stands for the model")
+    if not any("{}" in word for word in words):
+        words.append("{}")
+    return [word.replace("{}", str(candidate)) for word in words]
+
+
+def reduce_nodes(
+    model: onnx.ModelProto, fails: Fails, emit: Callable[[dict[str, Any]], None] = lambda event: None
+) -> Reduced:
+    """ddmin over the nodes of the main graph: the smallest set found whose graph still fails."""
+    kept = list(range(len(model.graph.node)))
+    parts, trials = 2, 0
+    best = model
+    while len(kept) > 1:
+        for candidate in _subsets(kept, parts):
+            trials += 1
+            smaller = cut_out(model, candidate)
+            if fails(smaller):
+                parts = 2 if len(candidate) <= len(kept) // parts + 1 else max(parts - 1, 2)
+                kept, best = candidate, smaller
+                emit({"stage": f"{len(kept)} nodes", "share": 1 - len(kept) / len(model.graph.node)})
+                break
+        else:
+            if parts >= len(kept):
+                break
+            parts = min(2 * parts, len(kept))
+    return Reduced(best, len(model.graph.node), trials)
+
+
+def _subsets(kept: Sequence[int], parts: int) -> list[list[int]]:
+    """Each of `parts` pieces alone, then all but each of them."""
+    size = -(-len(kept) // parts)
+    pieces = [list(kept[i : i + size]) for i in range(0, len(kept), size)]
+    others = [[n for n in kept if n not in set(piece)] for piece in pieces] if len(pieces) > 2 else []
+    return pieces + others
+
+
+def cut_out(model: onnx.ModelProto, nodes: Sequence[int]) -> onnx.ModelProto:
+    """The model of these nodes only: what they read and nobody makes becomes an input, what nobody reads of
+    theirs an output."""
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    graph = cut.graph
+    chosen = [model.graph.node[i] for i in sorted(nodes)]
+    known = _types(model)
+    read = {name for node in chosen for name in _reads(node)}
+    made = {name for node in chosen for name in node.output if name}
+    for entries in (graph.node, graph.input, graph.output, graph.initializer, graph.value_info):
+        del entries[:]
+    graph.node.extend(chosen)
+    weights = [t for t in model.graph.initializer if t.name in read]
+    graph.initializer.extend(weights)
+    fed = read - made - {t.name for t in weights} - {s.values.name for s in graph.sparse_initializer}
+    graph.input.extend(known[name] for name in sorted(fed) if name in known)
+    declared = [v for v in model.graph.output if v.name in made]
+    loose = sorted(made - read - {v.name for v in declared})
+    graph.output.extend([*declared, *(known[n] for n in loose)])
+    return cut
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads, those inside its bodies too."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                names |= _reads(inner)
+    return names
+
+
+def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """What is known of every value; a bare name where nothing is."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = model
+    known = {name: onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output}
+    graph = inferred.graph
+    return known | {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}

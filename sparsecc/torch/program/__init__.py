@@ -1,0 +1,1 @@
+"""Exported programs, flat and readable."""

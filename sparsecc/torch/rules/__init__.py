@@ -1,0 +1,1 @@
+"""One table, one row per ATen operator."""

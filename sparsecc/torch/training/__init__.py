@@ -1,0 +1,1 @@
+"""Training a pruned module to give what the dense one gave."""
