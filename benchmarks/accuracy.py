@@ -45,12 +45,12 @@ from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Kept, Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.verify.prove import write
 
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)

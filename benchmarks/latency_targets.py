@@ -90,11 +90,12 @@ def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
     from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
     from sparsecc.graph.rewrite import remove
+    from sparsecc.ir.save import write
     from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
     from sparsecc.measure.pair import measure_pair
     from sparsecc.options import CompileOptions
-    from sparsecc.verify.prove import Probes, write
+    from sparsecc.verify.prove import Probes
 
     options, model = CompileOptions(), normalise(load_ir(path))
     probes = Probes(folder, model, options)

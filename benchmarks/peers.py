@@ -153,12 +153,13 @@ def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Ve
     from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
     from sparsecc.errors import SparseccError
     from sparsecc.graph.analysis import analyse
+    from sparsecc.ir.save import write
     from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
     from sparsecc.options import CompileOptions
     from sparsecc.reference.masked_channels import masked
     from sparsecc.runtime.numerics import worst_error
-    from sparsecc.verify.prove import Probes, write
+    from sparsecc.verify.prove import Probes
 
     if not left:
         return {"verdict": "nothing"}

@@ -38,17 +38,17 @@ from sparsecc.decide.channels import Source, choose
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.torch.distillation import FAR, RATES, Budget, distill, gap
 from sparsecc.torch.onnx_ops.module import from_onnx
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
+from sparsecc.torch.training.distillation import FAR, RATES, Budget, distill, gap
 from sparsecc.torch.training.loop import Training
 from sparsecc.torch.training.samples import Samples
-from sparsecc.verify.prove import write
 
 ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("none", "bias", "bn", "reconstruct")

@@ -49,7 +49,7 @@ from sparsecc.axes.algebra import Atom, atoms_of, owners_of
 from sparsecc.errors import SparseccError
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.pruning import Study, planned, realise, study
-from sparsecc.torch.scores.weights import candidates
+from sparsecc.torch.weight_scores import candidates
 from tests.zoo import FAST, ZOO, Model
 
 ROOT = Path(__file__).resolve().parents[1]

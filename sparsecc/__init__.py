@@ -8,8 +8,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, search, verify
+    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
     from sparsecc.fleet import profile_fleet
+    from sparsecc.search.api import search
 
 # ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -29,13 +30,16 @@ __all__ = [
     "verify",
 ]
 
+_HOMES = {"profile_fleet": "sparsecc.fleet", "search": "sparsecc.search.api"}
+"""Verbs that stand elsewhere than in `sparsecc.api`."""
+
 
 def __getattr__(name: str) -> Any:
     """The verbs of `sparsecc.api`, imported when first used so that `sparsecc --help` stays quick."""
     if name in __all__:
-        from sparsecc import api, fleet
+        from importlib import import_module
 
-        return getattr(fleet if name == "profile_fleet" else api, name)
+        return getattr(import_module(_HOMES.get(name, "sparsecc.api")), name)
     raise AttributeError(f"module 'sparsecc' has no attribute '{name}'")
 
 

@@ -55,7 +55,7 @@ def compile(
 
     with _file(model) as path:
         folder = Path(output) if output is not None else _default_output(path)
-        given = _given(options)
+        given = given_options(options)
         if not dry_run:
             check_destination(folder, force)
         request = {
@@ -71,46 +71,6 @@ def compile(
             sweep(Path(os.path.abspath(folder)))
             raise
     return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
-
-
-def search(
-    model: str | os.PathLike[str],
-    *,
-    output: str | os.PathLike[str] | None = None,
-    ratios: Sequence[float] = (0.2, 0.35, 0.5, 0.65),
-    criteria: Sequence[str] = ("auto",),
-    allocators: Sequence[str] = ("auto",),
-    recovers: Sequence[str] = ("auto",),
-    quantizes: Sequence[str | None] = (None,),
-    rounds: int = 1,
-    jobs: int = 1,
-    cluster: str | None = None,
-    deadline: float | None = None,
-    memory: int | None = None,
-    on_event: Event | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """The front of latency, size and work against quality, over every combination of what is given.
-
-    After the grid, `rounds` rounds look between neighbours on the front. `output` (by default the model's name)
-    holds every finished point, so that a search that was ended goes on where it was; with them front.json,
-    whose content is returned, front.html, and a recipe per point that gives the same bytes again. `jobs`
-    compiles run at once here, or on the Dask scheduler `cluster`. `options` are those of `compile`.
-    GoalError where no point could be made.
-    """
-    from sparsecc.search import runners
-    from sparsecc.search.run import search as run_search
-    from sparsecc.search.space import Space
-
-    path = Path(os.path.abspath(model))
-    if not path.is_file():
-        raise InputError(f"{model}: no such file: a search needs a model on disk")
-    folder = Path(output) if output is not None else Path(f"{path.stem}.search")
-    base = _given(options)
-    space = Space(tuple(ratios), tuple(criteria), tuple(allocators), tuple(recovers), tuple(quantizes))
-    runner = runners.local(jobs) if cluster is None else runners.cluster(cluster)
-    limits, heard = {"deadline": deadline, "memory": memory}, on_event or (lambda event: None)
-    return run_search(path, folder, space, base, runner=runner, limits=limits, rounds=rounds, on_event=heard)
 
 
 def inspect(
@@ -272,7 +232,7 @@ def _run(
     return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for as plain data: paths as text."""
     given = {k: v for k, v in options.items() if v is not None}
     given["inputs"] = _pairs(given.get("inputs", ()))

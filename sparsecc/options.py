@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard, get_type_hints
 
+from sparsecc.data.files import SYNTHETIC
 from sparsecc.errors import InputError, unknown
 from sparsecc.escaping import one_line
 from sparsecc.graph.kinds import KINDS
@@ -25,8 +26,6 @@ LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 
 METRICS = ("macs", "params", "channels", "latency")
 
-SYNTHETIC = "synthetic"
-"""What `calibration` says to ask for random inputs."""
 
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""

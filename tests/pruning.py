@@ -12,17 +12,19 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.cost.model import FLOATS, params_model
+from sparsecc.cost.model import params_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.dtypes import FLOATS
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.plan import make_plan
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.verify.plan_check import zeroed
-from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.prove import Probes
 
 RUNTIME = OnnxRuntimeCpu()
 

@@ -16,6 +16,7 @@ from sparsecc.decide.layers import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
@@ -23,7 +24,7 @@ from sparsecc.passes.drop_blocks import drop
 from sparsecc.reference.gated_layers import plugged, silenced
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.tasks.compile import Job, open_for_compile
-from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.prove import Probes
 from tests.rule_checks import model_of
 from tests.zoo import ZOO
 from tests.zoo.export import ZooUnavailable, onnx_path

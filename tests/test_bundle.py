@@ -18,6 +18,7 @@ import pytest
 from sparsecc.bundle import folder as bundle
 from sparsecc.bundle.folder import Bundle, BundleWriter
 from sparsecc.errors import GoalError, InputError, SystemFailureError
+from sparsecc.system.files import file_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,10 +83,10 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path: Path) -> None:
 
 def test_a_failed_replacement_keeps_the_old(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
-    before = bundle.file_sha256(tmp_path / "out" / "manifest.json")
+    before = file_sha256(tmp_path / "out" / "manifest.json")
     with pytest.raises(KeyError), BundleWriter(tmp_path / "out", force=True):
         raise KeyError
-    assert bundle.file_sha256(tmp_path / "out" / "manifest.json") == before
+    assert file_sha256(tmp_path / "out" / "manifest.json") == before
 
 
 def test_replacing_works_without_an_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

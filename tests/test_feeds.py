@@ -12,8 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.data.random_inputs import candidate_dims, feeds_from, random_feeds
+from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.errors import InputError
+from sparsecc.shapes.dynamic_dims import candidate_dims
 
 SHARED = Path(os.environ.get("SPARSECC_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -23,6 +23,7 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir import graph_editor as editor
 from sparsecc.ir.mapped import MappedFile, Spool
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
@@ -31,7 +32,7 @@ from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.system import memory
 from sparsecc.tasks.compile import Decision, Job, decide, open_for_compile
-from sparsecc.verify.prove import Probes, prove, write
+from sparsecc.verify.prove import Probes, prove
 
 BARE = 140
 """Megabytes of a worker that has loaded its libraries."""

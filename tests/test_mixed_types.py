@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc import api
-from sparsecc.bundle.folder import size_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import session_of
 from sparsecc.passes.quantize.mixed_precision import FLOAT, Point, allocate, gain, widths
 from sparsecc.plan import Plan
+from sparsecc.system.files import size_of
 from sparsecc.targets import TARGETS
 from tests.quantize_models import convolutions, feeds_for, transformer
 

@@ -18,12 +18,13 @@ from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.tasks.compile import compile_model
-from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.prove import Probes
 from tests.random_graphs import IMAGE, SEQUENCE, Recipe, build, recipes
 
 RUNTIME = OnnxRuntimeCpu()

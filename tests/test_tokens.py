@@ -17,6 +17,7 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
 from sparsecc.graph.zero_masks import idle_masks
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
@@ -27,7 +28,7 @@ from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.targets import target_named
-from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.prove import Probes
 from tests.rule_checks import model_of
 from tests.zoo.export import Exporter, ZooUnavailable, onnx_path
 

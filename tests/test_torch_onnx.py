@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 import sparsecc.torch as st  # noqa: E402
 from sparsecc.errors import InputError  # noqa: E402
-from sparsecc.torch.distillation import Budget  # noqa: E402
+from sparsecc.torch.training.distillation import Budget  # noqa: E402
 from tests.zoo import ZOO  # noqa: E402
 from tests.zoo.export import EXPORTERS, Exporter, ZooUnavailable, onnx_path  # noqa: E402
 

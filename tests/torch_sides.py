@@ -19,11 +19,11 @@ from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.kinds import KINDS
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.torch.masked import difference
 from sparsecc.torch.pruning import Study, planned, realise, study
-from sparsecc.verify.prove import write
 from tests.zoo import ZOO
 from tests.zoo.export import Exporter, onnx_path
 

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sparsecc.backends import backend_named
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.backends.nvidia.run import EngineRunner
-from sparsecc.bundle.folder import versions
 from sparsecc.measure.statistics import log_ratio
+from sparsecc.system.versions import versions
 from sparsecc.targets import TARGETS
 
 VARIANTS: dict[str, dict[str, str]] = {

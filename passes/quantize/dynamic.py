@@ -14,7 +14,6 @@ import onnx_ir as ir
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
-from sparsecc.passes.quantize.integer_matmul import trailing_bias
 from sparsecc.passes.quantize.spec import (
     QuantizationPlan,
     QuantizationSpec,
@@ -24,7 +23,7 @@ from sparsecc.passes.quantize.spec import (
     weight_scale,
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
-from sparsecc.passes.weights.linear_layers import Site, find_sites
+from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
 
 DYNAMIC_OPSET = 11
 

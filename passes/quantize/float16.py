@@ -6,7 +6,7 @@ one that does not stays float32. A strongly typed parser finds no mixed operands
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
-from sparsecc.ir.subgraphs import bodies_of, has_body
+from sparsecc.ir.subgraphs import has_body
+from sparsecc.ir.value_types import _type_string, value_types
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.activation_ranges import collect
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
@@ -269,67 +270,3 @@ def half_variables(schema: onnx.defs.OpSchema, half: str) -> set[str]:
         for constraint in schema.type_constraints
         if half in constraint.allowed_type_strs and "tensor(float)" in constraint.allowed_type_strs
     }
-
-
-def _type_string(formals: Any, index: int) -> str:
-    """The formal type of an operand; the last one repeats when it is variadic."""
-    if not formals:
-        return ""
-    return str(formals[min(index, len(formals) - 1)].type_str)
-
-
-def value_types(model: ir.Model) -> dict[ir.Value, ir.DataType]:
-    """The element type of every value of the main graph, from the model or else from the operator schemas."""
-    types: dict[ir.Value, ir.DataType] = {}
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        if value.const_value is not None:
-            types[value] = value.const_value.dtype
-        elif value.dtype is not None:
-            types[value] = value.dtype
-    for node in model.graph:
-        for output, type_ in zip(node.outputs, _output_types(node, types, model), strict=True):
-            if type_ is not None:
-                types[output] = type_
-    return types
-
-
-def _output_types(
-    node: ir.Node, types: dict[ir.Value, ir.DataType], model: ir.Model
-) -> Iterator[ir.DataType | None]:
-    opset = model.opset_imports.get("", 1)
-    known = node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, opset, "")
-    schema = onnx.defs.get_schema(node.op_type, opset, "") if known else None
-    for index, output in enumerate(node.outputs):
-        if output.dtype is not None:
-            yield output.dtype
-        elif node.op_type == "Cast":
-            yield ir.DataType(node.attributes["to"].as_int())
-        elif node.op_type == "ConstantOfShape":
-            fill = node.attributes.get("value")
-            yield ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
-        elif has_body(node):
-            yield _handed_out(node, index)
-        elif schema is None:
-            yield None
-        else:
-            yield _from_schema(schema, index, node, types)
-
-
-def _handed_out(node: ir.Node, output: int) -> ir.DataType | None:
-    """The type of what a body gives; the first output of a Loop's body is its condition."""
-    place = output + 1 if node.op_type == "Loop" else output
-    given = [body.outputs[place].dtype for body in bodies_of(node) if place < len(body.outputs)]
-    return given[0] if given else None
-
-
-def _from_schema(
-    schema: onnx.defs.OpSchema, index: int, node: ir.Node, types: dict[ir.Value, ir.DataType]
-) -> ir.DataType | None:
-    formal = _type_string(schema.outputs, index)
-    if formal.startswith("tensor("):
-        name = formal[7:-1].upper()
-        return ir.DataType[name] if name in ir.DataType.__members__ else None
-    for position, value in enumerate(node.inputs):
-        if value in types and value is not None and _type_string(schema.inputs, position) == formal:
-            return types[value]
-    return ir.DataType.FLOAT if node.op_type in ("RandomNormal", "RandomUniform") else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.weights.linear_layers import constant_array
+from sparsecc.passes.weights.linear_layers import trailing_bias
 
 
 def fuse_integer_matmul(editor: GraphEditor, node: ir.Node) -> bool:
@@ -32,19 +32,3 @@ def fuse_integer_matmul(editor: GraphEditor, node: ir.Node) -> bool:
     )  # fmt: skip
     editor.replace_value(result, product)
     return True
-
-
-def trailing_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
-    """The constant vector that alone is added to a MatMul's output, and the value that holds the sum."""
-    output = node.outputs[0]
-    weight = node.inputs[1]
-    consumers = output.consumers()
-    if len(consumers) != 1 or output.is_graph_output() or consumers[0].op_type != "Add" or weight is None:
-        return None, output
-    others = [value for value in consumers[0].inputs if value is not None and value is not output]
-    if len(others) != 1 or others[0].const_value is None or others[0].is_graph_input():
-        return None, output
-    columns = weight.shape[-1] if weight.shape is not None else None
-    if constant_array(others[0]).shape != (columns,):
-        return None, output
-    return others[0], consumers[0].outputs[0]

@@ -15,12 +15,17 @@ from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import PassContext, PassResult, Skip
 from sparsecc.passes.quantize.coordinate_descent import round_by_output
-from sparsecc.passes.quantize.integer_matmul import trailing_bias
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
 from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec
 from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, walk_inputs
-from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.weights.linear_layers import (
+    SINGLE_OR_HALF,
+    Site,
+    constant_array,
+    find_sites,
+    trailing_bias,
+)
 from sparsecc.passes.weights.low_rank import Clock, Paths, layer_clock
 from sparsecc.plan import Plan
 

@@ -183,3 +183,19 @@ def _site(node: ir.Node) -> Site:
         return Site(node, data, weight, bias, 0, 1, int_attribute(node, "group", 1))
     transposed = node.op_type == "Gemm" and int_attribute(node, "transB", 0) == 1
     return Site(node, data, weight, bias, 0 if transposed else 1, 1 if transposed else 0)
+
+
+def trailing_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
+    """The constant vector that alone is added to a MatMul's output, and the value that holds the sum."""
+    output = node.outputs[0]
+    weight = node.inputs[1]
+    consumers = output.consumers()
+    if len(consumers) != 1 or output.is_graph_output() or consumers[0].op_type != "Add" or weight is None:
+        return None, output
+    others = [value for value in consumers[0].inputs if value is not None and value is not output]
+    if len(others) != 1 or others[0].const_value is None or others[0].is_graph_input():
+        return None, output
+    columns = weight.shape[-1] if weight.shape is not None else None
+    if constant_array(others[0]).shape != (columns,):
+        return None, output
+    return others[0], consumers[0].outputs[0]

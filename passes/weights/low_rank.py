@@ -18,9 +18,8 @@ from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.passes.quantize.activation_ranges import Feeds, run_session, session_of
-from sparsecc.passes.quantize.integer_matmul import trailing_bias
 from sparsecc.passes.weights.input_moments import InputMoments, output_error
-from sparsecc.passes.weights.linear_layers import Site, find_sites
+from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
 
 MULTIPLE = 8
 """Ranks are multiples of this, as kernels want them."""

@@ -10,14 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.cost.model import macs_model
-from sparsecc.data.files import is_fixed
-from sparsecc.data.random_inputs import input_values
 from sparsecc.data.samples import Feeds, Samples
 from sparsecc.graph.analysis import Analysis
+from sparsecc.ir.save import write
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.runtime.segments import Walk
 from sparsecc.runtime.session import OrtRunner, open_session, session_options
-from sparsecc.verify.prove import write
+from sparsecc.shapes.dynamic_dims import input_values, is_fixed
 
 WORK = 1e13
 """Multiply-accumulates that all runs together may take: some minutes on one core."""

@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
-import platform
 import secrets
 import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import GoalError, InputError, SystemFailureError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.files import file_sha256
 from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.versions import versions
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -34,8 +33,6 @@ SCHEMA = "sparsecc.manifest/1"
 JSON_LIMIT = 256 << 20
 """Bytes of a JSON file of a bundle that we are ready to read."""
 
-PACKAGES = ("sparsecc", "numpy", "onnx", "onnx-ir", "onnxruntime")
-"""Packages whose versions every manifest records."""
 
 _DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
@@ -146,30 +143,6 @@ def manifest_of(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         if name != MANIFEST
     }
     return {**facts, "schema": SCHEMA, "files": files, "versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape the result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the model files in a folder. An engine holds the same weights once more: it is not added."""
-    kinds = (".onnx", ".data", ".ort")
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import serde
 
-from sparsecc.bundle.folder import versions
 from sparsecc.data.samples import Samples
 from sparsecc.errors import SystemFailureError
 from sparsecc.system.cache import Cache, cache_folder
+from sparsecc.system.versions import versions
 
 ENTRY = 256 << 20
 """Bytes of what is worth keeping beyond a compile, per entry."""

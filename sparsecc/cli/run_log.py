@@ -57,7 +57,7 @@ class Trail:
 
     def write_debug(self) -> Path | None:
         """Write the folder about the exception that is being handled; None where no folder can be written."""
-        from sparsecc.bundle.folder import versions
+        from sparsecc.system.versions import versions
         from sparsecc.worker.crash import crash_folder
 
         where = {"system": sys.platform, "machine": os.uname().machine, **versions()}

@@ -20,10 +20,10 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     if given.pop("no_measure", False):
         given["measure"] = False
     options.shape_inputs(given)
-    from sparsecc import api
+    from sparsecc.search.api import search
 
     with terminal.progress() as on_event:
-        found = api.search(given.pop("model"), **given, on_event=on_event)
+        found = search(given.pop("model"), **given, on_event=on_event)
     terminal.result(found, search_view)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.axes.counting import Kept, slots
 from sparsecc.cost.latency_table import LatencyTable
-from sparsecc.cost.model import CostModel, Kept, Term, slots
+from sparsecc.cost.model import CostModel, Term
 from sparsecc.cost.shape_class import ShapeClass
 from sparsecc.graph.analysis import Analysis
 
@@ -178,10 +179,10 @@ def _profiled(analysis: Analysis, table: LatencyTable) -> list[Kernel]:
 def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
     """(name, operator, milliseconds of its fastest run) of every kernel, last of what lies between them."""
     from sparsecc.data.random_inputs import random_feeds
+    from sparsecc.ir.save import write
     from sparsecc.measure.interleave import shortest_ms
     from sparsecc.measure.layers import shortest_kernels
     from sparsecc.measure.pair import session_start
-    from sparsecc.verify.prove import write
 
     feeds = random_feeds(analysis.model, seed=0, sizes=analysis.shapes.inputs[0])
     with tempfile.TemporaryDirectory(prefix="sparsecc-timing-") as scratch:

@@ -153,6 +153,6 @@ def _odd_point(one: ShapeClass, inputs: list[int], outputs: list[int]) -> tuple[
 
 
 def _processor() -> str:
-    from sparsecc.report.assemble import device
+    from sparsecc.system.machine import device
 
     return f"{platform.machine()}/{device()['processor']}"

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, count, factors_of, resolve
-from sparsecc.axes.sizes import at, is_unknown
+from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, count, resolve
+from sparsecc.axes.counting import Kept, _counted, slots
+from sparsecc.axes.sizes import at
 from sparsecc.graph.analysis import Analysis
+from sparsecc.ir.dtypes import FLOATS
 from sparsecc.system.gc_pause import collector_paused
-
-Kept = Mapping[Atom, int]
-FLOATS = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8,
-     ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
-)  # fmt: skip
-"""Types that count as parameters; the others hold shapes and indices."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +130,6 @@ def slots_model(analysis: Analysis, free: list[Atom]) -> CostModel:
 def _share(atom: Atom) -> Callable[[Kept], float]:
     size = at(atom.size, 0)
     return lambda kept: kept.get(atom, size) / size
-
-
-def slots(axis: Axis, kept: Kept) -> int:
-    """Slots of an axis at the first probe's input sizes; what only the data decides counts as one."""
-    return math.prod(at(count(factor, kept), 0) for factor in _counted(axis))
-
-
-def _counted(axis: Axis) -> list[Axis]:
-    if not is_unknown(axis.size):
-        return [resolve(axis)]
-    return [factor for factor in factors_of(axis) if not is_unknown(factor.size)]
 
 
 def _product(axes: list[Axis]) -> Callable[[Kept], float]:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, atoms_of, slot_sums
-from sparsecc.cost.model import FLOATS
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
+from sparsecc.ir.dtypes import FLOATS
 from sparsecc.system.gc_pause import collector_paused
 
 BLOCK = 1 << 20

@@ -6,7 +6,7 @@ import importlib.util
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from sparsecc.data.texts import from_text
 from sparsecc.errors import InputError
+from sparsecc.shapes.dynamic_dims import is_fixed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,11 +24,6 @@ IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 ARRAYS = frozenset({".npy", ".npz"})
 _CHANNELS = (1, 3, 4)
 _SPELLED = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def is_fixed(dim: int | ir.SymbolicDim) -> TypeGuard[int]:
-    """Whether a declared dimension is a size; some exporters write -1 for a dynamic one."""
-    return isinstance(dim, int) and dim >= 0
 
 
 def feeds_from(path_or_spec: str, model: ir.Model) -> Iterator[Feeds]:
@@ -268,3 +264,7 @@ def _named(where: str, item: object, inputs: list[ir.Value]) -> dict[str, np.nda
             f"{where}: yields {len(parts)} arrays, the model has {len(inputs)} inputs: yield one for each"
         )
     return {value.name or "": np.asarray(part) for value, part in zip(inputs, parts, strict=False)}
+
+
+SYNTHETIC = "synthetic"
+"""What `calibration` says to ask for random inputs."""

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.files import feeds_from, is_fixed
+from sparsecc.data.files import feeds_from
 from sparsecc.errors import InputError
+from sparsecc.shapes.dynamic_dims import DEFAULT_DIM, candidate_dims, dim_key, input_values, is_fixed
 
 __all__ = ["candidate_dims", "feeds_from", "input_values", "random_feeds"]
 
-DEFAULT_DIM = 2
-"""The size of a dynamic dimension that nobody gave a size."""
 
 _MASK = re.compile(r"mask|valid|padding", re.IGNORECASE)
 _LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|seqlens?)($|[^a-z])", re.IGNORECASE)
 _SUM = re.compile(r"[\w.]+( *[+*] *[\w.]+)+")
-_SIDES = (32, 64, 224, 96, 128, 256, 320, 512)
-_LENGTHS = (8, 16, 32, 128, 512, 1024, 16000)
 
 _CARRIERS = (
     "Cast Unsqueeze Squeeze Reshape Identity Clip Transpose Flatten Slice Concat Expand Tile Pad Abs "
@@ -47,11 +44,6 @@ class _Use:
     equals: int | None = None
     is_mask: bool = False
     is_size: bool = False
-
-
-def input_values(model: ir.Model) -> list[ir.Value]:
-    """The graph inputs that must be fed: those that are no initializers."""
-    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
 def random_feeds(
@@ -111,54 +103,6 @@ def _repeated(
     if any(len(a) != len(b) or any(x > y for x, y in zip(a, b, strict=True)) for a, b in pairs):
         return {}
     return {n: np.resize(a, shapes[n]) for n, a in sample.items() if a.dtype.kind in "iubOUS"}
-
-
-def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
-    """Sizes of the dynamic dimensions to try in turn, likeliest first; one empty setting when all are fixed.
-
-    The batch is 2, then 1 (recurrent states of [layers, ?, width] have it in the middle). Images take
-    common sides, sequences common lengths.
-    """
-    batch: set[str] = set()
-    sides: set[str] = set()
-    lengths: set[str] = set()
-    for value in input_values(model):
-        dims = list(value.shape or ())
-        for axis, dim in enumerate(dims):
-            if is_fixed(dim):
-                continue
-            key = dim_key(value, axis)
-            spatial = len(dims) >= 4 and axis >= 1
-            is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
-            if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
-                batch.add(key)
-            else:
-                (sides if spatial else lengths).add(key)
-    sides -= batch
-    lengths -= batch | sides
-    if not batch | sides | lengths:
-        yield {}
-        return
-    options = [
-        (side, length) for length in (_LENGTHS if lengths else (0,)) for side in (_SIDES if sides else (0,))
-    ]
-    for size in (DEFAULT_DIM, 1) if batch else (1,):
-        for side, length in options:
-            yield {
-                **dict.fromkeys(sorted(batch), size),
-                **dict.fromkeys(sorted(sides), side),
-            } | dict.fromkeys(sorted(lengths), length)
-
-
-def _looks_like_batch(name: str) -> bool:
-    return name.lower() in {"n", "b", "bs"} or "batch" in name.lower()
-
-
-def dim_key(value: ir.Value, axis: int) -> str:
-    """The name of a dynamic dimension; `input:axis` when it has none, or a placeholder that says nothing."""
-    dim = value.shape[axis] if value.shape is not None else None
-    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
-    return name if name and name not in {"?", "None", "-1", "unk"} else f"{value.name}:{axis}"
 
 
 def _learn_names(value: ir.Value, given: Sequence[int] | None, known: dict[str, int]) -> None:

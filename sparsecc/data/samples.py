@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.files import is_fixed
-from sparsecc.data.random_inputs import feeds_from, input_values, random_feeds
+from sparsecc.data.files import SYNTHETIC
+from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.errors import InputError
-from sparsecc.options import SYNTHETIC
+from sparsecc.shapes.dynamic_dims import input_values, is_fixed
 
 Feeds = dict[str, np.ndarray]
 LIMIT = 512

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import Choice
@@ -26,15 +27,15 @@ from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, check_ids, find_groups
 from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.ir.save import write
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
-from sparsecc.report import assemble
 from sparsecc.runtime.numerics import tolerance_of, worst_error
 from sparsecc.targets import target_named
-from sparsecc.verify.prove import moved_by_rounding, write
+from sparsecc.verify.prove import moved_by_rounding
 
 if TYPE_CHECKING:
     from sparsecc.tasks.compile import Job
@@ -131,17 +132,17 @@ def shorten(job: Job, analysis: Analysis, probes: Probes) -> tuple[Analysis, Dep
     asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
     if "layers" not in options.prune:
         return analysis, asked
-    before = assemble.costs(analysis, {})["before"]
+    before = summary.costs(analysis, {})["before"]
     chosen, change = _chosen(job, analysis, blocks, probes) if options.ratio else ([], 0.0)
     facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
     job.seconds.append({"name": DropBlocks.name, "facts": facts})
     if not chosen:
         return analysis, replace(asked, blocks=blocks, before=before)
-    layers = assemble.layers(analysis, {})
+    layers = summary.layers(analysis, {})
     plan = _drop(job, analysis.model, chosen, probes)
     left = probes.analysed(analysis.model)
     metric = "params" if options.metric == "params" else "macs"
-    after = assemble.costs(left, {})["before"]
+    after = summary.costs(left, {})["before"]
     gone = set(plan.dropped_nodes)
     rows = [{**y, "after": 0, "macs_after": 0} for y in layers if y["name"] in gone]
     removed = 1 - after[metric] / (before[metric] or 1)

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.cost import summary
 from sparsecc.decide.layers import Depth, require_same, samples_for
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
 from sparsecc.graph.zero_masks import idle_masks
+from sparsecc.ir.save import write
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
-from sparsecc.report import assemble
 from sparsecc.runtime.numerics import fidelity
 from sparsecc.targets import target_named
-from sparsecc.verify.prove import write
 
 if TYPE_CHECKING:
     from sparsecc.tasks.compile import Job
@@ -42,7 +42,7 @@ def thin(job: Job, analysis: Analysis, depth: Depth, probes: Probes) -> tuple[An
     share, model = job.options.tokens, analysis.model
     if share is None:
         return analysis, depth
-    before = depth.before or assemble.costs(analysis, {})["before"]
+    before = depth.before or summary.costs(analysis, {})["before"]
     macs, nodes = _macs(analysis), len(model.graph)
     if idle := idle_masks(analysis):
         drop(model, idle)
@@ -57,13 +57,13 @@ def thin(job: Job, analysis: Analysis, depth: Depth, probes: Probes) -> tuple[An
     tokens = _cut(job, analysis, site, kept, probes)
     left = probes.analysed(model)
     metric = "params" if job.options.metric == "params" else "macs"
-    removed = 1 - assemble.costs(left, {})["before"][metric] / (before[metric] or 1)
+    removed = 1 - summary.costs(left, {})["before"][metric] / (before[metric] or 1)
     added = len(model.graph) - nodes
     return left, replace(depth, tokens=tokens, removed=removed, before=before, macs=macs, added=added)
 
 
 def _macs(analysis: Analysis) -> dict[str, int]:
-    return {row["name"]: row["macs_before"] for row in assemble.layers(analysis, {})}
+    return {row["name"]: row["macs_before"] for row in summary.layers(analysis, {})}
 
 
 def _cut(job: Job, analysis: Analysis, site: TokenSite, kept: int, probes: Probes) -> dict[str, Any]:

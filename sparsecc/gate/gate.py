@@ -272,7 +272,8 @@ def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:
     import onnx_ir as ir
 
     from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-    from sparsecc.data.random_inputs import candidate_dims, random_feeds
+    from sparsecc.data.random_inputs import random_feeds
+    from sparsecc.shapes.dynamic_dims import candidate_dims
 
     if model.suffix == ".ort":
         raise InputError(f"{model.name}: inputs cannot be made up for the ORT format: give them with --data")

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sparsecc.errors import InputError, SystemFailureError
-from sparsecc.gate import GateResult
+from sparsecc.gate.gate import GateResult
 
 _SIGNS = {"OK": "pass", "REGRESSION": "FAIL", "INCONCLUSIVE": "????"}
 

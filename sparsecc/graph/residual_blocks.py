@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from sparsecc.cost.model import FLOATS, slots
+from sparsecc.axes.counting import slots
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import held
 from sparsecc.graph.kinds import KINDS
+from sparsecc.ir.dtypes import FLOATS
 from sparsecc.ir.subgraphs import has_body
 
 KIND = KINDS["layers"]

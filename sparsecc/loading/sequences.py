@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.files import is_fixed
 from sparsecc.ir.constants import add_constant
+from sparsecc.shapes.dynamic_dims import is_fixed
 
 _MOST = 1024
 """A sequence of more tensors than this stays one."""

@@ -14,7 +14,7 @@ from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.reconstruct.layerwise import Kept
 
-DISTILL = "sparsecc.torch.distillation:distill"
+DISTILL = "sparsecc.torch.training.distillation:distill"
 """Named, not imported: nothing on the ONNX path loads torch unless this is asked for."""
 
 

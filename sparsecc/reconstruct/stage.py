@@ -13,11 +13,12 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, Keep, mask
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norms_of
 from sparsecc.calibrate.mixtures import Mixture
+from sparsecc.data.files import SYNTHETIC
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.options import SYNTHETIC, CompileOptions
+from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.experts import mend_experts
 from sparsecc.reconstruct.layerwise import Kept, Repair, Settings, repair
 

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
-GATE = "sparsecc.gate"
+GATE = "sparsecc.layer_gate"
 
 
 def gated(model: ir.Model, branches: Sequence[str]) -> ir.Model:
     """A copy in which what each branch (`NODE:OPERAND`) adds is multiplied by a scalar input of its own.
 
-    At gate 1 a branch is as it was, at 0 it adds zeros. The inputs are `sparsecc.gate.0`, `….1`, …
+    At gate 1 a branch is as it was, at 0 it adds zeros. The inputs are `sparsecc.layer_gate.0`, `….1`, …
     """
     twin = model.clone()
     nodes = {node.name: node for node in twin.graph}
@@ -76,7 +76,7 @@ class Switchboard:
 
 def plugged(model: ir.Model, branches: Sequence[str], path: Path, threads: int) -> Switchboard:
     """A switchboard over these branches, its model written to `path`."""
-    from sparsecc.verify.prove import write
+    from sparsecc.ir.save import write
 
     twin = gated(model, branches)
     gates = {v.name: v.dtype for v in twin.graph.inputs}

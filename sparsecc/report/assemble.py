@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from sparsecc.axes.algebra import Keep, count
-from sparsecc.axes.sizes import at
 from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.bundle.folder import versions
-from sparsecc.cost.model import macs_model, params_model
 from sparsecc.decide.goals import judge
 from sparsecc.decide.passes import build_options
 from sparsecc.errors import SparseccError
-from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
 from sparsecc.passes.base import Skip
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
+from sparsecc.system.machine import device
+from sparsecc.system.versions import versions
 from sparsecc.tasks.ablation import against_parts
 
 if TYPE_CHECKING:
@@ -36,51 +30,6 @@ if TYPE_CHECKING:
 SCHEMA = "sparsecc.report/1"
 CHANGED = 0.1
 """Share of calibration samples with another top class above which a report warns; those not seen fare worse."""
-
-
-def costs(analysis: Analysis, keep: Keep) -> dict[str, dict[str, int]]:
-    """Multiply-accumulates and parameters before and after."""
-    kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
-    models = {"macs": macs_model(analysis), "params": params_model(analysis)}
-    return {
-        "before": {name: int(model.total({})) for name, model in models.items()},
-        "after": {name: int(model.total(kept)) for name, model in models.items()},
-    }
-
-
-def layers(analysis: Analysis, keep: Keep) -> list[dict[str, Any]]:
-    """Per node that computes: output width and multiply-accumulates, before and after."""
-    kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
-    rows = []
-    for node, products in analysis.record.macs.items():
-        before = sum(_product(axes, {}) for axes in products)
-        after = sum(_product(axes, kept) for axes in products)
-        axis = _width(analysis, node)
-        rows.append(
-            {
-                "name": node.name,
-                "op": node.op_type,
-                "before": at(axis.size, 0) if axis is not None else None,
-                "after": at(count(axis, kept), 0) if axis is not None else None,
-                "macs_before": before,
-                "macs_after": after,
-            }
-        )
-    return rows
-
-
-def _product(axes: Sequence[Any], kept: Mapping[Any, int]) -> int:
-    total = 1
-    for axis in axes:
-        total *= at(count(axis, kept), 0)
-    return total
-
-
-def _width(analysis: Analysis, node: ir.Node) -> Any:
-    axes = analysis.record.axes.get(node.outputs[0], [])
-    if not axes:
-        return None
-    return axes[1] if node.op_type.endswith("Conv") or node.op_type == "ConvTranspose" else axes[-1]
 
 
 def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
@@ -243,21 +192,3 @@ def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [
         {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
     ]
-
-
-def device() -> dict[str, Any]:
-    """What this machine calls itself."""
-    return {
-        "name": "local",
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -20,7 +20,7 @@ def emulated(path: Path) -> ir.Model | None:
     kernels of GPUs.
     """
     from sparsecc.ir.graph_editor import GraphEditor
-    from sparsecc.passes.quantize.float16 import value_types
+    from sparsecc.ir.value_types import value_types
 
     model = ir.load(path)
     types = value_types(model)

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from sparsecc.bundle.folder import Bundle, versions
+from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import SparseccError
 from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.versions import versions
 from sparsecc.tasks.reproduce import MEASURED
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecc.bundle.folder import file_sha256, versions, write_json
+from sparsecc.bundle.folder import write_json
 from sparsecc.bundle.recipe import CODED, names_code
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
 from sparsecc.errors import GoalError
@@ -18,6 +18,8 @@ from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
 from sparsecc.search.runners import Runner
 from sparsecc.search.space import Space, between
+from sparsecc.system.files import file_sha256
+from sparsecc.system.versions import versions
 
 SCHEMA = "sparsecc.search/1"
 Event = Callable[[dict[str, Any]], None]

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from sparsecc.data.files import is_fixed
-from sparsecc.data.random_inputs import candidate_dims, dim_key
+from sparsecc.shapes.dynamic_dims import candidate_dims, dim_key, is_fixed
 
 Dims = Mapping[str, Sequence[int]]
 """Sizes the user gave for inputs: input name -> its shape."""

@@ -16,10 +16,12 @@ import yaml
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.base import Artefact
-from sparsecc.bundle.folder import BundleWriter, file_sha256, size_of, versions
+from sparsecc.bundle.folder import BundleWriter
 from sparsecc.calibrate.layer_statistics import RUN_FACTS
 from sparsecc.calibrate.routers import mixtures_of
+from sparsecc.cost import summary
 from sparsecc.criteria import criterion_named
+from sparsecc.data.files import SYNTHETIC
 from sparsecc.data.random_inputs import feeds_from
 from sparsecc.data.samples import Samples, samples_of
 from sparsecc.decide.channels import POOR, Choice, Source, choose, criterion_for, require_methods
@@ -32,13 +34,15 @@ from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, GUARDED, normalise
-from sparsecc.options import SYNTHETIC, CompileOptions
+from sparsecc.options import CompileOptions
 from sparsecc.passes.base import PassContext, Skip
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.report import assemble
+from sparsecc.system.files import file_sha256, size_of
+from sparsecc.system.versions import versions
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import evaluate, score_of_dense
 from sparsecc.verify.prove import Probes, prove
@@ -217,7 +221,7 @@ def decide(job: Job, analysis: Analysis, depth: Depth, again: Again) -> Decision
     elif not choice.reached:
         most = f"{choice.removed:.3f} of the {options.metric} is the most that can go"
         job.warnings.append(f"ratio {options.ratio:g} was not reached: {most}")
-    costs = assemble.costs(analysis, choice.keep)
+    costs = summary.costs(analysis, choice.keep)
     costs["before"].update(depth.before)
     facts = {
         "sha256": file_sha256(job.model),
@@ -230,7 +234,7 @@ def decide(job: Job, analysis: Analysis, depth: Depth, again: Again) -> Decision
     plan.dropped_nodes = list(depth.nodes)
     plan.tokens = dict(depth.tokens)
     plan.io = Narrowed.of(analysis, choice.keep).to_json()
-    layers = depth.dense_rows(assemble.layers(analysis, choice.keep))
+    layers = depth.dense_rows(summary.layers(analysis, choice.keep))
     return Decision(groups, choice, plan, costs, layers)
 
 

@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.bundle.folder import size_of
 from sparsecc.decide.goals import REFUSED, TRIALS, Goal, Settled, Trial, settle
 from sparsecc.decide.passes import build_options
 from sparsecc.errors import GoalError, UnavailableError
@@ -26,6 +25,7 @@ from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.system.files import size_of
 from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.compile import Decision, Emit, Job

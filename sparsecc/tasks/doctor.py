@@ -6,8 +6,8 @@ import platform
 from typing import Any
 
 from sparsecc.backends import backend_named
-from sparsecc.bundle.folder import versions
 from sparsecc.errors import SparseccError
+from sparsecc.system.versions import versions
 from sparsecc.targets import TARGETS
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from sparsecc.backends import backend_named
 from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.bundle.folder import SIGNATURE, Bundle, file_sha256, size_of
+from sparsecc.bundle.folder import SIGNATURE, Bundle
 from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
 from sparsecc.cost.model import macs_model, params_model
@@ -23,6 +23,7 @@ from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import Group, check_ids, find_groups, nodes_holding
 from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.measure.footprint import footprint
@@ -33,15 +34,17 @@ from sparsecc.measure.roofline import layer_work, measured_machine, placed_under
 from sparsecc.measure.statistics import Percentiles
 from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.reference.pruned_io import Narrowed
-from sparsecc.report.assemble import device, pinned_reasons
+from sparsecc.report.assemble import pinned_reasons
 from sparsecc.report.inspect_page import topology
 from sparsecc.runtime.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.system import memory
+from sparsecc.system.files import file_sha256, size_of
+from sparsecc.system.machine import device
 from sparsecc.targets import target_named
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
-from sparsecc.verify.prove import Probes, write
+from sparsecc.verify.prove import Probes
 
 Emit = Callable[[dict[str, Any]], None]
 

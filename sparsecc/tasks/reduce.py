@@ -14,9 +14,9 @@ from typing import Any
 
 import onnx
 
-from sparsecc.bundle.folder import file_sha256
 from sparsecc.errors import InputError
 from sparsecc.loading.open_model import open_model
+from sparsecc.system.files import file_sha256
 
 Fails = Callable[[onnx.ModelProto], bool]
 """Whether a candidate still shows the failure."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparsecc.bundle.folder import Bundle, versions
+from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.recipe import load_recipe, names_code
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.system.versions import versions
 
 MEASURED = {"report.json", "report.html", "recipe.yaml"}
 """Files that hold measurements, or whether there were any."""

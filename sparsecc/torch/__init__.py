@@ -12,11 +12,11 @@ except ImportError as e:
     raise UnavailableError("sparsecc.torch needs torch: run pip install 'sparsecc[torch]'") from e
 
 if TYPE_CHECKING:
-    from sparsecc.torch.distillation import distill
     from sparsecc.torch.onnx_ops.module import from_onnx, write_back
     from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
     from sparsecc.torch.pruner import Pruner
     from sparsecc.torch.pruning import groups_of, plan_of, prune
+    from sparsecc.torch.training.distillation import distill
 
 _HOMES = {
     "Pruner": "pruner",

@@ -24,7 +24,7 @@ from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, trace
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
-from sparsecc.torch.scores.weights import WEIGHT_CRITERIA, candidates, cost_of
+from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

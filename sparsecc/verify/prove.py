@@ -15,11 +15,11 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Keep
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.bundle.folder import size_of
-from sparsecc.data.random_inputs import feeds_from, input_values, random_feeds
+from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.errors import InputError, InternalError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.options import CompileOptions
 from sparsecc.reference.masked_channels import masked
@@ -27,7 +27,9 @@ from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import OrtRunner
+from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
+from sparsecc.system.files import size_of
 from sparsecc.targets import target_named
 
 if TYPE_CHECKING:
@@ -340,16 +342,6 @@ def _complaint(path: Path) -> str | None:
     except onnx.checker.ValidationError as e:
         return one_line(str(e), 300)
     return None
-
-
-def write(model: ir.Model, path: Path) -> Path:
-    """Write a graph as it stands, weights beside it where they are large."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if memory.weight_bytes(model) > memory.BESIDE:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-    else:
-        ir.save(model, path)
-    return path
 
 
 def _nudged(feeds: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:

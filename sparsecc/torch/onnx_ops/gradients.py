@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecc.axes.algebra import Atom
-from sparsecc.data.files import is_fixed
-from sparsecc.data.random_inputs import input_values
 from sparsecc.data.samples import Feeds, Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
+from sparsecc.shapes.dynamic_dims import input_values, is_fixed
 from sparsecc.torch.onnx_ops.module import OnnxModule, require_operators
 from sparsecc.torch.scores.domains import Sensitivity, domain_scores
 from sparsecc.torch.scores.gradients import ON_OUTPUTS, gradient_scores

@@ -1,0 +1,79 @@
+"""Dynamic dimensions of a model's inputs: which they are, what they are called, and sizes to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeGuard
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    pass
+
+
+def is_fixed(dim: int | ir.SymbolicDim) -> TypeGuard[int]:
+    """Whether a declared dimension is a size; some exporters write -1 for a dynamic one."""
+    return isinstance(dim, int) and dim >= 0
+
+
+DEFAULT_DIM = 2
+"""The size of a dynamic dimension that nobody gave a size."""
+
+
+_SIDES = (32, 64, 224, 96, 128, 256, 320, 512)
+
+
+_LENGTHS = (8, 16, 32, 128, 512, 1024, 16000)
+
+
+def input_values(model: ir.Model) -> list[ir.Value]:
+    """The graph inputs that must be fed: those that are no initializers."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
+    """Sizes of the dynamic dimensions to try in turn, likeliest first; one empty setting when all are fixed.
+
+    The batch is 2, then 1 (recurrent states of [layers, ?, width] have it in the middle). Images take
+    common sides, sequences common lengths.
+    """
+    batch: set[str] = set()
+    sides: set[str] = set()
+    lengths: set[str] = set()
+    for value in input_values(model):
+        dims = list(value.shape or ())
+        for axis, dim in enumerate(dims):
+            if is_fixed(dim):
+                continue
+            key = dim_key(value, axis)
+            spatial = len(dims) >= 4 and axis >= 1
+            is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
+            if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
+                batch.add(key)
+            else:
+                (sides if spatial else lengths).add(key)
+    sides -= batch
+    lengths -= batch | sides
+    if not batch | sides | lengths:
+        yield {}
+        return
+    options = [
+        (side, length) for length in (_LENGTHS if lengths else (0,)) for side in (_SIDES if sides else (0,))
+    ]
+    for size in (DEFAULT_DIM, 1) if batch else (1,):
+        for side, length in options:
+            yield {
+                **dict.fromkeys(sorted(batch), size),
+                **dict.fromkeys(sorted(sides), side),
+            } | dict.fromkeys(sorted(lengths), length)
+
+
+def _looks_like_batch(name: str) -> bool:
+    return name.lower() in {"n", "b", "bs"} or "batch" in name.lower()
+
+
+def dim_key(value: ir.Value, axis: int) -> str:
+    """The name of a dynamic dimension; `input:axis` when it has none, or a placeholder that says nothing."""
+    dim = value.shape[axis] if value.shape is not None else None
+    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    return name if name and name not in {"?", "None", "-1", "unk"} else f"{value.name}:{axis}"

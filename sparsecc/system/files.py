@@ -1,0 +1,25 @@
+"""Files: their sizes and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the model files in a folder. An engine holds the same weights once more: it is not added."""
+    kinds = (".onnx", ".data", ".ort")
+    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in kinds)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

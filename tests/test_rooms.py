@@ -1,0 +1,129 @@
+"""The street plan: rooms stand in the order of the pipeline, and a file imports only from earlier rooms.
+
+A room is a folder of code; a file that lies loose in `sparsecc/` is a room of its own. Links are followed, imports
+for type checkers, relative ones and module names in strings count.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_layout import ROOT, SHIPPED, label, module_name
+
+ROOMS = """
+    sparsecc/escaping.py sparsecc/errors.py sparsecc/system sparsecc/worker
+    sparsecc/axes sparsecc/ir sparsecc/shapes sparsecc/rules sparsecc/graph sparsecc/loading
+    sparsecc/targets.py sparsecc/plan.py sparsecc/remarks.py sparsecc/data sparsecc/runtime sparsecc/options.py
+    sparsecc/devices sparsecc/measure sparsecc/cost sparsecc/reference
+    sparsecc/torch/program sparsecc/torch/rules sparsecc/torch/scores sparsecc/torch/onnx_ops sparsecc/torch/training
+    sparsecc/calibrate sparsecc/compilation.py sparsecc/criteria sparsecc/reconstruct sparsecc/allocators
+    passes passes/weights passes/quantize passes/sparsity sparsecc/decide
+    backends backends/nvidia sparsecc/bundle sparsecc/verify sparsecc/gate sparsecc/report
+    sparsecc/torch sparsecc/tasks sparsecc/api.py sparsecc/fleet.py sparsecc/search sparsecc/pytest_plugin.py
+    sparsecc/__init__.py sparsecc/cli sparsecc/__main__.py
+""".split()
+"""Ground first, faces last."""
+
+BACKWARDS: dict[str, int] = {
+    "backends -> backends/nvidia": 5,
+    "passes/weights -> passes/quantize": 6,
+    "sparsecc/decide -> backends": 2,
+    "sparsecc/decide -> sparsecc/tasks": 2,
+    "sparsecc/decide -> sparsecc/verify": 4,
+    "sparsecc/measure -> backends": 7,
+    "sparsecc/reconstruct -> passes": 2,
+    "sparsecc/reference -> backends": 1,
+    "sparsecc/report -> sparsecc/tasks": 3,
+    "sparsecc/runtime -> backends": 2,
+    "sparsecc/verify -> sparsecc/tasks": 2,
+}
+"""Arrows against the order that still stand, and how many names each carries. It only shrinks."""
+
+LOOSE = 14
+"""Files that may lie at the top of `sparsecc/`."""
+
+FILES = {module_name(path): path for path in SHIPPED}
+_MODULE = re.compile(r"sparsecc(?:\.\w+)+(?::\w+)?", re.ASCII)
+
+
+def room(path: Path) -> str:
+    inside = path.relative_to(ROOT)
+    return str(inside) if inside.parent == Path("sparsecc") else str(inside.parent)
+
+
+def mentions(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of all that a file imports, at run time or for types, as a statement or as a string."""
+    module = module_name(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = (
+                ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
+            )
+            whole = ".".join(filter(None, (above, node.module)))
+            yield from ((whole, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
+            whole, _, name = node.value.partition(":")
+            yield (whole, name)
+
+
+def arrows(path: Path) -> Iterator[tuple[Path, str]]:
+    """Every other room that a file leans on: the file there, and the name."""
+    for module, name in mentions(path):
+        home = FILES.get(f"{module}.{name}") or FILES.get(module)
+        if home is not None and room(home) != room(path):
+            yield home, f"{module}.{name}"
+
+
+def backwards() -> dict[str, set[str]]:
+    """'room -> later room' -> the names that go that way."""
+    place = {name: index for index, name in enumerate(ROOMS)}
+    found: dict[str, set[str]] = {}
+    for path in SHIPPED:
+        for home, name in arrows(path):
+            if place[room(home)] > place[room(path)]:
+                found.setdefault(f"{room(path)} -> {room(home)}", set()).add(f"{label(path)}: {name}")
+    return found
+
+
+def test_every_room_has_its_place() -> None:
+    assert len(ROOMS) == len(set(ROOMS))
+    assert sorted({room(path) for path in SHIPPED} - set(ROOMS)) == []
+
+
+def test_rooms_lean_on_earlier_rooms_only() -> None:
+    found = backwards()
+    new = {arrow: sorted(names) for arrow, names in found.items() if len(names) > BACKWARDS.get(arrow, 0)}
+    assert new == {}
+    assert {arrow: len(found.get(arrow, ())) for arrow in BACKWARDS} == BACKWARDS, "shorten the list"
+
+
+def test_few_files_lie_loose() -> None:
+    loose = [label(path) for path in SHIPPED if path.parent == ROOT / "sparsecc"]
+    assert len(loose) <= LOOSE, loose
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from ..graph import analysis", ("sparsecc.graph", "analysis")),
+        ("if TYPE_CHECKING:\n    from sparsecc.api import compile", ("sparsecc.api", "compile")),
+        ("def f():\n    import sparsecc.cli", ("sparsecc.cli", "")),
+        ("HOME = 'sparsecc.tasks.compile:compile_model'", ("sparsecc.tasks.compile", "compile_model")),
+    ],
+)
+def test_every_form_of_import_is_an_arrow(
+    source: str, expected: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sparsecc" / "cost" / "probe.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    monkeypatch.setattr("tests.test_layout.ROOT", tmp_path)
+    assert expected in list(mentions(path))
