@@ -6,7 +6,6 @@ A provider that cannot take the whole model is refused: by default nothing falls
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import quoted
 from sparsecc.runtime.session import OrtRunner, RuntimeFailure, plain_reason
+from sparsecc.system.temp_folders import temporary_folder
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 OPTIONS = {
@@ -107,7 +107,7 @@ class OnnxRuntimeCuda:
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
         """Mean time per node from ONNX Runtime's own trace. For GPU nodes it is the time to launch them."""
         self._require()
-        with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+        with temporary_folder("scratch") as folder:
             session = self._session(path, read_settings(path), threads, trace=str(Path(folder) / "trace"))
             for _ in range(runs):
                 session.run(None, dict(feeds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,8 +256,10 @@ def _file(model: Model) -> Iterator[Path]:
             raise InputError(f"{path}: no such file: check the path")
         yield path.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="sparsecc-in-") as folder:
-        path = Path(folder) / "model.onnx"
+    from sparsecc.system.temp_folders import temporary_folder
+
+    with temporary_folder("input") as folder:
+        path = folder / "model.onnx"
         _save(model, path)
         yield path
 

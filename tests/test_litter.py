@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
-from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.temp_folders import (
+    STEMS,
+    locked_folder,
+    locked_temporary,
+    sweep_folders,
+    temporary_folder,
+)
 
 
 def test_a_folder_is_never_swept_from_under_its_maker(tmp_path: Path) -> None:
@@ -67,3 +74,25 @@ def test_what_is_no_litter_of_ours_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         (*names, ".worker.sparsecc-0123456789abcdef")
     )
+
+
+def test_whatever_dead_processes_left_is_swept_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for stem in STEMS:
+        folder, lock = locked_temporary(stem)
+        (folder / "model.onnx").write_bytes(b"left")
+        os.close(lock)  # as when its process dies
+    with temporary_folder("scratch") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_else_makes_folders_in_the_temporary_one() -> None:
+    """Outside of those folders nothing is swept: what is made there must be made by `temporary_folder`."""
+    made = re.compile(r"\b(mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile)\((?!.*\bdir=)")
+    root = Path(__file__).resolve().parents[1]
+    sources = [path for room in ("sparsecc", "passes", "backends") for path in (root / room).rglob("*.py")]
+    assert len(sources) > 300
+    assert [str(path) for path in sources if made.search(path.read_text(encoding="utf-8"))] == []

@@ -5,10 +5,12 @@ A cache is only read back when this user wrote it: its folder is 0700, and a fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from sparsecc.errors import SystemFailureError
 from sparsecc.escaping import quoted
 
 _LARGEST = 1 << 30
+_UNFINISHED = ".timing-"
+_STALE_SECONDS = 86_400.0
 
 
 @dataclass
@@ -95,8 +99,9 @@ def write_own(path: Path, data: bytes) -> None:
     """Replace the file and its hash, each in one rename, 0600. SystemFailureError when the disk refuses."""
     digest = hashlib.sha256(data).hexdigest().encode("ascii")
     try:
+        _sweep(path.parent)
         for target, content in ((path, data), (_hash_file(path), digest)):
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".timing-")
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_UNFINISHED)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -104,6 +109,14 @@ def write_own(path: Path, data: bytes) -> None:
             os.replace(temporary, target)
     except OSError as e:
         raise SystemFailureError(f"cannot write the timing cache {quoted(str(path))} ({e.strerror})") from e
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left a day ago or more."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.lstat().st_mtime < time.time() - _STALE_SECONDS:
+                left.unlink()
 
 
 def _hash_file(path: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from sparsecc.cost.latency_table import LatencyTable
 from sparsecc.cost.model import CostModel, Term
 from sparsecc.cost.shape_class import ShapeClass
 from sparsecc.graph.analysis import Analysis
+from sparsecc.system.temp_folders import temporary_folder
 
 PRODUCTS = frozenset({"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul"})
 """Kernels whose time comes from the table."""
@@ -185,7 +185,7 @@ def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
     from sparsecc.measure.pair import session_start
 
     feeds = random_feeds(analysis.model, seed=0, sizes=analysis.shapes.inputs[0])
-    with tempfile.TemporaryDirectory(prefix="sparsecc-timing-") as scratch:
+    with temporary_folder("scratch") as scratch:
         path = write(analysis.model, Path(scratch) / "model.onnx")
         found = shortest_kernels(path, feeds, threads=threads, runs=_RUNS)
         whole = shortest_ms(session_start(path, feeds, threads)(), 3 * _RUNS)

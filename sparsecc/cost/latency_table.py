@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import numpy as np
 from sparsecc.cost.shape_class import ShapeClass, timing_model
 from sparsecc.measure.layers import shortest_times
 from sparsecc.system.cache import Cache
+from sparsecc.system.temp_folders import temporary_folder
 
 SCHEMA = "sparsecc.staircase/1"
 _RUNS = 8
@@ -133,7 +133,7 @@ class LatencyTable:
         import onnx
 
         model, feeds = timing_model(one, points)
-        with tempfile.TemporaryDirectory(prefix="sparsecc-timing-") as scratch:
+        with temporary_folder("scratch") as scratch:
             path = Path(scratch) / "timing.onnx"
             onnx.save(model, path)
             found = shortest_times(path, feeds, threads=self.threads, runs=runs)

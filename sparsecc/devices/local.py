@@ -16,6 +16,7 @@ from typing import IO
 from sparsecc.devices.device import LARGEST_OUTPUT, Completed, Device, checked_argv, checked_name
 from sparsecc.errors import InputError, SystemFailureError, WorkerError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.temp_folders import locked_temporary
 
 
 class LocalDevice(Device):
@@ -23,7 +24,9 @@ class LocalDevice(Device):
 
     def __init__(self) -> None:
         self.spec = "local"
-        self.folder = tempfile.mkdtemp(prefix="sparsecc-")
+        self._lock: int | None
+        folder, self._lock = locked_temporary("device")
+        self.folder = str(folder)
 
     def put(self, local: Path, name: str) -> None:
         try:
@@ -74,7 +77,11 @@ class LocalDevice(Device):
         return Completed(status, texts[0], texts[1], time.monotonic() - began)
 
     def close(self) -> None:
+        if self._lock is None:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

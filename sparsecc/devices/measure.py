@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from sparsecc.devices import runner
 from sparsecc.devices.device import Device
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import one_line
+from sparsecc.system.temp_folders import temporary_folder
 
 _TOOL = Path(runner.__file__)
 _LONGEST_NS = 3_600_000_000_000
@@ -65,7 +65,7 @@ def sample_on(
         data = model.with_name(model.name + ".data")
         if data.is_file():
             device.put(data, data.name)
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+    with temporary_folder("scratch") as folder:
         arrays: dict[str, Any] = dict(feeds)
         np.savez(Path(folder) / "feeds.npz", **arrays)
         (Path(folder) / "request.json").write_text(json.dumps(request), encoding="ascii")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError, WorkerError
+from sparsecc.system.temp_folders import temporary_folder
 
 _SECONDS = 300.0
 _REPEATABLE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -41,10 +41,10 @@ class Footprint:
 
 def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _SECONDS) -> Footprint:
     """Load and run `path` once in a new process. WorkerError when it dies or takes over `seconds`."""
-    with tempfile.TemporaryDirectory(prefix="sparsecc-footprint-") as scratch:
+    with temporary_folder("scratch") as scratch:
         arrays = {f"{index}": _plain(array) for index, array in enumerate(feeds.values())}
         np.savez(Path(scratch) / "feeds.npz", **arrays)  # type: ignore[arg-type]
-        task = {"model": str(path), "threads": threads, "names": list(feeds), "scratch": scratch}
+        task = {"model": str(path), "threads": threads, "names": list(feeds), "scratch": str(scratch)}
         task["types"] = [array.dtype.name for array in feeds.values()]
         command = [sys.executable, "-c", "from sparsecc.measure.footprint import child; child()"]
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from sparsecc.backends.base import Feeds, LayerTime
 from sparsecc.errors import InputError, InternalError
+from sparsecc.system.temp_folders import temporary_folder
 
 _WARM_UP = 3
 _SUFFIX = "_kernel_time"
@@ -53,7 +53,7 @@ def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[
 
     if runs < 1:
         raise InputError(f"a profile needs at least one run, not {runs}")
-    with tempfile.TemporaryDirectory(prefix="sparsecc-profile-") as scratch:
+    with temporary_folder("scratch") as scratch:
         options = session_options(threads=threads, level="all")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "trace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from sparsecc.backends.base import Feeds, LayerTime
 from sparsecc.measure.layers import shortest_kernels, traced_events
+from sparsecc.system.temp_folders import temporary_folder
 
 _SIDE = 768
 _ELEMENTS = 1 << 24
@@ -64,7 +64,7 @@ def _fastest(op: str, shape: tuple[int, ...], threads: int, *, weight: bool) -> 
     )
     graph = helper.make_graph([node], "peak", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    with tempfile.TemporaryDirectory(prefix="sparsecc-roofline-") as scratch:
+    with temporary_folder("scratch") as scratch:
         path = Path(scratch) / "peak.onnx"
         onnx.save(model, path)
         kernels = shortest_kernels(path, {"x": values}, threads=threads, runs=_RUNS)

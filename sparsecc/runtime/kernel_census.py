@@ -7,13 +7,14 @@ Runtime's Q/DQ fusion and of its blocked convolution layout (NchwcTransformer) o
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+
+from sparsecc.system.temp_folders import temporary_folder
 
 _INTEGER = (
     "QLinearConv QLinearMatMul QGemm MatMulInteger ConvInteger MatMulNBits DynamicQuantizeMatMul "
@@ -50,7 +51,7 @@ def census(path: Path) -> dict[str, Any]:
     cannot use the blocked layout, or waste part of its blocks (unknown for .ort). InputError when the model
     does not load.
     """
-    with tempfile.TemporaryDirectory(prefix="sparsecc-census-") as scratch:
+    with temporary_folder("scratch") as scratch:
         optimized = _load_optimized(path, Path(scratch))
         nodes = list(_nodes(optimized))
         kernels = Counter(_kernel(node) for node in nodes)

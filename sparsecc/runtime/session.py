@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError
+from sparsecc.system.temp_folders import temporary_folder
 
 LEVELS: dict[str, ort.GraphOptimizationLevel] = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -119,7 +119,7 @@ def _session(source: Path | bytes, options: ort.SessionOptions) -> ort.Inference
 
 def _session_on(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
     """By way of a file, since weights may exceed what one message holds."""
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+    with temporary_folder("scratch") as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data")
         return _session(path, options)

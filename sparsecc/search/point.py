@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +13,7 @@ import yaml
 
 from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import SparseccError
-from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.tasks.reproduce import MEASURED
 
@@ -37,18 +34,13 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     row = {key: request[key] for key in ("id", "model_sha256", "varied")}
     row["options"] = row.pop("varied")
-    where = Path(tempfile.gettempdir())
-    sweep_folders(where, "search")
-    folder, lock = locked_folder(where, "search")
     try:
-        options = {**request["options"], **request["limits"]}
-        made = api.compile(request["model"], output=folder / "out", **options)
-        row |= _measured(made.report) | _files(folder / "out")
+        with temporary_folder("search") as folder:
+            options = {**request["options"], **request["limits"]}
+            made = api.compile(request["model"], output=folder / "out", **options)
+            row |= _measured(made.report) | _files(folder / "out")
     except SparseccError as e:
         row |= {"error": str(e), "kind": type(e).__name__}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
     return {**row, "seconds": round(time.perf_counter() - begun, 3)}
 
 

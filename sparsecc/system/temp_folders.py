@@ -10,9 +10,42 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from sparsecc.errors import SystemFailureError
+from sparsecc.escaping import one_line
+
 _MARK = ".sparsecc-"
+STEMS = ("worker", "search", "input", "device", "scratch")
+"""What we make in the system's temporary folder, which for a worker is its own folder: a worker's files, the points
+of a search, models handed in from memory, this machine as a device, and what one step needs."""
+
+
+@contextlib.contextmanager
+def temporary_folder(stem: str) -> Iterator[Path]:
+    """A folder of one of `STEMS` that is there for as long as the block."""
+    folder, lock = locked_temporary(stem)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def locked_temporary(stem: str) -> tuple[Path, int]:
+    """A new folder of one of `STEMS` and its lock, after those of dead processes were swept, of whatever stem.
+
+    SystemFailureError where no folder can be made.
+    """
+    where = Path(tempfile.gettempdir())
+    try:
+        for left in STEMS:
+            sweep_folders(where, left)
+        return locked_folder(where, stem)
+    except OSError as e:
+        raise SystemFailureError(f"cannot make a temporary folder in {where}: {one_line(str(e))}") from e
 
 
 def locked_folder(parent: Path, stem: str) -> tuple[Path, int]:

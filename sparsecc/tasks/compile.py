@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alon
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.report import assemble
 from sparsecc.system.files import file_sha256, size_of
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.targets import target_named
 from sparsecc.verify.evaluate import evaluate, score_of_dense
@@ -111,7 +111,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     options = CompileOptions.of(request["options"])
     require_methods(options)  # what cannot be done is refused before anything is loaded
     require_passes(options)
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+    with temporary_folder("scratch") as scratch:
         job = Job(Path(request["model"]), options, Path(scratch), emit, request.get("goal"))
         if request.get("dry_run"):
             return _dry_run(job)

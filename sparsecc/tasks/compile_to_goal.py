@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.system.files import size_of
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.compile import Decision, Emit, Job
@@ -46,7 +46,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     goal = Goal.of(options)
     if goal is None:
         return pipeline.compile_model(request, emit)
-    with tempfile.TemporaryDirectory(prefix="sparsecc-trials-") as scratch:
+    with temporary_folder("scratch") as scratch:
         job = Job(Path(request["model"]), options, Path(scratch), _scaled(emit, 0.0))
         settled = Workshop.open(job, goal).settle()
     if settled.excess > REFUSED:

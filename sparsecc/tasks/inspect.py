@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.system import memory
 from sparsecc.system.files import file_sha256, size_of
 from sparsecc.system.machine import device
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
@@ -278,7 +278,7 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
             *checks,
             {"check": "numerics", "ok": True, "detail": f"not exactly checkable by zeroing: {what}"},
         ]
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+    with temporary_folder("scratch") as scratch:
         model = normalise(load_ir(original))
         in_integers = is_quantized(model)
         require_fits(plan, model)
@@ -339,7 +339,7 @@ def _feeds(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
     if request.get("data"):
         return dict(next(iter(feeds_from(request["data"], model))))
     options = CompileOptions.of({"inputs": request.get("inputs") or {}})
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+    with temporary_folder("scratch") as scratch:
         probes = Probes(Path(scratch), model, options)
         probes.settle(analyse(model, options.dims, runs=probes.runs))
         return probes.feeds[0]

@@ -6,7 +6,6 @@ Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnx
 from sparsecc.errors import InputError
 from sparsecc.loading.open_model import open_model
 from sparsecc.system.files import file_sha256
+from sparsecc.system.temp_folders import temporary_folder
 
 Fails = Callable[[onnx.ModelProto], bool]
 """Whether a candidate still shows the failure."""
@@ -43,7 +43,7 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
     opened = open_model(path)
     if opened.files.names():
         raise InputError(f"{path.name} has external data: save it in one file first")
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+    with temporary_folder("scratch") as scratch:
         command = _Command(str(request["check"]), Path(scratch), float(request.get("seconds") or 60.0))
         wanted = command.run(opened.proto)
         if wanted == 0:

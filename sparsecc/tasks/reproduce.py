@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.recipe import load_recipe, names_code
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 
 MEASURED = {"report.json", "report.html", "recipe.yaml"}
@@ -25,7 +25,7 @@ def reproduced(bundle: Bundle, original: Path, emit: Callable[[dict[str, Any]], 
     from sparsecc.tasks.compile import compile_model
 
     options = {**options_in(bundle.folder / "recipe.yaml"), "measure": False}
-    with tempfile.TemporaryDirectory(prefix="sparsecc-") as scratch:
+    with temporary_folder("scratch") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}
         compile_model(request, emit)
         again = Bundle.open(Path(scratch) / "out").manifest["files"]

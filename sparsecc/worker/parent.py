@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sparsecc.errors import InternalError, SparseccError, SystemFailureError, WorkerError
+from sparsecc.errors import InternalError, SparseccError, WorkerError
 from sparsecc.escaping import one_line
 from sparsecc.system.memory import default_limit, held_by
-from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.crash import write_report
 from sparsecc.worker.protocol import RESULT_LIMIT, InWorker, error_named, is_task
 
@@ -145,7 +144,7 @@ class Worker:
             "memory": self._memory,
             "allowed": self._allowed,
         }
-        scratch, lock = _scratch()
+        scratch, lock = locked_temporary("worker")
         flags = ["-I", "-X", "utf8"] + (["-B"] if sys.dont_write_bytecode else [])
         try:
             process = subprocess.Popen(
@@ -234,16 +233,6 @@ class Worker:
         means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
         fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
-
-
-def _scratch() -> tuple[Path, int]:
-    """Where a child keeps its temporary files, and the lock on it: a killed child leaves nothing behind."""
-    where = Path(tempfile.gettempdir())
-    try:
-        sweep_folders(where, "worker")
-        return locked_folder(where, "worker")
-    except OSError as e:
-        raise SystemFailureError(f"cannot make a temporary folder in {where}: {one_line(str(e))}") from e
 
 
 def _read_events(child: _Child) -> bool:
