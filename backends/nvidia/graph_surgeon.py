@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import one_line, quoted
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def to_graphsurgeon(path: Path) -> gs.Graph:
     """An ONNX file as a `gs.Graph`, its weights loaded. InputError when the file cannot be read."""
+    gs = _library()
     import onnx
-    import onnx_graphsurgeon as gs
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
     try:
@@ -29,11 +29,20 @@ def to_graphsurgeon(path: Path) -> gs.Graph:
 
 def from_graphsurgeon(graph: gs.Graph) -> ir.Model:
     """The model of a `gs.Graph`, cleaned up and sorted as its own export does. The graph is left as it is."""
-    import onnx_graphsurgeon as gs
-
+    gs = _library()
     copy: Any = graph.copy()
     try:
         proto: onnx.ModelProto = gs.export_onnx(copy.cleanup().toposort())
     except (gs.OnnxGraphSurgeonException, ValueError, TypeError) as e:
         raise InputError(f"the gs.Graph does not export ({one_line(str(e), 120)}): mend its nodes") from e
     return ir.from_proto(proto)
+
+
+def _library() -> Any:
+    try:
+        import onnx_graphsurgeon
+    except ImportError as e:
+        raise UnavailableError(
+            "graphs of onnx-graphsurgeon need the extra: pip install 'sparsecc[graphsurgeon]'"
+        ) from e
+    return onnx_graphsurgeon
