@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import onnx_ir as ir
 
-Feeds = Mapping[str, np.ndarray]
-"""One set of inputs: input name -> array."""
-
-Progress = Callable[[str, float], None]
-"""Called with (what is being done, share done from 0 to 1)."""
+from sparsecc.runtime.runner import Feeds, LayerTime, Progress, Runner
 
 
 @dataclass(frozen=True)
@@ -34,25 +29,6 @@ class Artefact:
     main: str
     files: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One layer of a profile: mean time per run in microseconds."""
-
-    name: str
-    op_type: str
-    microseconds: float
-    provider: str = ""
-    type: str = ""
-
-
-class Runner(Protocol):
-    """A loaded artefact."""
-
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Output name -> array."""
-        ...
 
 
 class Backend(Protocol):

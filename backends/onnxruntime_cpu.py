@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.base import Artefact, Availability
 from sparsecc.errors import InputError, InternalError, SystemFailureError
+from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.system import memory
 
 if TYPE_CHECKING:
@@ -103,10 +104,9 @@ class OnnxRuntimeCpu:
 
     def load(self, path: Path | bytes, *, threads: int = 1, level: str = "all") -> OrtRunner:
         """A runner over a file or its bytes; `level="none"` runs the graph exactly as it is written."""
-        from sparsecc.runtime.session import OrtRunner, open_session, session_options
+        from sparsecc.runtime.session import open_session
 
-        session = open_session(path, session_options(threads=threads, level=level))
-        return OrtRunner(session, path.name if isinstance(path, Path) else "model")
+        return open_session(path, threads=threads, level=level)
 
     def census(self, path: Path) -> dict[str, Any]:
         """Which kernels ONNX Runtime really picks here: see `kernel_census.census`."""
@@ -116,21 +116,19 @@ class OnnxRuntimeCpu:
 
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
         """Mean time per node over `runs` runs after a warm-up, slowest first."""
-        from sparsecc.measure.layers import layer_times
+        from sparsecc.runtime.layer_times import layer_times
 
         return layer_times(path, feeds, threads=threads, runs=runs)
 
 
 def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Path, dict[str, Any]]:
     """The folder with the optimized model, and facts; a lower level where what was written does not load."""
-    import onnxruntime as ort
-
-    from sparsecc.runtime.session import open_session, session_options
+    from sparsecc.runtime.session import VERSION, open_session
 
     if not memory.fits(memory.weight_bytes(model)):
         return _as_it_is(model, scratch / "none", chosen), {
             "level": "none",
-            "onnxruntime": ort.__version__,
+            "onnxruntime": VERSION,
             **({"level_lowered": [f"{chosen.level}: {_NO_ROOM}"]} if chosen.level != "none" else {}),
         }
     source = scratch / "source" / "model.onnx"
@@ -141,11 +139,11 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
         optimized = _run_optimizer(source, scratch, level, external=external)
         _write_plain(without_traces(ir.load(optimized)), built, chosen.external_above)
         try:
-            open_session(built, session_options(threads=1, level="all"))
+            open_session(built)
         except InputError as e:
             failures.append(f"{level}: {e}")
             continue
-        facts: dict[str, Any] = {"level": level, "onnxruntime": ort.__version__}
+        facts: dict[str, Any] = {"level": level, "onnxruntime": VERSION}
         if failures:
             facts["level_lowered"] = failures
         return built.parent, facts
@@ -160,19 +158,13 @@ def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
 
 def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -> Path:
     """The file that ONNX Runtime writes after optimizing; the source itself at level none."""
-    from sparsecc.runtime.session import open_session, session_options
+    from sparsecc.runtime.session import open_session
 
     if level == "none":
         return source
     out = scratch / f"{level}-raw" / "model.onnx"
     out.parent.mkdir()
-    settings = {}
-    if external:
-        settings["session.optimized_model_external_initializers_file_name"] = "model.onnx.data"
-        settings["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_SMALL_TENSOR)
-    options = session_options(threads=1, level=level, settings=settings)
-    options.optimized_model_filepath = str(out)
-    open_session(source, options)
+    open_session(source, level=level, optimized=out, weights_beside=external)
     return out
 
 

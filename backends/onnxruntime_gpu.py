@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
-from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.base import Artefact, Availability
 from sparsecc.backends.nvidia.cache import private_folder
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import quoted
-from sparsecc.runtime.session import OrtRunner, RuntimeFailure, plain_reason
+from sparsecc.runtime.runner import Feeds, LayerTime, Progress
+from sparsecc.runtime.session import VERSION, OrtRunner, available_providers, open_session
 from sparsecc.system.temp_folders import temporary_folder
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -51,14 +51,14 @@ class OnnxRuntimeCuda:
 
     def availability(self) -> Availability:
         """Whether this build of ONNX Runtime has the provider, and a GPU answers."""
-        if self.provider not in ort.get_available_providers():
+        if self.provider not in available_providers():
             reason = f"this onnxruntime has no {self.provider}"
-            return Availability(False, ort.__version__, reason, "pip install onnxruntime-gpu instead")
+            return Availability(False, VERSION, reason, "pip install onnxruntime-gpu instead")
         try:
             gpus()
         except NoGpuError as e:
-            return Availability(False, ort.__version__, str(e), "use --target onnxruntime")
-        return Availability(True, ort.__version__)
+            return Availability(False, VERSION, str(e), "use --target onnxruntime")
+        return Availability(True, VERSION)
 
     def require(self, options: Mapping[str, Any]) -> None:
         checked(options)
@@ -92,7 +92,7 @@ class OnnxRuntimeCuda:
     def load(self, path: Path, *, threads: int = 1) -> OrtRunner:
         """A session on the GPU with the settings that stand beside the model."""
         self._require()
-        return OrtRunner(self._session(path, read_settings(path), threads), path.name)
+        return self._session(path, read_settings(path), threads)
 
     def census(self, path: Path) -> dict[str, Any]:
         """Nodes by provider and operator, from one profiled run on zeros of the model's own shapes."""
@@ -108,11 +108,10 @@ class OnnxRuntimeCuda:
         """Mean time per node from ONNX Runtime's own trace. For GPU nodes it is the time to launch them."""
         self._require()
         with temporary_folder("scratch") as folder:
-            session = self._session(path, read_settings(path), threads, trace=str(Path(folder) / "trace"))
+            runner = self._session(path, read_settings(path), threads, trace=Path(folder) / "trace")
             for _ in range(runs):
-                session.run(None, dict(feeds))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return node_times(events, runs)
+                runner.run(feeds)
+            return node_times(runner.traced(), runs)
 
     def provider_options(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """The CUDA provider's options as its text keys and values."""
@@ -130,32 +129,26 @@ class OnnxRuntimeCuda:
         return entries
 
     def _session(
-        self, path: Path, settings: Mapping[str, Any], threads: int = 1, trace: str = ""
-    ) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        for key, value in self.session_entries(path, settings).items():
-            options.add_session_config_entry(key, value)
-        if trace:
-            options.enable_profiling, options.profile_file_prefix = True, trace
+        self, path: Path, settings: Mapping[str, Any], threads: int = 1, trace: Path | None = None
+    ) -> OrtRunner:
         providers: list[Any] = [(self.provider, self.provider_options(settings))]
         if settings["allow_fallback"] and self.provider != CPU:
             providers.append(CPU)
         context = path.with_name(_CONTEXT)
-        source = context if context.is_file() else path
-        try:
-            session = ort.InferenceSession(str(source), options, providers=providers)
-        except RuntimeFailure as e:
-            raise InputError(
-                f"{path.name}: {self.provider} does not take it whole: {plain_reason(e)}: "
-                "set allow_fallback, or use another target"
-            ) from e
-        if self.provider not in session.get_providers():
+        runner = open_session(
+            context if context.is_file() else path,
+            where=f"{path.name} on {self.provider}",
+            threads=threads,
+            trace=trace,
+            providers=providers,
+            entries=self.session_entries(path, settings),
+            advice="set allow_fallback, or use another target",
+        )
+        if self.provider not in runner.providers:
             raise UnavailableError(
                 f"{self.name}: {self.provider} does not start: check its CUDA and cuDNN libraries"
             )
-        return session
+        return runner
 
     def _require(self) -> None:
         found = self.availability()

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Progress
+from sparsecc.backends.base import Artefact
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.runtime.runner import Progress
 
 
 class PlainOnnx(OnnxRuntimeCpu):

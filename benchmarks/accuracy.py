@@ -38,7 +38,6 @@ from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
 from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, ranked, tables
 from sparsecc.allocators import ALLOCATORS, WITH_CURVES
 from sparsecc.axes.algebra import Keep
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.criteria import CRITERIA
 from sparsecc.decide.channels import Source, choose
 from sparsecc.errors import SparseccError
@@ -51,6 +50,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Kept, Settings, repair
 from sparsecc.reconstruct.stage import kept_values
+from sparsecc.runtime.session import open_session
 
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
@@ -187,7 +187,7 @@ def _scored(pair: Pair, pruned: ir.Model, kept: Kept, method: str, cut: str, fol
             dense = normalise(load_ir(pair.model))
             repair(dense, model, kept, pair.samples, folder, Settings(method))
         seconds = round(time.perf_counter() - begun, 2)
-        runner = OnnxRuntimeCpu().load(write(model, folder / "pruned.onnx"), threads=1)
+        runner = open_session(write(model, folder / "pruned.onnx"), threads=1)
         _SCORED[cut, method] = {"score": round(pair.accuracy(runner.run), 4), "repair_s": seconds}
     return _SCORED[cut, method]
 
@@ -225,7 +225,7 @@ def run(points: Sequence[Point], store: Path, seconds: float) -> dict[str, Any]:
         point = todo.pop(0)
         if point.pair not in stored["pairs"]:
             pair = loaded(point.pair)
-            dense = pair.accuracy(OnnxRuntimeCpu().load(pair.model, threads=1).run)
+            dense = pair.accuracy(open_session(pair.model, threads=1).run)
             stored["pairs"][point.pair] = {"dense": dense, "measure": pair.measure}
         made = rows(point)
         stored["rows"] += made

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.data.samples import Samples, merged
 from sparsecc.loading.models import load_ir
 from sparsecc.runtime.numerics import fidelity
+from sparsecc.runtime.session import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SPARSECC_SHARED") or ROOT.parent / "shared") / "materials"
@@ -142,7 +142,7 @@ def stories(name: str) -> Pair:
         assert found is not None
         return found
 
-    ids = _told(OnnxRuntimeCpu().load(case.path, threads=1).run, 16, 128)
+    ids = _told(open_session(case.path, threads=1).run, 16, 128)
     batches = tuple({"ids": ids[i : i + 16]} for i in range(0, len(ids), 16))
     return Pair(case.path, Samples(batches, True), nats, case.measure)
 
@@ -173,7 +173,7 @@ def detector(name: str) -> Pair:
         )
     path = SHARED / "det" / f"{name}.onnx"
     samples, test = Samples(tuple(feeds[::2]), True), feeds[1::2]
-    dense = _joined(OnnxRuntimeCpu().load(path, threads=1).run, test)
+    dense = _joined(open_session(path, threads=1).run, test)
     return Pair(path, samples, lambda run: float(fidelity(dense, _joined(run, test))["sqnr_db"]), "dB")
 
 

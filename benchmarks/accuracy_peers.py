@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import analyse
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.runtime.session import open_session
 
 if TYPE_CHECKING:
     from benchmarks.accuracy_pairs import Pair
@@ -69,7 +69,7 @@ def onnxsim(pair: Pair, folder: Path, method: str) -> Cut:
             )
         path = folder / "onnxsim.onnx"
         onnx.save(small, path)
-        return 1 - _macs(path) / before, OnnxRuntimeCpu().load(path, threads=1).run
+        return 1 - _macs(path) / before, open_session(path, threads=1).run
 
     return cut
 

@@ -24,8 +24,8 @@ import numpy as np
 import onnxruntime
 
 import sparsecc
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.session import open_session
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 Feeds = dict[str, np.ndarray]
@@ -127,7 +127,7 @@ def row(board: Board, name: str, form: str, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     assert made.bundle is not None
     model = made.bundle / "model.onnx"
-    runner = OnnxRuntimeCpu().load(model)
+    runner = open_session(model)
     with np.load(digits.DATA) as data:
         images, labels = digits.prepare(data["test_images"][:IMAGES]), data["test_labels"][:IMAGES]
     there = board.run(model, {"image": images})

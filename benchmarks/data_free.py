@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.accuracy_pairs import cifar
 from benchmarks.cifar_data import module
 from sparsecc.api import compile
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.runtime.session import open_session
 
 NOISE = 64
 """Inputs of plain noise: as many as `--calib synthetic` draws."""
@@ -63,7 +63,7 @@ def row(name: str, ratio: float, folder: Path) -> list[float]:
             model, ratio=ratio, criterion="l2", allocator="uniform", calibration=samples[kind], recover=repair,
             measure=False, output=bundle,
         )  # fmt: skip
-        found.append(cifar(name).accuracy(OnnxRuntimeCpu().load(bundle / "model.onnx").run))
+        found.append(cifar(name).accuracy(open_session(bundle / "model.onnx").run))
     return found
 
 

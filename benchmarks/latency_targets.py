@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sparsecc
 from benchmarks.accuracy_pairs import PAIRS, Pair
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import SparseccError
+from sparsecc.runtime.session import open_session
 
 MODELS = (
     "cifar10/resnet20_cifar10.onnx",
@@ -77,8 +77,8 @@ def scored_row(pair: Pair, wanted: float, metric: str, folder: Path) -> dict[str
     np.savez(samples, **{n: np.concatenate([batch[n] for batch in pair.samples.batches]) for n in names})  # type: ignore[arg-type]
     row = target_row(pair.model, wanted, metric, folder, calibration=str(samples))
     if "found" in row:
-        row["dense"] = pair.accuracy(OnnxRuntimeCpu().load(pair.model, threads=1).run)
-        row["accuracy"] = pair.accuracy(OnnxRuntimeCpu().load(folder / "out" / "model.onnx", threads=1).run)
+        row["dense"] = pair.accuracy(open_session(pair.model, threads=1).run)
+        row["accuracy"] = pair.accuracy(open_session(folder / "out" / "model.onnx", threads=1).run)
     return row
 
 

@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import Pair, cifar, cifar_batch
 from benchmarks.cifar_data import FOLDER, module, training_images
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.data.samples import Samples as Calibration
 from sparsecc.decide.channels import Source, choose
 from sparsecc.graph.analysis import analyse
@@ -44,6 +43,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
+from sparsecc.runtime.session import open_session
 from sparsecc.torch.onnx_ops.module import from_onnx
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
 from sparsecc.torch.training.distillation import FAR, RATES, Budget, distill, gap
@@ -104,7 +104,7 @@ def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
 
 def accuracy_of(path: Path, of: Pair) -> float:
     """Top-1 of an ONNX file."""
-    return of.accuracy(OnnxRuntimeCpu().load(path, threads=1).run)
+    return of.accuracy(open_session(path, threads=1).run)
 
 
 def repaired(name: str, ratio: float, method: str, budget: str, folder: Path) -> dict[str, Any]:

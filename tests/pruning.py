@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.cost.model import params_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
@@ -23,10 +22,9 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.plan import make_plan
 from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.session import open_session
 from sparsecc.verify.plan_check import zeroed
 from sparsecc.verify.prove import Probes
-
-RUNTIME = OnnxRuntimeCpu()
 
 
 @dataclass
@@ -85,7 +83,7 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
     plan = make_plan(analysis, groups, keep, {})
     proof = probes.of_removal(analysis, keep)
     remove(analysis, keep)
-    runner = RUNTIME.load(write(model, scratch / "pruned" / "model.onnx"), level="none")
+    runner = open_session(write(model, scratch / "pruned" / "model.onnx"), level="none")
     found = []
     for (feeds, wanted, moved), dense in zip(probes.reference(proof), probes.expected, strict=True):
         found.append(runner.run(feeds))
@@ -96,7 +94,7 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
             result.rounding = max(result.rounding, moved())
     if not plan.mixes:
         other = zeroed(normalise(load_ir(path)), plan.to_json())
-        runner = RUNTIME.load(write(other, scratch / "zeroed" / "model.onnx"), level="none")
+        runner = open_session(write(other, scratch / "zeroed" / "model.onnx"), level="none")
         result.planned_error = max(
             worst_error(runner.run(f), o) for f, o in zip(probes.feeds, found, strict=True)
         )

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
+from sparsecc.runtime.session import open_session
 from tests.test_quantize import apply
 
 TEXT = """<ir_version: 10, opset_import: ["" : 22]>
@@ -55,7 +55,7 @@ def test_every_value_is_rounded_and_no_sum_is(level: str, tmp_path: Path) -> Non
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     middle = _rounded(np.maximum(_rounded(x) @ weights["w"], 0))
     wanted = _rounded(middle @ weights["v"])
-    found = OnnxRuntimeCpu().load(tmp_path / "model.onnx", level=level).run({"x": x})["y"]
+    found = open_session(tmp_path / "model.onnx", level=level).run({"x": x})["y"]
     step = np.abs(wanted) * 2.0**-7 + 1e-6
     assert (np.abs(found - wanted) <= step).all()
     assert (found == _rounded(found)).all()
@@ -68,7 +68,7 @@ def test_other_operators_without_a_kernel_are_still_refused(tmp_path: Path) -> N
     )
     ir.save(model, tmp_path / "model.onnx")
     with pytest.raises(InputError, match="refuses it"):
-        OnnxRuntimeCpu().load(tmp_path / "model.onnx")
+        open_session(tmp_path / "model.onnx")
 
 
 def test_a_whole_compile_in_bfloat16(models_dir: Path, tmp_path: Path) -> None:

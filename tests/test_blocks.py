@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.decide.layers import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
@@ -23,13 +22,13 @@ from sparsecc.options import CompileOptions
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.reference.gated_layers import plugged, silenced
 from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.session import open_session
 from sparsecc.tasks.compile import Job, open_for_compile
 from sparsecc.verify.prove import Probes
 from tests.rule_checks import model_of
 from tests.zoo import ZOO
 from tests.zoo.export import ZooUnavailable, onnx_path
 
-RUNTIME = OnnxRuntimeCpu()
 LAYERS = 5
 
 
@@ -118,13 +117,13 @@ def check_every_drop(path: Path, folder: Path) -> int:
     found = find_blocks(analysis)
     for chosen in [[b] for b in found] + ([found] if found else []):
         branches = list(dict.fromkeys(x.title for b in chosen for x in b.branches))
-        zeros = RUNTIME.load(write(silenced(model, branches), folder / "zeros" / "model.onnx"), level="none")
+        zeros = open_session(write(silenced(model, branches), folder / "zeros" / "model.onnx"), level="none")
         smaller = model.clone()
         gone = drop(smaller, branches)
         if len(chosen) == 1:
             assert set(gone) == {n.name for n in chosen[0].nodes}
             assert not set(chosen[0].members) & set(smaller.graph.initializers)
-        left = RUNTIME.load(write(smaller, folder / "left" / "model.onnx"), level="none")
+        left = open_session(write(smaller, folder / "left" / "model.onnx"), level="none")
         for feeds, dense in zip(probes.feeds, probes.expected, strict=True):
             wanted = zeros.run(feeds)
             assert worst_error(wanted, left.run(feeds)) <= 1e-6
@@ -160,7 +159,7 @@ def test_a_dropped_graph_output_keeps_its_name(tmp_path: Path) -> None:
     (block,) = find_blocks(analyse(model))
     drop(model, [block.branches[0].title])
     x = np.ones((3, 8), dtype=np.float32)
-    found = RUNTIME.load(write(model, tmp_path / "m.onnx"), level="none").run({"x": x})
+    found = open_session(write(model, tmp_path / "m.onnx"), level="none").run({"x": x})
     assert np.array_equal(found["y"], x)
 
 

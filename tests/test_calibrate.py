@@ -15,7 +15,7 @@ from sparsecc.data.samples import Samples, merged, samples_of
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
 from sparsecc.runtime.segments import Walk
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.session import open_session
 from tests.repair_models import MLP, analysed, mlp, model_of, normal
 
 CONVS = [
@@ -29,8 +29,7 @@ CONVS = [
 
 
 def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    session = open_session(ir.to_proto(model).SerializeToString(), session_options(threads=1, level="none"))
-    return OrtRunner(session, "model").run(feeds)
+    return open_session(model, level="none").run(feeds)
 
 
 def layer_of(model: ir.Model) -> Consumer:
@@ -117,7 +116,7 @@ def test_a_walk_sees_weights_changed_on_the_way(tmp_path: Path) -> None:
 def test_a_segment_too_large_for_one_message_goes_through_a_file_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsecc.runtime.segments._PROTO_LIMIT", 0)
+    monkeypatch.setattr("sparsecc.runtime.session._INLINE", 0)
     text = """g (float[n,6] x) => (float[n,3] y) {
       a = MatMul(x, w1) h = Relu(a) b = MatMul(h, w2) y = MatMul(b, w3) }"""
     weights = {"w1": normal(6, 300), "w2": normal(300, 90, seed=1), "w3": normal(90, 3, seed=2)}

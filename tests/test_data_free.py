@@ -19,7 +19,7 @@ from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.session import open_session
 from tests.repair_models import analysed, normal
 
 WIDTH, DEPTH = 16, 12
@@ -32,8 +32,7 @@ def real_inputs() -> dict[str, np.ndarray]:
 
 
 def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    session = open_session(ir.to_proto(model).SerializeToString(), session_options(threads=1, level="none"))
-    return OrtRunner(session, "model").run(feeds)
+    return open_session(model, level="none").run(feeds)
 
 
 def normed() -> Analysis:

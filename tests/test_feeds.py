@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.errors import InputError
+from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import candidate_dims
 
 SHARED = Path(os.environ.get("SPARSECC_SHARED", Path(__file__).parents[2] / "shared"))
@@ -140,7 +140,7 @@ PARTS = ["cifar10", "vad", "kws", "ocr", "lm"]
 @pytest.mark.parametrize("part", PARTS)
 def test_real_models_run_on_random_inputs(part: str) -> None:
     for path in (path for path in MODELS if path.parent.name == part):
-        model, runner = ir.load(path), OnnxRuntimeCpu().load(path)
+        model, runner = ir.load(path), open_session(path)
         for dims in candidate_dims(model):
             try:
                 outputs = runner.run(random_feeds(model, seed=0, dynamic=dims))

@@ -30,6 +30,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.runtime import partitioned as parts
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.tasks.compile import Decision, Job, decide, open_for_compile
 from sparsecc.verify.prove import Probes, prove
@@ -81,7 +82,7 @@ def test_parts_compute_what_the_whole_computes(no_room: None, size: int) -> None
     runner = PartedRunner(model, size=size)
     for flag in (True, False):
         feeds = {"x": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4), "flag": np.asarray(flag)}
-        whole = OnnxRuntimeCpu().load(ir.to_proto(model).SerializeToString(), level="none").run(feeds)
+        whole = open_session(ir.to_proto(model).SerializeToString(), level="none").run(feeds)
         assert worst_error(whole, runner.run(feeds)) == 0
     assert (len(runner.parts) > 1) is (size == 1)
 
@@ -94,7 +95,7 @@ def test_no_sequence_crosses_from_part_to_part(no_room: None) -> None:
 def test_a_decoder_runs_by_parts(decoder: Path, tmp_path: Path, no_room: None) -> None:
     model = normalise(load_ir(decoder))
     feeds = random_feeds(model, seed=0, sizes={"ids": (2, 7)})
-    whole = OnnxRuntimeCpu().load(write(model, tmp_path / "model.onnx"), level="none").run(feeds)
+    whole = open_session(write(model, tmp_path / "model.onnx"), level="none").run(feeds)
     runner = PartedRunner(model, size=1 << 18)
     assert len(runner.parts) > 4
     assert worst_error(whole, runner.run(feeds)) < 2e-3  # halves are rounded at every cut

@@ -12,15 +12,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.base import LayerTime
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.fresh_sessions import clock_for, compare_fresh
 from sparsecc.measure.interleave import Budget, compare, time_alone
-from sparsecc.measure.layers import typical_times
 from sparsecc.measure.roofline import Machine, Work, layer_work, placed_under
 from sparsecc.measure.statistics import Percentiles, bootstrap_median, log_ratio, ratio_of_rounds
+from sparsecc.runtime.layer_times import typical_times
+from sparsecc.runtime.runner import LayerTime
+from sparsecc.runtime.session import open_session
 
 CHAIN = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -246,7 +247,7 @@ def test_a_footprint_of_a_broken_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_one_model_alone_is_timed_by_both_clocks(tmp_path: Path) -> None:
-    run = OnnxRuntimeCpu().load(_chain(tmp_path)).prepared({"x": np.ones((64, 64), np.float32)})
+    run = open_session(_chain(tmp_path)).prepared({"x": np.ones((64, 64), np.float32)})
     cpu, wall = time_alone(run, budget=Budget(pairs=10, seconds=2))
     assert len(cpu) == len(wall) == 10
     assert (cpu > 0).all()

@@ -16,9 +16,9 @@ from sparsecc import api
 from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.activation_ranges import session_of
 from sparsecc.passes.quantize.mixed_precision import FLOAT, Point, allocate, gain, widths
 from sparsecc.plan import Plan
+from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
 from sparsecc.targets import TARGETS
 from tests.quantize_models import convolutions, feeds_for, transformer
@@ -98,7 +98,7 @@ def mix(
 
 def bytes_of(model: ir.Model, folder: Path) -> int:
     file = folder / "written.onnx"
-    session_of(model, folder, optimized=file, level="ENABLE_EXTENDED")
+    open_session(model, level="extended", optimized=file)
     return file.stat().st_size
 
 

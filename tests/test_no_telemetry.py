@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import sys, time
 from pathlib import Path
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-runner = OnnxRuntimeCpu().load(Path(sys.argv[1]))
+from sparsecc.runtime.session import open_session
+runner = open_session(Path(sys.argv[1]))
 time.sleep(float(sys.argv[2]))
 """
 

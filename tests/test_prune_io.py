@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from sparsecc import api
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.session import open_session
 from tests.rule_checks import model_of
 
 TEXT = """(float[N,8] x, float[8,16] w1, float[16] w2, float[16,6] w3, float[6] w4) => (float[N,6] y)
@@ -41,7 +41,7 @@ def test_what_is_left_of_inputs_and_outputs_is_right(tmp_path: Path) -> None:
     x = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
     inner = np.maximum(x[:, kept_in] @ weights["w1"][np.ix_(kept_in, hidden)] + weights["w2"][hidden], 0)
     wanted = inner @ weights["w3"][np.ix_(hidden, kept_out)] + weights["w4"][kept_out]
-    found = OnnxRuntimeCpu().load(tmp_path / "out" / "model.onnx").run({"x": x[:, kept_in]})["y"]
+    found = open_session(tmp_path / "out" / "model.onnx").run({"x": x[:, kept_in]})["y"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     assert result.report["verification"]["oracle"] == "masked dense model"
     assert result.report["accuracy"] == {"metric": "width", "before": 6.0, "after": float(len(kept_out))}

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.activation_ranges import METHODS, session_of
+from sparsecc.passes.quantize.activation_ranges import METHODS
 from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
 from sparsecc.runtime.numerics import decibels
+from sparsecc.runtime.session import open_session
 from sparsecc.targets import TARGETS
 from tests.quantize_models import convolutions, feeds_for, transformer
 
@@ -47,14 +48,13 @@ def apply(
     return step.run(model, plan, context(target, feeds)), plan
 
 
-def outputs(model: ir.Model, feeds: dict[str, np.ndarray], level: str = "ENABLE_ALL") -> np.ndarray:
-    session: Any = session_of(model, Path(tempfile.gettempdir()), level=level)
-    return np.asarray(session.run(None, feeds)[0])
+def outputs(model: ir.Model, feeds: dict[str, np.ndarray], level: str = "all") -> np.ndarray:
+    return next(iter(open_session(model, level=level).run(feeds).values()))
 
 
 def kernels(model: ir.Model, folder: Path) -> Counter[str]:
     """Operators of the graph that ONNX Runtime really runs."""
-    session_of(model, folder, optimized=folder / "optimized.onnx")
+    open_session(model, optimized=folder / "optimized.onnx")
     return Counter(node.op_type for node in ir.load(folder / "optimized.onnx").graph)
 
 
@@ -296,11 +296,11 @@ def test_a_saturated_calibration_set_is_reported(cnn: tuple[ir.Model, dict[str, 
 def test_batch_norms_fold_exactly() -> None:
     model = convolutions(batch_norm=True)
     feeds, names = feeds_for(model), set(model.graph.initializers)
-    before = outputs(model, feeds, "DISABLE_ALL")
+    before = outputs(model, feeds, "none")
     assert fold_batch_norms(model) == (2, [])
     assert operators(model)["BatchNormalization"] == 0
     assert {node.inputs[1].name for node in model.graph if node.op_type == "Conv" and node.inputs[1]} <= names
-    assert relative_error(before, outputs(model, feeds, "DISABLE_ALL")) < 1e-10
+    assert relative_error(before, outputs(model, feeds, "none")) < 1e-10
 
 
 @pytest.mark.parametrize("type_", ["int8", "int8-dynamic"])

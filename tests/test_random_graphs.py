@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsecc.axes.algebra import Atom
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
@@ -23,11 +22,11 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.session import open_session
 from sparsecc.tasks.compile import compile_model
 from sparsecc.verify.prove import Probes
 from tests.random_graphs import IMAGE, SEQUENCE, Recipe, build, recipes
 
-RUNTIME = OnnxRuntimeCpu()
 HEALTH = list(HealthCheck)
 
 
@@ -58,7 +57,7 @@ def check(recipe: Recipe, seed: int) -> int:
         keep = some(groups, seed)
         proof = probes.of_removal(analysis, keep)
         remove(analysis, keep)
-        pruned = RUNTIME.load(write(model, Path(folder) / "pruned" / "model.onnx"), level="none")
+        pruned = open_session(write(model, Path(folder) / "pruned" / "model.onnx"), level="none")
         for feeds, wanted, moved in probes.reference(proof):
             error = worst_error(wanted, pruned.run(feeds))
             assert error <= 2e-5 or error <= 16 * moved(), f"differs by {error:.2g}"

@@ -20,7 +20,7 @@ from sparsecc.reconstruct.damping import DAMPINGS, LEAST, MANY, Halves, damping_
 from sparsecc.reconstruct.layerwise import Repair, Settings, repair
 from sparsecc.reconstruct.stage import kept_values, left_alone
 from sparsecc.runtime.segments import MEMORY
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.session import open_session
 from tests.repair_models import analysed, mlp, normal
 
 ROWS = 400
@@ -171,8 +171,7 @@ def test_rescaling_gives_the_targets_variance(problem: tuple[np.ndarray, np.ndar
 
 
 def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = open_session(ir.to_proto(model).SerializeToString(), session_options(threads=1, level="none"))
-    return next(iter(OrtRunner(session, "model").run(feeds).values()))
+    return next(iter(open_session(model, level="none").run(feeds).values()))
 
 
 def mended(

@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.cost.model import macs_model
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
@@ -27,12 +26,11 @@ from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.runtime.numerics import worst_error
+from sparsecc.runtime.session import open_session
 from sparsecc.targets import target_named
 from sparsecc.verify.prove import Probes
 from tests.rule_checks import model_of
 from tests.zoo.export import Exporter, ZooUnavailable, onnx_path
-
-RUNTIME = OnnxRuntimeCpu()
 
 
 def attention(number: int) -> str:
@@ -184,7 +182,7 @@ class Case:
         return unseen(self.model, tokens)
 
     def outputs(self, model: ir.Model) -> list[dict[str, np.ndarray]]:
-        runner = RUNTIME.load(write(model, self.folder / "one" / "model.onnx"), level="none")
+        runner = open_session(write(model, self.folder / "one" / "model.onnx"), level="none")
         return [runner.run(feeds) for feeds in self.probes.feeds]
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sparsecc.axes.algebra import Atom, atoms_of, owners_of
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.kinds import KINDS
@@ -22,6 +21,7 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.runtime.session import open_session
 from sparsecc.torch.masked import difference
 from sparsecc.torch.pruning import Study, planned, realise, study
 from tests.zoo import ZOO
@@ -34,8 +34,6 @@ Members = frozenset[Member]
 Names = dict[str, tuple[str, bool]]
 """Initializer -> (parameter in torch, whether it is stored transposed)."""
 Content = tuple[tuple[int, ...], bytes]
-
-RUNTIME = OnnxRuntimeCpu()
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def plan_error(both: Sides, inputs: tuple[Any, ...], scratch: Path, seed: int = 
     feeds = {v.name or "": t.numpy() for v, t in zip(both.analysis.model.graph.inputs, inputs, strict=False)}
     remove(both.analysis, on_onnx)
     path = write(both.analysis.model, scratch / "model.onnx")
-    outputs = RUNTIME.load(path, level="none").run(feeds)
+    outputs = open_session(path, level="none").run(feeds)
     return difference([torch.from_numpy(np.asarray(o)) for o in outputs.values()], wanted)
 
 

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from sparsecc.backends.base import Availability, Progress
+from sparsecc.backends.base import Availability
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.backends.nvidia.layer_types import Api, Builder
 from sparsecc.errors import UnavailableError
 from sparsecc.escaping import one_line
+from sparsecc.runtime.runner import Progress
 
 THREE_WAYS = "use --target tensorrt-rtx, --device ssh://user@host, or --emit onnx"
 

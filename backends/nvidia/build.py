@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sparsecc.backends.base import Progress
 from sparsecc.backends.nvidia.api import (
     RTX,
     TENSORRT,
@@ -46,6 +45,7 @@ from sparsecc.backends.nvidia.options import BuildOptions, Profile, Shape
 from sparsecc.backends.nvidia.plans import vouch_for
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import quoted
+from sparsecc.runtime.runner import Progress
 
 DEFAULT_BATCHES = (1, 1, 8)
 """Shapes to build for when only the first dimension of an input is dynamic and none are given."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.base import Feeds
 from sparsecc.backends.nvidia.build import build_plan
 from sparsecc.backends.nvidia.engine import TensorrtEngine, save_onnx
 from sparsecc.backends.nvidia.layer_profile import dynamic_inputs
@@ -22,6 +21,7 @@ from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX
 from sparsecc.devices import Device, open_device
 from sparsecc.measure.interleave import Comparison
 from sparsecc.passes.prepare_tensorrt import prepare
+from sparsecc.runtime.runner import Feeds
 
 PAIRS = 120
 WARM_UPS = 10

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Availability, Feeds, LayerTime, Progress
+from sparsecc.backends.base import Artefact, Availability
 from sparsecc.backends.nvidia.api import TENSORRT, THREE_WAYS, Flavour, availability
 from sparsecc.backends.nvidia.build import build_plan
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
@@ -24,6 +24,7 @@ from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.devices import open_device
 from sparsecc.errors import UnavailableError
 from sparsecc.passes.prepare_tensorrt import prepare
+from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.runtime.session import OrtRunner
 
 LAYERS = "model.layers.json"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.base import Feeds, LayerTime
 from sparsecc.backends.nvidia.engine import LAYERS, TensorrtEngine
 from sparsecc.backends.nvidia.engine_inspector import parse_layers
 from sparsecc.backends.nvidia.plans import read_vouched
@@ -21,6 +20,7 @@ from sparsecc.devices import open_device
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.measure.statistics import Percentiles
+from sparsecc.runtime.runner import Feeds, LayerTime
 
 RUNS = 100
 LAYER_RUNS = 20

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sparsecc.backends.base import LayerTime, Progress
 from sparsecc.backends.nvidia.build import sparsity_lines
 from sparsecc.backends.nvidia.errors import Nodes, build_failure, nodes_of
 from sparsecc.backends.nvidia.options import BuildOptions
@@ -31,6 +30,7 @@ from sparsecc.backends.nvidia.trtexec import (
 from sparsecc.devices import Completed, Device
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import one_line
+from sparsecc.runtime.runner import LayerTime, Progress
 
 PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 """Where trtexec lies: on the path, where JetPack and the Debian packages put it, in NVIDIA's containers."""

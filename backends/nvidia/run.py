@@ -9,13 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sparsecc.backends.base import Feeds, LayerTime
 from sparsecc.backends.nvidia.api import Flavour, Log, load, logger_into
 from sparsecc.backends.nvidia.cuda_runtime import Cuda
 from sparsecc.backends.nvidia.layer_types import Api, ICudaEngine, IExecutionContext
 from sparsecc.backends.nvidia.plans import read_vouched
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.runtime.runner import Feeds, LayerTime
 
 TYPES: dict[str, Any] = {
     "FLOAT": np.float32,

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsecc.backends.base import LayerTime
 from sparsecc.backends.nvidia.options import BuildOptions, Profile
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.runtime.runner import LayerTime
 
 Version = tuple[int, int, int]
 ONNX, ENGINE, LAYERS, TIMES, LAYER_TIMES = (

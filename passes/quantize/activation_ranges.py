@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,106 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
+from sparsecc.passes.base import PassContext
+from sparsecc.runtime.segments import activations
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
-_RUN_BYTES = 512 << 20
-_PROTO_LIMIT = 1 << 30
-
-Feeds = Mapping[str, np.ndarray]
-
-
-def session_of(
-    model: ir.Model, scratch: Path, *, optimized: Path | None = None, level: str = "ENABLE_ALL"
-) -> object:
-    """An ONNX Runtime session of a model, on one CPU thread. InputError when it refuses the model."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    errors = ort.capi.onnxruntime_pybind11_state
-    weight_bytes = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-    )
-    try:
-        if weight_bytes < _PROTO_LIMIT:
-            source: bytes | str = ir.to_proto(model).SerializeToString()
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        path = scratch / "observed.onnx"
-        ir.save(model, path, external_data="observed.onnx.data")
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (errors.Fail, errors.InvalidGraph, errors.NotImplemented, errors.InvalidArgument) as e:
-        raise InputError(f"quantize: ONNX Runtime refuses the model: {str(e).splitlines()[0][:200]}") from e
-
-
-class Observer:
-    """Runs a model over feeds and hands out chosen values. The model itself is not changed."""
-
-    def __init__(
-        self,
-        model: ir.Model,
-        names: Sequence[str],
-        scratch: Path,
-        level: str = "ENABLE_ALL",
-        *,
-        infinite: bool = False,
-    ) -> None:
-        self._infinite = infinite
-        self.names = list(dict.fromkeys(names))
-        copy = model.clone()
-        inputs = {value.name for value in copy.graph.inputs}
-        outputs = {value.name for value in copy.graph.outputs}
-        known = {output.name: output for node in copy.graph for output in node.outputs}
-        self._inputs = [name for name in self.names if name in inputs]
-        wanted = [name for name in self.names if name not in inputs]
-        copy.graph.outputs.extend(known[name] for name in wanted if name not in outputs)
-        self._wanted = wanted
-        self._session = session_of(copy, scratch, level=level)
-        self._chunk = min(8, len(wanted))
-
-    def values(self, feeds: Feeds) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of every chosen value for one set of inputs.
-
-        InputError on NaN or infinity; where these are allowed they are left out of the array.
-        """
-        for name in self._inputs:
-            yield name, self._checked(name, np.asarray(feeds[name]))
-        start = 0
-        while start < len(self._wanted):
-            names = self._wanted[start : start + self._chunk]
-            arrays = run_session(self._session, names, feeds)
-            for name, array in zip(names, arrays, strict=True):
-                yield name, self._checked(name, array)
-            start += len(names)
-            held = max(1, sum(array.nbytes for array in arrays) // len(names))
-            self._chunk = max(1, min(len(self._wanted), _RUN_BYTES // held))
-
-    def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            if self._infinite:
-                return np.asarray(array[finite])
-            raise InputError(
-                f"calibration: value '{name}' holds NaN or infinity: check the calibration data and the model"
-            )
-        return array
-
-
-def run_session(session: object, names: Sequence[str] | None, feeds: Feeds) -> list[np.ndarray]:
-    """Outputs of one run. InputError when the feeds do not fit the model's inputs."""
-    import onnxruntime as ort
-
-    errors = ort.capi.onnxruntime_pybind11_state
-    try:
-        run: Callable[..., list[np.ndarray]] = session.run  # type: ignore[attr-defined]
-        return run(names, dict(feeds))
-    except (errors.InvalidArgument, errors.Fail, errors.RuntimeException, ValueError) as e:
-        raise InputError(
-            f"calibration: the model does not run on the data: {str(e).splitlines()[0][:200]}"
-        ) from e
 
 
 @dataclass
@@ -132,27 +38,45 @@ class ValueStats:
 def collect(
     model: ir.Model,
     names: Sequence[str],
-    calibration: Sequence[Feeds],
-    scratch: Path,
+    context: PassContext,
     *,
     histogram: bool,
-    level: str = "ENABLE_ALL",
+    level: str = "basic",
     infinite: bool = False,
 ) -> dict[str, ValueStats]:
     """Ranges (and histograms, in a second run) of values over the calibration set.
 
     InputError on NaN or infinity unless `infinite`, which takes the ranges of the finite numbers.
     """
-    observer = Observer(model, names, scratch, level, infinite=infinite)
-    stats = {name: ValueStats() for name in observer.names}
-    for feeds in calibration:
-        for name, array in observer.values(feeds):
-            _widen(stats[name], array)
-    if histogram:
-        for feeds in calibration:
-            for name, array in observer.values(feeds):
-                _count(stats[name], array)
+    stats = {name: ValueStats() for name in names}
+    for look in (_widen, _count) if histogram else (_widen,):
+        for name, array in observed(model, names, context, level=level, infinite=infinite):
+            look(stats[name], array)
     return stats
+
+
+def observed(
+    model: ir.Model,
+    names: Sequence[str],
+    context: PassContext,
+    *,
+    level: str = "basic",
+    infinite: bool = False,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of the named values over the calibration set.
+
+    InputError on NaN or infinity; where these are allowed they are left out of the array.
+    """
+    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        for name, array in activations(
+            model, names, context.calibration, Path(folder), memory=context.memory, level=level
+        ):
+            finite = np.isfinite(array) if array.dtype.kind == "f" else np.True_
+            if not infinite and not finite.all():
+                raise InputError(
+                    f"calibration: value '{name}' holds NaN or infinity: check the calibration data and the model"
+                )
+            yield name, array if finite.all() else array[finite]
 
 
 def _widen(seen: ValueStats, array: np.ndarray) -> None:

@@ -19,11 +19,11 @@ from sparsecc.passes.quantize.spec import (
     QuantizationSpec,
     ValueSpec,
     quantize_weight,
-    sqnr,
     weight_scale,
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.runtime.numerics import sqnr
 
 DYNAMIC_OPSET = 11
 

@@ -84,10 +84,7 @@ def _overflowing(model: ir.Model, context: PassContext) -> dict[str, str]:
     ]
     if not floats:
         return {}
-    stats = collect(
-        model, floats, context.calibration, context.scratch,
-        histogram=False, level="DISABLE_ALL", infinite=True,
-    )  # fmt: skip
+    stats = collect(model, floats, context, histogram=False, level="none", infinite=True)
     large = {name for name, seen in stats.items() if max(-seen.low, seen.high) > LARGE}
     reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
     return {

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.constant_values import fixed_array
-from sparsecc.passes.quantize.spec import sqnr
+from sparsecc.runtime.numerics import sqnr
 
 _OPERANDS = 8
 """Inputs of LSTM: X, W, R, B, sequence_lens, initial_h, initial_c, P."""

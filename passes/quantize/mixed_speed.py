@@ -17,7 +17,8 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.measure.statistics import LogRatio
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.activation_ranges import run_session, session_of
+from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.session import open_session
 
 Choice = Mapping[str, str]
 """Layer -> its form."""
@@ -37,24 +38,21 @@ class Stopwatch:
 
     model: ir.Model
     context: PassContext
-    _float: object = field(init=False)
+    _feeds: Feeds = field(init=False)
+    _float: Callable[[], object] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.context.target.name != "onnxruntime" or not self.context.measure:
             raise InputError(
                 "quantize: speedup is timed on this machine: use --target onnxruntime, and not --no-measure"
             )
-        self._float = session_of(self.model, self.context.scratch)
+        self._feeds = self.context.calibration[0]
+        self._float = open_session(self.model).prepared(self._feeds)
 
     def ratio(self, changed: ir.Model, *, brief: bool = True) -> LogRatio:
         """The time of a model to that in float."""
-        session, feeds = session_of(changed, self.context.scratch), self.context.calibration[0]
-        found = compare(
-            lambda: run_session(self._float, None, feeds),
-            lambda: run_session(session, None, feeds),
-            budget=_BRIEF if brief else _LONG,
-        )
-        return found.ratio()
+        run = open_session(changed).prepared(self._feeds)
+        return compare(self._float, run, budget=_BRIEF if brief else _LONG).ratio()
 
     def share(self, changed: ir.Model) -> float:
         """The time of a model as a share of that in float."""

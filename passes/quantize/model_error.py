@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.activation_ranges import Feeds, run_session, session_of
+from sparsecc.runtime.runner import Feeds, Runner
+from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import BESIDE, weight_bytes
 
 FEEDS = 4
@@ -22,12 +23,12 @@ class Meter:
     def __init__(self, model: ir.Model, context: PassContext) -> None:
         self.context = context
         self.feeds: list[Feeds] = list(context.calibration[:FEEDS])
-        self.reference = self._outputs(session_of(model, context.scratch))
+        self.reference = self._outputs(open_session(model))
 
     def error(self, changed: ir.Model) -> float:
         """The energy of the difference over the energy of the float outputs; all of it where an output has another
         size, as lists of what was found may."""
-        return self._error(session_of(changed, self.context.scratch))
+        return self._error(open_session(changed))
 
     def measure(self, changed: ir.Model) -> tuple[float, int]:
         """`error`, and the bytes of the file that the target gets."""
@@ -38,17 +39,16 @@ class Meter:
             return self.error(changed), len(ir.to_proto(changed).SerializeToString())
         with tempfile.TemporaryDirectory(dir=self.context.scratch) as folder:
             file = Path(folder) / "model.onnx"
-            session = session_of(changed, Path(folder), optimized=file, level="ENABLE_EXTENDED")
-            return self._error(session), file.stat().st_size
+            return self._error(open_session(changed, level="extended", optimized=file)), file.stat().st_size
 
-    def _error(self, session: object) -> float:
+    def _error(self, runner: Runner) -> float:
         noise = power = 0.0
-        for exact, rough in zip(self.reference, self._outputs(session), strict=True):
+        for exact, rough in zip(self.reference, self._outputs(runner), strict=True):
             same = exact.shape == rough.shape
             noise += float(np.square(exact - rough if same else exact).sum())
             power += float(np.square(exact).sum())
         return noise / power if power else 0.0
 
-    def _outputs(self, session: object) -> list[np.ndarray]:
-        outputs = [array for feeds in self.feeds for array in run_session(session, None, feeds)]
+    def _outputs(self, runner: Runner) -> list[np.ndarray]:
+        outputs = [array for feeds in self.feeds for array in runner.run(feeds).values()]
         return [array.astype(np.float64) for array in outputs if array.dtype.kind == "f"]

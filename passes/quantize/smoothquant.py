@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.activation_ranges import Observer
+from sparsecc.passes.quantize.activation_ranges import observed
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
 from sparsecc.passes.weights.linear_layers import Site, find_sites
 
@@ -43,11 +43,7 @@ def _is_foldable(readers: list[Site]) -> bool:
 def _largest_inputs(model: ir.Model, names: list[str], context: PassContext) -> dict[str, np.ndarray]:
     """max|x| per channel (last axis) of each value over the calibration set."""
     largest: dict[str, np.ndarray] = {}
-    if not names:
-        return largest
-    observer = Observer(model, names, context.scratch)
-    for feeds in context.calibration:
-        for name, array in observer.values(feeds):
-            top = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
-            largest[name] = np.maximum(largest[name], top) if name in largest else top
+    for name, array in observed(model, names, context):
+        top = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+        largest[name] = np.maximum(largest[name], top) if name in largest else top
     return largest

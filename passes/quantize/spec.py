@@ -8,8 +8,6 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from sparsecc.runtime.numerics import decibels
-
 FP8_MAX = 448.0
 SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -126,12 +124,3 @@ def fake_quantize(x: np.ndarray, scale: Scale) -> np.ndarray:
     zero = scale.zero_point.astype(np.float32)
     levels = np.clip(np.rint(x / scale.scale) + zero, info.min, info.max)
     return np.asarray((levels - zero) * scale.scale, np.float32)
-
-
-def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
-    """Signal to quantization noise ratio in dB, where the signal is finite."""
-    finite = np.isfinite(signal)
-    exact = np.where(finite, signal, 0.0).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        noise = float(np.square(exact - np.where(finite, other, 0.0)).sum())
-    return decibels(float(np.square(exact).sum()), noise)

@@ -31,10 +31,10 @@ from sparsecc.passes.quantize.spec import (
     ValueSpec,
     fake_quantize,
     scale_of_range,
-    sqnr,
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.runtime.numerics import sqnr
 
 PER_CHANNEL_OPSET = 13
 FP8_OPSET = 19
@@ -67,10 +67,7 @@ class StaticQuantizer:
         names = list(self.whole.values)
         self.stats: dict[str, ValueStats] = {}
         if names:
-            self.stats = collect(
-                self.model, names, self.context.calibration, self.context.scratch,
-                histogram=self.options.method != "minmax",
-            )  # fmt: skip
+            self.stats = collect(self.model, names, self.context, histogram=self.options.method != "minmax")
         self.ranges = {
             name: choose_range(seen, self.options.method, percentile=self.options.percentile)
             for name, seen in self.stats.items()

@@ -14,7 +14,6 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
-from sparsecc.passes.quantize.spec import sqnr
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import reorder
@@ -25,6 +24,7 @@ from sparsecc.passes.weights.fidelity import float_outputs
 from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, output_error, walk_inputs
 from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.weights.low_rank import Paths, require_share
+from sparsecc.runtime.numerics import sqnr
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
@@ -152,8 +152,9 @@ class _Job:
         """Move input channels where their whole group can follow; layers whose channels stay are named."""
         before = float_outputs(self.model, self.context)
         reasons = reorder(self.model, chosen, self.pattern, self.context.seed, self.spool)
-        for old, new in zip(before, float_outputs(self.model, self.context), strict=True):
-            if old.dtype.kind == "f" and sqnr(old, new) < LEAST_SQNR:
+        after = float_outputs(self.model, self.context)
+        for name, old in before.items():
+            if old.dtype.kind == "f" and sqnr(old, after[name]) < LEAST_SQNR:
                 raise InternalError("sparsity: reordering channels changed the outputs: leave permute out")
         return [Skip(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,46 +10,43 @@ import onnx_ir as ir
 
 from sparsecc.errors import InputError
 from sparsecc.passes.base import PassContext
-from sparsecc.passes.quantize.activation_ranges import run_session, session_of
-from sparsecc.passes.quantize.spec import sqnr
+from sparsecc.runtime.numerics import sqnr
+from sparsecc.runtime.session import open_session
 
 LOWEST_SQNR = 20.0
 
 
-def float_outputs(model: ir.Model, context: PassContext) -> list[np.ndarray]:
+def float_outputs(model: ir.Model, context: PassContext) -> dict[str, np.ndarray]:
     """Outputs for the first set of calibration inputs; empty without calibration."""
     if not context.calibration:
-        return []
-    session = session_of(model, context.scratch, level="ENABLE_BASIC")
-    return run_session(session, None, context.calibration[0])
+        return {}
+    return open_session(model, level="basic").run(context.calibration[0])
 
 
-def fidelity(model: ir.Model, before: list[np.ndarray], context: PassContext) -> dict[str, Any]:
+def fidelity(model: ir.Model, before: Mapping[str, np.ndarray], context: PassContext) -> dict[str, Any]:
     """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it. An output
     whose size follows from values, as a list of what was found, may have another size now: that is said instead."""
     if not before:
         return {}
     try:
-        session = session_of(model, context.scratch, level="ENABLE_BASIC")
-        after = run_session(session, None, context.calibration[0])
+        after = open_session(model, level="basic").run(context.calibration[0])
     except InputError:
         return {"output_sqnr_db": None}
     found: dict[str, float] = {}
     warnings = []
-    for value, exact, rough in zip(model.graph.outputs, before, after, strict=True):
+    for name, exact in before.items():
+        rough = after[name]
         if exact.dtype.kind != "f" or exact.size == 0:
             continue
         if exact.shape != rough.shape:
             sizes = " instead of ".join("x".join(map(str, array.shape)) for array in (rough, exact))
-            warnings.append(
-                f"output '{value.name}' is {sizes} on the first sample: what it keeps is not known"
-            )
+            warnings.append(f"output '{name}' is {sizes} on the first sample: what it keeps is not known")
             continue
         ratio = sqnr(exact.astype(np.float64), rough.astype(np.float64))
-        found[value.name or ""] = round(ratio, 2)
+        found[name] = round(ratio, 2)
         if ratio < LOWEST_SQNR:
             warnings.append(
-                f"output '{value.name}' keeps only {ratio:.1f} dB of signal to noise: "
+                f"output '{name}' keeps only {ratio:.1f} dB of signal to noise: "
                 "try another method, --max-drop, or exclude the sensitive layers"
             )
     return {"output_sqnr_db": found, "warnings": warnings}

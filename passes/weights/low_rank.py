@@ -17,9 +17,10 @@ from sparsecc.errors import InputError
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.base import PassContext, Skip
-from sparsecc.passes.quantize.activation_ranges import Feeds, run_session, session_of
 from sparsecc.passes.weights.input_moments import InputMoments, output_error
 from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.session import open_session
 
 MULTIPLE = 8
 """Ranks are multiples of this, as kernels want them."""
@@ -202,8 +203,7 @@ def _product(rows: int, inputs: int, outputs: int) -> ir.Model:
 
 
 def _runner(model: ir.Model, feeds: Feeds, context: PassContext) -> Run:
-    session = session_of(model, context.scratch)
-    return lambda: run_session(session, None, feeds)
+    return open_session(model).prepared(feeds)
 
 
 def store_path(editor: GraphEditor, site: Site, path: Path) -> tuple[ir.Value, ir.Value]:

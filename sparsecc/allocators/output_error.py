@@ -15,7 +15,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.save import write
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.runtime.segments import Walk
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import input_values, is_fixed
 
 WORK = 1e13
@@ -63,7 +63,6 @@ class Bench:
         self._samples = samples
         self._scratch = scratch / "bench"
         self._threads = threads
-        self._options = session_options(threads=threads, level="basic")
         self._known: dict[float, tuple[list[Feeds], Reference]] = {}
 
     @staticmethod
@@ -114,7 +113,7 @@ class Bench:
 
     def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
         file = write(model, self._scratch / "model.onnx")
-        runner = OrtRunner(open_session(file, self._options), "calibration")
+        runner = open_session(file, where="calibration", threads=self._threads, level="basic")
         return [runner.run(feeds) for feeds in batches]
 
     def _leading(self, share: float) -> list[Feeds]:

@@ -181,8 +181,8 @@ def profile_kernels(analysis: Analysis, threads: int) -> list[Kernel]:
     from sparsecc.data.random_inputs import random_feeds
     from sparsecc.ir.save import write
     from sparsecc.measure.interleave import shortest_ms
-    from sparsecc.measure.layers import shortest_kernels
     from sparsecc.measure.pair import session_start
+    from sparsecc.runtime.layer_times import shortest_kernels
 
     feeds = random_feeds(analysis.model, seed=0, sizes=analysis.shapes.inputs[0])
     with temporary_folder("scratch") as scratch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsecc.cost.shape_class import ShapeClass, timing_model
-from sparsecc.measure.layers import shortest_times
+from sparsecc.runtime.layer_times import shortest_times
 from sparsecc.system.cache import Cache
 from sparsecc.system.temp_folders import temporary_folder
 

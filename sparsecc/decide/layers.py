@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.samples import Feeds
@@ -34,6 +33,7 @@ from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
 from sparsecc.runtime.numerics import tolerance_of, worst_error
+from sparsecc.runtime.session import open_session
 from sparsecc.targets import target_named
 from sparsecc.verify.prove import moved_by_rounding
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from sparsecc.tasks.compile import Job
     from sparsecc.verify.prove import Probes, Runs
 
-
-_RUNTIME = OnnxRuntimeCpu()
 
 SHARE = 0.5
 """The share of the budget that layers may take where channels, heads or experts may go as well."""
@@ -162,11 +160,11 @@ def _drop(job: Job, model: ir.Model, chosen: Sequence[Block], probes: Probes) ->
     """Run the pass, and hold its result against the dense model in which these branches add zeros."""
     branches = _branches(chosen)
     folder = job.scratch / "dropped"
-    reference = _RUNTIME.load(write(silenced(model, branches), folder / "silenced.onnx"), level="none")
+    reference = open_session(write(silenced(model, branches), folder / "silenced.onnx"), level="none")
     plan = Plan({})
     context = PassContext(target_named(job.options.target), job.scratch, seed=job.options.seed)
     DropBlocks(branches).run(model, plan, context)
-    shorter = _RUNTIME.load(write(model, folder / "shorter.onnx"), level="none")
+    shorter = open_session(write(model, folder / "shorter.onnx"), level="none")
     probes.rest_on(reference)
     require_same(reference, shorter, probes, f"the model without {len(chosen)} layers")
     return plan

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.cost import summary
 from sparsecc.decide.layers import Depth, require_same, samples_for
 from sparsecc.graph.analysis import Analysis
@@ -24,13 +23,12 @@ from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.runtime.numerics import fidelity
+from sparsecc.runtime.session import open_session
 from sparsecc.targets import target_named
 
 if TYPE_CHECKING:
     from sparsecc.tasks.compile import Job
     from sparsecc.verify.prove import Probes
-
-_RUNTIME = OnnxRuntimeCpu()
 
 
 def thin(job: Job, analysis: Analysis, depth: Depth, probes: Probes) -> tuple[Analysis, Depth]:
@@ -77,14 +75,14 @@ def _cut(job: Job, analysis: Analysis, site: TokenSite, kept: int, probes: Probe
     }
     tokens |= {"first": site.first, "patches": site.patches, "kept": kept}
     path = write(unseen(model, tokens), job.scratch / "unseen" / "model.onnx")
-    reference = _RUNTIME.load(path, threads=options.threads, level="none")
+    reference = open_session(path, threads=options.threads, level="none")
     one = ReduceTokens(stream, attention, site.first, site.patches, kept)
     context = PassContext(
         target_named(options.target), job.scratch, seed=options.seed, analysed=probes.analysed
     )
     result = one.run(model, Plan({}), context)
     path = write(model, job.scratch / "fewer" / "model.onnx")
-    fewer = _RUNTIME.load(path, threads=options.threads, level="none")
+    fewer = open_session(path, threads=options.threads, level="none")
     probes.rest_on(reference)
     worst = require_same(reference, fewer, probes, f"the model of {kept} tokens")
     samples = samples_for(options, model, probes)

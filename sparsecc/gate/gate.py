@@ -271,13 +271,13 @@ def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:
     """Random inputs with which the baseline runs."""
     import onnx_ir as ir
 
-    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
     from sparsecc.data.random_inputs import random_feeds
+    from sparsecc.runtime.session import open_session
     from sparsecc.shapes.dynamic_dims import candidate_dims
 
     if model.suffix == ".ort":
         raise InputError(f"{model.name}: inputs cannot be made up for the ORT format: give them with --data")
-    runner, graph = OnnxRuntimeCpu().load(model), ir.load(model)
+    runner, graph = open_session(model), ir.load(model)
     failure: InputError | None = None
     for dims in candidate_dims(graph):
         feeds = random_feeds(graph, seed=seed, dynamic=dims)

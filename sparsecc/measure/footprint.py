@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError, WorkerError
+from sparsecc.runtime.runner import Feeds
 from sparsecc.system.temp_folders import temporary_folder
 
 _SECONDS = 300.0
@@ -70,18 +70,16 @@ def _read(path: Path, result: Path, returncode: int) -> Footprint:
 
 def child() -> None:
     """The measuring process: the task as JSON on stdin, the answer in `result.json` of its scratch folder."""
-    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    # Imported before anything is counted: the memory and import time of ONNX Runtime are not the model's.
+    from sparsecc.runtime.session import open_session
 
     task = json.load(sys.stdin)
     scratch = Path(task["scratch"])
     feeds = _feeds(task, scratch / "feeds.npz")
-    backend = OnnxRuntimeCpu()
-    import onnxruntime  # noqa: F401  (its own memory and import time are not the model's)
-
     at_rest = _memory()[0]
     try:
         start = time.perf_counter()
-        runner = backend.load(Path(task["model"]), threads=task["threads"])
+        runner = open_session(Path(task["model"]), threads=task["threads"])
         loaded = time.perf_counter()
         runner.run(feeds)
         ran = time.perf_counter()

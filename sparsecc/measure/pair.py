@@ -82,9 +82,9 @@ def _energy(microjoules: Any, runs: float) -> dict[str, float]:
 
 def session_start(model: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Start:
     """Makes a fresh ONNX Runtime session of a file, ready to run `feeds`."""
-    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from sparsecc.runtime.session import open_session
 
-    return lambda: OnnxRuntimeCpu().load(model, threads=threads).prepared(feeds)
+    return lambda: open_session(model, threads=threads).prepared(feeds)
 
 
 def compare_on(

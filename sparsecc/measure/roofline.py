@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.backends.base import Feeds, LayerTime
-from sparsecc.measure.layers import shortest_kernels, traced_events
+from sparsecc.runtime.layer_times import shortest_kernels, traced_events
+from sparsecc.runtime.runner import Feeds, LayerTime
 from sparsecc.system.temp_folders import temporary_folder
 
 _SIDE = 768

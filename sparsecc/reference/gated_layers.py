@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.runtime.session import open_session
 
 GATE = "sparsecc.layer_gate"
 
@@ -62,7 +62,7 @@ class Switchboard:
 
     def __init__(self, path: Path, branches: Sequence[str], dtypes: Sequence[Any], threads: int) -> None:
         """`path` holds the gated model, `dtypes` the numpy type of every gate."""
-        self._runner = OnnxRuntimeCpu().load(path, threads=threads, level="basic")
+        self._runner = open_session(path, threads=threads, level="basic")
         self._branches = dict(zip(branches, dtypes, strict=True))
 
     def run(self, feeds: Mapping[str, np.ndarray], off: frozenset[str]) -> dict[str, np.ndarray]:

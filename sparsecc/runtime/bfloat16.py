@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
 Types = dict[ir.Value, ir.DataType]
 
 
-def emulated(path: Path) -> ir.Model | None:
-    """The model with its bfloat16 nodes in float32 between casts, or None when it has none.
+def emulated(model: ir.Model) -> ir.Model | None:
+    """The model itself with its bfloat16 nodes in float32 between casts, or None when it has none.
 
     Every value still holds what bfloat16 holds: only the sums inside a node are wider, as they are in the
     kernels of GPUs.
@@ -22,7 +21,6 @@ def emulated(path: Path) -> ir.Model | None:
     from sparsecc.ir.graph_editor import GraphEditor
     from sparsecc.ir.value_types import value_types
 
-    model = ir.load(path)
     types = value_types(model)
     if ir.DataType.BFLOAT16 not in types.values():
         return None

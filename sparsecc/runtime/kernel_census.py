@@ -76,16 +76,10 @@ def census(path: Path) -> dict[str, Any]:
 
 def _load_optimized(path: Path, scratch: Path) -> ir.Model:
     """The graph that a session runs, its weights left on the disk."""
-    from sparsecc.runtime.session import open_session, session_options
+    from sparsecc.runtime.session import open_session
 
     out = scratch / "optimized.onnx"
-    settings = {
-        "session.optimized_model_external_initializers_file_name": "weights",
-        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-    }
-    options = session_options(threads=1, level="all", settings=settings)
-    options.optimized_model_filepath = str(out)
-    open_session(path, options)
+    open_session(path, optimized=out, weights_beside=True)
     return ir.load(out)
 
 

@@ -93,6 +93,15 @@ def decibels(signal: float, noise: float) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -200.0, 200.0))
 
 
+def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
+    """Signal to quantization noise ratio in dB, where the signal is finite."""
+    finite = np.isfinite(signal)
+    exact = np.where(finite, signal, 0.0).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        noise = float(np.square(exact - np.where(finite, other, 0.0)).sum())
+    return decibels(float(np.square(exact).sum()), noise)
+
+
 def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
     """How close a compiled model's outputs are to the dense one's, without labels.
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError
+from sparsecc.ir.extract import extract
 from sparsecc.ir.subgraphs import reads
-from sparsecc.runtime.segments import segment_proto
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import HELD, part_bytes
 
 _NO_TENSORS = frozenset(
@@ -74,12 +74,11 @@ class PartedRunner:
                 raise InputError(
                     f"'{name}' is no tensor, and the model too large to run whole: give more memory"
                 )
-        options = session_options(threads=self._threads, level="none")
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         gives = {value.name or "": value for value in part.gives}
-        proto = segment_proto(self._model, part.nodes, fed, list(gives))
-        session = open_session(proto.SerializeToString(), options)
-        found = OrtRunner(session, f"the part at '{part.nodes[0].name}'").run(fed, seconds)
+        proto = extract(self._model, part.nodes, fed, list(gives))
+        where = f"the part at '{part.nodes[0].name}'"
+        runner = open_session(proto, where=where, threads=self._threads, level="none", arena=False)
+        found = runner.run(fed, seconds)
         return {value: found[name] for name, value in gives.items()}
 
 

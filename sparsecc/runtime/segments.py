@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx_ir import serde
 
-from sparsecc.data.samples import Feeds
+from sparsecc.ir.extract import extract, outside
 from sparsecc.ir.subgraphs import reads
-from sparsecc.runtime.session import OrtRunner, open_session, session_options
+from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.session import OrtRunner, open_session
 
 MEMORY = 2 << 30
 """Bytes of values held at once."""
-_PROTO_LIMIT = 1 << 30
+_TOGETHER = 8
+"""Values that are asked for are made so many at a time: each piece of the graph costs a session."""
 
 
 class Store:
@@ -32,22 +33,29 @@ class Store:
         self._held: dict[tuple[str, int], np.ndarray | Path] = {}
         self._bytes = 0
         self._files = 0
+        self._filed = 0
+        self.most = 0
+        """The most bytes there were at a time, in memory and in files."""
 
     def put(self, name: str, batch: int, array: np.ndarray) -> None:
+        """Sequences, which are lists of arrays, are always held."""
         self._drop(name, batch)
-        if self._bytes + array.nbytes <= self._memory or array.dtype.kind not in "fiub":
-            self._bytes += array.nbytes
+        if _is_tensor(array):
+            self.most = max(self.most, self._bytes + self._filed + array.nbytes)
+        if not _is_tensor(array) or self._bytes + array.nbytes <= self._memory:
+            self._bytes += _size(array)
             self._held[name, batch] = array
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._files}.npy"
         self._files += 1
         np.save(path, array)
+        self._filed += path.stat().st_size
         self._held[name, batch] = path
 
     def get(self, name: str, batch: int) -> np.ndarray:
         held = self._held[name, batch]
-        return held if isinstance(held, np.ndarray) else np.asarray(np.load(held, mmap_mode="r"))
+        return np.asarray(np.load(held, mmap_mode="r")) if isinstance(held, Path) else held
 
     def has(self, name: str) -> bool:
         return (name, 0) in self._held
@@ -59,9 +67,19 @@ class Store:
     def _drop(self, name: str, batch: int) -> None:
         held = self._held.pop((name, batch), None)
         if isinstance(held, Path):
+            self._filed -= held.stat().st_size
             held.unlink()
         elif held is not None:
-            self._bytes -= held.nbytes
+            self._bytes -= _size(held)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it may wait in a file: sequences, strings and types that numpy does not know may not."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _size(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 class Walk:
@@ -79,6 +97,7 @@ class Walk:
         wanted: Iterable[str] = (),
         threads: int = 1,
         memory: int = MEMORY,
+        level: str = "basic",
     ) -> None:
         self.model = model
         self.batches = len(batches)
@@ -87,7 +106,7 @@ class Walk:
         self.made_at = {v.name or "": i for i, node in enumerate(self.nodes) for v in node.outputs}
         self._position = 0
         self._threads = threads
-        self._scratch = scratch
+        self._level = level
         self._store = Store(scratch / "values", memory)
         self._wanted = set(wanted)
         self._last = self._last_uses()
@@ -113,6 +132,11 @@ class Walk:
     def replace(self, name: str, batch: int, array: np.ndarray) -> None:
         """Give later nodes another array for a value that is held."""
         self._store.put(name, batch, array)
+
+    @property
+    def most(self) -> int:
+        """The most bytes of values that there were at a time."""
+        return self._store.most
 
     @property
     def position(self) -> int:
@@ -149,61 +173,51 @@ class Walk:
 
         InputError where they do not run.
         """
-        outside = _outside(variant, segment)
-        sample = {name: self._store.get(name, 0) for name in outside}
+        taken = outside(variant, segment)
+        sample = {name: self._store.get(name, 0) for name in taken}
         runner = self._runner(variant, segment, sample, kept)
         for batch in range(self.batches):
-            yield runner.run({name: self._store.get(name, batch) for name in outside})
+            yield runner.run({name: self._store.get(name, batch) for name in taken})
 
     def _run(self, segment: Sequence[ir.Node], kept: Sequence[str]) -> None:
         for batch, found in enumerate(self.branch(self.model, segment, kept)):
             for name in kept:
-                self._store.put(name, batch, np.asarray(found[name]))
+                self._store.put(name, batch, found[name])
 
     def _runner(
         self, model: ir.Model, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str]
     ) -> OrtRunner:
         """A session on the segment alone; its weights are read now, so that changes are seen."""
-        proto = segment_proto(model, segment, sample, kept)
-        options = session_options(threads=self._threads, level="basic")
-        if proto.ByteSize() < _PROTO_LIMIT:
-            return OrtRunner(open_session(proto.SerializeToString(), options), "calibration")
-        path = self._scratch / "segment.onnx"
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".onnx.data").unlink(missing_ok=True)  # a later save would be written behind it
-        onnx.save(proto, path, save_as_external_data=True, location="segment.onnx.data")
-        return OrtRunner(open_session(path, options), "calibration")
+        proto = extract(model, segment, sample, kept)
+        return open_session(proto, where="calibration", threads=self._threads, level=self._level)
 
 
-def _outside(model: ir.Model, segment: Sequence[ir.Node]) -> list[str]:
-    """The values that a segment takes from before it."""
-    inside = {v.name for node in segment for v in node.outputs}
-    constants = model.graph.initializers
-    names = [v.name or "" for node in segment for v in reads(node)]
-    return [n for n in dict.fromkeys(names) if n not in inside and n not in constants]
+def activations(
+    model: ir.Model,
+    names: Iterable[str],
+    batches: Sequence[Feeds],
+    scratch: Path,
+    *,
+    memory: int = MEMORY,
+    level: str = "basic",
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of the named values, which are inputs or made in the main graph, batch after batch.
 
-
-def segment_proto(
-    model: ir.Model, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str]
-) -> onnx.ModelProto:
-    """A model of some nodes: `sample` gives its inputs with their types, `kept` its outputs."""
-    constants = {}
-    for node in segment:
-        for value in reads(node):
-            tensor = value.const_value
-            if value.name in model.graph.initializers and value.name not in sample and tensor is not None:
-                constants[value.name] = tensor
-    inputs = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
-        for name, array in sample.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in kept]
-    tensors = []
-    for name, tensor in constants.items():
-        tensors.append(serde.serialize_tensor(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)))
-    graph = onnx.helper.make_graph(
-        [serde.serialize_node(node) for node in segment], "segment", inputs, outputs, tensors
-    )
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    version = min(int(model.ir_version or 10), 10)
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
+    So many batches are walked together as `memory` has room for, one to learn how many these are. The model itself
+    is not changed. InputError where it does not run.
+    """
+    copy = model.clone()
+    copy.graph.sort()
+    wanted, done, together = list(dict.fromkeys(names)), 0, 1
+    while wanted and done < len(batches):
+        few = batches[done : done + together]
+        walk = Walk(copy, few, scratch, wanted=wanted, memory=memory, level=level)
+        order = sorted(wanted, key=lambda name: walk.made_at.get(name, -1))
+        for begun in range(0, len(order), _TOGETHER):
+            group = order[begun : begun + _TOGETHER]
+            walk.reach(group[-1])
+            for name in group:
+                yield from ((name, walk.value(name, batch)) for batch in range(walk.batches))
+                walk.release(name)
+        done += len(few)
+        together = max(1, memory * len(few) // max(1, walk.most))

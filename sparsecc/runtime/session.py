@@ -1,22 +1,35 @@
-"""Sessions of ONNX Runtime on the CPU: their settings, failures in one line, and the runner over them."""
+"""The one door to ONNX Runtime: sessions with their settings, failures in one line, and the runner over them.
+
+Whatever runs a model here comes through `open_session`; `sparsecc/devices/runner.py`, which is copied alone to
+boards, is the one exception.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from sparsecc.backends.base import Feeds
 from sparsecc.errors import InputError
+from sparsecc.runtime.runner import Feeds
+from sparsecc.system.memory import weight_bytes
 from sparsecc.system.temp_folders import temporary_folder
+
+Source = Path | bytes | onnx.ModelProto | ir.Model
+"""What a session is made of: a file, the bytes of one, a model in memory."""
+
+VERSION: str = ort.__version__
 
 LEVELS: dict[str, ort.GraphOptimizationLevel] = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -24,8 +37,12 @@ LEVELS: dict[str, ort.GraphOptimizationLevel] = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-PROVIDERS = ["CPUExecutionProvider"]
+CPU = ("CPUExecutionProvider",)
 _FATAL_ONLY = 4
+_INLINE = 1 << 30
+"""Bytes of a model in memory that is handed over as one message; larger ones go by way of a file."""
+_BESIDE = 1024
+"""Bytes of a weight that is written beside an optimized graph, where weights are."""
 
 _OWN_ERRORS = (
     "Fail EPFail EngineError InvalidArgument InvalidGraph InvalidProtobuf ModelRequiresCompilation NoModel "
@@ -67,10 +84,59 @@ def plain_reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def session_options(
-    *, threads: int, level: str, settings: Mapping[str, str] | None = None
-) -> ort.SessionOptions:
-    """The settings of every measurement: sequential, no spinning, `threads` intra-op threads."""
+def available_providers() -> list[str]:
+    """The execution providers that this build of ONNX Runtime has."""
+    return list(ort.get_available_providers())
+
+
+def open_session(
+    source: Source,
+    *,
+    where: str = "",
+    threads: int = 1,
+    level: str = "all",
+    arena: bool = True,
+    optimized: Path | None = None,
+    weights_beside: bool = False,
+    trace: Path | None = None,
+    providers: Sequence[Any] = CPU,
+    entries: Mapping[str, str] | None = None,
+    advice: str = "",
+) -> OrtRunner:
+    """A model loaded by ONNX Runtime. InputError when it refuses the model; `where` names it there, `advice` says
+    what to do instead.
+
+    Sequential, no spinning, `threads` intra-op threads, graph optimization up to `level` (a key of LEVELS). Without
+    `arena` memory is given back after every run. `optimized` is where the graph as it really runs is written,
+    its weights in `NAME.data` where they are to lie beside it; `trace` the beginning of the name of the trace that
+    `OrtRunner.traced` reads. `entries` are further session configuration entries.
+
+    On the CPU, which has few kernels in bfloat16, a model in it runs emulated: see `sparsecc.runtime.bfloat16`.
+    """
+    options = _options(threads, level, entries or {})
+    if not arena:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if optimized is not None and weights_beside:
+        beside = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(f"{beside}file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(f"{beside}min_size_in_bytes", str(_BESIDE))
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    where = where or (source.name if isinstance(source, Path) else "model")
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"{source}: no such file: check the path")
+    try:
+        session = _session(source, options, providers)
+    except RuntimeFailure as e:
+        raise InputError(
+            f"{where}: ONNX Runtime {VERSION} refuses it: {plain_reason(e)}: {advice or _next_step(e)}"
+        ) from e
+    return OrtRunner(session, where)
+
+
+def _options(threads: int, level: str, entries: Mapping[str, str]) -> ort.SessionOptions:
     if level not in LEVELS:
         raise InputError(f"unknown optimization level '{level}': levels are {', '.join(LEVELS)}")
     if threads < 1:
@@ -85,44 +151,45 @@ def session_options(
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    for key, value in (settings or {}).items():
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
     return options
 
 
-def open_session(source: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on a file or on the bytes of one. InputError when ONNX Runtime refuses the model.
-
-    A file in bfloat16, for which the CPU has few kernels, runs emulated: see `sparsecc.runtime.bfloat16`.
-    """
-    where = source.name if isinstance(source, Path) else "model"
-    if isinstance(source, Path) and not source.is_file():
-        raise InputError(f"{source}: no such file: check the path")
+def _session(source: Source, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
+    """As it is, or where the CPU lacks a kernel and the model is in bfloat16, emulated."""
     try:
-        return _session(source, options)
+        return _made(source, options, providers)
     except RuntimeFailure as e:
-        if isinstance(e, _state.NotImplemented) and isinstance(source, Path):
-            from sparsecc.runtime.bfloat16 import emulated
+        if not isinstance(e, _state.NotImplemented) or tuple(providers) != CPU:
+            raise
+        from sparsecc.runtime.bfloat16 import emulated
 
-            if (twin := emulated(source)) is not None:
-                return _session_on(twin, options)
-        reason = plain_reason(e)
-        raise InputError(
-            f"{where}: ONNX Runtime {ort.__version__} refuses it: {reason}: {_next_step(e)}"
-        ) from e
+        if isinstance(source, bytes) or (wide := emulated(_graph_of(source))) is None:
+            raise
+        return _made(wide, options, providers)
 
 
-def _session(source: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    model = str(source) if isinstance(source, Path) else source
-    return ort.InferenceSession(model, sess_options=options, providers=PROVIDERS)
-
-
-def _session_on(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
-    """By way of a file, since weights may exceed what one message holds."""
+def _made(source: Source, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
+    """Large models by way of a file, since they exceed what one message holds."""
+    if isinstance(source, Path | bytes):
+        given = str(source) if isinstance(source, Path) else source
+        return ort.InferenceSession(given, sess_options=options, providers=list(providers))
+    model = source if isinstance(source, ir.Model) else ir.from_proto(source)
+    if weight_bytes(model) < _INLINE:
+        proto = source if isinstance(source, onnx.ModelProto) else ir.to_proto(source)
+        return _made(proto.SerializeToString(), options, providers)
     with temporary_folder("scratch") as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data")
-        return _session(path, options)
+        return _made(path, options, providers)
+
+
+def _graph_of(source: Path | onnx.ModelProto | ir.Model) -> ir.Model:
+    """The model to change: the caller's own stays as it is."""
+    if isinstance(source, ir.Model):
+        return source.clone()
+    return ir.load(source) if isinstance(source, Path) else ir.from_proto(source)
 
 
 def _next_step(error: Exception) -> str:
@@ -136,10 +203,10 @@ def _next_step(error: Exception) -> str:
 
 
 class OrtRunner:
-    """A loaded model. `session` is ONNX Runtime's own, for profiling."""
+    """A model loaded by `open_session`."""
 
     def __init__(self, session: ort.InferenceSession, where: str) -> None:
-        self.session = session
+        self._session = session
         self._where = where
         self._outputs = [value.name for value in session.get_outputs()]
         self._types = {value.name: value.type for value in session.get_inputs()}
@@ -157,14 +224,25 @@ class OrtRunner:
         self.run(ready)
         if self._has_foreign(ready):
             values = self._values(ready)
-            return lambda: self.session.run_with_ort_values(None, values)
-        return lambda: self.session.run(None, ready)
+            return lambda: self._session.run_with_ort_values(None, values)
+        return lambda: self._session.run(None, ready)
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that the session really has."""
+        return list(self._session.get_providers())
+
+    def traced(self) -> list[dict[str, Any]]:
+        """The events of a session opened with `trace`, which ends with this (a Chrome trace; `dur` in
+        microseconds)."""
+        events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
+        return events
 
     def _results(self, feeds: Feeds, options: ort.RunOptions | None = None) -> list[Any]:
-        foreign = any(value.type[7:-1] in _FOREIGN for value in self.session.get_outputs())
+        foreign = any(value.type[7:-1] in _FOREIGN for value in self._session.get_outputs())
         if not (foreign or self._has_foreign(feeds)):
-            return list(self.session.run(None, dict(feeds), options))
-        values = self.session.run_with_ort_values(None, self._values(feeds), options)
+            return list(self._session.run(None, dict(feeds), options))
+        values = self._session.run_with_ort_values(None, self._values(feeds), options)
         return [_to_numpy(value) for value in values]
 
     def _has_foreign(self, feeds: Feeds) -> bool:
@@ -202,8 +280,6 @@ def _to_value(array: np.ndarray) -> ort.OrtValue:
     """An OrtValue; types that numpy does not know are handed over as their bits, and named."""
     if _is_plain(array.dtype):
         return ort.OrtValue.ortvalue_from_numpy(array)
-    import onnx_ir as ir
-
     kind = ir.DataType.from_numpy(array.dtype)
     if kind.bitwidth >= 8:
         bits = array.view(np.uint16 if kind.bitwidth == 16 else np.uint8)
@@ -219,10 +295,6 @@ def _to_numpy(value: ort.OrtValue) -> np.ndarray:
     name = value.data_type().removeprefix("tensor(").removesuffix(")")
     if name not in _FOREIGN:
         return np.asarray(value.numpy())
-    import ctypes
-
-    import onnx_ir as ir
-
     kind, shape = ir.DataType[name.upper()], value.shape()
     count = int(np.prod(shape, dtype=np.int64))
     data = np.frombuffer(ctypes.string_at(value.data_ptr(), -(-count * kind.bitwidth // 8)), np.uint8)

@@ -24,6 +24,7 @@ from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
@@ -199,7 +200,7 @@ class Workshop:
     def score(self, model: Path) -> float:
         """The user's metric of a model."""
         assert self.job.options.evaluate is not None
-        runner = OnnxRuntimeCpu().load(model, threads=self.job.options.threads)
+        runner = open_session(model, threads=self.job.options.threads)
         narrowed = Narrowed() if model == self.probes.dense else self.probes.narrowed
         function = function_of(self.job.options.evaluate)
         return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))

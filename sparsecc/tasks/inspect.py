@@ -37,6 +37,7 @@ from sparsecc.report.assemble import pinned_reasons
 from sparsecc.report.inspect_page import topology
 from sparsecc.runtime.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.files import file_sha256, size_of
 from sparsecc.system.machine import device
@@ -213,9 +214,8 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Outputs and latency of two models, side by side, interleaved."""
     a, b = (_model_file(Path(request[side])) for side in ("a", "b"))
     threads = int(request.get("threads") or 1)
-    backend = OnnxRuntimeCpu()
     emit({"stage": "load", "share": 0.0})
-    first, second = (backend.load(path, threads=threads) for path in (a, b))
+    first, second = (open_session(path, threads=threads) for path in (a, b))
     feeds = _feeds(a, request)
     reference, found = first.run(feeds), second.run(feeds)
     if set(reference) != set(found):
@@ -248,7 +248,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     compiled = _model_file(Path(request["bundle"]))
     emit({"stage": "load", "share": 0.2})
     by_parts = not memory.fits(size_of(bundle.folder))
-    runner = PartedRunner(load_ir(compiled)) if by_parts else OnnxRuntimeCpu().load(compiled)
+    runner = PartedRunner(load_ir(compiled)) if by_parts else open_session(compiled)
     how = "is read by parts: it is too large to load whole" if by_parts else "loads in ONNX Runtime"
     checks.append({"check": "loads", "ok": True, "detail": f"{compiled.name} {how}"})
     if request.get("model"):
@@ -288,7 +288,7 @@ def _against_original(bundle: Bundle, original: Path, runner: Any, emit: Emit) -
         narrowed = Narrowed.from_json(plan["io"])
         if memory.fits(memory.weight_bytes(cut)):
             path = write(cut, Path(scratch) / "zeroed" / "model.onnx")
-            dense = OnnxRuntimeCpu().load(path, level="none").run(feeds)
+            dense = open_session(path, level="none").run(feeds)
         else:
             dense = PartedRunner(cut).run(feeds)
         try:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
+from sparsecc.runtime.session import open_session
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -27,7 +27,7 @@ def score_of_dense(job: Job, probes: Probes) -> float | None:
     if job.options.evaluate is None:
         return None
     threads = job.options.threads
-    dense = probes.runner if probes.by_parts else OnnxRuntimeCpu().load(probes.dense, threads=threads)
+    dense = probes.runner if probes.by_parts else open_session(probes.dense, threads=threads)
     return score(function_of(job.options.evaluate), dense.run)
 
 

@@ -26,7 +26,7 @@ from sparsecc.reference.masked_channels import masked
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.session import OrtRunner
+from sparsecc.runtime.session import OrtRunner, open_session
 from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
 from sparsecc.system.files import size_of
@@ -42,7 +42,6 @@ Runs = OrtRunner | PartedRunner
 Masked = Callable[[], Runs]
 """Loads the masked dense model of one probe."""
 
-_RUNTIME = OnnxRuntimeCpu()
 FEW = 16
 """Integers of an input of at most so many are kept in the report: lengths, rates, choices."""
 
@@ -86,7 +85,7 @@ class Probes:
         """A model ready to run: written to `path` and loaded, or by parts where it is too large for that."""
         if self.by_parts:
             return PartedRunner(model, threads=self.options.threads)
-        return _RUNTIME.load(write(model, path), threads=self.options.threads, level="none")
+        return open_session(write(model, path), threads=self.options.threads, level="none")
 
     def _first_sample(self) -> Feeds:
         """The first sample of `--calib`: its sizes, and its integers, are such as the model runs with."""
@@ -195,7 +194,7 @@ class Probes:
         path = write(model, self.scratch / f"masked{probe}" / "model.onnx")
 
         def load() -> Runs:
-            loaded = _RUNTIME.load(path, threads=self.options.threads, level="none")
+            loaded = open_session(path, threads=self.options.threads, level="none")
             path.unlink()
             return loaded
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sparsecc.backends.base import Feeds, LayerTime
 from sparsecc.errors import InputError, InternalError
+from sparsecc.runtime.runner import Feeds, LayerTime
 from sparsecc.system.temp_folders import temporary_folder
 
 _WARM_UP = 3
@@ -49,19 +48,15 @@ def shortest_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10
 
 def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's trace, warm-up runs first."""
-    from sparsecc.runtime.session import OrtRunner, open_session, session_options
+    from sparsecc.runtime.session import open_session
 
     if runs < 1:
         raise InputError(f"a profile needs at least one run, not {runs}")
     with temporary_folder("scratch") as scratch:
-        options = session_options(threads=threads, level="all")
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "trace")
-        runner = OrtRunner(open_session(path, options), path.name)
+        runner = open_session(path, threads=threads, trace=Path(scratch) / "trace")
         for _ in range(_WARM_UP + runs):
             runner.run(feeds)
-        events: list[dict[str, Any]] = json.loads(Path(runner.session.end_profiling()).read_text())
-    return events
+        return runner.traced()
 
 
 def typical_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[LayerTime]:

@@ -1,0 +1,34 @@
+"""What runs a model, whatever the runtime: a loaded model's face, its inputs, the times of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Feeds = Mapping[str, np.ndarray]
+"""One set of inputs: input name -> array."""
+
+Progress = Callable[[str, float], None]
+"""Called with (what is being done, share done from 0 to 1)."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of a profile: mean time per run in microseconds."""
+
+    name: str
+    op_type: str
+    microseconds: float
+    provider: str = ""
+    type: str = ""
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Output name -> array."""
+        ...
