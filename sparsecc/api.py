@@ -138,21 +138,33 @@ def verify(
     model: str | os.PathLike[str] | None = None,
     reproduce: bool = False,
     key: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    calibration_general: str | os.PathLike[str] | None = None,
+    evaluate: str | None = None,
+    build: Mapping[str, Any] | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
-    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; with the
-    public `key` (PEM), the bundle must be signed by its private half.
-    GoalError names the first check that failed.
+    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calibration`,
+    `calibration_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`.
+    With the public `key` (PEM), the bundle must be signed by its private half.
+    GoalError names the first check that failed; after a failed manifest or signature nothing else is opened.
     """
     if reproduce and model is None:
         raise InputError("reproducing a bundle needs the model it was compiled from: give it with --model")
+    own = {"calibration": calibration, "calibration_general": calibration_general, "evaluate": evaluate}
+    given = {
+        k: _plain(v) for k, v in {**own, "build": dict(build) if build else None}.items() if v is not None
+    }
+    if given and not reproduce:
+        raise InputError(f"{', '.join(sorted(given))}: only a compile takes that: give --reproduce too")
     request = {
         "bundle": str(bundle),
         "model": str(model) if model is not None else None,
         "reproduce": reproduce,
         "key": os.path.abspath(key) if key is not None else None,
+        "options": given,
     }
     found: dict[str, Any] = _run("sparsecc.tasks.inspect:verify", request, None, None, on_event)
     failed = [c for c in found["checks"] if c["ok"] is False]
@@ -235,7 +247,12 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for as plain data: paths as text."""
     given = {k: v for k, v in options.items() if v is not None}
     given["inputs"] = _pairs(given.get("inputs", ()))
-    return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
+    return {k: _plain(v) for k, v in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A path as text."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _pairs(inputs: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ pytest_plugins = ("tests.cli_fixtures",)
 
 
 def write(folder: Path, text: str | bytes) -> str:
+    (folder / "c.npz").touch()
     path = folder / "recipe.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return str(path)
@@ -41,7 +42,7 @@ def test_recipe_gives_the_options(api: Recorder, tmp_path: Path) -> None:
         "arguments": ("m.onnx",),
         "ratio": 0.3,
         "prune": ("channels", "heads"),
-        "calibration": "c.npz",
+        "calibration": str(tmp_path / "c.npz"),
         "keep": ("stem*",),
         "inputs": {"x": (1, 3), "y": (4,)},
         "seed": 0,
@@ -119,7 +120,8 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("calib: py:os:system", "names code to run"),
     (
         "calib_general: a.py:f",
-        "'calibration_general' names code to run, which a recipe may not; give --calib-general",
+        "'calibration_general' is 'a.py:f', which names code to run, or no file: a file may not; give "
+        "--calib-general again",
     ),
     ("schema: sparsecc.recipe/9", "not sparsecc.recipe/1"),
     (b"\xff\xfe\x00", "is not UTF-8"),

@@ -89,7 +89,7 @@ def test_verify_notices_what_the_recipe_does_not_give(model: Path, first: Path, 
     tampered(out, recipe.replace("ratio: 0.4", "ratio: 0.2"))
     with pytest.raises(GoalError, match="came out different"):
         sparsecc.verify(out, model=model, reproduce=True)
-    tampered(out, recipe + "evaluate: steal.py:run\n")
+    tampered(out, recipe + "calibration: steal.py:run\n")
     with pytest.raises(InputError, match="names code"):
         sparsecc.verify(out, model=model, reproduce=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,8 @@ LARGEST = 1 << 16
 DEEPEST = 4
 """The deepest that is written: options, inputs, an input's three shapes, one of them."""
 SCHEMA = "sparsecc.recipe/1"
-
-CODED = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"}
-"""Options that may name code to run: where samples and the metric come from."""
-
-CODE = re.compile(r"^py:|\.py:")
-"""How a value names a function to run."""
+ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
+"""Keys that describe where a recipe came from; they are no options."""
 
 
 def load_recipe(path: str) -> dict[Any, Any]:
@@ -73,8 +68,3 @@ def _text(path: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text, so no recipe; check the path") from error
-
-
-def names_code(value: Any) -> bool:
-    """Whether an option's value names a function to run, which only the command line may."""
-    return isinstance(value, str) and CODE.search(value) is not None

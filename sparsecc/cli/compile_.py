@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sparsecc.bundle.recipe import CODED, names_code
+from sparsecc.bundle.foreign import NEEDED, LeftOut
 from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
@@ -23,7 +23,7 @@ TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 FORMS = ("onnx", "ort", "engine")
 BUDGETS = {"ratio": "--ratio", "speedup": "--speedup", "latency": "--latency", "fps": "--fps"}
 NOT_IN_A_RECIPE = {"model", "output", "force", "dry_run", "recipe", "as_json", "quiet", "verbose", "debug"}
-CODE_KEY = "sparsecc.cli.code"
+LEFT_OUT = "sparsecc.cli.left_out"
 SPELLED = {
     "calib": "calibration",
     "calib_general": "calibration_general",
@@ -37,16 +37,18 @@ SPELLED = {
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Compile, and say what came of it."""
-    given.pop("recipe", None)
+    recipe = given.pop("recipe", None)
     _settle_budgets(given)
-    _require_code(given)
+    for line in _left_out(recipe, given):
+        terminal.note(line)
     if given.pop("no_measure", False):
         given["measure"] = False
     if "max_drop" in given and "evaluate" not in given:
         raise click.UsageError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
     options.shape_inputs(given)
+    of_recipe = click.get_current_context().default_map or {}
     for name in KEYED & set(given):
-        given[name] = values.keyed(given[name])
+        given[name] = values.keyed((*of_recipe.get(name, ()), *given[name]))
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
@@ -56,14 +58,18 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     terminal.result(report, compile_view)
 
 
-def _require_code(given: dict[str, Any]) -> None:
-    """A recipe may not name code to run; the option that gives it again shows that the user wants it."""
-    for name, path in click.get_current_context().meta.get(CODE_KEY, {}).items():
-        if name not in given:
-            option = CODED[name]
-            raise InputError(
-                f"{path}: '{name}' names code to run, which a recipe may not; give {option} again"
-            )
+def _left_out(recipe: str | None, given: dict[str, Any]) -> list[str]:
+    """What the recipe says and no file may, a line each, unless it is given on the command line.
+
+    InputError where the compile would be another one without it.
+    """
+    left: list[LeftOut] = click.get_current_context().meta.get(LEFT_OUT, [])
+    keys = {f"build {text.partition('=')[0]}" for text in given.get("build", ())}
+    missing = [one for one in left if one.option not in given and one.option not in keys]
+    for one in missing:
+        if one.option in NEEDED:
+            raise InputError(one.line(str(recipe)))
+    return [one.line(str(recipe)) for one in missing]
 
 
 def _settle_budgets(given: dict[str, Any]) -> None:
@@ -86,13 +92,10 @@ def _use_recipe(context: click.Context, option: click.Parameter, path: str | Non
     """Runs before the other options are read: the recipe's values become their defaults."""
     if path is not None:
         names = {p.name for p in context.command.params if p.name} - NOT_IN_A_RECIPE | {"measure"}
-        recipe = read_recipe(path, names - {"no_measure"}, SPELLED)
+        recipe, context.meta[LEFT_OUT] = read_recipe(path, names - {"no_measure"}, SPELLED)
         if "measure" in recipe:
             recipe["no_measure"] = not recipe.pop("measure")
-        context.meta[CODE_KEY] = {name: path for name, value in recipe.items() if names_code(value)}
-        context.default_map = {
-            name: _as_option(context, name, value) for name, value in recipe.items() if not names_code(value)
-        }
+        context.default_map = {name: _as_option(context, name, value) for name, value in recipe.items()}
     return path
 
 
@@ -202,20 +205,9 @@ NUMBERS = (
     ),
 )
 DATA = (
-    _option(
-        "calibration",
-        "--calib",
-        metavar="PATH|FILE.py:FUNCTION",
-        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its "
-        "tokenizer.json, or a function.",
-    ),
+    options.calibration(),
     options.general(),
-    _option(
-        "evaluate",
-        "--eval",
-        metavar="FILE.py:FUNCTION",
-        help="A function that scores a model: accuracy before and after.",
-    ),
+    options.evaluate(),
     _option(
         "--calib-memory",
         type=Value("SIZE", values.size),
@@ -246,12 +238,7 @@ WRITING = (
         help="Write this form: ort for ONNX Runtime; onnx with build scripts for TensorRT, to be finished by "
         "`sparsecc build`.",
     ),
-    _keyed(
-        "build",
-        "--build",
-        help="Option of the target's builder, e.g. workspace=4GiB, optimization_level=5, "
-        "compute_capabilities=8.6,12.0 (docs/tensorrt.md). May be repeated.",
-    ),
+    options.build(),
     _option("--dry-run", is_flag=True, help="Decide and report, write nothing."),
     _option(
         "--recipe",

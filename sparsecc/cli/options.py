@@ -72,6 +72,36 @@ def devices() -> click.Option:
     )
 
 
+def calibration() -> click.Option:
+    """`--calib`."""
+    return click.Option(
+        ["calibration", "--calib"],
+        metavar="PATH|FILE.py:FUNCTION",
+        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its "
+        "tokenizer.json, or a function.",
+    )
+
+
+def evaluate() -> click.Option:
+    """`--eval`."""
+    return click.Option(
+        ["evaluate", "--eval"],
+        metavar="FILE.py:FUNCTION",
+        help="A function that scores a model: accuracy before and after.",
+    )
+
+
+def build() -> click.Option:
+    """`--build`."""
+    return click.Option(
+        ["--build"],
+        multiple=True,
+        type=Value("KEY=VALUE", values.key_value),
+        help="Option of the target's builder, e.g. workspace=4GiB, optimization_level=5, "
+        "compute_capabilities=8.6,12.0 (docs/tensorrt.md). May be repeated.",
+    )
+
+
 def general() -> click.Option:
     """`--calib-general`."""
     return click.Option(

@@ -1,29 +1,31 @@
-"""`--recipe recipe.yaml`: options from a file. The command line overrides it; it may name no code to run."""
+"""`--recipe recipe.yaml`: options from a file. The command line overrides it; what it may say is in
+`sparsecc/bundle/foreign.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from sparsecc.bundle.recipe import load_recipe
+from sparsecc.bundle.foreign import LeftOut, own_options
+from sparsecc.bundle.recipe import ABOUT, load_recipe
 from sparsecc.cli.values import closest
 from sparsecc.errors import InputError
 
 KEYED = frozenset({"build", "quantize_options", "sparsity_options"})
 """Options that are mappings; the command line writes them as KEY=VALUE."""
-ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
-"""Keys that describe where a recipe came from; they are no options."""
 
 
-def read_recipe(path: str, options: Collection[str], spelled: Mapping[str, str]) -> dict[str, Any]:
-    """Option name -> value from a recipe file, as the command line would write it.
+def read_recipe(
+    path: str, options: Collection[str], spelled: Mapping[str, str]
+) -> tuple[dict[str, Any], list[LeftOut]]:
+    """(option name -> value from a recipe file, as the command line would write it; what a file may not set).
 
     `options` are the names allowed; `spelled` maps other spellings (`calib`) to them. InputError for a file
     that cannot be read, is too large, is no mapping of options, or uses YAML aliases or tags.
     """
-    recipe = load_recipe(path)
     values: dict[str, Any] = {}
-    for key, value in recipe.items():
+    for key, value in load_recipe(path).items():
         if key in ABOUT:
             continue
         name = str(key).replace("-", "_")
@@ -34,7 +36,16 @@ def read_recipe(path: str, options: Collection[str], spelled: Mapping[str, str])
             raise InputError(f"{path}: {error}") from error
         if value is not None:
             values[name] = _checked(path, str(key), value)
-    return values
+    try:
+        taken, left = own_options(values, Path(path).parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return {name: _pairs(value) for name, value in taken.items()}, left
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping as KEY=VALUE texts."""
+    return [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
 
 
 def _checked(path: str, key: str, value: Any) -> Any:
@@ -42,7 +53,7 @@ def _checked(path: str, key: str, value: Any) -> Any:
     if key in {"inputs", "input"} and isinstance(value, dict):
         return [_input_text(path, name, shape) for name, shape in value.items()]
     if key.replace("-", "_") in KEYED and isinstance(value, dict):
-        return [f"{name}={part}" for name, part in value.items()]
+        return _pairs(value)
     for part in value if isinstance(value, list) else [value]:
         if not isinstance(part, str | int | float | bool):
             raise InputError(

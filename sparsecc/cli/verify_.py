@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparsecc.cli import options
+from sparsecc.cli import options, values
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
@@ -17,6 +17,8 @@ FAILED = 1
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Check the bundle; exit code 1 when a check fails."""
+    if "build" in given:
+        given["build"] = values.keyed(given["build"])
     from sparsecc import api
 
     with terminal.progress() as on_event:
@@ -50,6 +52,7 @@ command = Command(
     examples=(
         "sparsecc verify out/",
         "sparsecc verify out/ --model model.onnx --reproduce",
+        "sparsecc verify out/ --model model.onnx --reproduce --calib samples.npz",
         "sparsecc verify out/ --key key.pub",
     ),
     arguments=(options.model("bundle"),),
@@ -64,6 +67,10 @@ command = Command(
             click.Option(
                 ["--reproduce"], is_flag=True, help="Compile the original again and compare the bytes."
             ),
+            options.calibration(),
+            options.general(),
+            options.evaluate(),
+            options.build(),
             click.Option(
                 ["--key"],
                 type=click.Path(),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.bundle.folder import write_json
-from sparsecc.bundle.recipe import CODED, names_code
+from sparsecc.bundle.foreign import NEEDED, SPELLED
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
+from sparsecc.data.files import SYNTHETIC
 from sparsecc.errors import GoalError
 from sparsecc.options import CompileOptions
 from sparsecc.search.front import COSTS, fronts
@@ -140,9 +141,9 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the command that makes it again."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
     again = [f"--recipe points/{row['id']}.json"]
-    for name, option in CODED.items():
-        if names_code(base.get(name)):
-            again.append(f"{option} {base[name]}")
+    for name in sorted(NEEDED):
+        if base.get(name) not in (None, SYNTHETIC):
+            again.append(f"{SPELLED[name]} {base[name]}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
 
 
@@ -156,9 +157,10 @@ def _replace(path: Path, data: Any) -> None:
 def _data_of(base: Mapping[str, Any]) -> str:
     """A hash of where the samples and the metric come from: names, sizes and times of their files."""
     digest = hashlib.sha256()
-    for name in CODED:
+    for name in sorted(NEEDED):
         text = str(base.get(name) or "")
-        path = Path(text.removeprefix("py:").rpartition(":")[0] if names_code(text) else text)
+        path = Path(text)
+        path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
         files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []
         for file in files:
             facts = file.stat()

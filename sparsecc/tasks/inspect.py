@@ -254,7 +254,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if request.get("model"):
         checks += _against_original(bundle, Path(request["model"]), runner, emit)
     if request.get("reproduce"):
-        checks.append(reproduced(bundle, Path(request["model"]), emit))
+        checks.append(reproduced(bundle, Path(request["model"]), request.get("options") or {}, emit))
     return {"schema": "sparsecc.verify/1", "ok": all(c["ok"] is not False for c in checks), "checks": checks}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsecc.bundle.folder import Bundle
-from sparsecc.bundle.recipe import load_recipe, names_code
+from sparsecc.bundle.foreign import LeftOut, own_options
+from sparsecc.bundle.recipe import ABOUT, load_recipe
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.system.temp_folders import temporary_folder
@@ -16,15 +17,27 @@ from sparsecc.system.versions import versions
 MEASURED = {"report.json", "report.html", "recipe.yaml"}
 """Files that hold measurements, or whether there were any."""
 
+UNSEEN = frozenset({"evaluate", "device"})
+"""Options whose traces are in measured files alone."""
 
-def reproduced(bundle: Bundle, original: Path, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+
+def reproduced(
+    bundle: Bundle, original: Path, given: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """One check: compile the original by the recipe of the bundle and compare what is not measured.
 
-    InputError where the recipe is not one of ours, or names code to run: a bundle comes from a stranger.
+    `given` are the user's own options, which stand above those of the recipe: where samples and the metric come
+    from. InputError where the recipe is not one of ours, or needs what no file may name and is not given.
     """
     from sparsecc.tasks.compile import compile_model
 
-    options = {**options_in(bundle.folder / "recipe.yaml"), "measure": False}
+    options, left = options_in(bundle.folder / "recipe.yaml")
+    build = dict(given.get("build", {}))
+    missing = [one for one in left if one.option not in {*given, *(f"build {key}" for key in build)}]
+    for one in missing:
+        if one.option not in UNSEEN:
+            raise InputError(one.line("recipe.yaml"))
+    options |= {**given, "build": {**options.get("build", {}), **build}, "measure": False}
     with temporary_folder("scratch") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}
         compile_model(request, emit)
@@ -32,7 +45,8 @@ def reproduced(bundle: Bundle, original: Path, emit: Callable[[dict[str, Any]], 
     before = bundle.manifest["files"]
     other = [n for n in sorted({*before, *again} - MEASURED) if _hash(before, n) != _hash(again, n)]
     if not other:
-        return {"check": "reproduce", "ok": True, "detail": f"{len(again)} files are the same again"}
+        without = "".join(f", without '{one.option}' of its recipe" for one in missing)
+        return {"check": "reproduce", "ok": True, "detail": f"{len(again)} files are the same again{without}"}
     detail = f"{', '.join(quoted(n) for n in other)} came out different"
     if bundle.manifest.get("versions") != versions():
         detail += "; it was compiled with other versions, see its manifest"
@@ -43,15 +57,9 @@ def _hash(files: dict[str, Any], name: str) -> object:
     return files[name].get("sha256") if isinstance(files.get(name), dict) else None
 
 
-def options_in(path: Path) -> dict[str, Any]:
-    """The options that a bundle's recipe holds. InputError when it holds none, or names code to run."""
+def options_in(path: Path) -> tuple[dict[str, Any], list[LeftOut]]:
+    """(the options that a bundle's recipe may set, what was left out). InputError where it holds none."""
     recipe = load_recipe(str(path))
     if not all(isinstance(name, str) for name in recipe):
         raise InputError(f"{path.name} holds no options: compile again")
-    for name, value in recipe.items():
-        if names_code(value):
-            raise InputError(
-                f"{path.name} names code to run in {quoted(name)}, which nothing runs unasked: "
-                "compile again with that option and compare the hashes of the two manifests"
-            )
-    return recipe
+    return own_options({k: v for k, v in recipe.items() if k not in ABOUT}, path.parent)

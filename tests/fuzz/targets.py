@@ -52,7 +52,7 @@ def recipe(data: bytes) -> None:
         with contextlib.suppress(InputError):
             read_recipe(str(path), set(CompileOptions.__dataclass_fields__), {})
         with contextlib.suppress(InputError):
-            CompileOptions.of(options_in(path)).to_recipe()
+            CompileOptions.of(options_in(path)[0]).to_recipe()
 
 
 def bundle(data: bytes) -> None:
