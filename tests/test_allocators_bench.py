@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecc.allocators.output_error import Bench, Reference
+from sparsecc.allocators.output_error import Bench
 from sparsecc.axes.algebra import Keep
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.loss.measure import Reference
 from sparsecc.reference.masked_channels import masked
 from tests.repair_models import analysed, mlp, normal
 
@@ -122,15 +123,15 @@ def test_outputs_are_compared_over_all_batches_at_once() -> None:
         {**batch, "y": batch["y"] + normal(*batch["y"].shape, seed=20), "i": -batch["i"]} for batch in ours
     ]
     y, found = (np.concatenate([batch["y"] for batch in side]) for side in (ours, theirs))
-    wanted = np.mean((found - y) ** 2) / y.var()
-    assert Reference(ours).divergence(theirs) == pytest.approx(wanted / 2, rel=1e-4)
-    assert Reference(ours).divergence(ours) == 0
+    wanted = np.mean((found - y) ** 2) / y.var(0).mean()
+    assert Reference(ours).loss(theirs) == pytest.approx(wanted / 2, rel=1e-4)
+    assert Reference(ours).loss(ours) == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far(value: float) -> None:
     ours, theirs = [{"y": normal(4, 3)}], [{"y": normal(4, 3)}]
-    assert Reference(ours).divergence([{"y": theirs[0]["y"][:3]}]) == np.inf
+    assert Reference(ours).loss([{"y": theirs[0]["y"][:3]}]) == np.inf
     theirs[0]["y"][1, 2] = value
-    assert Reference(ours).divergence(theirs) == np.inf
-    assert Reference([{"y": np.full((4, 3), value)}]).divergence(ours) == np.inf
+    assert Reference(ours).loss(theirs) == np.inf
+    assert Reference([{"y": np.full((4, 3), value)}]).loss(ours) == np.inf

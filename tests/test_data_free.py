@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
-from sparsecc.allocators.output_error import Reference
 from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norm_of, norms_of
 from sparsecc.data.samples import Samples, image_like
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
+from sparsecc.loss.measure import Reference
 from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.session import open_session
@@ -106,7 +106,7 @@ def test_noise_matched_to_batch_norms_mends_what_plain_noise_does_not(method: st
                 matched_pair(dense, analysis.model, kept),
             ):
                 repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
-        errors[way] = Reference([outputs(normed().model, feeds)]).divergence([outputs(analysis.model, feeds)])
+        errors[way] = Reference([outputs(normed().model, feeds)]).loss([outputs(analysis.model, feeds)])
     assert errors["matched"] < (0.5 if method == "reconstruct" else 0.95) * errors["none"]
     assert errors["matched"] < 0.8 * errors["plain"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsecc.cost.model import macs_model
@@ -14,6 +13,8 @@ from sparsecc.data.samples import Feeds, Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.save import write
 from sparsecc.ir.subgraphs import has_body
+from sparsecc.loss.measure import Reference
+from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.runtime.segments import Walk
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import input_values, is_fixed
@@ -24,42 +25,14 @@ FEWEST, MOST = 8, 128
 """Samples to a run."""
 
 
-class Reference:
-    """Outputs, batch by batch, and how far others are from them."""
-
-    def __init__(self, outputs: Sequence[Feeds]) -> None:
-        self.outputs = outputs
-        self._floats = [name for name, first in outputs[0].items() if first.dtype.kind == "f"]
-
-    def divergence(self, found: Sequence[Feeds]) -> float:
-        """Squared error relative to variance, averaged over the float outputs; infinite where NaN appear."""
-        errors = []
-        for name in self._floats:
-            pairs = [(ours[name], theirs[name]) for ours, theirs in zip(self.outputs, found, strict=True)]
-            if any(ours.shape != theirs.shape for ours, theirs in pairs):
-                return float("inf")
-            with np.errstate(invalid="ignore"):
-                moved = _mean_square(np.subtract(theirs, ours, dtype=np.float64) for ours, theirs in pairs)
-            if not np.isfinite(moved):
-                return float("inf")
-            errors.append(moved / max(self._variances[name], 1e-12))
-        return float(np.mean(errors)) if errors else 0.0
-
-    @cached_property
-    def _variances(self) -> dict[str, float]:
-        found = {}
-        for name in self._floats:
-            arrays = [batch[name] for batch in self.outputs]
-            mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / max(sum(a.size for a in arrays), 1)
-            found[name] = _mean_square(np.subtract(a, mean, dtype=np.float64) for a in arrays)
-        return found
-
-
 class Bench:
     """Runs whole models over the same samples and compares their outputs with those of the dense one."""
 
-    def __init__(self, model: ir.Model, samples: Samples, scratch: Path, threads: int) -> None:
+    def __init__(
+        self, model: ir.Model, samples: Samples, scratch: Path, threads: int, parts: Sequence[Part] = ()
+    ) -> None:
         self._model = model
+        self._parts = parts
         self._samples = samples
         self._scratch = scratch / "bench"
         self._threads = threads
@@ -71,12 +44,16 @@ class Bench:
     ) -> Bench | None:
         """With as many samples as so many runs may take; None where these are too few to tell anything."""
         chosen = affordable(analysis, samples, runs, MOST)
-        return None if chosen is None else Bench(analysis.model, chosen, scratch, threads)
+        return (
+            None
+            if chosen is None
+            else Bench(analysis.model, chosen, scratch, threads, parts_of_outputs(analysis))
+        )
 
     def moved(self, model: ir.Model, share: float = 1.0) -> float:
-        """The divergence of a model's outputs, on the leading share of the samples."""
+        """The loss of a model's outputs, its parts alike, on the leading share of the samples."""
         feeds, reference = self._dense(share)
-        return reference.divergence(self._outputs(model, feeds))
+        return reference.loss(self._outputs(model, feeds))
 
     def branched(self, variant: ir.Model) -> float:
         """As `moved`, run from where the variant first differs: of many, those that differ early come first."""
@@ -91,7 +68,7 @@ class Bench:
         self._walk.advance(start)
         _, reference = self._dense(1.0)
         found = self._walk.branch(variant, nodes[start:], made)
-        return reference.divergence([{**w, **f} for w, f in zip(reference.outputs, found, strict=True)])
+        return reference.loss([{**w, **f} for w, f in zip(reference.outputs, found, strict=True)])
 
     def start_of(self, variant: ir.Model) -> int:
         """How many nodes a variant of the model shares with it before the first that differs, or may do so."""
@@ -108,7 +85,7 @@ class Bench:
         """Feeds, and what the model makes of them."""
         if share not in self._known:
             feeds = self._leading(share)
-            self._known[share] = (feeds, Reference(self._outputs(self._model, feeds)))
+            self._known[share] = (feeds, Reference(self._outputs(self._model, feeds), self._parts))
         return self._known[share]
 
     def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
@@ -145,15 +122,6 @@ def _alike(ours: ir.Node, other: ir.Node) -> bool:
     """Whether a node of a variant reads and makes values of the same names."""
     names = [[v and v.name for v in (*node.inputs, *node.outputs)] for node in (ours, other)]
     return names[0] == names[1]
-
-
-def _mean_square(parts: Iterable[np.ndarray]) -> float:
-    """Over the elements of all parts; zero where there are none."""
-    total, count = 0.0, 0
-    for part in parts:
-        total += float(np.vdot(part, part))
-        count += part.size
-    return total / max(count, 1)
 
 
 def _batch_of(analysis: Analysis) -> int:

@@ -17,6 +17,7 @@ from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.data.samples import Feeds, Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
+from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.reconstruct.layerwise import Settings
 from sparsecc.reconstruct.stage import kept_values, repair_from
 
@@ -70,7 +71,9 @@ class Rehearsal(CutLosses):
         super().__init__(candidates, stats, entry, PLANS, stage.settings.progress)
         self._analysis = analysis
         self._stage = stage
-        self._bench = Bench(analysis.model, stage.held_out, stage.scratch, stage.settings.threads)
+        self._bench = Bench(
+            analysis.model, stage.held_out, stage.scratch, stage.settings.threads, parts_of_outputs(analysis)
+        )
 
     def _loss(self, cut: Keep, share: float) -> float:
         stage, twin = self._stage, self._stage.again()

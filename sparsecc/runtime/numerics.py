@@ -35,7 +35,7 @@ def relative_error(reference: np.ndarray, found: np.ndarray) -> float:
         return float("inf")
     if reference.size == 0:
         return 0.0
-    if not _is_float(reference):
+    if not is_float(reference):
         return float(np.mean(reference != found))
     largest = difference = 0.0
     for a, b in _blocks(reference, found):
@@ -108,7 +108,7 @@ def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
     cosine: of all float outputs flattened; sqnr_db: signal to error in decibels; top1_agreement: share of rows
     whose largest entry is the same, where the first output looks like class scores (rank 2, more than one class).
     """
-    floats = [(reference[n], found[n]) for n in reference if _is_float(_array(reference[n]))]
+    floats = [(reference[n], found[n]) for n in reference if is_float(_array(reference[n]))]
     floats = [(a, b) for a, b in floats if a.shape == b.shape and a.size]
     if not floats:
         return {}
@@ -130,7 +130,8 @@ def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
     return facts
 
 
-def _is_float(array: np.ndarray) -> bool:
+def is_float(array: np.ndarray) -> bool:
+    """Whether an array holds floating-point numbers, bfloat16 among them."""
     return array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float16")
 
 

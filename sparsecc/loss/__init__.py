@@ -1,0 +1,1 @@
+"""What is lost: outputs compared part by part, each part relative to its own variation."""

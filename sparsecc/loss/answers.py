@@ -1,0 +1,151 @@
+"""Answers rather than numbers: the classes that outputs name, and the neighbours that embeddings have.
+
+A class axis is known where the graph says so (Softmax, LogSoftmax, ArgMax, TopK over it, in the model or as its
+last operators), where an output's name does, or where scores come out of a last linear layer as [batch, classes].
+Embeddings are named, normalised, or wider than anything that reads as classes; they agree where each sample's
+nearest neighbours do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.loss.parts import Part
+
+Kind = Literal["classes", "labels", "embedding"]
+
+_CLASSES = re.compile(r"logit|prob|score|class|cls|softmax|label|pred", re.IGNORECASE)
+_EMBEDDING = re.compile(r"embed|feature|hidden|pooler|encod|vector|represent", re.IGNORECASE)
+_SAME = frozenset({"Identity", "Cast", "Dropout", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"})
+_LINEAR = frozenset({"Gemm", "MatMul", "Add", "Conv", "MatMulNBits"})
+_NORMS = frozenset(
+    {"LpNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an output part is asked: the class along `axis`, its labels, or which other sample is nearest."""
+
+    part: Part
+    kind: Kind
+    axis: int = -1
+
+
+def questions(model: ir.Model, parts: Sequence[Part]) -> tuple[Question, ...]:
+    """What can be asked of a model's parts; nothing of those whose meaning is not known."""
+    values = {value.name or "": value for value in model.graph.outputs}
+    asked = [_question(values[part.output], part) for part in parts if part.output in values]
+    return tuple(question for question in asked if question is not None)
+
+
+def _question(value: ir.Value, part: Part) -> Question | None:
+    name, dtype, rank = value.name or "", value.dtype, len(value.shape or ())
+    if dtype is not None and dtype.is_integer():
+        return Question(part, "labels")
+    source, axis = _source(value)
+    kind = source.op_type if source is not None else ""
+    if kind in ("Softmax", "LogSoftmax") and source is not None:
+        return Question(part, "classes", axis if axis is not None else -1)
+    if _EMBEDDING.search(name) or kind in _NORMS or (kind == "Div" and _is_norm(source)):
+        return Question(part, "embedding") if rank == 2 and not part.ranges else None
+    if _CLASSES.search(name) and rank >= 2 and not part.ranges:
+        return Question(part, "classes", -1)
+    if rank == 2 and kind in _LINEAR and not part.ranges:
+        return Question(part, "classes", 1)
+    return None
+
+
+def _source(value: ir.Value) -> tuple[ir.Node | None, int | None]:
+    """The operator that makes an output's numbers, views of them passed by, and the axis it normalises over where
+    no view moved it."""
+    node, moved = value.producer(), False
+    while node is not None and node.op_type in _SAME and node.inputs and node.inputs[0] is not None:
+        moved = moved or node.op_type not in ("Identity", "Cast", "Dropout")
+        node = node.inputs[0].producer()
+    if node is None or moved:
+        return node, None
+    return node, node.attributes.get_int("axis", -1)
+
+
+def _is_norm(node: ir.Node | None) -> bool:
+    """Whether a division is by the length of what it divides."""
+    divisor = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
+    for _ in range(4):
+        made = divisor.producer() if divisor is not None else None
+        if made is None:
+            return False
+        if made.op_type in ("ReduceL2", "Sqrt"):
+            return True
+        divisor = made.inputs[0] if made.inputs else None
+    return False
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one part: the share of `number` answers that are the same as the dense model's."""
+
+    part: str
+    kind: Kind
+    share: float
+    number: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % by Wilson's score: wide where there are few answers."""
+        z, n, p = 1.96, max(self.number, 1), self.share
+        middle, width = p + z * z / (2 * n), z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+        scale = 1 + z * z / n
+        return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
+
+
+def agreement(
+    asked: Sequence[Question],
+    dense: Sequence[Mapping[str, np.ndarray]],
+    found: Sequence[Mapping[str, np.ndarray]],
+) -> tuple[Agreement, ...]:
+    """How often the answers are the dense model's, question by question; those without answers are left out."""
+    told = []
+    for question in asked:
+        same = _same(question, dense, found)
+        if same.size:
+            told.append(Agreement(question.part.name, question.kind, float(np.mean(same)), int(same.size)))
+    return tuple(told)
+
+
+def _same(
+    question: Question,
+    dense: Sequence[Mapping[str, np.ndarray]],
+    found: Sequence[Mapping[str, np.ndarray]],
+) -> np.ndarray:
+    name, of = question.part.output, question.part.of
+    pairs = [(a[name], b.get(name)) for a, b in zip(dense, found, strict=True)]
+    blocks = [(of(a), of(b)) for a, b in pairs if isinstance(b, np.ndarray) and a.shape == b.shape]
+    if not blocks:
+        return np.zeros(len(pairs), dtype=bool)
+    if question.kind == "labels":
+        return np.concatenate([(a == b).reshape(-1) for a, b in blocks])
+    if question.kind == "classes":
+        axis = question.axis
+        if min(a.ndim for a, _ in blocks) <= max(axis, 0) or any(a.shape[axis] < 2 for a, _ in blocks):
+            return np.zeros(0, dtype=bool)
+        return np.concatenate([(a.argmax(axis) == b.argmax(axis)).reshape(-1) for a, b in blocks])
+    ours, theirs = (np.concatenate([pair[side] for pair in blocks]) for side in (0, 1))
+    if len(ours) < 3:
+        return np.zeros(0, dtype=bool)
+    return np.asarray(_nearest(ours) == _nearest(theirs))
+
+
+def _nearest(rows: np.ndarray) -> np.ndarray:
+    """Of every row, the number of the other that is nearest by cosine."""
+    rows = rows.astype(np.float64)
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    likeness = unit @ unit.T
+    np.fill_diagonal(likeness, -np.inf)
+    return np.asarray(likeness.argmax(1))

@@ -1,0 +1,150 @@
+"""How far outputs are from the dense model's: squared error relative to variance, part by part, pooled over samples.
+
+    loss of a part = sum over samples and slots of (found - dense)^2 / sum of (dense - mean of its channel)^2
+
+Energies are pooled before they are divided, never decibels averaged: a few samples that are right to the last
+digit would hide those that are wrong. One is as bad as answering with the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sparsecc.loss.parts import Part, by_scale
+from sparsecc.runtime.numerics import decibels, is_float
+
+Outputs = Mapping[str, np.ndarray]
+
+CONSTANT = 1e-12
+"""Of a part's mean square: variance up to here is rounding, and the part is the same on all samples."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The relative squared error of every part. `constant` names parts that are the same on all samples: nothing is
+    known of what moves them, and their error is told relative to their own size."""
+
+    parts: Mapping[str, float]
+    constant: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """What steers: every part counts alike, however large its numbers are."""
+        return float(np.mean(list(self.parts.values()))) if self.parts else 0.0
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The part that lost most; ("", 0.0) where there is none."""
+        return max(self.parts.items(), key=lambda item: item[1], default=("", 0.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """{"quality_db", "worst": {"part", "quality_db"}, "parts": {name: dB}, "constant"}."""
+        name, loss = self.worst
+        facts: dict[str, Any] = {"quality_db": quality(self.mean)}
+        if name:
+            facts["worst"] = {"part": name, "quality_db": quality(loss)}
+        facts["parts"] = {part: quality(value) for part, value in self.parts.items()}
+        if self.constant:
+            facts["constant"] = list(self.constant)
+        return facts
+
+
+def quality(loss: float) -> float:
+    """A relative squared error in decibels: 0 is as bad as the mean, 20 a tenth of the standard deviation."""
+    return round(decibels(1.0, loss), 2)
+
+
+class Reference:
+    """The dense model's outputs, batch by batch, and the loss of others against them.
+
+    `parts` are those of the model's axes; each is cut further where its channels are of unlike scale.
+    """
+
+    def __init__(self, outputs: Sequence[Outputs], parts: Sequence[Part] = ()) -> None:
+        self.outputs = outputs
+        known = parts or [Part(name) for name in outputs[0]]
+        floats = [part for part in known if self._is_float(part)]
+        self.parts = tuple(piece for part in floats for piece in by_scale(part, outputs))
+
+    def _is_float(self, part: Part) -> bool:
+        first = self.outputs[0].get(part.output)
+        return isinstance(first, np.ndarray) and is_float(first) and first.size > 0
+
+    def _is_number(self, part: Part) -> bool:
+        """Whether the dense model gives any: nothing can be said of outputs that are all NaN."""
+        return any(bool(np.isfinite(part.of(batch[part.output])).any()) for batch in self.outputs)
+
+    def losses(self, found: Sequence[Outputs]) -> Losses:
+        """Of outputs for the same batches. Infinite where shapes or infinities differ, where a number became
+        none, and where nothing was one; NaN of the dense model are left out."""
+        told, constant = {}, []
+        for part in self.parts:
+            error, (variance, square) = self._error(part, found), self._energies[part]
+            if variance <= CONSTANT * square:
+                constant.append(part.name)
+                variance = square
+            told[part.name] = error / variance if variance else float("inf") if error else 0.0
+            if not self._is_number(part):
+                told[part.name] = float("inf")
+        return Losses(told, tuple(constant))
+
+    def loss(self, found: Sequence[Outputs]) -> float:
+        """The mean over parts: what allocators, rehearsals and choices of types minimise."""
+        return self.losses(found).mean
+
+    def _error(self, part: Part, found: Sequence[Outputs]) -> float:
+        total = 0.0
+        for ours, theirs in zip(self.outputs, found, strict=True):
+            dense, other = part.of(ours[part.output]), theirs.get(part.output)
+            if not isinstance(other, np.ndarray) or other.shape != ours[part.output].shape:
+                return float("inf")
+            block, finite = part.of(other), np.isfinite(dense)
+            with np.errstate(invalid="ignore", over="ignore"):
+                difference = np.subtract(block, dense, dtype=np.float64)
+            endless = np.isinf(dense)
+            if endless.any() and not np.array_equal(block[endless], dense[endless]):
+                return float("inf")
+            total += _energy(difference, finite)
+        return total if np.isfinite(total) else float("inf")
+
+    @cached_property
+    def _energies(self) -> dict[Part, tuple[float, float]]:
+        return {part: self._energy_of(part) for part in self.parts}
+
+    def _energy_of(self, part: Part) -> tuple[float, float]:
+        """(about the mean of each channel, about zero); channels of the part's last cut axis, else of axis 1."""
+        blocks = [part.of(np.asarray(batch[part.output])).astype(np.float64) for batch in self.outputs]
+        axis = part.ranges[-1][0] if part.ranges else 1
+        same = len({block.shape[1:] for block in blocks}) == 1 and blocks[0].ndim > axis
+        others = tuple(n for n in range(blocks[0].ndim) if n != axis) if same else None
+        mean = _over(blocks, np.sum, others) / np.maximum(_over(blocks, _count, others), 1)
+        square = variance = 0.0
+        for block in blocks:
+            finite = np.isfinite(block)
+            square += _energy(block, finite)
+            variance += _energy(block - (_spread(mean, block.ndim, axis) if same else mean), finite)
+        return variance, square
+
+
+def _energy(array: np.ndarray, where: np.ndarray) -> float:
+    """The sum of squares of the entries that were numbers in the dense model's output."""
+    chosen = array.reshape(-1) if where.all() else array[where]
+    return float(np.vdot(chosen, chosen))
+
+
+def _over(blocks: Sequence[np.ndarray], what: Callable[..., Any], axes: tuple[int, ...] | None) -> Any:
+    """A sum over blocks and axes, of finite entries."""
+    return sum(what(np.where(np.isfinite(block), block, 0.0), axis=axes) for block in blocks)
+
+
+def _count(block: np.ndarray, axis: tuple[int, ...] | None) -> Any:
+    return np.ones_like(block).sum(axis=axis)
+
+
+def _spread(mean: Any, rank: int, axis: int) -> np.ndarray:
+    return np.asarray(mean).reshape([-1 if n == axis else 1 for n in range(rank)])

@@ -1,0 +1,138 @@
+"""The parts that an output consists of: pieces of a Concat that makes it, and channels of unlike scale.
+
+Boxes in pixels beside scores in 0..1 are two answers in one tensor. Judged as one, the boxes' energy hides every
+error of the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+
+from sparsecc.axes.algebra import Axis, parts_of
+from sparsecc.axes.sizes import at, is_static
+from sparsecc.graph.analysis import Analysis
+
+PIECES = 16
+"""Parts of one output that are looked at apart; an axis of more pieces is left whole."""
+
+UNLIKE = 10.0
+"""Between the standard deviations of neighbouring channels: from here on they are of unlike scale."""
+
+WIDEST = 4096
+"""Channels of an axis that is looked at for unlike scales."""
+
+RUNS = 6
+"""Stretches of channels that an axis may fall into by scale: more is no layout of answers."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of one output: (axis, first slot, one past the last) for every axis that is cut."""
+
+    output: str
+    ranges: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As numpy would index it: 'out[:, 4:84]'."""
+        if not self.ranges:
+            return self.output
+        cut = {axis: f"{start}:{stop}" for axis, start, stop in self.ranges}
+        return f"{self.output}[{', '.join(cut.get(axis, ':') for axis in range(max(cut) + 1))}]"
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The part's block of its output, a view."""
+        index = [slice(None)] * array.ndim
+        for axis, start, stop in self.ranges:
+            index[axis] = slice(start, stop)
+        return array[tuple(index)]
+
+    def cut(self, axis: int, start: int, stop: int) -> Part:
+        """A block of this block: slots `start` to `stop` of what it has of `axis`."""
+        first = next((low for other, low, _ in self.ranges if other == axis), 0)
+        others = [known for known in self.ranges if known[0] != axis]
+        return Part(self.output, tuple(sorted([*others, (axis, first + start, first + stop)])))
+
+
+def parts_of_outputs(analysis: Analysis) -> tuple[Part, ...]:
+    """The parts of every output of a model, from its axes: where one is a concatenation, its pieces."""
+    found: list[Part] = []
+    for value in analysis.model.graph.outputs:
+        whole = Part(value.name or "")
+        axes = analysis.record.axes.get(value, [])
+        cuts = [list(_pieces(number, axis)) for number, axis in enumerate(axes)]
+        cuts = [pieces for pieces in cuts if len(pieces) > 1]
+        while cuts and np.prod([len(pieces) for pieces in cuts]) > PIECES:
+            cuts.remove(max(cuts, key=len))
+        found += [Part(whole.output, ranges) for ranges in product(*cuts)]
+    return tuple(found)
+
+
+def _pieces(number: int, axis: Axis) -> Iterator[tuple[int, int, int]]:
+    """The ranges of an axis's pieces; nothing where their sizes are not known."""
+    pieces = parts_of(axis)
+    if number == 0 or len(pieces) > PIECES or not all(is_static(piece.size) for piece in pieces):
+        return
+    start = 0
+    for piece in pieces:
+        stop = start + at(piece.size, 0)
+        yield (number, start, stop)
+        start = stop
+
+
+def by_scale(part: Part, outputs: Sequence[Mapping[str, np.ndarray]]) -> list[Part]:
+    """A part, cut where its channels are of unlike scale on these outputs; itself where they are not."""
+    blocks = [part.of(np.asarray(batch[part.output])) for batch in outputs]
+    shapes = {block.shape[1:] for block in blocks}
+    if len(shapes) != 1:
+        return [part]
+    best: list[tuple[int, int]] = []
+    chosen = 0
+    for axis in range(1, blocks[0].ndim):
+        if 2 <= blocks[0].shape[axis] <= WIDEST:
+            stretches = _stretches(_deviations(blocks, axis))
+            if len(stretches) > len(best):
+                best, chosen = stretches, axis
+    return [part.cut(chosen, *stretch) for stretch in best] if len(best) > 1 else [part]
+
+
+def _deviations(blocks: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The standard deviation of every channel of an axis over all else."""
+    others = tuple(other for other in range(blocks[0].ndim) if other != axis)
+    with np.errstate(all="ignore"):
+        count = sum(block.size // block.shape[axis] for block in blocks)
+        mean = sum(block.sum(axis=others, dtype=np.float64) for block in blocks) / max(count, 1)
+        shape = [-1 if other == axis else 1 for other in range(blocks[0].ndim)]
+        square = sum(
+            np.square(np.subtract(block, mean.reshape(shape), dtype=np.float64)).sum(axis=others)
+            for block in blocks
+        )
+    return np.asarray(np.sqrt(square / max(count, 1)))
+
+
+def _stretches(deviations: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges of neighbouring channels of like scale; one alone where all are alike or nothing orders them.
+
+    Classes are what the sorted scales fall into at gaps of UNLIKE; channels that never vary belong to their
+    neighbours' class.
+    """
+    whole = [(0, len(deviations))]
+    alive = deviations > 0
+    if not np.isfinite(deviations).all() or alive.sum() < 2:
+        return whole
+    scales = np.sort(deviations[alive])
+    gaps = scales[1:] / scales[:-1] >= UNLIKE
+    bounds = np.sqrt(scales[1:] * scales[:-1])[gaps]
+    if not len(bounds):
+        return whole
+    classes = np.searchsorted(bounds, deviations)
+    known = np.flatnonzero(alive)
+    nearest = np.minimum(np.searchsorted(known, np.arange(len(deviations))), len(known) - 1)
+    classes = np.where(alive, classes, classes[known[nearest]])
+    edges = [0, *(np.flatnonzero(np.diff(classes)) + 1), len(classes)]
+    stretches = [(int(a), int(b)) for a, b in pairwise(edges)]
+    return stretches if len(stretches) <= RUNS else whole

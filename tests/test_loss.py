@@ -1,0 +1,164 @@
+"""What is lost, part by part: parts are found, each is judged by its own variation, answers are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsecc.graph.analysis import analyse
+from sparsecc.loss.answers import agreement, questions
+from sparsecc.loss.measure import Reference, quality
+from sparsecc.loss.parts import Part, by_scale, parts_of_outputs
+from tests.repair_models import analysed, normal
+
+RNG_SEED = 3
+DETECTOR = """g (float[n,6] x) => (float[n,14] y) {
+    a = MatMul(x, wb) boxes = Mul(a, pixels) c = MatMul(x, ws) scores = Sigmoid(c)
+    y = Concat<axis=1>(boxes, scores) }"""
+LEVELS = """g (float[n,3,8] x) => (float[n,5,20] y) {
+    b = MatMul(x, big) s = MatMul(x, small)
+    joined = Concat<axis=2>(b, s) scaled = Mul(joined, two) t = Transpose<perm=[0,2,1]>(scaled)
+    u = MatMul(t, mix) y = Transpose<perm=[0,2,1]>(u) }"""
+
+
+def boxes_and_scores(number: int = 64) -> np.ndarray:
+    draw = np.random.default_rng(RNG_SEED)
+    return np.concatenate([200 * draw.random((number, 4)), 0.2 * draw.random((number, 10))], 1).astype(
+        np.float32
+    )
+
+
+def detector() -> dict[str, np.ndarray]:
+    return {"wb": normal(6, 4), "ws": normal(6, 10, seed=2), "pixels": np.array([200.0], np.float32)}
+
+
+def test_pieces_of_a_concat_are_parts() -> None:
+    parts = parts_of_outputs(analysed(DETECTOR, detector()))
+    assert [part.name for part in parts] == ["y[:, 0:4]", "y[:, 4:14]"]
+
+
+def test_pieces_are_found_through_views_and_scalings() -> None:
+    weights = {
+        "big": normal(8, 16), "small": normal(8, 4, seed=2), "two": np.array([2.0], np.float32),
+        "mix": normal(3, 5, seed=4),
+    }  # fmt: skip
+    names = [part.name for part in parts_of_outputs(analysed(LEVELS, weights))]
+    assert names == ["y[:, :, 0:16]", "y[:, :, 16:20]"]
+
+
+def test_channels_of_unlike_scale_are_parts_where_nothing_is_concatenated() -> None:
+    found = by_scale(Part("y"), [{"y": boxes_and_scores()}])
+    assert [part.ranges for part in found] == [((1, 0, 4),), ((1, 4, 14),)]
+
+
+def test_alike_or_scattered_channels_stay_whole() -> None:
+    draw = np.random.default_rng(RNG_SEED)
+    scattered = draw.random((64, 40)) * 10.0 ** draw.integers(-3, 1, 40)
+    assert by_scale(Part("y"), [{"y": draw.random((64, 14))}]) == [Part("y")]
+    assert by_scale(Part("y"), [{"y": scattered}]) == [Part("y")]
+
+
+def test_large_numbers_do_not_drown_small_ones() -> None:
+    dense = boxes_and_scores()
+    wrong = dense.copy()
+    wrong[:, 4:] = wrong[::-1, 4:]
+    losses = Reference([{"y": dense}]).losses([{"y": wrong}])
+    name, loss = losses.worst
+    assert name == "y[:, 4:14]"
+    assert loss == pytest.approx(2, rel=0.3)
+    assert losses.parts["y[:, 0:4]"] == 0
+    assert losses.mean == pytest.approx(losses.worst[1] / 2)
+
+
+def test_energy_is_pooled_over_batches() -> None:
+    """One batch of two is all wrong: 3 dB, where decibels averaged would tell 100."""
+    draw = np.random.default_rng(RNG_SEED)
+    one, two = draw.standard_normal((2, 500, 4))
+    losses = Reference([{"y": one}, {"y": two}]).losses([{"y": one}, {"y": np.zeros_like(two)}])
+    assert quality(losses.mean) == pytest.approx(3.0, abs=0.2)
+
+
+def test_an_offset_does_not_make_an_output_lossless() -> None:
+    dense = 1000 + np.random.default_rng(RNG_SEED).standard_normal((100, 3))
+    assert Reference([{"y": dense}]).loss([{"y": np.full_like(dense, 1000)}]) == pytest.approx(1, rel=0.05)
+
+
+def test_constant_parts_are_named_and_told_by_their_size() -> None:
+    dense = np.full((8, 3), 5.0)
+    losses = Reference([{"y": dense}]).losses([{"y": dense * 1.1}])
+    assert losses.constant == ("y",)
+    assert losses.worst[1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("dense", "found"),
+    [
+        ([[1.0, 2.0]], [[1.0, np.nan]]),
+        ([[np.nan, np.nan]], [[np.nan, np.nan]]),
+        ([[1.0, -np.inf]], [[1.0, -3.0]]),
+        ([[1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]]),
+    ],
+)
+def test_what_is_no_number_is_lost(dense: list[list[float]], found: list[list[float]]) -> None:
+    assert Reference([{"y": np.array(dense)}]).loss([{"y": np.array(found)}]) == np.inf
+
+
+def test_infinities_and_missing_numbers_of_the_dense_model_are_no_loss() -> None:
+    dense = np.array([[1.0, -np.inf], [3.0, np.nan]])
+    assert Reference([{"y": dense}]).loss([{"y": np.array([[1.0, -np.inf], [3.0, 7.0]])}]) == 0
+
+
+ASKED = {
+    "softmax over the last of three": (
+        "g (float[n,5,6] x) => (float[n,5,8] y) { a = MatMul(x, w) y = Softmax<axis=-1>(a) }", ["classes"]),
+    "log-softmax behind a view": (
+        "g (float[n,6] x) => (float[n,1,8] y) { a = MatMul(x, w) b = LogSoftmax<axis=1>(a) y = Unsqueeze(b, one) }",
+        ["classes"]),
+    "a last linear layer": ("g (float[n,6] x) => (float[n,8] y) { y = MatMul(x, w) }", ["classes"]),
+    "an embedding by its norm": (
+        "g (float[n,6] x) => (float[n,8] y) { a = MatMul(x, w) y = LpNormalization<axis=1>(a) }", ["embedding"]),
+    "an embedding by its name": ("g (float[n,6] x) => (float[n,8] embedding) { embedding = MatMul(x, w) }",
+                                 ["embedding"]),
+    "hidden states": ("g (float[n,5,6] x) => (float[n,5,8] last_hidden_state) { last_hidden_state = MatMul(x, w) }",
+                      []),
+    "labels": ("g (float[n,6] x) => (int64[n] y) { a = MatMul(x, w) y = ArgMax<axis=1,keepdims=0>(a) }", ["labels"]),
+    "a picture": ("g (float[n,3,4,6] x) => (float[n,3,4,8] y) { a = MatMul(x, w) y = Tanh(a) }", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ASKED))
+def test_what_an_output_is_asked(name: str) -> None:
+    text, wanted = ASKED[name]
+    weights = {"w": normal(6, 8), "one": np.array([1], np.int64)}
+    model = analysed(text, {key: array for key, array in weights.items() if key in text}).model
+    asked = questions(model, [Part(value.name or "") for value in model.graph.outputs])
+    assert [question.kind for question in asked] == wanted
+
+
+def test_agreement_along_a_class_axis_of_any_rank() -> None:
+    text, _ = ASKED["softmax over the last of three"]
+    model = analysed(text, {"w": normal(6, 8)}).model
+    asked = questions(model, [Part("y")])
+    dense = np.eye(8)[np.arange(30).reshape(6, 5) % 8]
+    other = dense.copy()
+    other[:3] = np.roll(other[:3], 1, axis=-1)
+    (told,) = agreement(asked, [{"y": dense}], [{"y": other}])
+    assert (told.share, told.number) == (0.5, 30)
+    low, high = told.interval
+    assert low < 0.4 < 0.6 < high
+
+
+def test_embeddings_agree_by_their_neighbours() -> None:
+    text, _ = ASKED["an embedding by its norm"]
+    asked = questions(analysed(text, {"w": normal(6, 8)}).model, [Part("y")])
+    dense = np.random.default_rng(RNG_SEED).standard_normal((40, 8))
+    (same,) = agreement(asked, [{"y": dense}], [{"y": 3 * dense}])
+    (lost,) = agreement(asked, [{"y": dense}], [{"y": dense[::-1]}])
+    assert same.share == 1
+    assert lost.share < 0.3
+
+
+def test_detectors_are_asked_by_part() -> None:
+    analysis = analyse(analysed(DETECTOR, detector()).model)
+    asked = questions(analysis.model, parts_of_outputs(analysis))
+    assert [question.part.name for question in asked] == []
