@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.rules import Trait, traits_of
 from sparsecc.shapes.infer import evaluated
-
-MOVES = frozenset(
-    {"Identity", "Slice", "Concat", "Split", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Gather"}
-)
-"""Operators that only move numbers: what they give is computed exactly by any runtime."""
 
 
 def fixed_array(value: ir.Value | None) -> np.ndarray | None:
@@ -23,16 +19,21 @@ def fixed_array(value: ir.Value | None) -> np.ndarray | None:
     constants: dict[ir.Value, np.ndarray] = {}
     pending = [value]
     while pending:
-        one = pending.pop()
-        producer = one.producer()
-        if one.const_value is not None and not one.is_graph_input():
-            constants[one] = one.const_value.numpy()
-        elif producer is None or producer.op_type not in MOVES or producer.domain:
+        operand = pending.pop()
+        producer = operand.producer()
+        if operand.const_value is not None and not operand.is_graph_input():
+            constants[operand] = operand.const_value.numpy()
+        elif producer is None or producer.domain or not _moves(producer):
             return None
         elif producer not in nodes:
             nodes.append(producer)
-            pending.extend(operand for operand in producer.inputs if operand is not None)
+            pending.extend(v for v in producer.inputs if v is not None)
     return _computed(value, nodes, constants)
+
+
+def _moves(node: ir.Node) -> bool:
+    """Whether any runtime computes the same of a node, to the bit. A Cast may round."""
+    return node.op_type == "Concat" or (node.op_type != "Cast" and bool(traits_of(node) & Trait.MOVES))
 
 
 def _computed(value: ir.Value, nodes: list[ir.Node], known: dict[ir.Value, np.ndarray]) -> np.ndarray | None:

@@ -34,6 +34,7 @@ from sparsecc.passes.quantize.spec import (
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.rules import Trait, traits_of
 from sparsecc.runtime.numerics import sqnr
 
 PER_CHANNEL_OPSET = 13
@@ -169,7 +170,5 @@ def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
 
 def already_quantized(model: ir.Model) -> Skip | None:
     """A reason to leave the model alone when it already holds integer operators."""
-    from sparsecc.passes.weights.linear_layers import INTEGER_OPS
-
-    count = sum(node.op_type in INTEGER_OPS for node in model.graph)
+    count = sum(Trait.INTEGER in traits_of(node) for node in model.graph)
     return Skip("model", f"already quantized ({count} integer operators): left as it is") if count else None

@@ -9,21 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.passes.base import Skip
+from sparsecc.rules import Trait, traits_of
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-INTEGER_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "MatMulInteger",
-        "ConvInteger",
-        "MatMulNBits",
-    }
-)
 
 
 @dataclass(eq=False)
@@ -147,7 +135,7 @@ def _why_not(node: ir.Node, types: Collection[ir.DataType]) -> str:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
         producer = None if weight is None else weight.producer()
-        if producer is not None and producer.op_type in INTEGER_OPS:
+        if producer is not None and traits_of(producer) & Trait.INTEGER:
             return "already quantized"
         source = producer.inputs[0] if producer is not None and producer.op_type == "Transpose" else None
         if source is not None and is_float_constant(source, types):

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, atoms_of
 from sparsecc.axes.sizes import Size, product
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.slot_indices import COUNTS
+from sparsecc.rules import Trait, traits_of
 from sparsecc.rules.select import STACKED
 
 Read = Callable[[str], np.ndarray]
@@ -116,9 +116,6 @@ class Gathered:
         )
 
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Mul", "FusedMatMul"})
-
-
 def gathered_mixtures(analysis: Analysis) -> list[Gathered]:
     """The mixtures whose experts are chosen by a TopK of the graph, in its order."""
     nodes = list(analysis.model.graph)
@@ -157,7 +154,7 @@ class _Flow:
 
     def _pass(self, node: ir.Node) -> None:
         """`weights` are picked ones, `made` what they made of the input, `gates` all else that was chosen."""
-        if node.op_type in COUNTS:
+        if traits_of(node) & Trait.COUNTS:
             return
         inputs = {v for v in node.inputs if v is not None}
         if self._picks(node):
@@ -182,7 +179,8 @@ class _Flow:
         """Whether picked weights meet an activation."""
         known = self.weights | self.analysis.record.constant
         picked = any(v in self.weights for v in node.inputs)
-        return node.op_type in _PRODUCTS and picked and any(v not in known for v in node.inputs if v)
+        is_product = node.op_type == "Mul" or bool(traits_of(node) & Trait.PRODUCT)
+        return is_product and picked and any(v not in known for v in node.inputs if v)
 
     def _note_inner(self, node: ir.Node) -> None:
         """Keep what picked weights sum over, if the experts made it."""

@@ -17,9 +17,10 @@ from sparsecc.cost.latency_table import LatencyTable
 from sparsecc.cost.model import CostModel, Term
 from sparsecc.cost.shape_class import ShapeClass
 from sparsecc.graph.analysis import Analysis
+from sparsecc.runtime.kernel_census import CONVOLUTION_KERNELS, PRODUCT_KERNELS
 from sparsecc.system.temp_folders import temporary_folder
 
-PRODUCTS = frozenset({"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul"})
+PRODUCTS = CONVOLUTION_KERNELS | PRODUCT_KERNELS
 """Kernels whose time comes from the table."""
 
 OVERHEAD = "(overhead)"
@@ -126,7 +127,7 @@ def _share(axes: tuple[Axis, ...], each: float) -> Callable[[Kept], float]:
 
 def place(analysis: Analysis, node: ir.Node) -> Placed | None:
     """The shape class of a convolution or matrix product; None for any other node."""
-    if node.op_type in ("Conv", "FusedConv"):
+    if node.op_type in CONVOLUTION_KERNELS:
         return _convolution(analysis, node)
     if node.op_type in ("MatMul", "Gemm"):
         return _product(analysis, node)

@@ -17,7 +17,8 @@ from sparsecc.criteria.obs import obs
 from sparsecc.graph.groups import Group
 
 ROUTING = frozenset({"MatMul", "Gemm", "Add"})
-"""Operators whose weights, where they have experts as slots, are the router's."""
+"""Operators whose weights, where they have experts as slots, are the router's: a linear layer as exporters write it.
+Experts of their own are multiplied by an Einsum or a stack."""
 
 
 def stun(group: Group, evidence: Evidence) -> np.ndarray:

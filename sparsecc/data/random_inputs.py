@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsecc.data.files import feeds_from
 from sparsecc.errors import InputError
+from sparsecc.rules import Trait, traits_of
 from sparsecc.shapes.dynamic_dims import DEFAULT_DIM, candidate_dims, dim_key, input_values, is_fixed
 
 __all__ = ["candidate_dims", "feeds_from", "input_values", "random_feeds"]
@@ -21,12 +22,9 @@ _MASK = re.compile(r"mask|valid|padding", re.IGNORECASE)
 _LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|seqlens?)($|[^a-z])", re.IGNORECASE)
 _SUM = re.compile(r"[\w.]+( *[+*] *[\w.]+)+")
 
-_CARRIERS = (
-    "Cast Unsqueeze Squeeze Reshape Identity Clip Transpose Flatten Slice Concat Expand Tile Pad Abs "
-    "Split Max Min CastLike"
-)
-_THROUGH = frozenset(_CARRIERS.split())
-"""Operators whose first inputs' values come out again."""
+_BOUNDED = frozenset({"Abs", "Clip", "Pad"})
+_JOINED = frozenset({"Concat", "Max", "Min"})
+"""Operators whose first input's numbers come out again, or all inputs', beside those that only move them."""
 
 _TABLE_INPUTS = {
     ("EmbedLayerNormalization", 0): 2,
@@ -224,8 +222,8 @@ def _followed(node: ir.Node, index: int, model: ir.Model) -> list[ir.Value]:
     function = model.functions.get(node.op_identifier())
     if function is not None:
         return [function.inputs[index]] if index < len(function.inputs) else []
-    carries = node.op_type in _THROUGH and (index == 0 or node.op_type in {"Concat", "Max", "Min"})
-    return list(node.outputs) if carries or (node.op_type == "Gather" and index == 0) else []
+    moves = bool(traits_of(node) & Trait.MOVES) or node.op_type in _BOUNDED
+    return list(node.outputs) if (moves and index == 0) or node.op_type in _JOINED else []
 
 
 def _rows(node: ir.Node, index: int) -> list[int]:

@@ -12,7 +12,7 @@ from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, re
 from sparsecc.axes.sizes import is_static, is_unknown
 from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
 from sparsecc.ir.subgraphs import bodies_of, has_body, reads
-from sparsecc.rules import reason_for_pin, rule_for
+from sparsecc.rules import reason_for_pin, rule_for, shapes_of, traits_of
 from sparsecc.rules.site import CannotFollowError, Record, Site
 from sparsecc.shapes.candidates import Dims
 from sparsecc.shapes.infer import Runs, Shapes, infer
@@ -56,7 +56,7 @@ def analyse(
     `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first.
     """
     with collector_paused():
-        return _analysed(model, infer(model, dims, runs, sample), prune_io)
+        return _analysed(model, infer(model, shapes_of, dims, runs, sample), prune_io)
 
 
 def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
@@ -128,7 +128,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
         pin_all(analysis, site, f"{site.title}: {reason}")
         record.unfollowed[node] = reason
     pin_unclaimed(analysis, site)
-    pass_on(site)
+    pass_on(site, traits_of(node))
     if node.inputs and not has_body(node) and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 

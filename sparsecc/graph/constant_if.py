@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from sparsecc.ir.subgraphs import bodies_of
+from sparsecc.rules import Trait, shapes_of, traits_of
 from sparsecc.shapes.candidates import Dims
 from sparsecc.shapes.infer import Shapes, infer
 
@@ -22,7 +23,7 @@ def take_known_branches(model: ir.Model, dims: Dims | None = None) -> int:
         candidates = [n for n in model.graph.all_nodes() if n.op_type == "If" and n.domain == ""]
         if not candidates:
             break
-        shapes = infer(model, dims)
+        shapes = infer(model, shapes_of, dims)
         known = [(n, shapes.array(n.inputs[0])) for n in candidates if _is_certain(n.inputs[0], shapes)]
         chosen = [(n, bool(array.all())) for n, array in known if array is not None and array.size == 1]
         for node, condition in chosen:
@@ -50,7 +51,7 @@ def _is_certain(value: ir.Value | None, shapes: Shapes) -> bool:
             continue
         if node.op_type not in _EXACT and any(v is not None and shapes.array(v) is None for v in node.inputs):
             return False
-        if node.op_type not in ("Shape", "Size"):
+        if not traits_of(node) & Trait.COUNTS:
             pending.extend(v for v in node.inputs if v not in seen)
             seen.update(node.inputs)
     return True

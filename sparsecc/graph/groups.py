@@ -14,6 +14,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
 from sparsecc.graph.slot_indices import least_left
+from sparsecc.rules import Trait, traits_of
 from sparsecc.system.gc_pause import collector_paused
 
 MIXING = frozenset({"mean", "max", "min", "layernorm", "rmsnorm", "instancenorm", "groupnorm"})
@@ -81,15 +82,12 @@ def find_groups(
                 nodes=tuple(dict.fromkeys(n.name or "" for n in nodes)),
                 pinned=pinned,
                 mixes=atom in mixing,
-                feeds_conv=any(n.op_type in _CONVOLUTIONS for n in nodes),
+                feeds_conv=any(traits_of(n) & Trait.CONVOLUTION for n in nodes),
                 params=_params(analysis, members),
                 least=least.get(atom, 1),
             )
         )
     return groups
-
-
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "QLinearConv", "NhwcConv", "ConvInteger"})
 
 
 def handles(kind: str, members: Sequence[Member]) -> list[str]:

@@ -21,6 +21,7 @@ from sparsecc.graph.groups import held
 from sparsecc.graph.kinds import KINDS
 from sparsecc.ir.dtypes import FLOATS
 from sparsecc.ir.subgraphs import has_body
+from sparsecc.rules import Trait, traits_of
 
 KIND = KINDS["layers"]
 
@@ -205,7 +206,7 @@ class _Finder:
             if top is start:
                 return True
             node = top.producer()
-            if node is None or self.place.get(node, -1) <= floor or node.op_type in ("Shape", "Size"):
+            if node is None or self.place.get(node, -1) <= floor or traits_of(node) & Trait.COUNTS:
                 continue
             if has_body(node):
                 return True

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
 from sparsecc.axes.sizes import is_static
 from sparsecc.graph.analysis import Analysis
-from sparsecc.rules import rule_for
+from sparsecc.rules import Trait, rule_for, traits_of
 from sparsecc.rules.edit import Edit, new_constant
 from sparsecc.system.gc_pause import collector_paused
 from sparsecc.system.memory import HELD
@@ -37,7 +37,7 @@ def remove(analysis: Analysis, keep: Keep) -> None:
             found.fix(edit)
     taken = {node.name for node in nodes}
     for node in nodes:
-        if node.op_type in ("Shape", "Size"):
+        if traits_of(node) & Trait.COUNTS:
             edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
             _keep_dense_sizes(edit, taken)
     _forget_shapes(analysis, _changed_io(analysis, keep))

@@ -7,35 +7,31 @@ in any other way pins it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Space, atoms_of, resolve
+from sparsecc.rules import Trait
 from sparsecc.rules.site import Record, Site
 
-MOVES = frozenset(
-    """Cast Expand Flatten Gather GatherElements GatherND Identity Reshape Slice Split Squeeze Tile Transpose
-    Unsqueeze""".split()
-)
-"""Operators whose results are elements of their first operand."""
 
-COUNTS = frozenset({"Shape", "Size"})
-"""Operators that read how many there are, not which."""
+def pass_on(site: Site, traits: Trait) -> None:
+    """Numbers, and weights picked by them, are what they were after being moved; other readers pin their axis.
 
-
-def pass_on(site: Site, moves: Collection[str] = MOVES) -> None:
-    """Numbers, and weights picked by them, are what they were after being moved; other readers pin their axis."""
+    `traits` are those of the node's operator.
+    """
+    moves = Trait.MOVES in traits
     record, node = site.record, site.node
     for operand, value in enumerate(node.inputs):
         axis = record.numbers.get(value) if value is not None else None
         if value is None or axis is None or operand in site.looked_up:
             continue
-        if operand == 0 and node.op_type in moves and node not in record.unfollowed:
+        if operand == 0 and moves and node not in record.unfollowed:
             record.numbers.update((output, axis) for output in node.outputs)
-        elif node.op_type not in COUNTS:
+        elif Trait.COUNTS not in traits:
             site.pin(axis, f"operand {operand} holds numbers of the slots, and is read as data: the slots")
-    if node.op_type in moves and node.inputs and node.inputs[0] in record.picked:
+    if moves and node.inputs and node.inputs[0] in record.picked:
         record.picked.update(node.outputs)
 
 

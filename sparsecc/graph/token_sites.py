@@ -18,7 +18,7 @@ from sparsecc.axes.algebra import Atom, Axis, atoms_of, parts_of
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.residual_blocks import Branch, find_blocks
 from sparsecc.ir.subgraphs import has_body
-from sparsecc.rules.elementwise import BROADCAST, UNARY
+from sparsecc.rules import Trait, traits_of
 
 DEPTH = 1 / 3
 """Behind so much of the attention layers tokens are left out."""
@@ -27,11 +27,11 @@ OLDEST = 13
 """The first opset whose operators say all that is needed: GatherND per image, Softmax over one axis."""
 
 ALIKE = frozenset(
-    f"""{UNARY} {BROADCAST} BiasGelu CastLike Clip Concat Dropout Expand FastGelu Flatten Gather Gemm
-    LayerNormalization MatMul QuickGelu RMSNormalization Reshape Shape SimplifiedLayerNormalization Size
-    SkipLayerNormalization Slice Softmax Split Squeeze Transpose Unsqueeze""".split()
+    """Concat Expand Flatten Gather Gemm LayerNormalization MatMul RMSNormalization Reshape Shape
+    SimplifiedLayerNormalization Size SkipLayerNormalization Slice Softmax Split Squeeze Transpose Unsqueeze""".split()
 )
-"""Operators that treat all slots of an axis alike, but for what their reductions and indices say."""
+"""Operators that treat all slots of an axis alike, but for what their reductions and indices say: these, and
+those that work slot by slot."""
 
 
 class CannotReduceError(Exception):
@@ -175,7 +175,7 @@ class _Behind:
         holding = [i for i in range(len(node.inputs)) if self._places(self._axes(node, i))]
         if not holding:
             return
-        if node.op_type not in ALIKE:
+        if node.op_type not in ALIKE and not traits_of(node) & Trait.SLOTWISE:
             raise CannotReduceError(node.name, f"{node.op_type} may not treat all tokens alike")
         for operand in holding:
             self._require_from_here(node, operand)

@@ -6,9 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.graph.analysis import Analysis
-
-MOVES = frozenset("Cast Expand Identity Reshape Slice Squeeze Transpose Unsqueeze".split())
-"""Operators whose results are elements of their first operand."""
+from sparsecc.rules import Trait, traits_of
 
 
 def idle_masks(analysis: Analysis) -> tuple[str, ...]:
@@ -47,7 +45,7 @@ def uniform(value: ir.Value | None) -> np.generic | None:
             if condition is None:
                 return None
             value = node.inputs[1 if condition else 2]
-        elif node.op_type in MOVES:
+        elif traits_of(node) & Trait.MOVES:
             value = node.inputs[0]
         else:
             return None

@@ -14,20 +14,12 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, Axis, atoms_of
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.subgraphs import bodies_of, has_body
+from sparsecc.rules import Trait, traits_of
 from sparsecc.rules.site import Reduction
 
 Use = tuple[ir.Node, int]
 Place = tuple[ir.Node, int]
 """A node with a body, and which of the body's inputs."""
-
-_PASS = frozenset(
-    """Identity Cast Reshape Transpose Flatten Squeeze Unsqueeze Expand Slice Split Gather Neg Abs Relu LeakyRelu
-    Tanh Gelu HardSwish Sqrt Sign Dropout Mish Erf Swish Elu Selu Celu MaxPool AveragePool GlobalAveragePool Tile
-    DepthToSpace SpaceToDepth Resize FastGelu QuickGelu ReduceSum ReduceMean GlobalMaxPool Pad""".split()
-)
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Mul", "Div", "FusedMatMul"})
-_SUMS = frozenset({"Add", "Sub", "Concat", "Sum"})
-_NORMS = frozenset({"BatchNormalization", "LayerNormalization", "RMSNormalization", "InstanceNormalization"})
 
 
 def zeroable(analysis: Analysis, lost: set[Atom]) -> tuple[dict[Use, set[int]], set[Atom]]:
@@ -45,9 +37,6 @@ def zeroable(analysis: Analysis, lost: set[Atom]) -> tuple[dict[Use, set[int]], 
     return zeroed, unclear
 
 
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-"""Operators of two products, with W and with R: a zero is needed in both."""
-
 Product = tuple[ir.Node, frozenset[Atom], int]
 
 
@@ -58,7 +47,8 @@ def _by_product(analysis: Analysis, lost: set[Atom]) -> dict[Product, list[Reduc
         axes = _operand_axes(analysis, reduction.node, reduction.operand)
         atoms = frozenset(a for p in reduction.positions for a in atoms_of(axes[p]) if a in lost)
         if atoms:
-            product = reduction.operand if reduction.node.op_type in _RECURRENT else 0
+            # a recurrent layer is two products, with W and with R: a zero is needed in both
+            product = reduction.operand if traits_of(reduction.node) & Trait.RECURRENT else 0
             found.setdefault((reduction.node, atoms, product), []).append(reduction)
     for reductions in found.values():
         reductions.sort(key=lambda r: r.node.inputs[r.operand] not in analysis.record.constant)
@@ -136,14 +126,15 @@ class _Finder:
         holding = [
             i for i in range(len(node.inputs)) if node.inputs[i] is not None and self._has(node, i, atoms)
         ]
-        if node.op_type in _PASS:
+        traits = traits_of(node)
+        if Trait.KEEPS_ZEROS in traits:
             return [(node, 0)] if holding else None
-        if node.op_type in _SUMS:
+        if Trait.ADDS in traits:
             return [(node, i) for i in holding] if len(holding) == len(node.inputs) else None
-        if node.op_type in _NORMS:
+        if Trait.NORMALISES in traits:
             affine: list[Use] = [(node, i) for i in (1, 2) if i in holding]
             return affine if affine and len(affine) == min(len(node.inputs) - 1, 2) else None
-        if node.op_type in _PRODUCTS:
+        if Trait.MULTIPLIES in traits:
             return self._factor(node, holding)
         return None
 
@@ -154,11 +145,7 @@ class _Finder:
             return None
         constant = [i for i in factors if node.inputs[i] in self.analysis.record.constant]
         chosen = [(node, (constant or factors)[0])]
-        if (
-            node.op_type in ("Gemm", "Conv", "ConvTranspose")
-            and len(node.inputs) > 2
-            and node.inputs[2] is not None
-        ):
+        if node.op_type != "Einsum" and len(node.inputs) > 2 and node.inputs[2] is not None:
             if 2 not in holding:
                 return None
             chosen.append((node, 2))

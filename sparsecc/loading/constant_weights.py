@@ -10,38 +10,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from sparsecc.ir.constants import add_constant
+from sparsecc.rules import Trait, traits_of, weights_of
 from sparsecc.shapes.infer import evaluated
 
-WEIGHTS: Mapping[str, tuple[int, ...]] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2, 3, 4),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-}
-"""Operators and which of their operands may be weights."""
 LARGEST = 1 << 16
 """Elements of what is moved or filled here; a Transpose of a weight, and what is computed of one, may have more."""
 MOST_NODES = 64
 """What computes one weight: more is no norm of a weight, and would take long where many share it."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_MOVES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FILLS = frozenset({"ConstantOfShape", "Expand"})
 _BROADCASTS = frozenset({"Add", "Clip", "Div", "LayerNormalization", "Max", "Min", "Mul", "Pow", "Sub"})
 _COMPUTES = _BROADCASTS | frozenset(
     """Abs BatchNormalization Exp LpNormalization MatMul Neg Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
     ReduceMin ReduceSum ReduceSumSquare Sigmoid Softplus Sqrt Tanh""".split()
 )
-_FOLLOWED = _MOVES | _FILLS | _COMPUTES | {"CastLike", "Shape"}
+_FOLLOWED = _FILLS | _COMPUTES | {"Concat", "Slice", "Shape"}
+"""What is computed here beside what only reshapes or reorders a constant: exporters write weights so, and `_fits`
+knows how large each result is."""
 
 
 def fix_weights(model: ir.Model) -> int:
@@ -85,7 +77,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _is_weight_of(node: ir.Node, operand: int) -> bool:
-    return not node.domain and operand in WEIGHTS.get(node.op_type, ())
+    return operand in weights_of(node)
 
 
 def _turn(graph: ir.Graph, node: ir.Node) -> None:
@@ -108,7 +100,7 @@ def _constants(graph: ir.Graph) -> dict[ir.Value, None]:
     """What nodes give that read constants alone."""
     found: dict[ir.Value, None] = {}
     for node in graph:
-        if node.domain or node.op_type not in _FOLLOWED:
+        if node.domain or not (node.op_type in _FOLLOWED or traits_of(node) & Trait.KEEPS_SIZE):
             continue
         if all(v in found or (v.is_initializer() and not v.is_graph_input()) for v in _read(node)):
             found.update(dict.fromkeys(node.outputs))

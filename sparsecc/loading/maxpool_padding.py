@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.ir.constants import add_constant
+from sparsecc.rules import Trait, traits_of
 
 _NEVER_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt"})
 """Behind these a zero is no more than what the padding of a MaxPool is."""
@@ -19,7 +20,6 @@ TINY = 2.0**-24
 """The smallest number of float16 that is not zero: it stays one when the types change later."""
 FAR = 256
 """How many nodes back it is looked for what a value is."""
-_SAME_NUMBER = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Squeeze"})
 
 
 def guard_zeros(model: ir.Model) -> list[str]:
@@ -60,7 +60,7 @@ def _is_zero(value: ir.Value) -> bool:
     """Whether a value is a constant zero, perhaps of another type first."""
     for _ in range(FAR):
         node = value.producer()
-        if node is None or node.op_type not in _SAME_NUMBER or node.inputs[0] is None:
+        if node is None or not traits_of(node) & Trait.MOVES or node.inputs[0] is None:
             break
         value = node.inputs[0]
     tensor = value.const_value

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecc.runtime.kernel_census import CONVOLUTION_KERNELS, PRODUCT_KERNELS
 from sparsecc.runtime.layer_times import shortest_kernels, traced_events
 from sparsecc.runtime.runner import Feeds, LayerTime
 from sparsecc.system.temp_folders import temporary_folder
@@ -17,8 +18,6 @@ from sparsecc.system.temp_folders import temporary_folder
 _SIDE = 768
 _ELEMENTS = 1 << 24
 _RUNS = 8
-_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
-_CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ def _work(facts: Mapping[str, Any]) -> Work:
 def _operations(op: str, inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> float:
     """Two for each multiply-accumulate; one for each element that any other operator writes."""
     written = float(math.prod(outputs[0])) if outputs else 0.0
-    if op in _CONVOLUTIONS and len(inputs) > 1:
+    if op in CONVOLUTION_KERNELS and len(inputs) > 1:
         return 2 * written * math.prod(inputs[1][1:])
-    if op in _PRODUCTS and inputs and inputs[0]:
+    if op in PRODUCT_KERNELS and inputs and inputs[0]:
         return 2 * written * inputs[0][-1]
     return written
 

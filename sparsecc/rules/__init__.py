@@ -16,6 +16,28 @@ from sparsecc.rules import (  # noqa: F401
     shape,
     simple,
 )
-from sparsecc.rules.table import PINNED, RULES, Rule, reason_for_pin, rule_for
+from sparsecc.rules.table import (
+    PINNED,
+    RULES,
+    Rule,
+    operators_with,
+    reason_for_pin,
+    rule_for,
+    shapes_of,
+    traits_of,
+    weights_of,
+)
+from sparsecc.rules.traits import Trait
 
-__all__ = ["PINNED", "RULES", "Rule", "reason_for_pin", "rule_for"]
+__all__ = [
+    "PINNED",
+    "RULES",
+    "Rule",
+    "Trait",
+    "operators_with",
+    "reason_for_pin",
+    "rule_for",
+    "shapes_of",
+    "traits_of",
+    "weights_of",
+]

@@ -15,10 +15,14 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import SAME, linear_attention_state, packed_attention
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import pinned, rule
+from sparsecc.rules.traits import Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
 
 MS = "com.microsoft"
+UNFOLLOWED = "a form of attention that is not followed"
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def keep_scale(edit: Edit, width: Axis) -> None:
         edit.node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(width.size))
 
 
-@rule("Attention", fix=mend_heads)
+@rule("Attention", fix=mend_heads, traits=Trait.COMPOSITE)
 def attention(site: Site) -> None:
     """Q, K, V of (batch, heads, length, width), or flat; a key head may serve several query heads."""
     query, key, value = (list(site.axes(i)) for i in range(3))
@@ -152,8 +156,14 @@ def unpacked(site: Site, axes: Sequence[Axis], heads: int) -> list[Axis]:
     return [axes[0], head, axes[1], width]
 
 
-@rule("LinearAttention", fix=mend_heads)
-@rule("LinearAttention", fix=mend_heads, domain=MS)
+@rule("LinearAttention", fix=mend_heads, traits=Trait.COMPOSITE)
+@rule(
+    "LinearAttention",
+    fix=mend_heads,
+    domain=MS,
+    traits=Trait.COMPOSITE,
+    shapes=OutputShapes(linear_attention_state),
+)
 def linear_attention(site: Site) -> None:
     """A recurrent state (width of K, width of V) per key head, read by a run of query heads."""
     count, groups = site.int_("q_num_heads"), site.int_("kv_num_heads")
@@ -176,13 +186,19 @@ def linear_attention(site: Site) -> None:
 
 
 pinned(
-    """DecoderMaskedSelfAttention DecoderAttention LongformerAttention PackedAttention PagedAttention
-    PackedMultiHeadAttention SparseAttention SparsePagedAttention SparseAttentionIndexer
-    PackedSparseAttentionIndexer DynamicSparseAttention QOrderedAttention QOrderedLongformerAttention
-    GemmaRotaryEmbedding MRotaryEmbedding
-    LinearAttentionGate GatedDeltaNet""",
-    "a form of attention that is not followed",
+    """DecoderAttention LongformerAttention PagedAttention PackedMultiHeadAttention SparseAttention
+    SparsePagedAttention SparseAttentionIndexer PackedSparseAttentionIndexer DynamicSparseAttention
+    MRotaryEmbedding LinearAttentionGate GatedDeltaNet""",
+    UNFOLLOWED,
     domain=MS,
 )
+pinned("DecoderMaskedSelfAttention PackedAttention", UNFOLLOWED, domain=MS, shapes=packed_attention(past=4))
+pinned(
+    "QOrderedAttention QOrderedLongformerAttention",
+    UNFOLLOWED,
+    domain=MS,
+    traits=Trait.COMPOSITE | Trait.INTEGER,
+)
+pinned("GemmaRotaryEmbedding", UNFOLLOWED, domain=MS, shapes=SAME)
 pinned("GatedRelativePositionBias RelativePositionBias", "a position bias that is not followed", domain=MS)
 pinned("FlexAttention", "its body is not followed", domain="ai.onnx.preview")

@@ -40,7 +40,7 @@ class Entry:
 def entries() -> list[Entry]:
     """All known operators, by domain and name; the default domain comes first."""
     found = [Entry(domain, name, FOLLOWED, rule.summary) for (domain, name), rule in RULES.items()]
-    found += [Entry(*key, PINS, reason) for key, reason in PINNED.items() if key not in RULES]
+    found += [Entry(*key, PINS, pin.reason) for key, pin in PINNED.items() if key not in RULES]
     return sorted(found, key=lambda e: (e.domain, e.operator))
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from sparsecc.axes.algebra import Axis
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import SAME
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, rule
+from sparsecc.rules.traits import Trait
 
 MS = "com.microsoft"
 
@@ -33,7 +35,7 @@ def mend_choice(edit: Edit) -> None:
         edit.set_attribute("k", edit.left(experts.experts))
 
 
-@rule("MoE", fix=mend_choice, domain=MS)
+@rule("MoE", fix=mend_choice, domain=MS, traits=Trait.COMPOSITE, shapes=SAME)
 def mixture(site: Site) -> None:
     """FC1 (experts, inner, hidden), FC2 (experts, hidden, inner): experts and inner width are two groups."""
     data, router, first, second = (site.axes(i) for i in (0, 1, 2, 4))
@@ -82,4 +84,10 @@ def _gate(site: Site, width: Axis, inner: Axis) -> Axis:
     return inner
 
 
-pinned("QMoE", "its experts are packed in blocks of 4-bit numbers", domain=MS)
+pinned(
+    "QMoE",
+    "its experts are packed in blocks of 4-bit numbers",
+    domain=MS,
+    traits=Trait.COMPOSITE | Trait.INTEGER,
+    shapes=SAME,
+)

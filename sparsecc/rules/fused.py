@@ -7,16 +7,28 @@ from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import fused_matmul, gemm, mend_group
 from sparsecc.rules.normalize import softmax
+from sparsecc.rules.output_shapes import (
+    BOOL,
+    FUSED_MATMUL,
+    PACKED,
+    SAME,
+    causal_conv_state,
+    halved,
+    nhwc_conv,
+    twice,
+)
 from sparsecc.rules.quantized import channels_back, channels_first, convolve
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import pinned, rule
+from sparsecc.rules.traits import Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
 
 MS = "com.microsoft"
 
-rule("FusedGemm", domain=MS)(gemm)
+rule("FusedGemm", domain=MS, traits=Trait.PRODUCT, shapes=OutputShapes(standard="Gemm"))(gemm)
 
 
-@rule("FusedMatMulActivation", domain=MS)
+@rule("FusedMatMulActivation", domain=MS, traits=Trait.PRODUCT, shapes=FUSED_MATMUL)
 def matmul_activation(site: Site) -> None:
     """A matrix product with optional transposes, then an activation slot by slot."""
     if site.string("activation").endswith("oftmax"):
@@ -24,8 +36,14 @@ def matmul_activation(site: Site) -> None:
     fused_matmul(site)
 
 
-@rule("NhwcConv NhwcFusedConv", fix=mend_group, domain=MS)
-def nhwc_conv(site: Site) -> None:
+@rule(
+    "NhwcConv NhwcFusedConv",
+    fix=mend_group,
+    domain=MS,
+    traits=Trait.CONVOLUTION,
+    shapes=OutputShapes(nhwc_conv),
+)
+def channels_last_conv(site: Site) -> None:
     """A convolution over (batch, *space, channels), with weights (out, in/group, *kernel)."""
     data = channels_first(site.axes(0), True)
     result = channels_back(convolve(site, data, site.axes(1), 2, operand=0, zero=None, last=True), True)
@@ -34,14 +52,14 @@ def nhwc_conv(site: Site) -> None:
     site.set(result)
 
 
-@rule("BiasSoftmax", domain=MS)
+@rule("BiasSoftmax", domain=MS, shapes=SAME)
 def bias_softmax(site: Site) -> None:
     """A bias, then a softmax: the normalised axis is pinned."""
     broadcast(site, [site.axes(0), site.axes(1)])
     softmax(site)
 
 
-@rule("BiasDropout", domain=MS)
+@rule("BiasDropout", domain=MS, traits=Trait.ADDS, shapes=OutputShapes(twice, own={1: BOOL}))
 def bias_dropout(site: Site) -> None:
     """Slot by slot over data, bias and an optional residual."""
     found = broadcast(site, [site.axes(i) for i in range(3) if site.has(i)])
@@ -49,7 +67,7 @@ def bias_dropout(site: Site) -> None:
         site.set(found, output)
 
 
-@rule("BiasSplitGelu", domain=MS)
+@rule("BiasSplitGelu", domain=MS, shapes=OutputShapes(halved))
 def bias_split_gelu(site: Site) -> None:
     """The first half of the last axis times the GELU of the second."""
     data = broadcast(site, [site.axes(0), site.axes(1)])
@@ -67,7 +85,8 @@ def mend_norm_groups(edit: Edit) -> None:
         edit.set_attribute("groups", edit.left(edit.memo))
 
 
-@rule("GroupNorm SkipGroupNorm", fix=mend_norm_groups, domain=MS)
+@rule("GroupNorm", fix=mend_norm_groups, domain=MS, shapes=SAME)
+@rule("SkipGroupNorm", fix=mend_norm_groups, domain=MS, shapes=OutputShapes(twice))
 def group_norm(site: Site) -> None:
     """Groups of channels are normalised over: whole groups are free, the inside of a group stays."""
     data = list(site.axes(0))
@@ -97,8 +116,8 @@ def _skip(site: Site, data: list[Axis], skip: list[Axis]) -> None:
     site.same(data[-1], skip[-1])
 
 
-@rule("CausalConvWithState")
-@rule("CausalConvWithState", domain=MS)
+@rule("CausalConvWithState", traits=Trait.CONVOLUTION)
+@rule("CausalConvWithState", domain=MS, traits=Trait.CONVOLUTION, shapes=OutputShapes(causal_conv_state))
 def causal_conv(site: Site) -> None:
     """A depthwise convolution over time with its last inputs as state: channel by channel."""
     if site.int_("channels_last") or site.int_("ndim", 1) != 1:
@@ -120,12 +139,21 @@ def causal_conv(site: Site) -> None:
     site.multiplies(*data, weight[2])
 
 
-@rule("ScaledSiLU", domain=MS)
+@rule("ScaledSiLU", domain=MS, traits=Trait.SLOTWISE | Trait.KEEPS_ZEROS, shapes=SAME)
 def scaled_silu(site: Site) -> None:
     """Every slot by itself."""
     site.set(site.axes(0))
 
 
-pinned("Inverse", "an inverse mixes rows and columns", domain=MS)
-pinned("GatherBlockQuantized MatMulBnb4 MatMulFpQ4", "its weights are packed in blocks", domain=MS)
+pinned("Inverse", "an inverse mixes rows and columns", domain=MS, shapes=SAME)
+pinned(
+    "MatMulBnb4 MatMulFpQ4",
+    "its weights are packed in blocks",
+    domain=MS,
+    traits=Trait.INTEGER | Trait.PRODUCT,
+    shapes=PACKED,
+)
+pinned("GatherBlockQuantized", "its weights are packed in blocks", domain=MS, traits=Trait.INTEGER)
+for _name in ("Pad", "Unique", "Range"):
+    pinned(_name, "older than the standard's own", domain=MS, shapes=OutputShapes(standard=_name))
 pinned("BeamSearch GreedySearch Sampling WhisperBeamSearch", "its decoder is not followed", domain=MS)

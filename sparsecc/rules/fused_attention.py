@@ -18,9 +18,12 @@ from sparsecc.rules.attention import (
     unpacked,
 )
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import grouped_attention, packed_attention, split_attention
 from sparsecc.rules.rotary import rotate
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
+from sparsecc.rules.traits import Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
 
 
 def mend_fused(edit: Edit) -> None:
@@ -32,13 +35,19 @@ def mend_fused(edit: Edit) -> None:
         edit.set_attribute("qkv_hidden_sizes", sizes)
 
 
-@rule("Attention", fix=mend_fused, domain=MS)
+@rule("Attention", fix=mend_fused, domain=MS, traits=Trait.COMPOSITE, shapes=packed_attention(past=4))
 def fused_attention(site: Site) -> None:
     """Input times weights (in, q+k+v), then attention."""
     _self_attention(site, past=4, bias_operand=5)
 
 
-@rule("QAttention", fix=mend_heads, domain=MS)
+@rule(
+    "QAttention",
+    fix=mend_heads,
+    domain=MS,
+    traits=Trait.COMPOSITE | Trait.INTEGER,
+    shapes=packed_attention(past=8, dtype=3),
+)
 def quantized_attention(site: Site) -> None:
     """Quantized input times weights (in, q+k+v), then attention in float."""
     heads = _self_attention(site, past=8, bias_operand=-1, zero=6)
@@ -95,13 +104,19 @@ def _joint_cache(site: Site, operand: int, batch: Axis, heads: Heads) -> None:
     site.same(own[4], heads.width)
 
 
-@rule("MultiHeadAttention", fix=mend_heads, domain=MS)
+@rule("MultiHeadAttention", fix=mend_heads, domain=MS, traits=Trait.COMPOSITE, shapes=split_attention(past=6))
 def multi_head_attention(site: Site) -> None:
     """Q, K, V apart or packed, with an optional bias (q+k+v) and caches."""
     _multi_head(site, bias=3, mask=5, past=6)
 
 
-@rule("DecoderMaskedMultiHeadAttention", fix=mend_heads, domain=MS)
+@rule(
+    "DecoderMaskedMultiHeadAttention",
+    fix=mend_heads,
+    domain=MS,
+    traits=Trait.COMPOSITE,
+    shapes=split_attention(past=5),
+)
 def decoder_attention(site: Site) -> None:
     """One step of a decoder: Q, K, V with an optional bias (q+k+v) and caches."""
     if site.int_("past_present_share_buffer"):
@@ -152,7 +167,13 @@ def _unfolded(site: Site, count: int) -> tuple[list[Axis], list[Axis], list[Axis
     return first, unpacked(site, key, count), unpacked(site, list(site.axes(2)), count)
 
 
-@rule("GroupQueryAttention", fix=mend_heads, domain=MS)
+@rule(
+    "GroupQueryAttention",
+    fix=mend_heads,
+    domain=MS,
+    traits=Trait.COMPOSITE,
+    shapes=OutputShapes(grouped_attention),
+)
 def group_query_attention(site: Site) -> None:
     """Query heads in runs that share a key head; the rotation couples slots in pairs."""
     count, groups = site.int_("num_heads"), site.int_("kv_num_heads")

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from sparsecc.axes.algebra import Axis, mul
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import FUSED_MATMUL
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
+from sparsecc.rules.traits import Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
+
+MS = "com.microsoft"
 
 
 def mend_group(edit: Edit) -> None:
@@ -26,8 +31,8 @@ def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
     return found
 
 
-@rule("Conv", fix=mend_group)
-@rule("FusedConv", fix=mend_group, domain="com.microsoft")
+@rule("Conv", fix=mend_group, traits=Trait.CONVOLUTION | Trait.MULTIPLIES, weights=(1, 2))
+@rule("FusedConv", fix=mend_group, domain=MS, traits=Trait.CONVOLUTION, shapes=OutputShapes(standard="Conv"))
 def conv(site: Site) -> None:
     """Weights (out, in/group, *kernel): input channels are summed; whole groups or equal offsets go together."""
     data, weight = site.axes(0), site.axes(1)
@@ -58,7 +63,7 @@ def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> 
     return weight[0]
 
 
-@rule("ConvTranspose", fix=mend_group)
+@rule("ConvTranspose", fix=mend_group, traits=Trait.CONVOLUTION | Trait.MULTIPLIES, weights=(1, 2))
 def conv_transpose(site: Site) -> None:
     """Weights (in, out/group, *kernel): input channels are summed; groups go as in Conv."""
     data, weight = site.axes(0), site.axes(1)
@@ -83,14 +88,14 @@ def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -
     return mul((group, weight[1]))
 
 
-@rule("MatMul")
+@rule("MatMul", traits=Trait.PRODUCT | Trait.MULTIPLIES, weights=(0, 1))
 def matmul(site: Site) -> None:
     """(..., m, k) by (..., k, n): k is summed. Between two activations the batch axes are heads."""
     a, b = list(site.axes(0)), list(site.axes(1))
     matrix_product(site, a, b)
 
 
-@rule("FusedMatMul TransposeMatMul", domain="com.microsoft")
+@rule("FusedMatMul TransposeMatMul", domain=MS, traits=Trait.PRODUCT | Trait.MULTIPLIES, shapes=FUSED_MATMUL)
 def fused_matmul(site: Site) -> None:
     """A matrix product after optional transposes of its last two axes, or of the first behind the batch."""
     orders = [_order(site, operand, side) for operand, side in enumerate("AB")]
@@ -126,7 +131,7 @@ def matrix_product(site: Site, a: list[Axis], b: list[Axis], summed: tuple[int, 
     site.multiplies(*batch, *m, k_a, *n)
 
 
-@rule("Gemm")
+@rule("Gemm", traits=Trait.PRODUCT | Trait.MULTIPLIES, weights=(1, 2))
 def gemm(site: Site) -> None:
     """A (m, k) by B (k, n), either transposed, plus C."""
     a, b = site.axes(0), site.axes(1)
@@ -143,7 +148,7 @@ def gemm(site: Site) -> None:
     site.multiplies(m, k, n)
 
 
-@rule("Einsum")
+@rule("Einsum", traits=Trait.PRODUCT | Trait.MULTIPLIES)
 def einsum(site: Site) -> None:
     """The equation is an attribute."""
     follow_equation(site, site.string("equation"))

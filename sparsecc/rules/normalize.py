@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from sparsecc.axes.algebra import Atom, Axis
 from sparsecc.axes.sizes import Size, quotient
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import SAME, embed_norm, rms_norm, skip_norm
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
-from sparsecc.rules.table import rule
+from sparsecc.rules.table import pinned, rule
+from sparsecc.rules.traits import Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
+
+MS = "com.microsoft"
 
 
-@rule("BatchNormalization")
+@rule("BatchNormalization", traits=Trait.NORMALISES, weights=(1, 2, 3, 4))
 def batch_normalization(site: Site) -> None:
     """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over."""
     data = site.axes(0)
@@ -28,7 +33,7 @@ def batch_normalization(site: Site) -> None:
         site.set([channel], output)
 
 
-@rule("InstanceNormalization")
+@rule("InstanceNormalization", traits=Trait.NORMALISES, weights=(1, 2))
 def instance_normalization(site: Site) -> None:
     """Channel by channel; what lies behind axis 1 is normalised over."""
     data = site.axes(0)
@@ -38,9 +43,9 @@ def instance_normalization(site: Site) -> None:
     site.set(data)
 
 
-@rule("LayerNormalization")
-@rule("SimplifiedLayerNormalization")
-@rule("RMSNormalization")
+@rule("LayerNormalization", traits=Trait.NORMALISES, weights=(1, 2))
+@rule("SimplifiedLayerNormalization", traits=Trait.NORMALISES, weights=(1,), shapes=OutputShapes(rms_norm))
+@rule("RMSNormalization", traits=Trait.NORMALISES, weights=(1,))
 def layer_normalization(site: Site) -> None:
     """The axes from `axis` on are normalised over; scale and bias follow them."""
     data, axis = site.axes(0), site.axis(default=-1)
@@ -56,7 +61,7 @@ def layer_normalization(site: Site) -> None:
         site.set([*data[:axis], *(Atom(1) for _ in data[axis:])], output)
 
 
-@rule("SkipLayerNormalization SkipSimplifiedLayerNormalization", domain="com.microsoft")
+@rule("SkipLayerNormalization SkipSimplifiedLayerNormalization", domain=MS, shapes=OutputShapes(skip_norm))
 def skip_normalization(site: Site) -> None:
     """The sum of data, skip and bias is normalised over its last axis; scales and biases follow it."""
     data = broadcast(site, [site.axes(i) for i in range(len(site.node.inputs)) if site.has(i)])
@@ -68,7 +73,7 @@ def skip_normalization(site: Site) -> None:
             site.set(data if output == 3 else [*data[:-1], Atom(1)], output)
 
 
-@rule("EmbedLayerNormalization", domain="com.microsoft")
+@rule("EmbedLayerNormalization", domain=MS, shapes=embed_norm(dtype=2))
 def embed_normalization(site: Site) -> None:
     """Embeddings are summed and normalised over their width, which is one axis; rows are pinned."""
     ids, width = site.axes(0), site.axes(2)[1]
@@ -87,13 +92,22 @@ def embed_normalization(site: Site) -> None:
         site.set([site.fixed(size, "the mask") for size in site.out_shape(1)], 1)
 
 
+pinned(
+    "QEmbedLayerNormalization",
+    "its embeddings are quantized together",
+    domain=MS,
+    traits=Trait.INTEGER,
+    shapes=embed_norm(dtype=8),
+)
+
+
 def mend_groups(edit: Edit) -> None:
     """`num_groups` becomes the number of groups left."""
     if edit.memo is not None and edit.changed(edit.memo):
         edit.set_attribute("num_groups", edit.left(edit.memo))
 
 
-@rule("GroupNormalization", fix=mend_groups)
+@rule("GroupNormalization", fix=mend_groups, weights=(1, 2), shapes=SAME)
 def group_normalization(site: Site) -> None:
     """Channels are groups of equal width, normalised over within each group and over space."""
     data, groups = site.axes(0), site.int_("num_groups", 1)
@@ -115,8 +129,9 @@ _KIND = {
 }  # fmt: skip
 
 
-@rule("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin")
-@rule("ReduceProd ReduceLogSum ReduceLogSumExp")
+@rule("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean ReduceMax ReduceMin", traits=Trait.KEEPS_ZEROS)
+@rule("ReduceProd", traits=Trait.KEEPS_ZEROS)
+@rule("ReduceLogSum ReduceLogSumExp")
 def reduce(site: Site) -> None:
     """The reduced axes vanish; the others pass."""
     data = site.axes(0)
@@ -178,7 +193,8 @@ def softmax(site: Site) -> None:
     site.set(data)
 
 
-@rule("CumSum CumProd")
+@rule("CumSum", traits=Trait.KEEPS_ZEROS)
+@rule("CumProd")
 def cumulative(site: Site) -> None:
     """Slots are accumulated in order: the axis is pinned."""
     data = site.axes(0)
@@ -203,7 +219,7 @@ def lrn(site: Site) -> None:
     site.set(data)
 
 
-@rule("MeanVarianceNormalization")
+@rule("MeanVarianceNormalization", shapes=SAME)
 def mean_variance(site: Site) -> None:
     """The normalised axes are pinned."""
     data = site.axes(0)
@@ -211,7 +227,7 @@ def mean_variance(site: Site) -> None:
     site.set(data)
 
 
-@rule("MaxPool AveragePool LpPool")
+@rule("MaxPool AveragePool LpPool", traits=Trait.KEEPS_ZEROS)
 def pool(site: Site) -> None:
     """Windows over space; batch and channels pass."""
     data = site.axes(0)
@@ -222,7 +238,7 @@ def pool(site: Site) -> None:
         site.set([*data[:2], *_fixed(site, site.out_shape(output)[2:])], output)
 
 
-@rule("MaxUnpool")
+@rule("MaxUnpool", traits=Trait.KEEPS_ZEROS)
 def unpool(site: Site) -> None:
     """Back to where a MaxPool found its maxima: batch and channels pass, space is laid out anew."""
     data, indices = site.axes(0), site.axes(1)
@@ -235,7 +251,7 @@ def unpool(site: Site) -> None:
     site.set([*data[:2], *_fixed(site, site.out_shape()[2:])])
 
 
-@rule("GlobalAveragePool GlobalMaxPool GlobalLpPool")
+@rule("GlobalAveragePool GlobalMaxPool GlobalLpPool", traits=Trait.KEEPS_ZEROS)
 def global_pool(site: Site) -> None:
     """All of space becomes one slot; batch and channels pass."""
     data = site.axes(0)

@@ -8,10 +8,26 @@ from sparsecc.axes.algebra import Atom, Axis, cat
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import mend_group
+from sparsecc.rules.output_shapes import (
+    PACKED,
+    QUANTIZED,
+    SAME,
+    pooled,
+    product,
+    q_concat,
+    q_conv,
+    q_gemm_shape,
+    q_mean,
+    q_where,
+    same,
+)
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
-from sparsecc.rules.table import Follow, rule
+from sparsecc.rules.table import Follow, pinned, rule
+from sparsecc.rules.traits import ROUNDED, Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
 
 MS = "com.microsoft"
+INTEGER_PRODUCT = Trait.INTEGER | Trait.PRODUCT
 
 
 def per_slot(site: Site, axis: Axis, *operands: int) -> None:
@@ -23,8 +39,10 @@ def per_slot(site: Site, axis: Axis, *operands: int) -> None:
                     site.space.unify(axis, own)
 
 
-@rule("QuantizeLinear DequantizeLinear")
-@rule("QuantizeLinear DequantizeLinear", domain=MS)
+@rule("QuantizeLinear", traits=ROUNDED)
+@rule("DequantizeLinear", traits=Trait.INTEGER)
+@rule("QuantizeLinear", domain=MS, traits=ROUNDED, shapes=QUANTIZED)
+@rule("DequantizeLinear", domain=MS, traits=Trait.INTEGER, shapes=OutputShapes(same, dtype=1))
 def quantize(site: Site) -> None:
     """Slot by slot; scales per tensor, per slot of one axis, or per block of it."""
     data = site.axes(0)
@@ -55,7 +73,7 @@ def _blocked(site: Site, data: Sequence[Axis], scale: Sequence[Axis]) -> None:
         site.pin(found[1], "the inside of a block")
 
 
-@rule("DynamicQuantizeLinear")
+@rule("DynamicQuantizeLinear", traits=ROUNDED)
 def dynamic_quantize(site: Site) -> None:
     """Slot by slot. The one scale spans all values and zero, so removed slots count as zeros."""
     data = site.axes(0)
@@ -108,8 +126,10 @@ def channels_back(axes: Sequence[Axis], last: bool) -> list[Axis]:
     return [axes[0], *axes[2:], axes[1]] if last else list(axes)
 
 
-@rule("QLinearConv", fix=mend_group)
-@rule("QLinearConv", fix=mend_group, domain=MS)
+@rule("QLinearConv", fix=mend_group, traits=ROUNDED | Trait.CONVOLUTION)
+@rule(
+    "QLinearConv", fix=mend_group, domain=MS, traits=ROUNDED | Trait.CONVOLUTION, shapes=OutputShapes(q_conv)
+)
 def qlinear_conv(site: Site) -> None:
     """A convolution; the weights' scales and zero points are per tensor or per output channel."""
     last = bool(site.int_("channels_last"))
@@ -120,7 +140,7 @@ def qlinear_conv(site: Site) -> None:
     site.set(channels_back(result, last))
 
 
-@rule("ConvInteger", fix=mend_group)
+@rule("ConvInteger", fix=mend_group, traits=Trait.INTEGER | Trait.CONVOLUTION)
 def conv_integer(site: Site) -> None:
     """A convolution of integers; the weights' zero points are per tensor or per output channel."""
     weight = site.axes(1)
@@ -157,31 +177,31 @@ def _along(site: Site, axes: Sequence[Axis], operand: int, trailing: int) -> Non
         site.same(a, b)
 
 
-@rule("MatMulInteger")
+@rule("MatMulInteger", traits=INTEGER_PRODUCT)
 def matmul_integer(site: Site) -> None:
     """(…, m, k) by (…, k, n) in integers; zero points per tensor, row or column."""
     integer_product(site, 1, rows=[2], zero=2, columns=[3])
 
 
-@rule("QLinearMatMul")
+@rule("QLinearMatMul", traits=ROUNDED | Trait.PRODUCT)
 def qlinear_matmul(site: Site) -> None:
     """(…, m, k) by (…, k, n); scales and zero points per tensor, row or column."""
     integer_product(site, 3, rows=[1, 2], zero=2, columns=[4, 5])
 
 
-@rule("MatMulIntegerToFloat", domain=MS)
+@rule("MatMulIntegerToFloat", domain=MS, traits=INTEGER_PRODUCT, shapes=OutputShapes(product, dtype=2))
 def matmul_integer_to_float(site: Site) -> None:
     """(…, m, k) by (…, k, n) in integers, scaled to float, plus a bias."""
     integer_product(site, 1, rows=[], zero=4, columns=[3, 5, 6])
 
 
-@rule("DynamicQuantizeMatMul", domain=MS)
+@rule("DynamicQuantizeMatMul", domain=MS, traits=ROUNDED | Trait.PRODUCT, shapes=OutputShapes(product))
 def dynamic_quantize_matmul(site: Site) -> None:
     """(…, m, k) by (k, n); the float operand is quantized on the way with zero in its range."""
     integer_product(site, 1, rows=[], zero=-1, columns=[2, 3, 4])
 
 
-@rule("QGemm", domain=MS)
+@rule("QGemm", domain=MS, traits=ROUNDED | Trait.PRODUCT, shapes=OutputShapes(q_gemm_shape, dtype=8))
 def q_gemm(site: Site) -> None:
     """A (m, k) by B (k, n), either transposed, plus C."""
     a, b = site.axes(0), site.axes(3)
@@ -197,25 +217,26 @@ def q_gemm(site: Site) -> None:
     site.multiplies(m, k, n)
 
 
-@rule("QLinearAdd QLinearMul", domain=MS)
+@rule("QLinearAdd", domain=MS, traits=ROUNDED, shapes=OutputShapes(standard="Add", operands=(0, 3)))
+@rule("QLinearMul", domain=MS, traits=ROUNDED, shapes=OutputShapes(standard="Mul", operands=(0, 3)))
 def qlinear_broadcast(site: Site) -> None:
     """Slot by slot over two quantized operands."""
     site.set(broadcast(site, [site.axes(0), site.axes(3)]))
 
 
-@rule("QLinearWhere", domain=MS)
+@rule("QLinearWhere", domain=MS, traits=ROUNDED, shapes=OutputShapes(q_where, dtype=1))
 def qlinear_where(site: Site) -> None:
     """Slot by slot over the condition and two quantized operands."""
     site.set(broadcast(site, [site.axes(0), site.axes(1), site.axes(4)]))
 
 
-@rule("QLinearLeakyRelu QLinearSigmoid", domain=MS)
+@rule("QLinearLeakyRelu QLinearSigmoid", domain=MS, traits=ROUNDED, shapes=SAME)
 def qlinear_unary(site: Site) -> None:
     """Every slot by itself."""
     site.set(site.axes(0))
 
 
-@rule("QLinearSoftmax", domain=MS)
+@rule("QLinearSoftmax", domain=MS, traits=ROUNDED, shapes=SAME)
 def qlinear_softmax(site: Site) -> None:
     """The normalised axes are pinned: each slot's share depends on all others."""
     data = site.axes(0)
@@ -225,7 +246,7 @@ def qlinear_softmax(site: Site) -> None:
     site.set(data)
 
 
-@rule("QLinearConcat", domain=MS)
+@rule("QLinearConcat", domain=MS, traits=ROUNDED, shapes=OutputShapes(q_concat, dtype=2))
 def qlinear_concat(site: Site) -> None:
     """Side by side along one axis; operands come as (tensor, scale, zero point)."""
     operands = [site.axes(i) for i in range(2, len(site.node.inputs), 3)]
@@ -239,7 +260,7 @@ def qlinear_concat(site: Site) -> None:
     site.set(result)
 
 
-@rule("QLinearGlobalAveragePool", domain=MS)
+@rule("QLinearGlobalAveragePool", domain=MS, traits=ROUNDED, shapes=pooled("GlobalAveragePool"))
 def qlinear_global_pool(site: Site) -> None:
     """All of space becomes one slot; batch and channels pass."""
     last = bool(site.int_("channels_last"))
@@ -260,11 +281,13 @@ def _pool(last: Callable[[Site], bool]) -> Follow:
     return follow
 
 
-rule("QLinearAveragePool", domain=MS)(_pool(lambda site: bool(site.int_("channels_last"))))
-rule("NhwcMaxPool", domain=MS)(_pool(lambda site: True))
+rule("QLinearAveragePool", domain=MS, traits=ROUNDED, shapes=pooled("AveragePool"))(
+    _pool(lambda site: bool(site.int_("channels_last")))
+)
+rule("NhwcMaxPool", domain=MS, shapes=pooled("MaxPool", nhwc=True))(_pool(lambda site: True))
 
 
-@rule("QLinearReduceMean", domain=MS)
+@rule("QLinearReduceMean", domain=MS, traits=ROUNDED, shapes=OutputShapes(q_mean))
 def qlinear_mean(site: Site) -> None:
     """The averaged axes are pinned: the result is rounded to a scale chosen for all of them."""
     data = site.axes(0)
@@ -282,7 +305,7 @@ def mend_packed(edit: Edit) -> None:
             edit.set_attribute(name, edit.left(axis))
 
 
-@rule("MatMulNBits", fix=mend_packed, domain=MS)
+@rule("MatMulNBits", fix=mend_packed, domain=MS, traits=INTEGER_PRODUCT, shapes=PACKED)
 def matmul_packed(site: Site) -> None:
     """Weights (N, blocks of K, bytes): rows are free, of the summed axis whole blocks may go."""
     data, weight = site.axes(0), site.axes(1)
@@ -330,3 +353,6 @@ def _per_block(site: Site, operand: int, rows: Axis, blocks: Axis, packed: bool)
         site.pin(pieces[1], "packed zero points")
     else:
         site.same(blocks, pieces[1])
+
+
+pinned("QOrderedMatMul", "its numbers lie in an order of their own", domain=MS, traits=INTEGER_PRODUCT)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from sparsecc.axes.algebra import Axis
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import q_lstm
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, rule
+from sparsecc.rules.traits import ROUNDED, Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
+
+MS = "com.microsoft"
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _STATES = {5: "initial_h", 6: "initial_c"}
@@ -21,7 +26,7 @@ def mend_hidden_size(edit: Edit) -> None:
         edit.set_attribute("hidden_size", edit.left(edit.memo))
 
 
-@rule("LSTM GRU RNN", fix=mend_hidden_size)
+@rule("LSTM GRU RNN", fix=mend_hidden_size, traits=Trait.RECURRENT)
 def recurrent(site: Site) -> None:
     """W (dirs, gates*hidden, in), R (dirs, gates*hidden, hidden): units are one group, directions stay."""
     gates = _GATES[site.node.op_type]
@@ -71,7 +76,7 @@ def _outputs(site: Site, data: list[Axis], directions: Axis, hidden: Axis) -> No
             site.set(axes, output)
 
 
-@rule("DynamicQuantizeLSTM", domain="com.microsoft")
+@rule("DynamicQuantizeLSTM", domain=MS, traits=Trait.RECURRENT | ROUNDED, shapes=OutputShapes(q_lstm))
 def quantized_lstm(site: Site) -> None:
     """W (dirs, in, 4*hidden): inputs are free; hidden units stay, as their state is quantized together."""
     data, weight = site.axes(0), site.axes(1)
@@ -86,4 +91,4 @@ def quantized_lstm(site: Site) -> None:
             site.set(fixed, output)
 
 
-pinned("AttnLSTM", "its attention is not followed", domain="com.microsoft")
+pinned("AttnLSTM", "its attention is not followed", domain=MS)

@@ -9,6 +9,7 @@ from sparsecc.axes.algebra import Axis
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.attention import MS, split_heads
 from sparsecc.rules.edit import Edit
+from sparsecc.rules.output_shapes import SAME
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import rule
 
@@ -71,7 +72,7 @@ def rotary_embedding(site: Site) -> None:
     _rotary(site, caches=(1, 2))
 
 
-@rule("RotaryEmbedding", fix=mend_rotation, domain=MS)
+@rule("RotaryEmbedding", fix=mend_rotation, domain=MS, shapes=SAME)
 def rotary_embedding_ms(site: Site) -> None:
     """Pairs of slots turn together, each with its column of the caches."""
     _rotary(site, caches=(2, 3))

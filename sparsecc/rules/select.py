@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import Size, at
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
-from sparsecc.rules.table import rule
+from sparsecc.rules.table import rule, traits_of
+from sparsecc.rules.traits import MOVED, Trait
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _set_bounds(edit: Edit, operand: int, values: list[Size]) -> None:
     raise AssertionError(f"{edit.node.name} cuts a changed axis together with a dynamic one")
 
 
-@rule("Slice", fix=mend_slice)
+@rule("Slice", fix=mend_slice, traits=MOVED)
 def slice_(site: Site) -> None:
     """Consecutive or strided slots. Cuts of dynamic extent pin their axis."""
     data, shape = site.axes(0), site.out_shape()
@@ -156,7 +158,7 @@ def mend_gather(edit: Edit) -> None:
     edit.set_constant(1, number[wanted].astype(indices.dtype))
 
 
-@rule("Gather", fix=mend_gather)
+@rule("Gather", fix=mend_gather, traits=MOVED)
 def gather(site: Site) -> None:
     """Constant picks are runs, strides, shuffles or repeats; any other index pins the axis it picks from."""
     data, axis = site.axes(0), site.axis()
@@ -171,13 +173,21 @@ def gather(site: Site) -> None:
         site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
         return
     if not (
-        indices is not None and indices.ndim == 0 and int(indices) in (0, -1) and site.is_measured_only()
+        indices is not None
+        and indices.ndim == 0
+        and int(indices) in (0, -1)
+        and _is_measured_only(site.node.outputs[0])
     ):
         at_run_time = "the axis indexed at run time" if indices is None else "the axis picked from"
         site.pin(data[axis], at_run_time)
     if site.value(1).is_initializer():
         site.pin(site.axes(1), "the indices")
     site.set([*data[:axis], *site.axes(1), *data[axis + 1 :]])
+
+
+def _is_measured_only(value: ir.Value) -> bool:
+    """Whether nobody reads a value but for its sizes."""
+    return not value.is_graph_output() and all(traits_of(use.node) & Trait.COUNTS for use in value.uses())
 
 
 STACKED = 3
@@ -250,7 +260,7 @@ def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
     return cat(piece for first, last in runs for piece in pieces[starts[first] : starts[last]])
 
 
-@rule("GatherElements")
+@rule("GatherElements", traits=MOVED)
 def gather_elements(site: Site) -> None:
     """The indexed axis is pinned unless its slots were numbered; the others pass where they are not shortened."""
     data, index, axis = site.axes(0), site.axes(1), site.axis()
@@ -271,7 +281,7 @@ def _beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis]
                 site.pin([a, b], "the axis indexed at run time")
 
 
-@rule("GatherND")
+@rule("GatherND", traits=MOVED)
 def gather_nd(site: Site) -> None:
     """The indexed axes are pinned; those behind them pass."""
     data, index = site.axes(0), site.axes(1)
@@ -310,7 +320,7 @@ def scatter_elements(site: Site) -> None:
     site.set(data)
 
 
-@rule("Compress")
+@rule("Compress", traits=MOVED)
 def compress(site: Site) -> None:
     """Slots are picked at run time."""
     raise CannotFollowError("slots are picked at run time")

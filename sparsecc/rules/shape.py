@@ -11,6 +11,7 @@ from sparsecc.axes.sizes import Size, at, product, quotient, smaller
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
+from sparsecc.rules.traits import MOVED, MOVED_WHOLE, Trait
 
 
 def mend_target(edit: Edit) -> None:
@@ -21,7 +22,7 @@ def mend_target(edit: Edit) -> None:
     edit.set_shape_operand(1, axes)
 
 
-@rule("Reshape", fix=mend_target)
+@rule("Reshape", fix=mend_target, traits=MOVED_WHOLE)
 def reshape(site: Site) -> None:
     """Row-major: a run of axes is the product of the run it becomes."""
     site.set(reshaped(site, site.axes(0), site.out_shape()))
@@ -68,13 +69,13 @@ def _balance(ins: list[Axis], outs: list[Atom], source: list[Axis], target: list
             outs.append(Atom(target.pop()))
 
 
-@rule("Flatten")
+@rule("Flatten", traits=MOVED_WHOLE)
 def flatten(site: Site) -> None:
     """Two products: the axes before `axis`, and the rest."""
     site.set(reshaped(site, site.axes(0), site.out_shape()))
 
 
-@rule("Transpose")
+@rule("Transpose", traits=MOVED_WHOLE)
 def transpose(site: Site) -> None:
     """The axes in another order."""
     axes = site.axes(0)
@@ -82,7 +83,7 @@ def transpose(site: Site) -> None:
     site.set([axes[i] for i in order])
 
 
-@rule("Squeeze")
+@rule("Squeeze", traits=MOVED_WHOLE)
 def squeeze(site: Site) -> None:
     """Axes of size 1 vanish."""
     axes = site.axes(0)
@@ -91,7 +92,7 @@ def squeeze(site: Site) -> None:
     site.set([a for i, a in enumerate(axes) if i not in gone])
 
 
-@rule("Unsqueeze")
+@rule("Unsqueeze", traits=MOVED_WHOLE)
 def unsqueeze(site: Site) -> None:
     """New axes of size 1."""
     axes = site.axes(0)
@@ -102,7 +103,7 @@ def unsqueeze(site: Site) -> None:
     site.set([Atom(1) if i in new else next(rest) for i in range(rank)])
 
 
-@rule("Expand", fix=mend_target)
+@rule("Expand", fix=mend_target, traits=MOVED)
 def expand(site: Site) -> None:
     """Axes of size 1 are repeated: fresh slots, free until something else says more."""
     repeated: list[Axis] = [Atom(size) for size in site.out_shape()]
@@ -120,14 +121,14 @@ def constant_of_shape(site: Site) -> None:
     site.set([Atom(size) for size in site.out_shape()])
 
 
-@rule("Shape Size")
+@rule("Shape Size", traits=Trait.COUNTS)
 def shape_of(site: Site) -> None:
     """Reads sizes, not slots. Rewriting keeps the sizes it reports those of the dense model."""
     site.ignore(0)
     site.set([site.fixed(s, "the rank") for s in site.out_shape()])
 
 
-@rule("Concat")
+@rule("Concat", traits=Trait.ADDS)
 def concat(site: Site) -> None:
     """Side by side along one axis; the others are the same."""
     operands = [site.axes(i) for i in range(len(site.node.inputs)) if site.has(i)]
@@ -161,7 +162,7 @@ def mend_split(edit: Edit) -> None:
     edit.set_constant(1, np.asarray(sizes, dtype=np.int64))
 
 
-@rule("Split", fix=mend_split)
+@rule("Split", fix=mend_split, traits=MOVED)
 def split(site: Site) -> None:
     """Consecutive pieces of one axis."""
     axes, axis = site.axes(0), site.axis()
@@ -179,7 +180,7 @@ def mend_tile(edit: Edit) -> None:
     edit.set_shape_operand(1, edit.memo)
 
 
-@rule("Tile", fix=mend_tile)
+@rule("Tile", fix=mend_tile, traits=MOVED)
 def tile(site: Site) -> None:
     """Repeats: the product of a fresh axis and the old one."""
     axes = site.axes(0)
@@ -213,7 +214,7 @@ def mend_pad(edit: Edit) -> None:
         edit.set_constant(1, np.asarray(new, dtype=np.int64))
 
 
-@rule("Pad", fix=mend_pad)
+@rule("Pad", fix=mend_pad, traits=Trait.KEEPS_ZEROS)
 def pad(site: Site) -> None:
     """Constant padding adds fresh slots at the ends; other modes and run-time amounts pin what they touch."""
     axes, shape = site.axes(0), site.out_shape()
@@ -243,7 +244,7 @@ def _padded(
     return ends, cat([e for e in (ends[0], axis, ends[1]) if e.size != 0])
 
 
-@rule("DepthToSpace")
+@rule("DepthToSpace", traits=MOVED_WHOLE)
 def depth_to_space(site: Site) -> None:
     """Channels are block*block*C (DCR) or C*block*block (CRD); the blocks stay."""
     data, block = site.axes(0), site.int_("blocksize", 1)
@@ -261,7 +262,7 @@ def depth_to_space(site: Site) -> None:
     site.set([data[0], channel, *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
 
 
-@rule("SpaceToDepth")
+@rule("SpaceToDepth", traits=MOVED_WHOLE)
 def space_to_depth(site: Site) -> None:
     """Channels become block*block*C."""
     data, block = site.axes(0), site.int_("blocksize", 1)
@@ -277,7 +278,7 @@ def mend_resize(edit: Edit) -> None:
         edit.set_shape_operand(3, edit.out_axes())
 
 
-@rule("Resize Upsample", fix=mend_resize)
+@rule("Resize Upsample", fix=mend_resize, traits=Trait.KEEPS_ZEROS)
 def resize(site: Site) -> None:
     """Axes whose size changes are fixed; the others pass."""
     data = site.axes(0)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from sparsecc.axes.algebra import Axis
 from sparsecc.axes.sizes import quotient
+from sparsecc.rules.output_shapes import SAME, sampled, windows
 from sparsecc.rules.site import CannotFollowError, Site
 from sparsecc.rules.table import pinned, row, rule
+from sparsecc.rules.traits import MOVED_WHOLE, Trait
+from sparsecc.shapes.contrib_ops import OutputShapes
 
 row("Trilu", "* !a !b, -> * a b", reason="the triangle")
-row("Trilu", "* !a !b, -> * a b", reason="the triangle", domain="com.microsoft")
+row("Trilu", "* !a !b, -> * a b", reason="the triangle", domain="com.microsoft", shapes=SAME)
 row("EyeLike", "!a !b -> a b", reason="the diagonal")
 row("Det", "* !a !b -> *", reason="a determinant mixes rows and columns")
 
@@ -39,7 +42,7 @@ def range_(site: Site) -> None:
 
 
 @rule("GridSample")
-@rule("GridSample", domain="com.microsoft")
+@rule("GridSample", domain="com.microsoft", shapes=OutputShapes(sampled))
 def grid_sample(site: Site) -> None:
     """Batch and channels pass; space is sampled at the points of the grid."""
     data, grid = site.axes(0), site.axes(1)
@@ -66,7 +69,7 @@ def one_hot(site: Site) -> None:
     site.set([*indices[:axis], classes, *indices[axis:]])
 
 
-@rule("ReverseSequence")
+@rule("ReverseSequence", traits=MOVED_WHOLE)
 def reverse_sequence(site: Site) -> None:
     """Slots of the time axis are reversed at run time; all but time and batch pass."""
     data = site.axes(0)
@@ -99,7 +102,7 @@ def col2im(site: Site) -> None:
     site.set([data[0], found[0], *(site.fixed(s, "a spatial axis") for s in shape[2:])])
 
 
-@rule("DeformConv")
+@rule("DeformConv", traits=Trait.CONVOLUTION)
 def deform_conv(site: Site) -> None:
     """A convolution whose offsets are given: input channels are summed."""
     data, weight = site.axes(0), site.axes(1)
@@ -129,7 +132,7 @@ def tensor_scatter(site: Site) -> None:
     site.set(cache)
 
 
-@rule("UnfoldTensor", domain="com.microsoft")
+@rule("UnfoldTensor", domain="com.microsoft", shapes=OutputShapes(windows))
 def unfold(site: Site) -> None:
     """Windows over one axis become a new last axis; the others pass."""
     data = site.axes(0)

@@ -128,12 +128,6 @@ class Site:
             self.looked_up.add(operand)
         return found
 
-    def is_measured_only(self) -> bool:
-        """Whether nobody reads the node's first output but for its sizes."""
-        value = self.node.outputs[0]
-        readers = {use.node.op_type for use in value.uses()}
-        return readers <= {"Shape", "Size"} and not value.is_graph_output()
-
     def ignore(self, *operands: int) -> None:
         """These operands are read in a way that puts no constraint on their axes."""
         self.claimed.update(operands)

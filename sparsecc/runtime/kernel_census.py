@@ -14,32 +14,29 @@ from typing import Any
 
 import onnx_ir as ir
 
+from sparsecc.rules import Trait, operators_with, traits_of
 from sparsecc.system.temp_folders import temporary_folder
 
-_INTEGER = (
-    "QLinearConv QLinearMatMul QGemm MatMulInteger ConvInteger MatMulNBits DynamicQuantizeMatMul "
-    "DynamicQuantizeLSTM MatMulIntegerToFloat QAttention QOrderedMatMul QMoE GatherBlockQuantized"
-)
-INTEGER_KERNELS = frozenset(_INTEGER.split())
-"""Kernels that compute on integer weights."""
+CONVOLUTION_KERNELS = frozenset({"Conv", "FusedConv"})
+"""What ONNX Runtime computes a Conv by in float."""
 
-_FLOAT = (
-    "Conv FusedConv ConvTranspose MatMul FusedMatMul Gemm FusedGemm NhwcFusedConv Attention "
-    "MultiHeadAttention LSTM GRU TransposeMatMul FusedMatMulActivation"
-)
-FLOAT_COMPUTE = frozenset(_FLOAT.split())
+PRODUCT_KERNELS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul"})
+"""What ONNX Runtime computes a MatMul or Gemm by in float."""
+
+INTEGER_KERNELS = operators_with(Trait.COMPUTES) & operators_with(Trait.INTEGER) | {"GatherBlockQuantized"}
+"""Kernels that compute on integer weights, or look them up."""
+
+FLOAT_COMPUTE = operators_with(Trait.COMPUTES) - operators_with(Trait.INTEGER)
 """Kernels that multiply and accumulate in floating point."""
 
 _LAYOUT_DOMAIN = "com.microsoft.nchwc"
 _BLOCK = 16
 _CHANNEL_STEP = 4
-_THROUGH = frozenset(
-    {"ReorderInput", "ReorderOutput", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
-)
+_REORDERS = frozenset({"ReorderInput", "ReorderOutput"})
+"""ONNX Runtime's own changes of layout."""
 _ACTIVATIONS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "QuickGelu"}
 )
-_CONV_LIKE = frozenset({"Conv", "FusedConv"})
 
 
 def census(path: Path) -> dict[str, Any]:
@@ -98,15 +95,7 @@ def _float_entry(node: ir.Node) -> dict[str, str]:
 
 def float_reason(node: ir.Node, machine: str = platform.machine().lower()) -> str:
     """The first rule of the Q/DQ fusion that this float node breaks."""
-    if node.op_type not in {
-        "Conv",
-        "FusedConv",
-        "MatMul",
-        "Gemm",
-        "FusedMatMul",
-        "FusedGemm",
-        "ConvTranspose",
-    }:
+    if node.op_type not in CONVOLUTION_KERNELS | PRODUCT_KERNELS | {"ConvTranspose"}:
         return f"{node.op_type} has no integer kernel that a Q/DQ graph is turned into"
     activation, weight = (_origin(value) for value in node.inputs[:2])
     if activation is None or activation.op_type != "DequantizeLinear":
@@ -166,9 +155,14 @@ def _type_of(dequantize: ir.Node) -> ir.DataType | None:
 def _origin(value: ir.Value | None) -> ir.Node | None:
     """The node that made a value, seen through changes of layout."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in _THROUGH and node.inputs[0] is not None:
+    while node is not None and _changes_layout(node) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
+
+
+def _changes_layout(node: ir.Node) -> bool:
+    """Whether a node only reshapes or reorders, in the type that its operand has."""
+    return node.op_type in _REORDERS or (node.op_type != "Cast" and bool(traits_of(node) & Trait.KEEPS_SIZE))
 
 
 def _is_constant(value: ir.Value | None) -> bool:
@@ -181,7 +175,7 @@ def _is_quantized_after(value: ir.Value) -> bool:
         reader = next(iter(value.uses())).node
         if reader.op_type == "QuantizeLinear":
             return True
-        if reader.op_type not in _ACTIVATIONS | _THROUGH:
+        if reader.op_type not in _ACTIVATIONS and not _changes_layout(reader):
             return False
         value = reader.outputs[0]
     return False
@@ -196,7 +190,7 @@ def misaligned_convs(model: ir.Model) -> list[dict[str, Any]]:
     """
     found = []
     for node in _nodes(model):
-        if node.op_type not in _CONV_LIKE or len(node.inputs) < 2:
+        if node.op_type not in CONVOLUTION_KERNELS or len(node.inputs) < 2:
             continue
         weight = node.inputs[1]
         if weight is None or weight.shape is None or len(weight.shape) != 4 or _is_from_integers(weight):

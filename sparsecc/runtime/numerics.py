@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.rules import Trait, traits_of
+
 Outputs = Mapping[str, np.ndarray]
 
 TOLERANCE = 1e-4
@@ -16,8 +18,6 @@ TOLERANCE = 1e-4
 QUANTIZED = 0.05
 """What integer kernels may differ by from the float arithmetic of the same quantized graph: they round at other
 places, by a quantization step each."""
-
-_QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"})
 
 LOOSE = {"float16": 1e-2, "bfloat16": 5e-2}
 
@@ -75,7 +75,7 @@ def _error(reference: Any, found: Any) -> float:
 
 def is_quantized(model: ir.Model) -> bool:
     """Whether a graph computes in integers, or may: then kernels round differently at different levels."""
-    return any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes())
+    return any(Trait.ROUNDS in traits_of(node) for node in model.graph.all_nodes())
 
 
 def tolerance_of(outputs: Outputs) -> float:

@@ -21,7 +21,7 @@ from onnx.reference.ops import load_op
 from sparsecc.axes.sizes import Size, joined
 from sparsecc.shapes.assignment import Probe, dims_of, tensor_type
 from sparsecc.shapes.candidates import Dims, assignments
-from sparsecc.shapes.contrib_ops import contrib_types, inference_stand_in
+from sparsecc.shapes.contrib_ops import ShapeTable
 from sparsecc.shapes.subgraphs import BODY_SHAPES, BodyError
 
 SMALL = 1024
@@ -108,14 +108,20 @@ Runs = Callable[[Mapping[str, tuple[int, ...]]], bool]
 
 
 def infer(
-    model: ir.Model, dims: Dims | None = None, runs: Runs | None = None, sample: Dims | None = None
+    model: ir.Model,
+    table: ShapeTable,
+    dims: Dims | None = None,
+    runs: Runs | None = None,
+    sample: Dims | None = None,
 ) -> Shapes:
-    """Infer every shape. `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first.
+    """Infer every shape; of operators that onnx does not infer, by what the `table` has.
+
+    `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first.
 
     Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
     model runs at each of them; otherwise those with the fewest failures are taken.
     """
-    walker = _Walker(model)
+    walker = _Walker(model, table)
     best: Shapes | None = None
     failures = (False, 0)
     for sizes in assignments(model, dims or {}, sample):
@@ -136,8 +142,9 @@ def infer(
 class _Walker:
     """Runs probes over one model; node protos and small constants are made once."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, table: ShapeTable) -> None:
         self.graph = model.graph
+        self.table = table
         self.opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
         self.version = model.opset_imports.get("", 1)
         self.protos: dict[ir.Node, onnx.NodeProto] = {}
@@ -205,10 +212,10 @@ class _Walker:
 
     def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> dict[str, onnx.TypeProto]:
         types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
-        contributed = contrib_types(proto, types)
-        if contributed is not None:
-            return contributed
-        stand_in = inference_stand_in(proto, self.version)
+        own = self.table(proto.domain, proto.op_type)
+        if own is not None and own.of is not None:
+            return own.types(proto, types)
+        stand_in = own.stand_in(proto, self.version) if own is not None else proto
         schema = self._schema(stand_in.op_type, stand_in.domain)
         data = {}
         for value in node.inputs:

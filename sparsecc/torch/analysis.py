@@ -8,17 +8,11 @@ from sparsecc.axes.algebra import Atom, Axis, Space
 from sparsecc.graph import analysis as walk
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.slot_indices import pass_on, settle
+from sparsecc.rules import Trait
 from sparsecc.rules.site import CannotFollowError, Record
 from sparsecc.torch.program.exported import Program
 from sparsecc.torch.rules.catalogue import reason_for_pin, rule_for
 from sparsecc.torch.rules.site import AtenSite
-
-MOVES = frozenset(
-    """_to_copy _unsafe_view alias chunk clone contiguous detach expand flatten gather index index_select int
-    long narrow permute repeat repeat_interleave reshape select slice split split_with_sizes squeeze t to
-    transpose unbind unflatten unsqueeze view""".split()
-)
-"""Operators whose results are elements of their first operand."""
 
 
 def analyse(program: Program) -> Analysis:
@@ -48,7 +42,7 @@ def _follow(program: Program, analysis: Analysis, node: ir.Node) -> None:
         walk.pin_all(analysis, site, f"{site.title}: {stop}")
         record.unfollowed[node] = str(stop)
     walk.pin_unclaimed(analysis, site)
-    pass_on(site, MOVES)
+    pass_on(site, found.traits if found is not None else Trait.NONE)
     if node.inputs and all(v is None or v in record.constant for v in node.inputs):
         record.constant.update(node.outputs)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from sparsecc.errors import InputError
 from sparsecc.torch.onnx_ops.call import Call, onnx_op
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 State = tuple[Tensor, Tensor]
 
 
@@ -35,7 +34,7 @@ def recurrent(
         backwards = call.get("direction", "forward") == "reverse" or d == 1
         state = zeros if start is None else start[d]
         memory = zeros if cell is None else cell[d]
-        b = data.new_zeros(2 * _GATES[call.op] * hidden) if bias is None else bias[d]
+        b = data.new_zeros(2 * weight.shape[1]) if bias is None else bias[d]
         out, state, memory = _direction(call, data, (weight[d], recurrence[d], b), (state, memory), backwards)
         outs.append(out)
         states.append(state)

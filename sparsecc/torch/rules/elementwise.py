@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from sparsecc.axes.algebra import Atom
+from sparsecc.rules import Trait
 from sparsecc.rules.site import broadcast
 from sparsecc.torch.rules.edit import AtenEdit
 from sparsecc.torch.rules.site import AtenSite
 from sparsecc.torch.rules.table import aten
 
-UNARY = """abs acos acosh alias alpha_dropout asin asinh atan atanh bernoulli bitwise_not ceil celu clamp_max
-clamp_min clip clone contiguous cos cosh data detach digamma dropout elu erf erfc erfinv exp exp2
-expm1 feature_dropout floor frac gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu
-lgamma lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish native_dropout neg
-positive reciprocal relu relu6 round rrelu rsqrt selu sgn sigmoid sign silu sin sinc sinh softplus
-softshrink softsign sqrt square tan tanh tanhshrink threshold to trunc type_as _to_copy hardshrink
-nan_to_num float double half bfloat16 long int bool view_dtype feature_alpha_dropout dropout1d
-dropout2d dropout3d signbit lift_fresh requires_grad"""
+COPIES = """_to_copy alias bfloat16 clone contiguous data detach double float half int lift_fresh
+lift_fresh_copy long positive requires_grad to type_as"""
+
+UNARY = """abs acos acosh alpha_dropout asin asinh atan atanh bernoulli bitwise_not ceil celu clamp_max
+clamp_min clip cos cosh digamma dropout elu erf erfc erfinv exp exp2 expm1 feature_dropout floor frac gelu
+hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lgamma log log10 log1p log2 log_sigmoid
+logical_not logit mish native_dropout neg reciprocal relu relu6 round rrelu rsqrt selu sgn sigmoid sign
+silu sin sinc sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold trunc hardshrink
+nan_to_num bool view_dtype feature_alpha_dropout dropout1d dropout2d dropout3d signbit"""
 
 BROADCAST = """__and__ __or__ __xor__ add atan2 bitwise_and bitwise_or bitwise_xor clamp copy div eq fmod
 floor_divide ge gt le lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul
@@ -24,6 +26,7 @@ addcdiv divide greater less bitwise_left_shift bitwise_right_shift greater_equal
 heaviside hypot fmin fmax copysign special_xlogy"""
 
 
+@aten(COPIES, traits=Trait.MOVES)
 @aten(UNARY)
 def unary(site: AtenSite) -> None:
     """Every slot by itself."""

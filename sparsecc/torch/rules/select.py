@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes.algebra import Atom, Axis
+from sparsecc.rules import Trait
 from sparsecc.rules.normalize import follow_choice
 from sparsecc.rules.select import Cut, by_number, picked
 from sparsecc.rules.site import CannotFollowError, broadcast
@@ -24,7 +25,7 @@ def mend_slice(edit: AtenEdit) -> None:
     edit.set(name, inside if name == "length" else before + inside)
 
 
-@aten("slice narrow", fix=mend_slice)
+@aten("slice narrow", fix=mend_slice, traits=Trait.MOVES)
 def slice_(site: AtenSite) -> None:
     """Consecutive or strided slots. Cuts of dynamic extent pin their axis."""
     data = list(site.axes(0))
@@ -62,7 +63,9 @@ def mend_split(edit: AtenEdit) -> None:
         edit.replace(SPLIT_SIZES, "split_sizes", [edit.left(p) for p in pieces])
 
 
-@aten("split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split", fix=mend_split)
+@aten(
+    "split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split", fix=mend_split, traits=Trait.MOVES
+)
 def split(site: AtenSite) -> None:
     """Consecutive pieces of one axis."""
     axes = site.axes(0)
@@ -76,7 +79,7 @@ def split(site: AtenSite) -> None:
         site.set([*axes[:axis], piece, *axes[axis + 1 :]], output)
 
 
-@aten("unbind")
+@aten("unbind", traits=Trait.MOVES)
 def unbind(site: AtenSite) -> None:
     """One axis is taken apart: its slots stay."""
     data, axis = site.axes(0), site.dim()
@@ -91,7 +94,7 @@ def mend_select(edit: AtenEdit) -> None:
         edit.set("index", edit.left(before))
 
 
-@aten("select", fix=mend_select)
+@aten("select", fix=mend_select, traits=Trait.MOVES)
 def select(site: AtenSite) -> None:
     """One slot of an axis, which stays; those before and behind it may go."""
     data, axis = site.axes(0), site.dim()
@@ -132,7 +135,7 @@ def embedding_bag(site: AtenSite) -> None:
         site.set([site.fixed(s, "the bags") for s in shape or ()], output)
 
 
-@aten("index_select")
+@aten("index_select", traits=Trait.MOVES)
 def index_select(site: AtenSite) -> None:
     """The axis picked from stays unless its slots were numbered; the others pass."""
     data, axis = list(site.of("self")), site.dim()
@@ -142,7 +145,7 @@ def index_select(site: AtenSite) -> None:
     site.set(data)
 
 
-@aten("index")
+@aten("index", traits=Trait.MOVES)
 def index(site: AtenSite) -> None:
     """Indexed axes stay, but for one whose slots were numbered; those not indexed pass.
 
@@ -196,7 +199,7 @@ def _written(site: AtenSite, data: list[Axis]) -> None:
         site.same(a, b)
 
 
-@aten("gather")
+@aten("gather", traits=Trait.MOVES)
 def gather(site: AtenSite) -> None:
     """The indexed axis stays unless its slots were numbered; the others pass where they are not shortened."""
     data, found, axis = site.of("self"), site.of("index"), site.dim()

@@ -8,6 +8,7 @@ import torch
 
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import Size, quotient
+from sparsecc.rules import Trait
 from sparsecc.rules.shape import joined, reshaped
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.rules.edit import AtenEdit
@@ -21,13 +22,13 @@ def mend_view(edit: AtenEdit) -> None:
     edit.set_sizes(name, edit.out_axes())
 
 
-@aten("view reshape _unsafe_view _reshape_alias", fix=mend_view)
+@aten("view reshape _unsafe_view _reshape_alias", fix=mend_view, traits=Trait.MOVES)
 def view(site: AtenSite) -> None:
     """Row-major: a run of axes is the product of the run it becomes."""
     site.set(reshaped(site, site.axes(0), site.out_shape()))
 
 
-@aten("flatten ravel")
+@aten("flatten ravel", traits=Trait.MOVES)
 def flatten(site: AtenSite) -> None:
     """A run of axes becomes their product."""
     site.set(reshaped(site, site.axes(0), site.out_shape()))
@@ -40,7 +41,7 @@ def mend_unflatten(edit: AtenEdit) -> None:
     edit.set_sizes("sizes", edit.out_axes()[position : position + count])
 
 
-@aten("unflatten", fix=mend_unflatten)
+@aten("unflatten", fix=mend_unflatten, traits=Trait.MOVES)
 def unflatten(site: AtenSite) -> None:
     """One axis becomes a run of axes."""
     site.remember(site.dim())
@@ -52,20 +53,20 @@ def mend_expand(edit: AtenEdit) -> None:
     edit.set_sizes("size", edit.out_axes())
 
 
-@aten("expand", fix=mend_expand)
+@aten("expand", fix=mend_expand, traits=Trait.MOVES)
 def expand(site: AtenSite) -> None:
     """Axes of size 1 are repeated: fresh slots, free until something else says more."""
     repeated: list[Axis] = [Atom(size) for size in site.out_shape()]
     site.set(broadcast(site, [site.axes(0), repeated]))
 
 
-@aten("expand_as broadcast_to")
+@aten("expand_as broadcast_to", traits=Trait.MOVES)
 def expand_as(site: AtenSite) -> None:
     """Axes of size 1 are repeated as often as another operand says."""
     site.set(broadcast(site, site.everything()))
 
 
-@aten("transpose swapaxes swapdims")
+@aten("transpose swapaxes swapdims", traits=Trait.MOVES)
 def transpose(site: AtenSite) -> None:
     """Two axes change places."""
     axes = list(site.axes(0))
@@ -76,21 +77,21 @@ def transpose(site: AtenSite) -> None:
     site.set(axes)
 
 
-@aten("t numpy_T mT adjoint")
+@aten("t numpy_T mT adjoint", traits=Trait.MOVES)
 def last_two(site: AtenSite) -> None:
     """The last two axes change places."""
     axes = list(site.axes(0))
     site.set([*axes[:-2], *axes[-2:][::-1]])
 
 
-@aten("permute")
+@aten("permute", traits=Trait.MOVES)
 def permute(site: AtenSite) -> None:
     """The axes in another order."""
     axes = site.axes(0)
     site.set([axes[int(i)] for i in site.arg("dims")])
 
 
-@aten("movedim moveaxis")
+@aten("movedim moveaxis", traits=Trait.MOVES)
 def movedim(site: AtenSite) -> None:
     """Axes taken out and put in elsewhere."""
     axes = site.axes(0)
@@ -103,7 +104,7 @@ def movedim(site: AtenSite) -> None:
     site.set([axes[placed[i] if i in placed else next(rest)] for i in range(rank)])
 
 
-@aten("squeeze")
+@aten("squeeze", traits=Trait.MOVES)
 def squeeze(site: AtenSite) -> None:
     """Axes of size 1 vanish."""
     axes = site.axes(0)
@@ -111,7 +112,7 @@ def squeeze(site: AtenSite) -> None:
     site.set([a for i, a in enumerate(axes) if i not in chosen or a.size != 1])
 
 
-@aten("unsqueeze")
+@aten("unsqueeze", traits=Trait.MOVES)
 def unsqueeze(site: AtenSite) -> None:
     """A new axis of size 1."""
     axes = list(site.axes(0))
@@ -136,7 +137,7 @@ def stack(site: AtenSite) -> None:
     site.set(result)
 
 
-@aten("repeat tile")
+@aten("repeat tile", traits=Trait.MOVES)
 def repeat(site: AtenSite) -> None:
     """Repeats: the product of a fixed axis and the old one."""
     axes, shape = site.axes(0), site.out_shape()
@@ -144,7 +145,7 @@ def repeat(site: AtenSite) -> None:
     site.set([_repeated(site, a, size, outer=True) for a, size in zip(axes, shape, strict=True)])
 
 
-@aten("repeat_interleave")
+@aten("repeat_interleave", traits=Trait.MOVES)
 def repeat_interleave(site: AtenSite) -> None:
     """Every slot of one axis several times in a row."""
     if site.arg("dim") is None or site.holds("repeats"):
@@ -166,7 +167,7 @@ def _repeated(site: AtenSite, axis: Axis, size: Size, outer: bool) -> Axis:
     return mul((copies, axis) if outer else (axis, copies))
 
 
-@aten("channel_shuffle")
+@aten("channel_shuffle", traits=Trait.MOVES)
 def channel_shuffle(site: AtenSite) -> None:
     """Channels seen as groups by width, transposed: the groups stay."""
     data, groups = list(site.axes(0)), site.integer("groups", 1)
@@ -179,7 +180,7 @@ def channel_shuffle(site: AtenSite) -> None:
     site.set(data)
 
 
-@aten("pixel_shuffle")
+@aten("pixel_shuffle", traits=Trait.MOVES)
 def pixel_shuffle(site: AtenSite) -> None:
     """Channels are C*block*block; the blocks stay."""
     data, block = site.axes(0), site.integer("upscale_factor", 1)
@@ -191,7 +192,7 @@ def pixel_shuffle(site: AtenSite) -> None:
     site.set([data[0], found[0], *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
 
 
-@aten("pixel_unshuffle")
+@aten("pixel_unshuffle", traits=Trait.MOVES)
 def pixel_unshuffle(site: AtenSite) -> None:
     """Channels become C*block*block."""
     data, block = site.axes(0), site.integer("downscale_factor", 1)
@@ -201,7 +202,7 @@ def pixel_unshuffle(site: AtenSite) -> None:
     site.set([data[0], mul((data[1], *blocks)), *spatial])
 
 
-@aten("flip roll")
+@aten("flip roll", traits=Trait.MOVES)
 def moved(site: AtenSite) -> None:
     """Slots change places along some axes, which stay whole."""
     data = site.axes(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sparsecc.rules import Trait
 from sparsecc.torch.rules.edit import AtenEdit
 from sparsecc.torch.rules.site import AtenSite
 
@@ -14,10 +15,11 @@ Fix = Callable[[AtenEdit], None]
 
 @dataclass(frozen=True)
 class AtenRule:
-    """How axes flow through a call, and which of its arguments follow the sizes of axes."""
+    """How axes flow through a call, which of its arguments follow the sizes of axes, and what it does to numbers."""
 
     follow: Follow
     fix: Fix | None = None
+    traits: Trait = Trait.NONE
 
 
 ATEN: dict[str, AtenRule] = {}
@@ -26,12 +28,12 @@ PINNED: dict[str, str] = {}
 """Operators that are pinned on purpose -> why."""
 
 
-def aten(names: str, fix: Fix | None = None) -> Callable[[Follow], Follow]:
+def aten(names: str, fix: Fix | None = None, *, traits: Trait = Trait.NONE) -> Callable[[Follow], Follow]:
     """Register a function as the rule of one or several operators."""
 
     def register(follow: Follow) -> Follow:
         for name in names.split():
-            ATEN[name] = AtenRule(follow, fix)
+            ATEN[name] = AtenRule(follow, fix, traits)
         return follow
 
     return register

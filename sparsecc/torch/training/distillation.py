@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from sparsecc.errors import InputError
+from sparsecc.rules import Trait, traits_of
 from sparsecc.torch.onnx_ops.module import OnnxModule, from_onnx, write_back
 from sparsecc.torch.training.batch_norms import LEAST, fold, put_back
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
@@ -37,7 +39,8 @@ RATES = 3e-4, 3e-3
 """The largest step unless one is asked for, without and with batch norms: more destroys what a repair gained."""
 FAR = 0.1
 """Relative squared error of the outputs above which norms help; below it, they first lose what is there."""
-_MIXERS = frozenset({"Add", "Conv", "Gemm", "MatMul", "LayerNormalization", "LSTM", "GRU"})
+_SUMS = frozenset({"Add", "LayerNormalization"})
+"""Operators beside those with products whose results are compared: residual sums and their norms."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,18 @@ def gap(
     return float(torch.stack(errors).mean())
 
 
+def _is_compared(node: ir.Node) -> bool:
+    """Whether what a node gives may be compared with the teacher's: where slots are mixed."""
+    return node.op_type in _SUMS or bool(traits_of(node) & Trait.COMPUTES)
+
+
 def _shared_values(
     teacher: OnnxModule, student: OnnxModule, feed: Feed, kept: Kept | None
 ) -> dict[str, Slots]:
     """Inner values that the student still has, a few of them, evenly spread, with the slots that are left."""
     seen = []
     for module in (teacher, student):
-        names = [v.name or "" for n in module.nodes if n.op_type in _MIXERS for v in n.outputs[:1]]
+        names = [v.name or "" for n in module.nodes if _is_compared(n) for v in n.outputs[:1]]
         module.features = tuple(dict.fromkeys(n for n in names if n not in module.output_names))
         with torch.no_grad():
             seen.append(module(feed))
