@@ -121,7 +121,7 @@ def _source(value: ir.Value | None) -> ir.Node | None:
     """The node that computed a value, past those that hand it on, or hand on all of it that is a number."""
     node = value.producer() if value is not None else None
     while node is not None:
-        if node.op_type in ("Cast", "Dropout", "Identity"):
+        if traits_of(node) & Trait.MOVES and traits_of(node) & Trait.SLOTWISE:
             value = node.inputs[0]
         elif node.op_type == "Where" and _op(node.inputs[0]) == "IsNaN":
             value = node.inputs[2]

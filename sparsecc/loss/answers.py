@@ -17,12 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.loss.parts import Part
+from sparsecc.rules import Trait, traits_of
 
 Kind = Literal["classes", "labels", "embedding"]
 
 _CLASSES = re.compile(r"logit|prob|score|class|cls|softmax|label|pred", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|feature|hidden|pooler|encod|vector|represent", re.IGNORECASE)
-_SAME = frozenset({"Identity", "Cast", "Dropout", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"})
 _LINEAR = frozenset({"Gemm", "MatMul", "Add", "Conv", "MatMulNBits"})
 _NORMS = frozenset(
     {"LpNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
@@ -66,8 +66,8 @@ def _source(value: ir.Value) -> tuple[ir.Node | None, int | None]:
     """The operator that makes an output's numbers, views of them passed by, and the axis it normalises over where
     no view moved it."""
     node, moved = value.producer(), False
-    while node is not None and node.op_type in _SAME and node.inputs and node.inputs[0] is not None:
-        moved = moved or node.op_type not in ("Identity", "Cast", "Dropout")
+    while node is not None and traits_of(node) & Trait.KEEPS_SIZE and node.inputs[0] is not None:
+        moved = moved or Trait.SLOTWISE not in traits_of(node)
         node = node.inputs[0].producer()
     if node is None or moved:
         return node, None

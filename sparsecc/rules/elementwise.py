@@ -52,7 +52,7 @@ def cast_like(site: Site) -> None:
     site.set(site.axes(0))
 
 
-@rule("Dropout", traits=Trait.SLOTWISE | Trait.KEEPS_ZEROS)
+@rule("Dropout", traits=Trait.SLOTWISE | MOVED_WHOLE)
 def dropout(site: Site) -> None:
     """Slot by slot; the mask has the axes of the data."""
     for output in range(site.outputs()):
