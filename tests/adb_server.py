@@ -7,6 +7,7 @@ It speaks the smart-socket, shell v2 and sync protocols (docs/dev in Android's a
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import socketserver
 import struct
@@ -21,7 +22,7 @@ VERSION = 41
 """Of the protocol between the program and the server; another one makes the program restart the server."""
 
 FEATURES = "shell_v2,cmd"
-STDOUT, STDERR, EXIT = 1, 2, 3
+STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = 0, 1, 2, 3, 4
 
 
 class Phone(socketserver.ThreadingTCPServer):
@@ -92,7 +93,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Run to its end; killed when the program goes away."""
         with subprocess.Popen(
             ["/bin/sh", "-c", self.server.here(command)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as child:  # fmt: skip
             lock = threading.Lock()
 
@@ -113,10 +114,20 @@ class Connection(socketserver.BaseRequestHandler):
             self._packet(EXIT, bytes([code if code >= 0 else 128 - code]))
 
     def _watch(self, child: subprocess.Popen[bytes]) -> None:
+        """Hand the program's input on; as adbd does, hang up on the command when the program is gone."""
+        assert child.stdin is not None
         with contextlib.suppress(OSError):
-            while self.request.recv(4096):
-                pass
-        child.kill()
+            while True:
+                kind, length = struct.unpack("<BI", self._exactly(5))
+                data = self._exactly(length)
+                if kind == STDIN:
+                    child.stdin.write(data)
+                    child.stdin.flush()
+                elif kind == CLOSE_STDIN:
+                    child.stdin.close()
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        child.send_signal(signal.SIGHUP)
 
     def _packet(self, stream: int, data: bytes) -> None:
         self.request.sendall(struct.pack("<BI", stream, len(data)) + data)

@@ -28,10 +28,20 @@ class Server:
     key: Path
     known_hosts: Path
     folder: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def address(self) -> DeviceAddress:
         return DeviceAddress("ssh", "127.0.0.1", getpass.getuser(), self.port)
+
+    def home(self, folder: Path) -> Path:
+        """A home whose `~/.ssh/config` knows this server as `board`, and as `far` behind itself."""
+        (folder / ".ssh").mkdir(parents=True)
+        (folder / ".ssh" / "config").write_text(
+            f"Host board far\n  HostName 127.0.0.1\n  Port {self.port}\n  User {getpass.getuser()}\n"
+            f"  IdentityFile {self.key}\n  UserKnownHostsFile {self.known_hosts}\nHost far\n  ProxyJump board\n"
+        )
+        return folder
 
     @property
     def spec(self) -> str:
@@ -62,7 +72,7 @@ def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> 
     known = folder / "known_hosts"
     known.write_text(f"[127.0.0.1]:{port} " + (folder / "host.pub").read_text())
     try:
-        yield Server(port, folder / "user", known, folder)
+        yield Server(port, folder / "user", known, folder, child)
     finally:
         child.terminate()
         child.wait(10)

@@ -127,7 +127,21 @@ def test_a_device_is_kept_listed_and_found(
     assert api.asked["device"] == "ssh://me@here"
 
 
+def test_a_device_has_its_python_and_is_forgotten(
+    api: Recorder, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["devices", "add", "board", "ssh://pi@here", "--python", "/opt/v/bin/python", "-q"]) == 0
+    assert main(["profile", "m.onnx", "--device", "board", "-q"]) == 0
+    assert api.asked["device"] == "ssh://pi@here?python=/opt/v/bin/python"
+    assert main(["devices", "remove", "board"]) == 0
+    assert capsys.readouterr().err.endswith(f"removed 'board' from {config}\n")
+    assert main(["devices", "list", "--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["devices"]] == ["local"]
+    assert [path.name for path in config.parent.iterdir()] == [config.name]
+
+
 BAD_DEVICES = [
+    ("devices add board ssh://a@b --python a;b", "is no program: write ?python=/PATH"),
     ("devices add local ssh://a@b", "cannot name a device"),
     ("devices add -- -x ssh://a@b", "cannot name a device"),
     ("devices add board ssh://-oProxyCommand=x", "write local, ssh://user@host:port or adb:SERIAL"),
@@ -143,6 +157,12 @@ def test_bad_device_is_one_line(api: Recorder, config: Path, err: Err, line: str
     assert code == 2
     assert expected in message
     assert not config.exists()
+
+
+def test_a_name_that_is_not_kept_cannot_be_removed(config: Path, err: Err) -> None:
+    code, message = err("devices", "remove", "bord")
+    assert code == 2
+    assert "no device is called 'bord': known are local" in message
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [b]", "a: !!python/name:os.system", "1: 2", "{"])

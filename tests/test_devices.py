@@ -230,7 +230,9 @@ def test_damage_on_the_way_is_noticed(ssh: Device, tmp_path: Path, monkeypatch: 
     ("spec", "address"),
     [
         ("local", DeviceAddress("local")),
-        ("ssh://nano@jetson.local", DeviceAddress("ssh", "jetson.local", "nano", 22)),
+        ("ssh://nano@jetson.local", DeviceAddress("ssh", "jetson.local", "nano", 0)),
+        ("ssh://b?python=/v/bin/python3", DeviceAddress("ssh", "b", python="/v/bin/python3")),
+        ("adb:X1?python=/opt/py", DeviceAddress("adb", "X1", python="/opt/py")),
         ("ssh://10.0.0.7:2222", DeviceAddress("ssh", "10.0.0.7", "", 2222)),
         ("ssh://u@[fe80::1]:22", DeviceAddress("ssh", "fe80::1", "u", 22)),
         ("adb:emulator-5554", DeviceAddress("adb", "emulator-5554")),
@@ -244,11 +246,18 @@ def test_devices_are_parsed(spec: str, address: DeviceAddress) -> None:
 @pytest.mark.parametrize(
     "spec",
     ["", "ssh://", "ssh://-oProxyCommand=x", "ssh://-l@h", "ssh://h;reboot", "ssh://h:99999", "ssh://u@h/path",
-     "ssh://$(x)@h", "adb:-s", "adb:a b", "serial:1", "ssh://h\n", "ftp://h"],
+     "ssh://$(x)@h", "adb:-s", "adb:a b", "serial:1", "ssh://h\n", "ftp://h",
+     "ssh://h:0", "ssh://h?python=", "ssh://h?python=-c", "ssh://h?python=a b", "ssh://h?python=a;b"],
 )  # fmt: skip
 def test_what_is_no_device_is_refused(spec: str) -> None:
     with pytest.raises(InputError, match="write local, ssh://"):
         parse_device(spec)
+
+
+@pytest.mark.parametrize("python", ["", "-c", "a b", "a;b", "~/python3", "x/python3", "python3\n"])
+def test_what_is_no_program_is_refused(python: str) -> None:
+    with pytest.raises(InputError, match=r"is no program: write \?python=/PATH"):
+        parse_device(f"ssh://h?python={python}")
 
 
 def test_missing_adb_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +299,8 @@ def test_two_models_are_timed_on_a_device(device: Device, tmp_path: Path) -> Non
 
     model = _model(tmp_path / "m.onnx", 16)
     feeds = {"x": np.ones((8, 16), np.float32)}
-    samples = sample_on(device, model, model, feeds, pairs=40, python=sys.executable)
+    device.python = sys.executable
+    samples = sample_on(device, model, model, feeds, pairs=40)
     assert samples.wall_a.shape == samples.cpu_b.shape == (40,)
     assert 0 < samples.b_first.sum() < 40
     assert (samples.wall_a > 0).all()

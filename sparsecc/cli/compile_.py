@@ -15,7 +15,7 @@ from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.recipe import KEYED, read_recipe
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Name, Value
-from sparsecc.errors import InputError
+from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.kinds import KINDS
 from sparsecc.options import LAYER_CRITERIA, METRICS, RECOVERIES
 
@@ -36,7 +36,7 @@ SPELLED = {
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
-    """Compile, and say what came of it."""
+    """Compile, and say what came of it. GoalError where a device was lost before it had measured."""
     recipe = given.pop("recipe", None)
     _settle_budgets(given)
     for line in _left_out(recipe, given):
@@ -56,6 +56,8 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
         result = api.compile(given.pop("model"), **given, on_event=on_event)
     report = {**result.report, "bundle": str(result.bundle) if result.bundle else None, "command": command}
     terminal.result(report, compile_view)
+    if "unmeasured" in report:
+        raise GoalError(f"{report['bundle']} is written, but {report['unmeasured']}")
 
 
 def _left_out(recipe: str | None, given: dict[str, Any]) -> list[str]:

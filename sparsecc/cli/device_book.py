@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparsecc.errors import InputError, SystemFailureError
@@ -50,7 +53,19 @@ def add_device(name: str, address: str) -> None:
             f"'{name}' cannot name a device: use letters, digits, dots and dashes, and not 'local'"
         )
     parse_device(address)
-    _write_book({**read_book(), name: address})
+    with _alone():
+        _write_book({**read_book(), name: address})
+
+
+def remove_device(name: str) -> str:
+    """Forget a name and return its address. InputError for an unknown name."""
+    with _alone():
+        book = read_book()
+        if name not in book:
+            raise _unknown(name, book)
+        address = book.pop(name)
+        _write_book(book)
+    return address
 
 
 def address_of(device: str) -> str:
@@ -59,23 +74,41 @@ def address_of(device: str) -> str:
         return device
     book = read_book()
     if device not in book:
-        known = ", ".join(["local", *sorted(book)])
-        raise InputError(
-            f"no device is called '{device}': known are {known}; add it with `sparsecc devices add`"
-        )
+        raise _unknown(device, book)
     return book[device]
+
+
+def _unknown(device: str, book: dict[str, str]) -> InputError:
+    known = ", ".join(["local", *sorted(book)])
+    return InputError(
+        f"no device is called '{device}': known are {known}; add it with `sparsecc devices add`"
+    )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other command changes the book meanwhile; its folder is there."""
+    folder = book_path().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemFailureError(f"cannot write {folder}: {error.strerror}; check the folder") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _write_book(book: dict[str, str]) -> None:
     import yaml
 
     path = book_path()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(
-            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(draft, flags, 0o600), "w", encoding="utf-8") as file:
             yaml.safe_dump(book, file)
         draft.replace(path)
     except OSError as error:

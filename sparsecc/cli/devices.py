@@ -1,8 +1,9 @@
-"""`sparsecc devices`: add, list, test."""
+"""`sparsecc devices`: add, remove, list, test."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -11,26 +12,25 @@ from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
 
-SECONDS = 30.0
-"""How long a question to a device may take."""
-
-QUESTIONS = {
-    "system": ("uname", "-srm"),
-    "python": ("python3", "--version"),
-    "onnxruntime": (
-        *("python3", "-c"),
-        "import os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime; print(onnxruntime.__version__)",
-    ),
-}
-
 
 def add(terminal: Terminal, given: dict[str, Any]) -> None:
     """Keep a device under a name."""
     from sparsecc.cli.device_book import add_device, book_path
 
-    add_device(given["name"], given["address"])
+    python = given.get("python")
+    address = f"{given['address']}?python={python}" if python else given["address"]
+    add_device(given["name"], address)
     terminal.note(f"kept '{given['name']}' in {book_path()}")
-    terminal.result({"name": given["name"], "address": given["address"]}, lambda added: [])
+    terminal.result({"name": given["name"], "address": address}, lambda added: [])
+
+
+def remove(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Forget a name."""
+    from sparsecc.cli.device_book import book_path, remove_device
+
+    address = remove_device(given["name"])
+    terminal.note(f"removed '{given['name']}' from {book_path()}")
+    terminal.result({"name": given["name"], "address": address}, lambda removed: [])
 
 
 def show(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -45,13 +45,11 @@ def test(terminal: Terminal, given: dict[str, Any]) -> None:
     """Connect to a device and ask what it is."""
     from sparsecc.cli.device_book import address_of
     from sparsecc.devices import open_device
+    from sparsecc.devices.ready import ask
 
     address = address_of(given["name"])
-    facts = {}
     with open_device(address) as device:
-        for name, question in QUESTIONS.items():
-            done = device.run(question, timeout=SECONDS)
-            facts[name] = done.stdout.strip() if done.status == 0 else None
+        facts = asdict(ask(device))
     found = {"schema": "sparsecc.device/1", "name": given["name"], "address": address, "facts": facts}
     terminal.result(found, device_view)
 
@@ -63,7 +61,10 @@ def devices_view(found: Mapping[str, Any]) -> list[Block]:
 
 def device_view(found: Mapping[str, Any]) -> list[Block]:
     """What the device answered."""
-    rows = [(name, fact if fact is not None else "not found there") for name, fact in found["facts"].items()]
+    facts = {**found["facts"]}
+    if (free := facts.pop("free_bytes")) is not None:
+        facts["free disk"] = f"{free >> 20} MiB"
+    rows = [(name, fact if fact is not None else "not found there") for name, fact in facts.items()]
     return [Line(f"{found['name']} answers.", "good"), Line(""), Grid(("", "on the device"), rows)]
 
 
@@ -79,9 +80,26 @@ command = click.Group(
             about="Keep ADDRESS (ssh://user@host[:port] or adb:SERIAL) under NAME.",
             examples=(
                 "sparsecc devices add board ssh://pi@192.0.2.7",
+                "sparsecc devices add board ssh://board-in-ssh-config --python /opt/venv/bin/python",
                 "sparsecc devices add phone adb:R58M123",
             ),
             arguments=(click.Argument(["name"]), click.Argument(["address"])),
+            sections={
+                "On the device": (
+                    click.Option(
+                        ["--python"],
+                        metavar="PATH",
+                        help="The Python to measure with, as ?python=PATH behind the address.  [default: python3]",
+                    ),
+                )
+            },
+        ),
+        Command(
+            "remove",
+            remove,
+            about="Forget the device called NAME.",
+            examples=("sparsecc devices remove board",),
+            arguments=(click.Argument(["name"]),),
             sections={},
         ),
         Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shlex
@@ -19,32 +20,40 @@ from sparsecc.devices.device import (
     checked_argv,
     checked_name,
 )
-from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
+from sparsecc.devices.keeper import folder_in, keeper_command, stop_command
+from sparsecc.errors import InputError, SystemFailureError, UnavailableError, WorkerError
 from sparsecc.escaping import one_line, quoted
 
 _QUICK_SECONDS = 60.0
 _COPY_SECONDS = 3600.0
-_TEMPLATE = "/data/local/tmp/sparsecc.XXXXXXXXXX"
-_FOLDER = re.compile(r"/data/local/tmp/sparsecc\.[A-Za-z0-9]+")
+_BASE = "/data/local/tmp"
 _LOST = re.compile(r"(error|adb): .*(device '.*' not found|device offline|no devices|unauthorized|closed)")
 """How adb itself says that it does not reach the device."""
 
 
 class AdbDevice(Device):
-    """One device of `adb devices`, with a private folder under /data/local/tmp."""
+    """One device of `adb devices`, with a private folder under /data/local/tmp that a keeper there owns
+    (`devices/keeper.py`)."""
 
     def __init__(self, address: DeviceAddress) -> None:
         program = shutil.which("adb")
         if program is None:
             raise UnavailableError("adb is not installed: install Android's platform tools, or use ssh://")
         self.spec = f"adb:{address.host}" if address.host else "adb"
-        self.folder = ""
+        self.folder, self.python = "", address.python
         self._adb = [program, "-s", address.host] if address.host else [program]
-        made = self.run(["mktemp", "-d", _TEMPLATE], timeout=_QUICK_SECONDS)
-        folder = made.stdout.strip()
-        if made.status != 0 or not _FOLDER.fullmatch(folder):
-            raise UnavailableError(f"{self.spec} makes no folder in /data/local/tmp: see 'adb devices'")
-        self.folder = folder
+        self.run(["true"], timeout=_QUICK_SECONDS)  # whether it answers at all, in adb's own words
+        self._keeper = subprocess.Popen(
+            [*self._adb, "shell", "-T", keeper_command(_BASE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self.folder = self._folder_made()
+        except BaseException:
+            self.close()
+            raise
 
     def put(self, local: Path, name: str) -> None:
         target = f"{self.folder}/{checked_name(name)}"
@@ -71,13 +80,24 @@ class AdbDevice(Device):
         return self._call(["shell", "-T", command], timeout)
 
     def close(self) -> None:
-        if not self.folder:
-            return
-        folder, self.folder = self.folder, ""
+        keeper, self.folder = self._keeper, ""
+        for pipe in (keeper.stdin, keeper.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
         try:
-            self.run(["rm", "-rf", folder], timeout=_QUICK_SECONDS)
-        except SparseccError:
-            return
+            keeper.wait(_QUICK_SECONDS)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.wait()
+
+    def _folder_made(self) -> str:
+        assert self._keeper.stdout is not None
+        line = self._keeper.stdout.readline().decode("utf-8", "replace")
+        folder = folder_in(line.strip())
+        if folder is None:
+            raise UnavailableError(f"{self.spec} makes no folder in {_BASE}: see 'adb devices'")
+        return folder
 
     def _copy(self, arguments: list[str], name: str) -> None:
         done = self._call(arguments, _COPY_SECONDS)
@@ -103,6 +123,8 @@ class AdbDevice(Device):
                 check=False,
             )
         except subprocess.TimeoutExpired as e:
+            if self.folder:
+                self._call(["shell", "-T", stop_command(self.folder)], _QUICK_SECONDS)
             raise WorkerError(
                 f"a command on {self.spec} took more than {timeout:g} s: allow it more time"
             ) from e

@@ -19,17 +19,24 @@ _SSH = re.compile(
     r"ssh://(?:([A-Za-z0-9._][A-Za-z0-9._-]*)@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(\d{1,5}))?/?"
 )
 _ADB = re.compile(r"adb(?::([A-Za-z0-9][A-Za-z0-9._:-]*))?")
+_PYTHON = re.compile(r"/[A-Za-z0-9_./+-]+|[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+PYTHON = "python3"
+"""The Python of a device that names none."""
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class DeviceAddress:
-    """A parsed device: `kind` is local, ssh or adb; `host` is the adb serial for adb (may be empty)."""
+    """A parsed device: `kind` is local, ssh or adb; `host` is the adb serial for adb (may be empty).
+
+    Without a port, `~/.ssh/config` says which, or it is 22. `python` is the program that measures there.
+    """
 
     kind: str
     host: str = ""
     user: str = ""
     port: int = 0
+    python: str = PYTHON
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class Completed:
 
 
 class Device(ABC):
-    """One place to build and measure. `folder` is its private folder (0700), removed by `close`.
+    """One place to build and measure. `folder` is its private folder (0700), removed by `close`, and when we or the
+    connection die; `python` is the program that runs our Python there.
 
     Files have plain names inside that folder; commands run in it. Every method raises UnavailableError when
     the connection is lost and SystemFailureError when the device's disk is full.
@@ -51,6 +59,7 @@ class Device(ABC):
 
     spec: str
     folder: str
+    python: str
 
     @abstractmethod
     def put(self, local: Path, name: str) -> None:
@@ -81,16 +90,26 @@ class Device(ABC):
 
 
 def parse_device(spec: str) -> DeviceAddress:
-    """`local`, `ssh://user@host:port` or `adb:SERIAL`. InputError on anything else."""
+    """`local`, `ssh://user@host:port` or `adb:SERIAL`, the last two with `?python=PATH` where it is not python3.
+
+    InputError on anything else.
+    """
     if spec == "local":
         return DeviceAddress("local")
-    if found := _SSH.fullmatch(spec):
-        port = int(found[3] or 22)
-        if 0 < port < 65536:
-            return DeviceAddress("ssh", found[2].strip("[]"), found[1] or "", port)
-    if found := _ADB.fullmatch(spec):
-        return DeviceAddress("adb", found[1] or "")
-    raise InputError(f"device {quoted(spec)} is not one: write local, ssh://user@host:port or adb:SERIAL")
+    address, asks, python = spec.partition("?python=")
+    if asks and not _PYTHON.fullmatch(python):
+        raise InputError(
+            f"device {quoted(spec)}: {quoted(python)} is no path of a Python: write ?python=PATH"
+        )
+    if found := _SSH.fullmatch(address):
+        port = int(found[3] or 0)
+        if found[3] is None or 0 < port < 65536:
+            return DeviceAddress("ssh", found[2].strip("[]"), found[1] or "", port, python or PYTHON)
+    if found := _ADB.fullmatch(address):
+        return DeviceAddress("adb", found[1] or "", python=python or PYTHON)
+    raise InputError(
+        f"device {quoted(spec)} is not one: write local, ssh://user@host:port or adb:SERIAL (?python=PATH may follow)"
+    )
 
 
 def checked_name(name: str) -> str:

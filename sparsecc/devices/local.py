@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ class LocalDevice(Device):
     """A private temporary folder of this machine."""
 
     def __init__(self) -> None:
-        self.spec = "local"
+        self.spec, self.python = "local", sys.executable
         self._lock: int | None
         folder, self._lock = locked_temporary("device")
         self.folder = str(folder)

@@ -49,7 +49,6 @@ def sample_on(
     threads: int = 1,
     seed: int = 0,
     timeout: float = 1800.0,
-    python: str = "python3",
 ) -> Samples:
     """Copy runner, models and feeds over (each checked by hash) and take `pairs` interleaved samples.
 
@@ -71,7 +70,7 @@ def sample_on(
         (Path(folder) / "request.json").write_text(json.dumps(request), encoding="ascii")
         for name in ("feeds.npz", "request.json"):
             device.put(Path(folder) / name, name)
-    done = device.run([python, "runner.py", "request.json"], timeout=timeout)
+    done = device.run([device.python, "runner.py", "request.json"], timeout=timeout)
     if done.status != 0:
         raise _failed(device, done.stderr)
     return believed(done.stdout, nonce=nonce, pairs=pairs, seconds=done.seconds, where=device.spec)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import re
 import shlex
 import time
 from collections.abc import Coroutine, Sequence
@@ -19,6 +19,7 @@ from sparsecc.devices.device import (
     checked_argv,
     checked_name,
 )
+from sparsecc.devices.keeper import BEAT_SECONDS, folder_in, keeper_command, stop_command
 from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
 from sparsecc.escaping import one_line, quoted
 
@@ -27,36 +28,38 @@ try:
 except ImportError as e:
     raise UnavailableError("devices over SSH need asyncssh: pip install 'sparsecc[ssh]'") from e
 
-CONNECT_SECONDS = 20.0
+from sparsecc.devices.ssh_route import Route
+
 _QUICK_SECONDS = 60.0
 _CHUNK = 1 << 16
-_FOLDER = re.compile(r"/[A-Za-z0-9._/-]+")
 _STOPPED = -1
+LARGEST_SAID = 1 << 16
+"""Bytes kept of what a login shell prints before the keeper speaks."""
 
 T = TypeVar("T")
 
 
 class SshDevice(Device):
-    """One connection with a private folder (`mktemp -d`) on the other side.
+    """One connection with a private folder on the other side, which a keeper there owns (`devices/keeper.py`).
 
-    `known_hosts` is a file in OpenSSH's format; by default that of the user. Keys and agents are those that
-    the user's own OpenSSH configuration gives; passwords are never asked for.
+    Port, user, keys, known hosts, jump hosts and all else come from the user's `~/.ssh/config` where the address does
+    not say; passwords are never asked for. `known_hosts` is a file in OpenSSH's format in place of the user's, `key` a
+    private key in place of theirs.
     """
 
     def __init__(
         self, address: DeviceAddress, *, known_hosts: Path | None = None, key: Path | None = None
     ) -> None:
-        user = f"{address.user}@" if address.user else ""
-        self.spec = f"ssh://{user}{address.host}:{address.port}"
-        self.folder = ""
-        self._address = address
-        self._known_hosts = known_hosts or Path.home() / ".ssh" / "known_hosts"
-        self._key = key
+        user, port = f"{address.user}@" if address.user else "", f":{address.port}" if address.port else ""
+        self.spec = f"ssh://{user}{address.host}{port}"
+        self.folder, self.python = "", address.python
+        self._route = Route(known_hosts, key)
         self._loop = asyncio.new_event_loop()
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._keeper: asyncssh.SSHClientProcess[bytes] | None = None
         try:
-            self._connection = self._wait(self._connect())
-            self.folder = self._make_folder()
+            self._connection = self._wait(self._route.connect(address.host, address.user, address.port))
+            self.folder = self._wait(self._start_keeper())
         except BaseException:
             self.close()
             raise
@@ -87,39 +90,33 @@ class SshDevice(Device):
         if self._loop.is_closed():
             return
         try:
-            if self._connection is not None and self.folder:
-                folder, self.folder = self.folder, ""
-                self.run(["rm", "-rf", "--", folder], timeout=_QUICK_SECONDS)
+            if self._keeper is not None:
+                keeper, self._keeper, self.folder = self._keeper, None, ""
+                keeper.stdin.write_eof()
+                self._wait(asyncio.wait_for(keeper.wait_closed(), _QUICK_SECONDS))
         except SparseccError:
             self._connection = None
         if self._connection is not None:
             self._connection.close()
             self._loop.run_until_complete(self._connection.wait_closed())
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
-    async def _connect(self) -> asyncssh.SSHClientConnection:
-        extra: dict[str, Any] = {} if self._key is None else {"client_keys": [str(self._key)]}
-        if self._address.user:
-            extra["username"] = self._address.user
-        known = str(self._known_hosts) if self._known_hosts.is_file() else ([], [], [])
-        return await asyncio.wait_for(
-            asyncssh.connect(
-                self._address.host,
-                self._address.port,
-                known_hosts=known,
-                preferred_auth="publickey",
-                keepalive_interval=15,
-                **extra,
-            ),
-            CONNECT_SECONDS,
-        )
-
-    def _make_folder(self) -> str:
-        made = self.run(["mktemp", "-d"], timeout=_QUICK_SECONDS)
-        folder = made.stdout.strip()
-        if made.status != 0 or not _FOLDER.fullmatch(folder):
-            raise SystemFailureError(f"{self.spec} makes no temporary folder: check the space in its /tmp")
+    async def _start_keeper(self) -> str:
+        """The folder that it made; from here on it goes when the connection does."""
+        keeper = await self._open.create_process(keeper_command(), encoding=None, stderr=asyncssh.DEVNULL)
+        said = b""
+        while (folder := folder_in(said.decode("utf-8", "replace"))) is None:
+            line = await asyncio.wait_for(keeper.stdout.readline(), _QUICK_SECONDS)
+            if not line:
+                raise SystemFailureError(
+                    f"{self.spec} makes no temporary folder: check the space in its /tmp"
+                )
+            said = (said + line)[-LARGEST_SAID:]
+        self._keeper = keeper
+        self._beats = self._loop.create_task(_beat(keeper))
         return folder
 
     async def _upload(self, local: Path, target: str) -> None:
@@ -144,6 +141,7 @@ class SshDevice(Device):
         except asyncio.TimeoutError:
             process.kill()
             process.close()
+            await self._open.run(stop_command(self.folder), stdin=asyncssh.DEVNULL)
             return Completed(_STOPPED, "", "", time.monotonic() - began)
         status = process.exit_status if process.exit_status is not None else 255
         if process.exit_status is None and self._open.is_closed():
@@ -171,7 +169,7 @@ class SshDevice(Device):
         try:
             return self._loop.run_until_complete(work)
         except asyncssh.HostKeyNotVerifiable as e:
-            raise UnavailableError(self._host_key_message()) from e
+            raise UnavailableError(self._route.host_key_message(self.spec)) from e
         except asyncssh.PermissionDenied as e:
             raise UnavailableError(
                 f"{self.spec} refuses the login: add your key there with ssh-copy-id"
@@ -202,26 +200,13 @@ class SshDevice(Device):
         words = done.stdout.splitlines()[-1].split() if done.stdout.strip() else []
         return int(words[3]) * 1024 if len(words) > 3 and words[3].isdigit() else None
 
-    def _host_key_message(self) -> str:
-        host, port = self._address.host, self._address.port
-        known = _keys_known(self._known_hosts, host, port)
-        name = host if port == 22 else f"[{host}]:{port}"
-        if known:
-            return (
-                f"the host key of {self.spec} differs from the one in known_hosts: if the "
-                f"device was set up anew, remove the old key with: ssh-keygen -R '{name}'"
-            )
-        return f"the host key of {self.spec} is not known: connect once with ssh and check its fingerprint"
 
-
-def _keys_known(path: Path, host: str, port: int) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        keys = asyncssh.read_known_hosts(str(path)).match(host, host, port)
-    except ValueError:
-        return False
-    return bool(keys[0])
+async def _beat(keeper: asyncssh.SSHClientProcess[bytes]) -> None:
+    """Say every now and then that we are there, until the connection is gone."""
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while not keeper.is_closing():
+            keeper.stdin.write(b".")
+            await asyncio.sleep(BEAT_SECONDS)
 
 
 async def _read(stream: asyncssh.SSHReader[bytes]) -> str:

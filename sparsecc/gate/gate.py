@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sparsecc.devices import open_device
+from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError
 from sparsecc.measure.interleave import Budget, Comparison
 from sparsecc.measure.pair import measure_pair
@@ -123,6 +125,9 @@ def gate(
         )
     budget = budget or Budget(pairs=160, seconds=12.0, warmup_seconds=0.4)
     now, before = model_file(current), model_file(baseline)
+    if device != "local":
+        with open_device(device) as there:
+            require_ready(there, (now, before))
     result = GateResult(name or current.name, "OK", "", max_regression, (), machine=_machine(threads))
     if checks:
         result = replace(result, checks=clock_free_checks(current, baseline, max_regression, checks))

@@ -11,7 +11,7 @@ from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.decide.goals import judge
 from sparsecc.decide.passes import build_options
-from sparsecc.errors import SparseccError
+from sparsecc.errors import SparseccError, SystemFailureError, UnavailableError, WorkerError
 from sparsecc.loading.models import load_ir
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sparsecc.verify.prove import Probes
 
 SCHEMA = "sparsecc.report/1"
+LOST = UnavailableError, SystemFailureError, WorkerError
+"""What a device raises that answered when it was asked first: out of reach, its disk full, too slow."""
 CHANGED = 0.1
 """Share of calibration samples with another top class above which a report warns; those not seen fare worse."""
 
@@ -45,8 +47,16 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
     if not isinstance(backend, OnnxRuntimeCpu):
         return facts
     facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}
-    if job.options.measure:
-        asked = job.options
+    return facts | _timed(job, compiled, probes) if job.options.measure else facts
+
+
+def _timed(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """Latency beside the dense model, and what else a clock or a meter tells.
+
+    A device that was lost since it was asked costs only the figures: {"unmeasured": why}.
+    """
+    asked, facts = job.options, {}
+    try:
         told = measure_pair(
             probes.dense,
             compiled,
@@ -59,8 +69,17 @@ def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[
         facts["latency"] = told.to_json()
         if asked.device == "local":
             facts |= _footprints(job, compiled, probes)
-        facts |= against_parts(job, compiled, probes)
-    return facts
+        return facts | against_parts(job, compiled, probes)
+    except LOST as e:
+        if asked.device == "local":
+            raise
+        return facts | _unmeasured(job, f"not measured on {asked.device}: {e}")
+
+
+def _unmeasured(job: Job, reason: str) -> dict[str, Any]:
+    job.skipped.append(("measure", Skip(job.model.name, reason)))
+    job.warnings.append(reason)
+    return {"unmeasured": reason}
 
 
 def _plans_timed(job: Job, backend: TensorrtEngine, compiled: Path, probes: Probes) -> dict[str, Any]:
@@ -82,10 +101,8 @@ def _plans_timed(job: Job, backend: TensorrtEngine, compiled: Path, probes: Prob
             seed=asked.seed,
         )
     except SparseccError as e:
-        reason = f"no latency beside the dense model: {e}"
-        job.skipped.append(("measure", Skip(job.model.name, reason)))
-        job.warnings.append(reason)
-        return {}
+        found = _unmeasured(job, f"no latency beside the dense model: {e}")
+        return found if asked.device != "local" and isinstance(e, LOST) else {}
     return {"latency": told.to_json()}
 
 
@@ -126,7 +143,7 @@ def report(
         "warnings": [*job.warnings, *doubts(job, measured, scored=accuracy is not None)],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
-    told = ("latency", "footprint", "parts", "census")
+    told = ("latency", "footprint", "parts", "census", "unmeasured")
     made |= {name: measured[name] for name in told if name in measured}
     if built := measured.get("built"):
         made["build"] = dict(built)

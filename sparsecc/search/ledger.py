@@ -13,7 +13,7 @@ from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.escaping import one_line
 
 NAME = "points.jsonl"
-RETRIED = frozenset({"WorkerError", "SystemFailureError"})
+RETRIED = frozenset({"WorkerError", "SystemFailureError", "UnavailableError"})
 """Failures that say nothing about the point: it is tried again."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sparsecc.bundle.folder import Bundle
-from sparsecc.errors import SparseccError
+from sparsecc.errors import SparseccError, UnavailableError
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.tasks.reproduce import MEASURED
@@ -38,6 +38,8 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
         with temporary_folder("search") as folder:
             options = {**request["options"], **request["limits"]}
             made = api.compile(request["model"], output=folder / "out", **options)
+            if "unmeasured" in made.report:
+                raise UnavailableError(made.report["unmeasured"])
             row |= _measured(made.report) | _files(folder / "out")
     except SparseccError as e:
         row |= {"error": str(e), "kind": type(e).__name__}

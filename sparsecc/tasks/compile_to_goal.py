@@ -29,6 +29,7 @@ from sparsecc.system.files import size_of
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
+from sparsecc.tasks.ask_device import require_device
 from sparsecc.tasks.compile import Decision, Emit, Job
 from sparsecc.verify.evaluate import function_of, score
 from sparsecc.verify.prove import Probes
@@ -44,7 +45,9 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     GoalError where nothing near the goal can be reached; nothing is written then.
     """
     options = CompileOptions.of(request["options"])
-    goal = Goal.of(options)
+    goal, builds = Goal.of(options), not request.get("dry_run")
+    times = (options.measure and builds) or (goal is not None and goal.is_timed)
+    require_device(options, Path(request["model"]), times=times, builds=builds)
     if goal is None:
         return pipeline.compile_model(request, emit)
     with temporary_folder("scratch") as scratch:

@@ -17,6 +17,8 @@ from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.random_inputs import feeds_from, random_feeds
+from sparsecc.devices import open_device
+from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
@@ -154,8 +156,13 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise UnavailableError(
             f"target {request['target']} has no runtime here to profile on: run sparsecc doctor"
         )
+    where = str(request.get("device") or "local")
+    if where != "local":
+        emit({"stage": "ask the device", "share": 0.0})
+        with open_device(where) as there:
+            require_ready(there, (path,))
     emit({"stage": "load", "share": 0.0})
-    feeds, where = _feeds(path, request), str(request.get("device") or "local")
+    feeds = _feeds(path, request)
     emit({"stage": "measure", "share": 0.2})
     cpu, wall, facts = time_on(where, path, feeds, threads=threads)
     found: dict[str, Any] = {
