@@ -31,7 +31,6 @@ NEWER = frozenset({"BitCast", "Swish", "SwiGLU"})
 SEPARATE = {
     "sparsecc/calibrate/mixtures.py": "operators that pick by number",
     "sparsecc/data/random_inputs.py": "operators with an operand that is a size",
-    "sparsecc/graph/token_sites.py": "operators whose rules already say what is not alike",
     "sparsecc/loading/maxpool_padding.py": "results that are never negative",
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
     "passes/quantize/select_layers.py": "kernels of one runtime: on integers of one scale",
