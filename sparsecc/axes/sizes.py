@@ -13,8 +13,14 @@ from operator import add, mul, sub
 
 Size = int | tuple[int, ...]
 
-OPAQUE = 200_000_003
+OPAQUE = 720_720 * 1024
 """Sizes that nobody can know are numbers from here on, others at every probe. No real axis is as long."""
+
+STEP = 720_720
+"""They lie so far apart, a number that 1 to 16 divide: strides, splits and pools leave them different."""
+
+DIVIDED = 256
+"""What they may be divided by in all and still be known for what they are."""
 
 
 def at(size: Size, probe: int) -> int:
@@ -34,7 +40,7 @@ def is_static(size: Size) -> bool:
 
 def is_unknown(size: Size) -> bool:
     """Whether nobody can know it, not even for inputs of given sizes."""
-    return isinstance(size, tuple) and min(size) >= OPAQUE
+    return isinstance(size, tuple) and min(size) >= OPAQUE // DIVIDED
 
 
 def times(a: Size, b: Size) -> Size:

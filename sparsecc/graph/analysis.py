@@ -9,7 +9,7 @@ from functools import partial
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
-from sparsecc.axes.sizes import is_static, is_unknown
+from sparsecc.axes.sizes import at, is_static, is_unknown
 from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
 from sparsecc.ir.subgraphs import bodies_of, has_body, reads
 from sparsecc.rules import reason_for_pin, rule_for, shapes_of, traits_of
@@ -241,6 +241,6 @@ def prunable_atoms(analysis: Analysis) -> dict[Atom, list[Member]]:
     for value, axes in analysis.weights():
         for position, axis in enumerate(axes):
             for atom in atoms_of(axis):
-                if is_static(atom.size) and atom.size != 1:
+                if is_static(atom.size) and at(atom.size, 0) > 1:
                     owners.setdefault(atom, {})[value.name or "", position] = None
     return {atom: list(members) for atom, members in owners.items()}

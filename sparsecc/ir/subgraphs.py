@@ -78,11 +78,23 @@ def name_values(model: ir.Model) -> None:
         for value in node.outputs:
             if _lacks_name(value):
                 value.name = fresh(f"{node.op_type}_{number}_out", taken)
+    called = {value for body in _called(model) for value in (*body.inputs, *body.outputs)}
     for body in graph.subgraphs():
         for value in _values(body):
-            if _lacks_name(value) or value.name in taken:
+            if _lacks_name(value) or (value.name in taken and value not in called):
                 value.name = fresh(value.name or "inner", taken)
             taken |= {value.name} if value.name else set()
+
+
+_CALLERS = frozenset({"BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"})
+"""Operators of com.microsoft that know the inputs and outputs of their bodies by name."""
+
+
+def _called(model: ir.Model) -> Iterator[ir.Graph]:
+    """Bodies whose interface keeps its names."""
+    for node in model.graph.all_nodes():
+        if node.op_type in _CALLERS:
+            yield from bodies_of(node)
 
 
 def _lacks_name(value: ir.Value) -> bool:

@@ -45,6 +45,7 @@ def load_ir_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ir.Model:
 def to_ir(opened: OpenedModel, limits: Limits) -> ir.Model:
     """The opened model as onnx_ir reads it. Takes over the proto: do not use that afterwards."""
     types = _take_unknown_types(opened.proto)
+    _spell_default_domain(opened.proto)
     checker = TensorChecker(opened.files, limits)
     for graph in _proto_graphs(opened.proto):
         _make_dense(graph, checker)
@@ -57,6 +58,18 @@ def to_ir(opened: OpenedModel, limits: Limits) -> ir.Model:
     model.meta[NOTES] = opened.notes
     model.meta[TYPES] = types
     return model
+
+
+def _spell_default_domain(model: onnx.ModelProto) -> None:
+    """The default domain has two spellings, '' and 'ai.onnx': everything behind this knows the first."""
+    for holder in (model, *model.functions):
+        for opset in holder.opset_import:
+            if opset.domain == "ai.onnx":
+                opset.domain = ""
+    for graph in _proto_graphs(model):
+        for node in graph.node:
+            if node.domain == "ai.onnx":
+                node.domain = ""
 
 
 def _take_unknown_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:

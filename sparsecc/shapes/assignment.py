@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sparsecc.axes.sizes import OPAQUE
+from sparsecc.axes.sizes import DIVIDED, OPAQUE, STEP
 
 LARGEST = 1 << 27
 """Sizes at which some value would have more elements than this are not tried."""
@@ -35,7 +35,7 @@ class Probe:
         """A size of its own."""
         self.guessed = True
         self._next += 1
-        return OPAQUE + 2 * self._next + self.number
+        return OPAQUE + STEP * (2 * self._next + self.number)
 
     def forget(self, value: ir.Value) -> None:
         """Nothing is known of a value any more."""
@@ -51,8 +51,9 @@ class Probe:
     @property
     def is_small(self) -> bool:
         """Whether every value is small enough to run the model at these sizes just to try them."""
+        least = OPAQUE // DIVIDED if self.guessed else OPAQUE
         shapes = (dims_of(kind) for kind in self.types.values())
-        known = (dims for dims in shapes if dims is not None and max(dims, default=0) < OPAQUE)
+        known = (dims for dims in shapes if dims is not None and max(dims, default=0) < least)
         return all(math.prod(dims) <= LARGEST for dims in known)
 
 

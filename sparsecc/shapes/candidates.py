@@ -21,6 +21,9 @@ _CANDIDATES: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...
     ((1, 2), (16000, 24000), (32, 40)),
 )
 
+_ALIKE = ((1, 2), (1,), (2, 4), (2,), (3, 6), (3,), (4,), (8,), (16,))
+"""Last, one size for all dynamic dimensions: what is broadcast or multiplied against constants may take no other."""
+
 
 def assignments(
     model: ir.Model, dims: Dims, sample: Dims | None = None
@@ -46,6 +49,8 @@ def assignments(
     for setting in candidate_dims(model):
         doubled = {name: 2 * size for name, size in setting.items()}
         yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]
+    for sizes in _ALIKE:
+        yield [{v.name or "": _alike(v, dims, size) for v in values} for size in sizes]
 
 
 def _around(
@@ -111,6 +116,12 @@ def _at_setting(value: ir.Value, dims: Dims, setting: Mapping[str, int]) -> tupl
     for axis, dim in enumerate(value.shape or ()):
         sizes.append(dim if is_fixed(dim) else setting.get(dim_key(value, axis), 2))
     return tuple(sizes)
+
+
+def _alike(value: ir.Value, dims: Dims, size: int) -> tuple[int, ...]:
+    if value.name in dims:
+        return _fixed(value, dims)
+    return tuple(dim if is_fixed(dim) else size for dim in value.shape or ())
 
 
 def _input_dims(

@@ -229,8 +229,7 @@ class _Walker:
 
     def _schema(self, operator: str, domain: str) -> onnx.defs.OpSchema:
         if (operator, domain) not in self.schemas:
-            found = onnx.defs.get_schema(operator, self._opset(domain), domain)
-            self.schemas[operator, domain] = found
+            self.schemas[operator, domain] = _inferring(operator, self._opset(domain), domain)
         return self.schemas[operator, domain]
 
     def _opset(self, domain: str) -> int:
@@ -293,6 +292,20 @@ class _Walker:
         for value, result in zip(node.outputs, results, strict=False):
             probe.data[value] = np.asarray(result)
             probe.types[value] = tensor_type(ir.DataType.from_numpy(probe.data[value].dtype), result.shape)
+
+
+def _inferring(operator: str, opset: int, domain: str) -> onnx.defs.OpSchema:
+    """The schema of an operator at an opset; where it has no inference of its own, or the operator came later
+    (exporters write a few too early), the first later one that has. SchemaError where there is none."""
+    newest: int = onnx.defs.onnx_opset_version()
+    found: onnx.defs.OpSchema | None = None
+    for version in (opset, *range(opset + 1, newest + 1 if domain == "" else opset + 1)):
+        if onnx.defs.has(operator, version, domain):
+            schema = onnx.defs.get_schema(operator, version, domain)
+            found = found or schema
+            if schema.has_type_and_shape_inference_function:
+                return schema
+    return found or onnx.defs.get_schema(operator, opset, domain)
 
 
 def evaluated(node: ir.Node, arrays: Sequence[np.ndarray | None], version: int) -> Sequence[np.ndarray]:

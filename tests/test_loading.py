@@ -1,0 +1,135 @@
+"""Files as exporters write them: spellings, old operators, empty tensors, sizes of which only some run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import sparsecc
+from sparsecc.graph.analysis import analyse
+from sparsecc.graph.groups import find_groups
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from tests.repair_models import normal
+
+MLP = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,6] x) => (float[n,3] y) { a = MatMul(x, w1) h = Relu(a) y = MatMul(h, w2) }"""
+
+
+def saved(path: Path, text: str, **weights: np.ndarray) -> Path:
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.save(model, path)
+    return path
+
+
+def compiled(path: Path, folder: Path, **options: object) -> dict[str, object]:
+    made = sparsecc.compile(path, output=folder / "out", measure=False, **options)  # type: ignore[arg-type]
+    assert made.bundle is not None
+    return made.report
+
+
+def shares(path: Path) -> dict[str, bool]:
+    """Kind and whether it is free, of every group."""
+    analysis = analyse(normalise(load_ir(path)))
+    return {f"{group.kind} of {group.size}": group.is_free for group in find_groups(analysis)}
+
+
+@pytest.mark.parametrize("spelt", ["nodes", "imports", "both"])
+def test_the_default_domain_has_two_spellings(tmp_path: Path, spelt: str) -> None:
+    path = saved(tmp_path / "m.onnx", MLP, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    plain, model = shares(path), onnx.load(path)
+    if spelt != "imports":
+        for node in model.graph.node:
+            node.domain = "ai.onnx"
+    if spelt != "nodes":
+        model.opset_import[0].domain = "ai.onnx"
+    onnx.save(model, path)
+    assert shares(path) == plain
+    assert plain["channel of 8"]
+
+
+@pytest.mark.parametrize("operator", ["LessOrEqual", "GreaterOrEqual"])
+def test_shapes_behind_operators_that_older_opsets_do_not_infer(tmp_path: Path, operator: str) -> None:
+    """A causal mask by LessOrEqual-12, as exports at opset 14 have it."""
+    text = f"""<ir_version: 7, opset_import: ["" : 14]>
+    g (float[n,4,6] x) => (float[n,4,3] y) {{
+        mask = {operator}(rows, columns) kept = Where(mask, zero, low)
+        a = MatMul(x, w1) h = Relu(a) s = MatMul(kept, h) y = MatMul(s, w2) }}"""
+    steps = np.arange(4, dtype=np.float32)
+    path = saved(
+        tmp_path / "m.onnx", text, w1=normal(6, 8), w2=normal(8, 3, seed=2), rows=steps[None, :],
+        columns=steps[:, None], zero=np.array(0, np.float32), low=np.array(-1, np.float32),
+    )  # fmt: skip
+    assert shares(path)["channel of 8"]
+
+
+def test_an_empty_initializer_is_no_group(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[2,6] x) => (float[2,3] y) {
+        empty_t = Transpose<perm=[1,0]>(empty) j = Concat<axis=1>(x, empty_t)
+        a = MatMul(j, w1) h = Relu(a) y = MatMul(h, w2) }"""
+    empty = np.zeros((0, 2), np.float32)
+    path = saved(tmp_path / "m.onnx", text, w1=normal(6, 8), w2=normal(8, 3, seed=2), empty=empty)
+    assert compiled(path, tmp_path, ratio=0.5)["removed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'g (float[i,j] x) => (float[p,q] y) { y = Mul(x, w) }',
+        'g (float[i,j] x) => (float[p,q] y) { t = Transpose<perm=[1,0]>(x) y = Add(x, t) }',
+        'g (float[i,j,1024,4096] x) => (float[i,j,1024,4096] y) { y = Mul(x, one) }',
+    ],
+    ids=["a constant dictates them", "they must be equal", "most are too large"],
+)  # fmt: skip
+def test_sizes_that_run_are_found(tmp_path: Path, text: str) -> None:
+    every = {"w": normal(3, 2), "one": np.ones(1, np.float32)}
+    weights = {name: array for name, array in every.items() if f", {name})" in text}
+    path = saved(tmp_path / "m.onnx", f'<ir_version: 8, opset_import: ["" : 17]> {text}', **weights)
+    compiled(path, tmp_path, ratio=0.5)
+
+
+def test_a_length_that_only_the_data_knows_survives_strides(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,12] x) => (float[1,8,t] y) {
+        s = Sigmoid(x) n = ReduceSum<keepdims=0>(s) k = Cast<to=7>(n) m = Add(k, sixteen)
+        r = Range(zero, m, one) f = Cast<to=1>(r) u = Reshape(f, shape)
+        a = Conv<strides=[2], pads=[1,1]>(u, w1) b = Relu(a)
+        c = MaxPool<kernel_shape=[2], strides=[2]>(b) y = Conv<pads=[1,1]>(c, w2) }"""
+    whole = {name: np.array(value, np.int64) for name, value in (("sixteen", 16), ("zero", 0), ("one", 1))}
+    path = saved(
+        tmp_path / "m.onnx", text, w1=normal(16, 1, 4), w2=normal(8, 16, 3, seed=2),
+        shape=np.array([1, 1, -1], np.int64), **whole,
+    )  # fmt: skip
+    assert shares(path)["channel of 16"]
+    assert compiled(path, tmp_path, ratio=0.5)["removed"]
+
+
+def test_inputs_of_bodies_keep_names_that_an_operator_demands() -> None:
+    """BeamSearch finds the inputs of its bodies by name, also where the main graph has the same."""
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, [1, 4])
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["input_ids"], ["logits"])], "decoder", [ids],
+        [helper.make_tensor_value_info("logits", TensorProto.INT32, [1, 4])],
+    )  # fmt: skip
+    node = helper.make_node("GreedySearch", ["input_ids", "length"], ["sequences"], domain="com.microsoft",
+                            decoder=inner)  # fmt: skip
+    graph = helper.make_graph(
+        [node], "g", [ids], [helper.make_tensor_value_info("sequences", TensorProto.INT32, [1, 8])],
+        [numpy_helper.from_array(np.array([8], np.int32), "length")],
+    )  # fmt: skip
+    import onnx_ir as ir
+
+    from sparsecc.ir.subgraphs import bodies_of, one_scope
+
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=imports))
+    one_scope(model)
+    (body,) = bodies_of(next(iter(model.graph)))
+    assert [value.name for value in body.inputs] == ["input_ids"]
+    assert [value.name for value in model.graph.inputs] == ["input_ids"]
