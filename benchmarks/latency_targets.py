@@ -84,10 +84,10 @@ def scored_row(pair: Pair, wanted: float, metric: str, folder: Path) -> dict[str
 
 def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
     """The table's prediction of a speed-up beside the measured one; the seconds it took to learn."""
+    from sparsecc.compilation import Compilation
     from sparsecc.cost.latency import latency_model
     from sparsecc.cost.latency_table import LatencyTable
     from sparsecc.decide.channels import choose
-    from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
     from sparsecc.graph.rewrite import remove
     from sparsecc.ir.save import write
@@ -95,19 +95,20 @@ def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
     from sparsecc.loading.normalise import normalise
     from sparsecc.measure.pair import measure_pair
     from sparsecc.options import CompileOptions
-    from sparsecc.verify.prove import Probes
+    from sparsecc.system.scratch import Scratch
 
     options, model = CompileOptions(), normalise(load_ir(path))
-    probes = Probes(folder, model, options)
-    analysis = analyse(model, runs=probes.runs)
-    probes.settle(analysis)
+    compilation = Compilation(path, options, Scratch(folder))
+    analysis = compilation.begin(model)
     begun, table = time.perf_counter(), LatencyTable()
     cost = latency_model(analysis, table)
     learnt = time.perf_counter() - begun
     keep = choose(analysis, find_groups(analysis), options, ratio).keep
     told = cost.total({}) / cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
     remove(analysis, keep)
-    found = measure_pair(probes.dense, write(analysis.model, folder / "small.onnx"), probes.feeds[0])
+    found = measure_pair(
+        compilation.dense.path, write(analysis.model, folder / "small.onnx"), compilation.feeds[0]
+    )
     real = found.ratio().speedup
     return {
         "model": path.name,

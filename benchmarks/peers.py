@@ -151,33 +151,32 @@ def by_onnxsim(case: str, folder: Path) -> Verdict:
 def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Verdict:
     """Compare with the dense model whose removed slots are masked, at every probe's sizes."""
     from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from sparsecc.compilation import Compilation
     from sparsecc.errors import SparseccError
-    from sparsecc.graph.analysis import analyse
     from sparsecc.ir.save import write
     from sparsecc.loading.models import load_ir
     from sparsecc.loading.normalise import normalise
     from sparsecc.options import CompileOptions
     from sparsecc.reference.masked_channels import masked
     from sparsecc.runtime.numerics import worst_error
-    from sparsecc.verify.prove import Probes
+    from sparsecc.system.scratch import Scratch
 
     if not left:
         return {"verdict": "nothing"}
     model = normalise(load_ir(dense))
-    probes = Probes(folder, model, CompileOptions())
-    analysis = analyse(model, runs=probes.runs)
-    probes.settle(analysis)
+    compilation = Compilation(dense, CompileOptions(), Scratch(folder))
+    analysis = compilation.begin(model)
     runtime = OnnxRuntimeCpu()
     try:
         runner = runtime.load(small, level="none")
-        found = [runner.run(feeds) for feeds in probes.feeds]
+        found = [runner.run(feeds) for feeds in compilation.feeds]
     except SparseccError as e:
         return {"verdict": "unloadable", "why": str(e)[:200]}
     keep = _keep(analysis, left)
     if keep is None:
         return {"verdict": "wrong", "why": "what is left of its weights does not go together"}
     error = 0.0
-    for probe, (feeds, outputs) in enumerate(zip(probes.feeds, found, strict=True)):
+    for probe, (feeds, outputs) in enumerate(zip(compilation.feeds, found, strict=True)):
         reference = write(masked(analysis, keep, probe), folder / "masked" / "model.onnx")
         error = max(error, worst_error(runtime.load(reference, level="none").run(feeds), outputs))
     return {"verdict": "exact" if error <= EQUAL else "wrong", "error": error}

@@ -12,18 +12,11 @@ import onnx_ir as ir
 
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.remarks import Remark
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
     from sparsecc.targets import Target
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something a pass left alone: the node or tensor, and why. It reaches the report."""
-
-    where: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class PassResult:
     """What a pass did: facts for the report (plain JSON data) and what it skipped."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    skipped: tuple[Skip, ...] = ()
+    skipped: tuple[Remark, ...] = ()
 
 
 def require_data(what: str, *, has_data: bool) -> None:

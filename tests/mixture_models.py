@@ -16,7 +16,7 @@ from sparsecc.calibrate.mixtures import Mixture
 from sparsecc.calibrate.routers import Router
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import SlotWeights
-from sparsecc.data.samples import Samples, samples_of
+from sparsecc.data.samples import Samples, random_samples
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
@@ -88,7 +88,7 @@ def studied(model: onnx.ModelProto | ir.Model, folder: Path, samples: Samples | 
     """The model analysed and calibrated, on random inputs unless samples are given."""
     found = normalise(ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model)
     analysis = analyse(found)
-    drawn = samples or samples_of(None, found, sizes=analysis.shapes.inputs[0], seed=3)
+    drawn = samples or random_samples(found, sizes=analysis.shapes.inputs[0], seed=3)
     return Studied(analysis, drawn, collect(analysis, drawn, folder))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom
+from sparsecc.compilation import Compilation
 from sparsecc.cost.model import params_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
@@ -23,8 +24,9 @@ from sparsecc.options import CompileOptions
 from sparsecc.plan import make_plan
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
+from sparsecc.system.scratch import Scratch
 from sparsecc.verify.plan_check import zeroed
-from sparsecc.verify.prove import Probes
+from sparsecc.verify.probes import Probes
 
 
 @dataclass
@@ -67,14 +69,14 @@ def random_half(groups: list[Group], seed: int) -> dict[Atom, np.ndarray]:
 def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
     """Remove a random half of every free group; compare with the masked dense model at every probe's sizes."""
     model = normalise(load_ir(path))
-    probes = Probes(scratch, model, CompileOptions(seed=seed))
-    analysis = analyse(model, runs=probes.runs)
-    probes.settle(analysis)
+    compilation = Compilation(path, CompileOptions(seed=seed), Scratch(scratch))
+    compilation.begin(model)
+    probes = Probes(compilation)
     begun = time.perf_counter()
     analysis = analyse(model)
     groups = find_groups(analysis)
     seconds = time.perf_counter() - begun
-    analysis = analyse(model, runs=probes.runs)
+    analysis = compilation.analysed(model)
     groups = find_groups(analysis)
     keep = random_half(groups, seed)
     result = _described(analysis, groups, seconds)
@@ -85,7 +87,7 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
     remove(analysis, keep)
     runner = open_session(write(model, scratch / "pruned" / "model.onnx"), level="none")
     found = []
-    for (feeds, wanted, moved), dense in zip(probes.reference(proof), probes.expected, strict=True):
+    for (feeds, wanted, moved), dense in zip(probes.reference(proof), compilation.expected, strict=True):
         found.append(runner.run(feeds))
         error = worst_error(wanted, found[-1])
         result.error = max(result.error, error)
@@ -96,7 +98,7 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
         other = zeroed(normalise(load_ir(path)), plan.to_json())
         runner = open_session(write(other, scratch / "zeroed" / "model.onnx"), level="none")
         result.planned_error = max(
-            worst_error(runner.run(f), o) for f, o in zip(probes.feeds, found, strict=True)
+            worst_error(runner.run(f), o) for f, o in zip(compilation.feeds, found, strict=True)
         )
     result.left = _parameters(model)
     return result

@@ -15,7 +15,8 @@ from sparsecc.allocators.output_error import Bench
 from sparsecc.allocators.trial_repair import Rehearsal, Stage, counterparts, divided
 from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.layer_statistics import collect
-from sparsecc.data.samples import Samples, samples_of
+from sparsecc.compilation import Compilation
+from sparsecc.data.samples import CalibrationSet, Samples
 from sparsecc.decide.channels import Choice, Source, choose
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
@@ -24,7 +25,8 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Settings
 from sparsecc.reference.masked_channels import masked
-from sparsecc.tasks.compile import Job, open_for_compile
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.stages import begin
 from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -45,7 +47,7 @@ def twin_of(analysis: Analysis) -> Analysis:
 def digits(name: str) -> tuple[Analysis, Samples]:
     analysis = analyse(normalise(load_ir(MODELS / f"{name}.onnx")))
     spec = f"{MODELS / 'digits.py'}:calibration"
-    return analysis, samples_of(spec, analysis.model, sizes=analysis.shapes.inputs[0], seed=0).first(64)
+    return analysis, CalibrationSet(spec, analysis.model).samples.first(64)
 
 
 def rehearsal_of(
@@ -76,9 +78,10 @@ def test_every_free_atom_has_a_counterpart_of_its_size_at_the_same_places(name: 
 
 @pytest.mark.parametrize("name", DIGITS)
 def test_a_compile_analyses_its_model_again_as_it_was(name: str, tmp_path: Path) -> None:
-    job = Job(MODELS / f"{name}.onnx", CompileOptions(measure=False, ratio=0.3), tmp_path, lambda event: None)
-    analysis, probes = open_for_compile(job)
-    twin = probes.analysed(analysis.model.clone(), analysis)
+    options = CompileOptions(measure=False, ratio=0.3)
+    compilation = Compilation(MODELS / f"{name}.onnx", options, Scratch(tmp_path))
+    analysis = begin(compilation)
+    twin = compilation.analysed(analysis.model.clone())
     assert twin.shapes.works
     assert twin.shapes.inputs == analysis.shapes.inputs
     assert counterparts(analysis, twin).keys() >= {g.atom for g in find_groups(analysis) if g.is_free}

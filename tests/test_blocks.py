@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.compilation import Compilation
 from sparsecc.decide.layers import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
@@ -23,8 +24,8 @@ from sparsecc.passes.drop_blocks import drop
 from sparsecc.reference.gated_layers import plugged, silenced
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
-from sparsecc.tasks.compile import Job, open_for_compile
-from sparsecc.verify.prove import Probes
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.stages import begin
 from tests.rule_checks import model_of
 from tests.zoo import ZOO
 from tests.zoo.export import ZooUnavailable, onnx_path
@@ -111,9 +112,8 @@ def test_repeats_go_whole_and_the_outer_ones_stay(models_dir: Path) -> None:
 def check_every_drop(path: Path, folder: Path) -> int:
     """Leaving a block out must equal the dense model in which its branches add zeros; how many were tried."""
     model = normalise(load_ir(path))
-    probes = Probes(folder, model, CompileOptions())
-    analysis = analyse(model, runs=probes.runs)
-    probes.settle(analysis)
+    compilation = Compilation(path, CompileOptions(), Scratch(folder))
+    analysis = compilation.begin(model)
     found = find_blocks(analysis)
     for chosen in [[b] for b in found] + ([found] if found else []):
         branches = list(dict.fromkeys(x.title for b in chosen for x in b.branches))
@@ -124,7 +124,7 @@ def check_every_drop(path: Path, folder: Path) -> int:
             assert set(gone) == {n.name for n in chosen[0].nodes}
             assert not set(chosen[0].members) & set(smaller.graph.initializers)
         left = open_session(write(smaller, folder / "left" / "model.onnx"), level="none")
-        for feeds, dense in zip(probes.feeds, probes.expected, strict=True):
+        for feeds, dense in zip(compilation.feeds, compilation.expected, strict=True):
             wanted = zeros.run(feeds)
             assert worst_error(wanted, left.run(feeds)) <= 1e-6
             assert worst_error(dense, wanted) > 1e-4
@@ -180,25 +180,26 @@ def saved_chain(folder: Path, silent: tuple[int, ...] = (), layers: int = LAYERS
     return folder / "chain.onnx"
 
 
-def opened(path: Path, folder: Path, **options: Any) -> tuple[Job, Analysis, Probes]:
-    job = Job(path, CompileOptions.of({"prune": ["layers"], **options}), folder, lambda event: None)
-    return job, *open_for_compile(job)
+def opened(path: Path, folder: Path, **options: Any) -> tuple[Compilation, Analysis]:
+    asked = CompileOptions.of({"prune": ["layers"], **options})
+    compilation = Compilation(path, asked, Scratch(folder))
+    return compilation, begin(compilation)
 
 
 @pytest.mark.parametrize("silent", [1, 2, 3])
 def test_the_layer_that_adds_nothing_goes_first(silent: int, tmp_path: Path) -> None:
-    job, analysis, probes = opened(saved_chain(tmp_path, (silent,)), tmp_path, ratio=0.1)
-    _, depth = shorten(job, analysis, probes)
+    compilation, analysis = opened(saved_chain(tmp_path, (silent,)), tmp_path, ratio=0.1)
+    _, depth = shorten(compilation, analysis)
     assert depth.dropped == {next(n for n in depth.dropped)}
     assert set(depth.nodes) >= {node.name for node in find_blocks(analysed(chain()))[silent].nodes}
     assert depth.change < 1e-4
 
 
 def test_equal_layers_go_from_the_back(tmp_path: Path) -> None:
-    _, analysis, probes = opened(saved_chain(tmp_path, tuple(range(LAYERS))), tmp_path, ratio=0.1)
+    compilation, analysis = opened(saved_chain(tmp_path, tuple(range(LAYERS))), tmp_path, ratio=0.1)
     free = [b for b in find_blocks(analysis) if b.is_free]
     board = plugged(analysis.model, [b.branches[0].title for b in free], tmp_path / "g" / "m.onnx", 1)
-    greedy = Greedy(free, board, probes.feeds, budget=1.0)
+    greedy = Greedy(free, board, compilation.feeds, budget=1.0)
     assert all(greedy.change([b.branches[0].title]) < 1e-4 for b in free)
     greedy.change = lambda branches: 0.5  # type: ignore[method-assign]
     assert [b.id for b in greedy.choose()[0]] == [3]
@@ -255,12 +256,12 @@ def test_a_layer_is_kept_by_id(tmp_path: Path) -> None:
 
 
 def test_a_wrong_drop_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, analysis, probes = opened(saved_chain(tmp_path, (1,)), tmp_path, ratio=0.1)
+    compilation, analysis = opened(saved_chain(tmp_path, (1,)), tmp_path, ratio=0.1)
 
     other = find_blocks(analysis)[3].branches[0].title
     monkeypatch.setattr("sparsecc.decide.layers.silenced", lambda model, branches: silenced(model, [other]))
     with pytest.raises(InternalError, match="the model without 1 layers differs"):
-        shorten(job, analysis, probes)
+        shorten(compilation, analysis)
 
 
 def test_an_outer_block_counts_its_inner_ones_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.data import samples as sampling
-from sparsecc.data.samples import Samples, merged, samples_of
+from sparsecc.data.samples import CalibrationSet, Samples, merged, random_samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
 from sparsecc.runtime.segments import Walk
@@ -145,8 +145,8 @@ def test_samples_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_folder_inputs_are_random_and_say_so() -> None:
     model = mlp().model
-    found = samples_of(None, model, sizes={"x": (2, 6)}, seed=0)
-    again = samples_of("synthetic", model, sizes={"x": (2, 6)}, seed=0)
+    found = random_samples(model, sizes={"x": (2, 6)}, seed=0)
+    again = random_samples(model, sizes={"x": (2, 6)}, seed=0)
     assert not found.real
     assert found.number == sampling.DRAWN
     np.testing.assert_array_equal(found.batches[0]["x"], again.batches[0]["x"])
@@ -155,7 +155,7 @@ def test_without_a_folder_inputs_are_random_and_say_so() -> None:
 def test_nan_in_samples_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((2, 6), np.nan, np.float32))
     with pytest.raises(InputError, match="NaN"):
-        samples_of(str(tmp_path), mlp().model, sizes={}, seed=0)
+        _ = CalibrationSet(str(tmp_path), mlp().model).samples
 
 
 def test_statistics_are_those_of_the_layer_inputs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sparsecc.criteria.mass import holders, often
 from sparsecc.criteria.obs import DAMPING, greedy
 from sparsecc.criteria.rank import mean_rank
 from sparsecc.criteria.weights import SlotWeights
-from sparsecc.data.samples import Samples, samples_of
+from sparsecc.data.samples import CalibrationSet, Samples
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.loading.models import load_ir
@@ -131,7 +131,7 @@ def test_ranks_hardly_depend_on_the_images(tmp_path: Path) -> None:
     models = Path(__file__).parents[1] / "models"
     analysis = analyse(normalise(load_ir(models / "digits_resnet.onnx")))
     spec = f"{models / 'digits.py'}:calibration"
-    samples = samples_of(spec, analysis.model, sizes=analysis.shapes.inputs[0], seed=0)
+    samples = CalibrationSet(spec, analysis.model).samples
     seen, other = (
         Channels(analysis, half, tmp_path, threads=1, memory=1 << 28).of(mean_rank)
         for half in (

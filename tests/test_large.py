@@ -16,9 +16,9 @@ from benchmarks.large import Decoder, measured
 from sparsecc.allocators.base import Candidate, Nearest
 from sparsecc.axes.algebra import Atom
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.compilation import Compilation
 from sparsecc.criteria import weights
 from sparsecc.data.random_inputs import random_feeds
-from sparsecc.decide.layers import Depth
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir import graph_editor as editor
@@ -32,8 +32,9 @@ from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
-from sparsecc.tasks.compile import Decision, Job, decide, open_for_compile
-from sparsecc.verify.prove import Probes, prove
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.stages import DECIDING, Work, walk
+from sparsecc.verify.prove import prove
 
 BARE = 140
 """Megabytes of a worker that has loaded its libraries."""
@@ -128,18 +129,18 @@ def dequantized() -> ir.Model:
     return normalise(ir.from_onnx_text(text))
 
 
-def started(path: Path, scratch: Path, **options: Any) -> tuple[Job, Any, Probes, Decision]:
-    job = Job(path, CompileOptions(measure=False, **options), scratch, lambda event: None)
-    analysis, probes = open_for_compile(job)
-    return job, analysis, probes, decide(job, analysis, Depth(), probes.analysed)
+def decided(path: Path, scratch: Path, **options: Any) -> Work:
+    """A compile up to the removal."""
+    asked = CompileOptions(measure=False, **options)
+    return walk(Work(Compilation(path, asked, Scratch(scratch))), DECIDING)
 
 
 @pytest.mark.parametrize("corrupt", [False, True])
 def test_proof_by_parts_finds_a_wrong_weight(
     decoder: Path, tmp_path: Path, no_room: None, corrupt: bool
 ) -> None:
-    job, analysis, probes, decision = started(decoder, tmp_path, ratio=0.3, target="onnx")
-    keep = decision.choice.keep
+    work = decided(decoder, tmp_path, ratio=0.3, target="onnx")
+    analysis, probes, keep = work.analysis, work.probes, work.decision.choice.keep
     proof = probes.of_removal(analysis, keep)
     remove(analysis, keep)
     if corrupt:
@@ -149,9 +150,9 @@ def test_proof_by_parts_finds_a_wrong_weight(
         wrong[:, 3] = wrong[:, 2]
         value.const_value = ir.Tensor(wrong, name=value.name)
         with pytest.raises(InternalError, match="differs from the masked dense one"):
-            prove(job, analysis.model, probes, proof)
+            prove(analysis.model, probes, proof)
         return
-    verdict = prove(job, analysis.model, probes, proof)
+    verdict = prove(analysis.model, probes, proof)
     assert verdict["by_parts"]["parts"] == len(PartedRunner(analysis.model).parts)
     assert verdict["max_relative_error"] < 1e-2
     assert not list(tmp_path.rglob("*.onnx"))  # nothing was copied
@@ -170,9 +171,8 @@ def test_proof_by_parts_finds_a_wrong_weight(
 def test_what_needs_the_whole_model_is_refused(
     decoder: Path, tmp_path: Path, no_room: None, asked: dict[str, Any], named: str
 ) -> None:
-    model = normalise(load_ir(decoder))
     with pytest.raises(InputError, match=f"{named} needs it whole: raise --memory-limit"):
-        Probes(tmp_path, model, CompileOptions(**asked)).require_room()
+        decided(decoder, tmp_path, **asked)
 
 
 def test_streamed_and_whole_builds_give_the_same_bytes(

@@ -25,9 +25,9 @@ LONG = 8
 
 def dropped(path: Path, folder: Path, **options: object) -> list[str]:
     """The first weights of the layers that went."""
-    job, analysis, probes = opened(path, folder, **options)
+    compilation, analysis = opened(path, folder, **options)
     norms = {n.name: n.inputs[1] for n in analysis.model.graph if n.op_type == "LayerNormalization"}
-    _, depth = shorten(job, analysis, probes)
+    _, depth = shorten(compilation, analysis)
     gone = [norms[name] for name in depth.nodes if name in norms]
     return sorted(value.name or "" for value in gone if value is not None)
 
@@ -45,7 +45,7 @@ def test_the_planted_span_is_found(first: int, tmp_path: Path) -> None:
     span = tuple(range(first, first + 3))
     alone = 6 if first == 1 else 1
     path = saved_chain(tmp_path, (*span, alone), layers=LONG)
-    _, analysis, _ = opened(path, tmp_path)
+    _, analysis = opened(path, tmp_path)
     (layer, *_) = [b for b in find_blocks(analysis) if b.is_free]
     ratio = 2.5 * layer.macs / macs_model(analysis).total({})
     assert dropped(path, tmp_path, ratio=ratio, layer_criterion="span") == [f"wn{i}" for i in span]
@@ -53,11 +53,11 @@ def test_the_planted_span_is_found(first: int, tmp_path: Path) -> None:
 
 def test_identity_layers_do_not_turn_and_equal_spans_go_from_the_back(tmp_path: Path) -> None:
     path = saved_chain(tmp_path, tuple(range(LONG)), layers=LONG)
-    _, analysis, probes = opened(path, tmp_path)
+    compilation, analysis = opened(path, tmp_path)
     free = [b for b in find_blocks(analysis) if b.is_free]
     spans = spans_of(free, 2.0, lambda blocks: float(len(blocks)), overshoot=True)
     assert [[b.id for b in span] for span in spans] == [[i, i + 1] for i in range(1, LONG - 2)]
-    walk = walked(analysis, spans, probes.feeds, tmp_path / "walk")
+    walk = walked(analysis, spans, compilation.feeds, tmp_path / "walk")
     for name in {span[0].entry for span in spans}:
         entry, out = walk.value(name, 0), walk.value(spans[-1][-1].exit, 0)
         assert angular(entry, out).max() < 1e-3
@@ -76,7 +76,7 @@ def test_spans_do_not_reach_over_a_layer_that_stays(tmp_path: Path) -> None:
 
 
 def test_spans_fit_where_channels_go_too(tmp_path: Path) -> None:
-    _, analysis, _ = opened(saved_chain(tmp_path, layers=LONG), tmp_path)
+    _, analysis = opened(saved_chain(tmp_path, layers=LONG), tmp_path)
     free = [b for b in find_blocks(analysis) if b.is_free]
     spans = spans_of(free, 2.5, lambda blocks: float(len(blocks)), overshoot=False)
     assert [len(span) for span in spans] == [2] * (len(free) - 1) + [1]
@@ -99,25 +99,25 @@ def test_the_weakest_layer_is_the_first_of_the_greedy_ones_and_the_straightest(t
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_without_a_prior_the_closest_outputs_win(name: str, tmp_path: Path) -> None:
-    _, analysis, probes = opened(saved_chain(tmp_path), tmp_path)
+    compilation, analysis = opened(saved_chain(tmp_path), tmp_path)
     free = [b for b in find_blocks(analysis) if b.is_free]
     board = plugged(analysis.model, [b.branches[0].title for b in free], tmp_path / "g" / "m.onnx", 1)
-    greedy = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name], earliness=0.0)
+    greedy = Greedy(free, board, compilation.feeds, 1.0, distance=DISTANCES[name], earliness=0.0)
     changes = {b.id: greedy.change([b.branches[0].title]) for b in free}
     (chosen,), change = greedy.choose()
     assert changes[chosen.id] == min(changes.values()) == change
-    early = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name], earliness=-0.5)
+    early = Greedy(free, board, compilation.feeds, 1.0, distance=DISTANCES[name], earliness=-0.5)
     early.change = lambda branches: 0.5  # type: ignore[method-assign]
     assert early.choose()[0] == [free[0]]
 
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_the_change_is_told_in_the_asked_distance(name: str, tmp_path: Path) -> None:
-    job, analysis, probes = opened(saved_chain(tmp_path), tmp_path, ratio=0.1, layer_criterion=name)
+    compilation, analysis = opened(saved_chain(tmp_path), tmp_path, ratio=0.1, layer_criterion=name)
     free = [b for b in find_blocks(analysis) if b.is_free]
     board = plugged(analysis.model, [b.branches[0].title for b in free], tmp_path / "g" / "m.onnx", 1)
-    greedy = Greedy(free, board, probes.feeds, 1.0, distance=DISTANCES[name])
-    _, depth = shorten(job, analysis, probes)
+    greedy = Greedy(free, board, compilation.feeds, 1.0, distance=DISTANCES[name])
+    _, depth = shorten(compilation, analysis)
     assert depth.change == pytest.approx(greedy.change(depth.dropped))
 
 

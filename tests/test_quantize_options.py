@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,19 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.compilation import Compilation
 from sparsecc.decide.passes import build_options, passes_for
 from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileOptions
-from sparsecc.passes.base import Skip
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
+from sparsecc.remarks import Remark
 from sparsecc.report import assemble
 from sparsecc.report.types_used import slower_than, type_warnings
 from sparsecc.runtime.kernel_census import census
+from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.ablation import quantized_part
-from sparsecc.tasks.compile import Job
+from sparsecc.tasks.stages import begin
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply
 
@@ -112,7 +113,7 @@ def test_a_type_that_is_not_used_at_all_says_so(tmp_path: Path) -> None:
     (warning,) = type_warnings("int8", [], plain, [])
     assert "no kernel runs on integers" in warning
     row = {"name": "quantize", "facts": {"type": "int4", "nodes": []}}
-    (warning,) = type_warnings("int4", [row], found, [("quantize", Skip("conv1", "convolution"))])
+    (warning,) = type_warnings("int4", [row], found, [("quantize", Remark("conv1", "convolution"))])
     assert warning == "--quantize int4 changed no layer (convolution): the model runs in the type it had"
     assert type_warnings(None, [row], found, []) == []
 
@@ -138,13 +139,13 @@ def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
 def test_a_result_slower_than_the_original_says_what_to_do(
     quantize: str | None, advice: str, tmp_path: Path
 ) -> None:
-    job = Job(tmp_path, CompileOptions(quantize=quantize), tmp_path, lambda event: None)
+    compilation = Compilation(tmp_path, CompileOptions(quantize=quantize), Scratch(tmp_path))
     latency = {"speedup": {"estimate": 0.5, "ci95": [0.4, 0.6]}}
-    (doubt,) = assemble.doubts(job, {"latency": latency}, scored=True)
+    (doubt,) = assemble.doubts(compilation, {"latency": latency}, scored=True)
     assert doubt.startswith("2.00x slower than the original (95 % interval 1.67 to 2.50): ")
     assert advice in doubt
     latency["speedup"]["ci95"] = [0.4, 1.1]
-    assert assemble.doubts(job, {"latency": latency}, scored=True) == []
+    assert assemble.doubts(compilation, {"latency": latency}, scored=True) == []
 
 
 def test_a_combination_is_timed_against_its_parts(models_dir: Path, tmp_path: Path) -> None:
@@ -166,14 +167,14 @@ def test_a_combination_is_timed_against_its_parts(models_dir: Path, tmp_path: Pa
 def test_the_quantized_part_is_the_dense_model_on_integers(models_dir: Path, tmp_path: Path) -> None:
     dense = models_dir / "digits_resnet.onnx"
     asked = options(quantize="int8", quantize_options={"max_drop": "0.5"}, ratio=0.3)
-    job: Any = SimpleNamespace(scratch=tmp_path, options=asked, skipped=[], model=dense)
-    probes: Any = SimpleNamespace(dense=dense, feeds=[{"image": np.ones((1, 1, 16, 16), np.float32)}])
-    part = quantized_part(job, probes)
+    compilation = Compilation(dense, asked, Scratch(tmp_path))
+    begin(compilation)
+    part = quantized_part(compilation)
     assert part is not None
     assert sum(census(part)["integer"].values()) >= sum(census(dense)["float"].values()) - 1
-    probes.feeds[0]["image"][:] = np.nan
-    assert quantized_part(job, probes) is None
-    assert "not timed against the quantized model" in job.skipped[0][1].reason
+    compilation.feeds[0]["image"][:] = np.nan
+    assert quantized_part(compilation) is None
+    assert "not timed against the quantized model" in compilation.remarks[0][1].reason
 
 
 @pytest.mark.parametrize("type_", ["int4", "int8-dynamic"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsecc.axes.algebra import Atom
-from sparsecc.graph.analysis import analyse
+from sparsecc.compilation import Compilation
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir.save import write
@@ -23,8 +23,9 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
+from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.compile import compile_model
-from sparsecc.verify.prove import Probes
+from sparsecc.verify.probes import Probes
 from tests.random_graphs import IMAGE, SEQUENCE, Recipe, build, recipes
 
 HEALTH = list(HealthCheck)
@@ -47,10 +48,9 @@ def check(recipe: Recipe, seed: int) -> int:
         path = Path(folder) / "model.onnx"
         onnx.save(build(recipe), path)
         model = normalise(load_ir(path))
-        probes = Probes(Path(folder), model, CompileOptions(seed=seed))
-        analysis = analyse(model, runs=probes.runs)
-        probes.settle(analysis)
-        for drawn, outputs in zip(probes.feeds, probes.expected, strict=True):
+        compilation = Compilation(path, CompileOptions(seed=seed), Scratch(Path(folder)))
+        analysis, probes = compilation.begin(model), Probes(compilation)
+        for drawn, outputs in zip(compilation.feeds, compilation.expected, strict=True):
             assert np.array_equal(original(path).run(None, drawn)[0], outputs["y"])
             assert np.isfinite(outputs["y"]).all()
         groups = find_groups(analysis)

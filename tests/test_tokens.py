@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.compilation import Compilation
 from sparsecc.cost.model import macs_model
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
@@ -27,8 +28,8 @@ from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
+from sparsecc.system.scratch import Scratch
 from sparsecc.targets import target_named
-from sparsecc.verify.prove import Probes
 from tests.rule_checks import model_of
 from tests.zoo.export import Exporter, ZooUnavailable, onnx_path
 
@@ -155,18 +156,16 @@ class Case:
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.folder, self.model = folder, normalise(load_ir(path))
-        self.probes = Probes(folder, self.model, CompileOptions())
-        self.analysis = self.probes.analysed(self.model)
-        self.probes.settle(self.analysis)
-        drop(self.model, idle_masks(self.analysis))
-        self.analysis = self.probes.analysed(self.model)
+        self.compilation = Compilation(path, CompileOptions(), Scratch(folder))
+        drop(self.model, idle_masks(self.compilation.begin(self.model)))
+        self.analysis = self.compilation.analysed(self.model)
         self.site: TokenSite = find_site(self.analysis)
         self.work = macs_model(self.analysis).total({})
 
     def reduced(self, keep: int) -> ir.Model:
         site, twin = self.site, self.model.clone()
         one = ReduceTokens(site.stream.name or "", site.attention.name or "", site.first, site.patches, keep)
-        context = PassContext(target_named("onnxruntime"), self.folder, analysed=self.probes.analysed)
+        context = PassContext(target_named("onnxruntime"), self.folder, analysed=self.compilation.analysed)
         result = one.run(twin, Plan({}), context)
         assert result.facts == {"kept": keep, "of": site.patches, "behind": site.stream.name}
         return twin
@@ -183,19 +182,21 @@ class Case:
 
     def outputs(self, model: ir.Model) -> list[dict[str, np.ndarray]]:
         runner = open_session(write(model, self.folder / "one" / "model.onnx"), level="none")
-        return [runner.run(feeds) for feeds in self.probes.feeds]
+        return [runner.run(feeds) for feeds in self.compilation.feeds]
 
 
 def check(path: Path, folder: Path) -> Case:
     """All tokens give the dense outputs; fewer give those of attention that does not see the others."""
     case = Case(path, folder)
     whole = case.outputs(case.reduced(case.site.patches))
-    for dense, found in zip(case.probes.expected, whole, strict=True):
+    for dense, found in zip(case.compilation.expected, whole, strict=True):
         assert worst_error(dense, found) <= 1e-6
     for keep in (1, case.site.patches // 2):
         smaller = case.reduced(keep)
-        assert macs_model(case.probes.analysed(smaller)).total({}) < case.work
-        pairs = zip(case.outputs(case.masked(keep)), case.outputs(smaller), case.probes.expected, strict=True)
+        assert macs_model(case.compilation.analysed(smaller)).total({}) < case.work
+        pairs = zip(
+            case.outputs(case.masked(keep)), case.outputs(smaller), case.compilation.expected, strict=True
+        )
         for wanted, found, dense in pairs:
             assert worst_error(wanted, found) <= 1e-5
             assert not case.site.later or worst_error(dense, found) > 1e-4
@@ -308,13 +309,14 @@ def test_where_there_is_no_site_the_report_says_why(models_dir: Path, tmp_path: 
 def test_a_wrong_choice_is_noticed(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsecc.decide.layers import Depth
     from sparsecc.decide.tokens import thin
-    from sparsecc.tasks.compile import Job, open_for_compile
+    from sparsecc.tasks.stages import begin
 
-    job = Job(models_dir / "digits_vit.onnx", CompileOptions(tokens=0.5), tmp_path, lambda event: None)
-    analysis, probes = open_for_compile(job)
+    file = models_dir / "digits_vit.onnx"
+    compilation = Compilation(file, CompileOptions(tokens=0.5), Scratch(tmp_path))
+    analysis = begin(compilation)
     monkeypatch.setattr("sparsecc.decide.tokens.unseen", lambda m, t: unseen(m, {**t, "kept": t["kept"] + 1}))
     with pytest.raises(InternalError, match="the model of 8 tokens differs"):
-        thin(job, analysis, Depth(), probes)
+        thin(compilation, analysis, Depth())
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5, -0.5])

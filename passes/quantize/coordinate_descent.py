@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import PassContext, Skip
+from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.weights.input_moments import InputMoments, damped, walk_inputs
 from sparsecc.passes.weights.linear_layers import Site
+from sparsecc.remarks import Remark
 
 ROUNDS = 4
 _DAMPING = 1e-4
@@ -78,7 +79,7 @@ def round_row_by_output(matrix: np.ndarray, gram: np.ndarray, limit: int) -> np.
 
 def round_weights(
     model: ir.Model, sites: Iterable[Site], context: PassContext, limit: int
-) -> tuple[dict[str, ir.TensorProtocol], list[Skip]]:
+) -> tuple[dict[str, ir.TensorProtocol], list[Remark]]:
     """Let every site's weight hold numbers of its int8 grid per output channel, chosen by the layer's output.
 
     Gives the weights as they were, by node name. Those that several nodes read, or whose inputs are too many for
@@ -86,13 +87,13 @@ def round_weights(
     """
     own = [site for site in sites if len(site.weight.uses()) == 1]
     shared = [site for site in sites if len(site.weight.uses()) > 1]
-    left = [Skip(site.name, "its weight is shared: rounded to nearest") for site in shared]
+    left = [Remark(site.name, "its weight is shared: rounded to nearest") for site in shared]
     spool, before = Spool(context.scratch), {}
     for inputs in walk_inputs(model, own, context):
         seen = inputs.moments()
         for site in inputs.sites:
             if not seen.is_whole:
-                left.append(Skip(site.name, "too many inputs for --calib-memory: rounded to nearest"))
+                left.append(Remark(site.name, "too many inputs for --calib-memory: rounded to nearest"))
                 continue
             assert site.weight.const_value is not None
             before[site.name] = site.weight.const_value

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
-from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
 from sparsecc.passes.quantize.spec import (
     QuantizationPlan,
@@ -23,6 +23,7 @@ from sparsecc.passes.quantize.spec import (
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import sqnr
 
 DYNAMIC_OPSET = 11
@@ -45,9 +46,9 @@ def quantize_dynamic(
     noise: dict[str, float] = {}
     for site in sites:
         if site.op_type == "Conv":
-            skipped.append(Skip(site.name, "convolution: dynamic int8 convolution is slower than float"))
+            skipped.append(Remark(site.name, "convolution: dynamic int8 convolution is slower than float"))
         elif site.name in exclude:
-            skipped.append(Skip(site.name, "left in float"))
+            skipped.append(Remark(site.name, "left in float"))
         else:
             spec.nodes.append(site.name)
             spec.values[site.weight.name or ""] = ValueSpec("int8", "weight", "channel", site.out_axis)
@@ -55,7 +56,7 @@ def quantize_dynamic(
     for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
         reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
         if reason:
-            skipped.append(Skip(node.name or "", reason))
+            skipped.append(Remark(node.name or "", reason))
             continue
         spec.nodes.append(node.name or "")
         weights = lower_lstm(lowering.editor, node, limit)

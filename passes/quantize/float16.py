@@ -18,10 +18,11 @@ import onnx_ir as ir
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.ir.value_types import _type_string, value_types
-from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
 from sparsecc.passes.weights.linear_layers import constant_array
+from sparsecc.remarks import Remark
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -102,7 +103,7 @@ class _HalfConversion:
     keep_io: bool
     converted: list[str] = field(default_factory=list)
     halved_constants: list[str] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
+    skipped: list[Remark] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     casts: int = 0
     _casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class _HalfConversion:
         reason = self._why_not(node)
         if reason:
             if any(self._is_float(value) for value in (*node.inputs, *node.outputs)):
-                self.skipped.append(Skip(node.name or "", reason))
+                self.skipped.append(Remark(node.name or "", reason))
             for index, value in enumerate(node.inputs):
                 self._feed(node, index, value, ir.DataType.FLOAT)
             return

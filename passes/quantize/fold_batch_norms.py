@@ -6,16 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.base import Skip
 from sparsecc.passes.weights.linear_layers import (
     constant_array,
     float_attribute,
     int_attribute,
     is_float_constant,
 )
+from sparsecc.remarks import Remark
 
 
-def fold_batch_norms(model: ir.Model) -> tuple[int, list[Skip]]:
+def fold_batch_norms(model: ir.Model) -> tuple[int, list[Remark]]:
     """Conv or ConvTranspose with a constant BatchNormalization behind it becomes the one convolution, in place.
 
     How many, and why the others behind convolutions stay.
@@ -25,7 +25,7 @@ def fold_batch_norms(model: ir.Model) -> tuple[int, list[Skip]]:
         if node.op_type != "BatchNormalization" or node.domain or not _is_behind_convolution(node):
             continue
         if reason := _why_not(node):
-            left.append(Skip(node.name or "", f"a batch norm that stays in float: {reason}"))
+            left.append(Remark(node.name or "", f"a batch norm that stays in float: {reason}"))
         else:
             _fold(editor, node)
             folded += 1

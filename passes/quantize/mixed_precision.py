@@ -18,7 +18,7 @@ import onnx_ir as ir
 from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.errors import GoalError, InputError
 from sparsecc.ir.graph_editor import raise_opset
-from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.float16 import convert_to_half
 from sparsecc.passes.quantize.mixed_speed import Choice, Stopwatch, choose_within_time
@@ -33,6 +33,7 @@ from sparsecc.passes.quantize.weight_only import (
 )
 from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, find_sites
 from sparsecc.plan import Plan
+from sparsecc.remarks import Remark
 
 FLOAT = "float"
 """Forms of layers are this, int8, fp8, and int4/BLOCK."""
@@ -191,7 +192,7 @@ def mix_types(
     if judge.watch is not None:
         facts["speedup"] = judge.speedup(choice)
     facts |= writer.write(model, choice, plan, options.algorithm)
-    left = [Skip(name, "left in float") for name, form in choice.items() if form == FLOAT]
+    left = [Remark(name, "left in float") for name, form in choice.items() if form == FLOAT]
     return PassResult(facts, (*writer.skipped, *left))
 
 

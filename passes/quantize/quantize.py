@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.errors import GoalError, InputError
 from sparsecc.ir.graph_editor import prepare
-from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
+from sparsecc.passes.base import Pass, PassContext, PassResult, require_data
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
@@ -25,6 +25,7 @@ from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, alre
 from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
 from sparsecc.passes.weights.fidelity import fidelity, float_outputs
 from sparsecc.passes.weights.low_rank import require_share
+from sparsecc.remarks import Remark
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
@@ -207,10 +208,10 @@ class Quantize(Pass):
 
     def _round(
         self, model: ir.Model, decision: Decision, context: PassContext, facts: dict[str, Any]
-    ) -> list[Skip]:
+    ) -> list[Remark]:
         """Give the weights their rounded numbers, and the biases what that shifts; what was left alone."""
         before: dict[str, ir.TensorProtocol] = {}
-        left: list[Skip] = []
+        left: list[Remark] = []
         limit = 63 if self.reduce_range else 127
         if self.algorithm == "gptq":
             before, left = round_weights(model, decision.sites, context, limit)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sparsecc.passes.base import Skip
 from sparsecc.passes.weights.linear_layers import Site, constant_array, int_attribute
+from sparsecc.remarks import Remark
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
 """ONNX Runtime folds these into the integer kernel before them when the quantized range implies them."""
@@ -40,7 +40,7 @@ class Decision:
     values: dict[str, ir.Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
-    skipped: list[Skip] = field(default_factory=list)
+    skipped: list[Remark] = field(default_factory=list)
 
     def holds(self, value: ir.Value | None) -> bool:
         return value is not None and (value.name in self.values or value.name in self.aliases)
@@ -64,7 +64,7 @@ def decide_onnxruntime(
     for site in sites:
         reason = "left in float" if site.name in exclude else _why_not_onnxruntime(site)
         if reason:
-            decision.skipped.append(Skip(site.name, reason))
+            decision.skipped.append(Remark(site.name, reason))
         else:
             chosen[site.node] = site
     model.graph.sort()
@@ -132,7 +132,7 @@ def decide_tensorrt(model: ir.Model, sites: Iterable[Site], exclude: Collection[
     for site in sites:
         reason = "left in float" if site.name in exclude else _why_not_tensorrt(site)
         if reason:
-            decision.skipped.append(Skip(site.name, reason))
+            decision.skipped.append(Remark(site.name, reason))
             continue
         decision.sites.append(site)
         decision.values[site.data.name or ""] = site.data

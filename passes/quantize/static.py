@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import raise_opset
-from sparsecc.passes.base import PassContext, Skip
+from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
     choose_range,
@@ -34,6 +34,7 @@ from sparsecc.passes.quantize.spec import (
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.remarks import Remark
 from sparsecc.rules import Trait, traits_of
 from sparsecc.runtime.numerics import sqnr
 
@@ -168,7 +169,7 @@ def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
     }
 
 
-def already_quantized(model: ir.Model) -> Skip | None:
+def already_quantized(model: ir.Model) -> Remark | None:
     """A reason to leave the model alone when it already holds integer operators."""
     count = sum(Trait.INTEGER in traits_of(node) for node in model.graph)
-    return Skip("model", f"already quantized ({count} integer operators): left as it is") if count else None
+    return Remark("model", f"already quantized ({count} integer operators): left as it is") if count else None

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from sparsecc.passes.base import Skip
+from sparsecc.remarks import Remark
 
 _RECURRENT = "ONNX Runtime has an integer kernel for LSTM alone, and that with --quantize int8-dynamic"
 REASONS = {
@@ -17,10 +17,10 @@ REASONS = {
 }
 
 
-def without_kernel(model: ir.Model, taken: Collection[str]) -> list[Skip]:
+def without_kernel(model: ir.Model, taken: Collection[str]) -> list[Remark]:
     """The nodes of the main graph that REASONS names, save for the operators in `taken`."""
     return [
-        Skip(node.name or "", REASONS[node.op_type])
+        Remark(node.name or "", REASONS[node.op_type])
         for node in model.graph
         if node.op_type in REASONS and node.op_type not in taken and node.domain in ("", "ai.onnx")
     ]

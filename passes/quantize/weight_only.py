@@ -13,7 +13,7 @@ import onnx_ir as ir
 from sparsecc.errors import InputError
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import PassContext, PassResult, Skip
+from sparsecc.passes.base import PassContext, PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_by_output
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
@@ -28,6 +28,7 @@ from sparsecc.passes.weights.linear_layers import (
 )
 from sparsecc.passes.weights.low_rank import Clock, Paths, layer_clock
 from sparsecc.plan import Plan
+from sparsecc.remarks import Remark
 
 ALGORITHMS = ("rtn", "gptq", "awq")
 BLOCKED_OPSET = 21
@@ -90,14 +91,14 @@ def quantize_weights(
 
 def _divided(
     model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
-) -> tuple[list[Site], list[Skip]]:
+) -> tuple[list[Site], list[Remark]]:
     """The layers that get 4 bits, and why the others do not."""
     sites, skipped = find_sites(model, SINGLE_OR_HALF)
     chosen = []
     for site in sites:
         reason = "left in float" if site.name in exclude else why_not_int4(site, block, to_onnxruntime)
         if reason:
-            skipped.append(Skip(site.name, reason))
+            skipped.append(Remark(site.name, reason))
         else:
             chosen.append(site)
     return chosen, skipped

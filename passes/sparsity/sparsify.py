@@ -13,7 +13,7 @@ import onnx_ir as ir
 from sparsecc.errors import InputError, InternalError
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import Pass, PassContext, PassResult, Skip, require_data
+from sparsecc.passes.base import Pass, PassContext, PassResult, require_data
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import reorder
@@ -24,6 +24,7 @@ from sparsecc.passes.weights.fidelity import float_outputs
 from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, output_error, walk_inputs
 from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, constant_array, find_sites
 from sparsecc.passes.weights.low_rank import Paths, require_share
+from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import sqnr
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Sparsify(Pass):
         for site in sites:
             reason = job.why_not(site)
             if reason:
-                skipped.append(Skip(site.name, reason))
+                skipped.append(Remark(site.name, reason))
             else:
                 chosen.append(site)
         if self.permute and pattern.is_grouped:
@@ -148,7 +149,7 @@ class _Job:
             return f"{inputs} inputs and {outputs // site.group} outputs: fewer than {least}"
         return ""
 
-    def reorder(self, chosen: list[Site]) -> list[Skip]:
+    def reorder(self, chosen: list[Site]) -> list[Remark]:
         """Move input channels where their whole group can follow; layers whose channels stay are named."""
         before = float_outputs(self.model, self.context)
         reasons = reorder(self.model, chosen, self.pattern, self.context.seed, self.spool)
@@ -156,7 +157,7 @@ class _Job:
         for name, old in before.items():
             if old.dtype.kind == "f" and sqnr(old, after[name]) < LEAST_SQNR:
                 raise InternalError("sparsity: reordering channels changed the outputs: leave permute out")
-        return [Skip(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
+        return [Remark(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
 
     def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
         """Write the pattern into every chosen weight; what each layer kept and lost.

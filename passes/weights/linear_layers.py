@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.base import Skip
+from sparsecc.remarks import Remark
 from sparsecc.rules import Trait, traits_of
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -115,17 +115,17 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else attribute.as_float()
 
 
-def find_sites(model: ir.Model, types: Collection[ir.DataType] = SINGLE) -> tuple[list[Site], list[Skip]]:
+def find_sites(model: ir.Model, types: Collection[ir.DataType] = SINGLE) -> tuple[list[Site], list[Remark]]:
     """All sites of the main graph whose weights have one of these types, in its order, and the weighted nodes
     that are none, with the reason."""
     sites: list[Site] = []
-    skipped: list[Skip] = []
+    skipped: list[Remark] = []
     for node in model.graph:
         if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx"):
             continue
         reason = _why_not(node, types)
         if reason:
-            skipped.append(Skip(node.name or "", reason))
+            skipped.append(Remark(node.name or "", reason))
         else:
             sites.append(_site(node))
     return sites, skipped

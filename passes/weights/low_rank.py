@@ -16,9 +16,10 @@ import onnx_ir as ir
 from sparsecc.errors import InputError
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.measure.interleave import Budget, compare
-from sparsecc.passes.base import PassContext, Skip
+from sparsecc.passes.base import PassContext
 from sparsecc.passes.weights.input_moments import InputMoments, output_error
 from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.remarks import Remark
 from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import open_session
 
@@ -116,7 +117,7 @@ class Paths:
     speed: float = 1.0
     clock: Clock | None = None
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
-    left: list[Skip] = field(default_factory=list)
+    left: list[Remark] = field(default_factory=list)
     _stored: list[tuple[Site, tuple[ir.Value, ir.Value]]] = field(default_factory=list)
 
     def make(
@@ -128,7 +129,7 @@ class Paths:
         """
         rank, reason = self._rank(site, dense.shape, moments, rows)
         if not rank:
-            self.left.append(Skip(site.name, f"no low-rank path: {reason}"))
+            self.left.append(Remark(site.name, f"no low-rank path: {reason}"))
             return None
         gram = moments.blocks[0].gram[0]
         path = eora(dense - coarse, gram, rank)

@@ -7,54 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.decide.layers import Depth, require_same, samples_for
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
 from sparsecc.graph.zero_masks import idle_masks
 from sparsecc.ir.save import write
-from sparsecc.passes.base import PassContext, Skip
+from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
+from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import fidelity
-from sparsecc.runtime.session import open_session
-from sparsecc.targets import target_named
-
-if TYPE_CHECKING:
-    from sparsecc.tasks.compile import Job
-    from sparsecc.verify.prove import Probes
 
 
-def thin(job: Job, analysis: Analysis, depth: Depth, probes: Probes) -> tuple[Analysis, Depth]:
+def thin(compilation: Compilation, analysis: Analysis, depth: Depth) -> tuple[Analysis, Depth]:
     """Leave tokens out where that was asked for; analyse what is left anew.
 
     Where the model has no site for it the report says why. InternalError where the model is not the one in
     which later attention does not see these tokens.
     """
-    share, model = job.options.tokens, analysis.model
+    share, model = compilation.options.tokens, analysis.model
     if share is None:
         return analysis, depth
     before = depth.before or summary.costs(analysis, {})["before"]
     macs, nodes = _macs(analysis), len(model.graph)
     if idle := idle_masks(analysis):
         drop(model, idle)
-        analysis = probes.analysed(model)
+        analysis = compilation.analysed(model)
     try:
         site = find_site(analysis)
     except CannotReduceError as e:
-        job.skipped.append((ReduceTokens.name, Skip(e.where, e.reason)))
-        job.warnings.append(f"--tokens {share:g} left out none: {e.reason}")
+        compilation.remarks.append((ReduceTokens.name, Remark(e.where, e.reason)))
+        compilation.warnings.append(f"--tokens {share:g} left out none: {e.reason}")
         return analysis, replace(depth, added=len(model.graph) - nodes)
     kept = max(1, round(share * site.patches))
-    tokens = _cut(job, analysis, site, kept, probes)
-    left = probes.analysed(model)
-    metric = "params" if job.options.metric == "params" else "macs"
+    tokens = _cut(compilation, analysis, site, kept)
+    left = compilation.analysed(model)
+    metric = "params" if compilation.options.metric == "params" else "macs"
     removed = 1 - summary.costs(left, {})["before"][metric] / (before[metric] or 1)
     added = len(model.graph) - nodes
     return left, replace(depth, tokens=tokens, removed=removed, before=before, macs=macs, added=added)
@@ -64,9 +60,9 @@ def _macs(analysis: Analysis) -> dict[str, int]:
     return {row["name"]: row["macs_before"] for row in summary.layers(analysis, {})}
 
 
-def _cut(job: Job, analysis: Analysis, site: TokenSite, kept: int, probes: Probes) -> dict[str, Any]:
+def _cut(compilation: Compilation, analysis: Analysis, site: TokenSite, kept: int) -> dict[str, Any]:
     """Run the pass, hold its result against attention that does not see the others; what the plan says of it."""
-    model, options = analysis.model, job.options
+    model, scratch = analysis.model, compilation.scratch
     stream, attention = site.stream.name or "", site.attention.name or ""
     tokens: dict[str, Any] = {
         "stream": stream,
@@ -74,21 +70,19 @@ def _cut(job: Job, analysis: Analysis, site: TokenSite, kept: int, probes: Probe
         "later": [n.name or "" for n in site.later],
     }
     tokens |= {"first": site.first, "patches": site.patches, "kept": kept}
-    path = write(unseen(model, tokens), job.scratch / "unseen" / "model.onnx")
-    reference = open_session(path, threads=options.threads, level="none")
+    reference = compilation.loaded(write(unseen(model, tokens), scratch.unseen))
     one = ReduceTokens(stream, attention, site.first, site.patches, kept)
     context = PassContext(
-        target_named(options.target), job.scratch, seed=options.seed, analysed=probes.analysed
+        compilation.target, scratch.folder, seed=compilation.options.seed, analysed=compilation.analysed
     )
     result = one.run(model, Plan({}), context)
-    path = write(model, job.scratch / "fewer" / "model.onnx")
-    fewer = open_session(path, threads=options.threads, level="none")
-    probes.rest_on(reference)
-    worst = require_same(reference, fewer, probes, f"the model of {kept} tokens")
-    samples = samples_for(options, model, probes)
-    close = _mean([fidelity(probes.runner.run(f), fewer.run(f)) for f in samples])
+    fewer = compilation.loaded(write(model, scratch.fewer))
+    compilation.rest_on(reference)
+    worst = require_same(compilation, fewer, f"the model of {kept} tokens")
+    dense = compilation.dense.runner
+    close = _mean([fidelity(dense.run(f), fewer.run(f)) for f in samples_for(compilation)])
     facts = {"layer": site.layer, "layers": site.layers, "max_relative_error": worst, "fidelity": close}
-    job.seconds.append({"name": str(one), "facts": {**result.facts, **facts}})
+    compilation.note(str(one), {**result.facts, **facts})
     return tokens
 
 

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from sparsecc.calibrate.mixtures import Inner, Mixture, Seen
 from sparsecc.data.samples import Samples
-from sparsecc.passes.base import Skip
 from sparsecc.reconstruct.layerwise import UNCHANGED, Kept, Repair, Settings
+from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import Walk
 
 TOKENS = 16384
@@ -92,7 +92,7 @@ def refit_experts(mixtures: Sequence[Mixture], dense: Walk, pruned: Walk, kept: 
             dense.advance(dense.place[twins[name]])
             reason = _Refit(mixture, twins[name], dense, pruned, kept, seed).run(found)
         if reason:
-            found.skipped.append(Skip(name, reason))
+            found.skipped.append(Remark(name, reason))
         for walk in (dense, pruned):
             for value in mixture.names:
                 walk.release(value)

@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.data.samples import Samples
-from sparsecc.passes.base import Skip
 from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
 from sparsecc.reconstruct.damping import Halves, damping_for, in_second_half
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
+from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import MEMORY, Walk
 
 Kept = Callable[[str, int], np.ndarray | None]
@@ -34,7 +34,7 @@ class Repair:
 
     changed: list[str] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
+    skipped: list[Remark] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Sweep:
             if isinstance(outlet, Outlet) and not (self.settings.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
             elif isinstance(outlet, str):
-                self.found.skipped.append(Skip(node.name or "", outlet))
+                self.found.skipped.append(Remark(node.name or "", outlet))
         return outlets
 
     def run(self) -> Repair:
@@ -117,7 +117,9 @@ class _Sweep:
             return
         target, other = self._target(outlet)
         if target not in self.dense.made_at:
-            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            self.found.skipped.append(
+                Remark(consumer.name, "its result has no counterpart in the dense model")
+            )
             return
         self.dense.reach(target)
         halves = self._halves(consumer, target, other)
@@ -126,7 +128,7 @@ class _Sweep:
                 self.dense.release(value.name or "")
         if halves is None:
             self.found.skipped.append(
-                Skip(consumer.name, "its result has another shape than in the dense model")
+                Remark(consumer.name, "its result has another shape than in the dense model")
             )
             return
         self._settle(outlet, halves, matched=not other)
@@ -146,7 +148,9 @@ class _Sweep:
         consumer = outlet.consumer
         layer = self._wide_layer(consumer)
         if layer is None:
-            self.found.skipped.append(Skip(consumer.name, "its result has no counterpart in the dense model"))
+            self.found.skipped.append(
+                Remark(consumer.name, "its result has no counterpart in the dense model")
+            )
             return
         bias = outlet.bias(layer.outputs)
         new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.settings.memory // 2)
@@ -260,7 +264,7 @@ class _Sweep:
         if before < UNCHANGED:
             return
         if not all(part is None or np.isfinite(part).all() for part in (new, offset)):
-            self.found.skipped.append(Skip(consumer.name, "its calibration inputs hold NaN or infinity"))
+            self.found.skipped.append(Remark(consumer.name, "its calibration inputs hold NaN or infinity"))
             return
         if new is not None:
             consumer.store(new)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.compilation import Compilation
+from sparsecc.decide.decision import Decision
 from sparsecc.decide.goals import judge
 from sparsecc.decide.passes import build_options
 from sparsecc.errors import SparseccError, SystemFailureError, UnavailableError, WorkerError
 from sparsecc.loading.models import load_ir
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.pair import measure_pair
-from sparsecc.passes.base import Skip
+from sparsecc.remarks import Remark
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
 from sparsecc.system.machine import device
 from sparsecc.system.versions import versions
@@ -24,8 +26,7 @@ from sparsecc.tasks.ablation import against_parts
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
     from sparsecc.graph.groups import Group
-    from sparsecc.tasks.compile import Decision, Job
-    from sparsecc.verify.prove import Probes
+    from sparsecc.verify.probes import Probes
 
 SCHEMA = "sparsecc.report/1"
 LOST = UnavailableError, SystemFailureError, WorkerError
@@ -34,99 +35,98 @@ CHANGED = 0.1
 """Share of calibration samples with another top class above which a report warns; those not seen fare worse."""
 
 
-def measure(job: Job, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
+def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
     """Latency interleaved with the dense model, kernel census of both, fidelity."""
     facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
-    if probes.by_parts:
-        reason = f"{probes.too_large()}: latency and kernels were not measured"
-        job.skipped.append(("measure", Skip(job.model.name, reason)))
-        job.warnings.append(reason)
+    dense, asked = compilation.dense, compilation.options
+    if dense.by_parts:
+        _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
         return facts
     if isinstance(backend, TensorrtEngine):
-        return facts | _plans_timed(job, backend, compiled, probes)
+        return facts | _plans_timed(compilation, backend, compiled)
     if not isinstance(backend, OnnxRuntimeCpu):
         return facts
-    facts["census"] = {"before": backend.census(probes.dense), "after": backend.census(compiled)}
-    return facts | _timed(job, compiled, probes) if job.options.measure else facts
+    facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
+    return facts | _timed(compilation, compiled) if asked.measure else facts
 
 
-def _timed(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
+def _timed(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """Latency beside the dense model, and what else a clock or a meter tells.
 
     A device that was lost since it was asked costs only the figures: {"unmeasured": why}.
     """
-    asked, facts = job.options, {}
+    asked, facts = compilation.options, {}
     try:
         told = measure_pair(
-            probes.dense,
+            compilation.dense.path,
             compiled,
-            probes.feeds[0],
+            compilation.feeds[0],
             device=asked.device,
             threads=asked.threads,
             seed=asked.seed,
-            after_feeds=probes.small_feeds,
+            after_feeds=compilation.small_feeds,
         )
         facts["latency"] = told.to_json()
         if asked.device == "local":
-            facts |= _footprints(job, compiled, probes)
-        return facts | against_parts(job, compiled, probes)
+            facts |= _footprints(compilation, compiled)
+        return facts | against_parts(compilation, compiled)
     except LOST as e:
         if asked.device == "local":
             raise
-        return facts | _unmeasured(job, f"not measured on {asked.device}: {e}")
+        return facts | _unmeasured(compilation, f"not measured on {asked.device}: {e}")
 
 
-def _unmeasured(job: Job, reason: str) -> dict[str, Any]:
-    job.skipped.append(("measure", Skip(job.model.name, reason)))
-    job.warnings.append(reason)
+def _unmeasured(compilation: Compilation, reason: str) -> dict[str, Any]:
+    compilation.remarks.append(("measure", Remark(compilation.file.name, reason)))
+    compilation.warnings.append(reason)
     return {"unmeasured": reason}
 
 
-def _plans_timed(job: Job, backend: TensorrtEngine, compiled: Path, probes: Probes) -> dict[str, Any]:
+def _plans_timed(compilation: Compilation, backend: TensorrtEngine, compiled: Path) -> dict[str, Any]:
     """The plan beside one of the dense model, where this machine or the device can run both."""
-    asked = job.options
+    asked = compilation.options
     if not asked.measure or not backend.runs_here(compiled, build_options(asked)):
         return {}
     from sparsecc.backends.nvidia.compare import compare_plans
 
-    feeds = probes.feeds[0], probes.small_feeds or probes.feeds[0]
+    feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
     try:
         told = compare_plans(
             backend,
-            load_ir(probes.dense),
+            load_ir(compilation.dense.path),
             compiled,
             feeds,
             build_options(asked),
-            job.scratch,
+            compilation.scratch.folder,
             seed=asked.seed,
         )
     except SparseccError as e:
-        found = _unmeasured(job, f"no latency beside the dense model: {e}")
+        found = _unmeasured(compilation, f"no latency beside the dense model: {e}")
         return found if asked.device != "local" and isinstance(e, LOST) else {}
     return {"latency": told.to_json()}
 
 
-def _footprints(job: Job, compiled: Path, probes: Probes) -> dict[str, Any]:
+def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """Load time, first inference and memory of the given model and of the compiled one, each in a process of its
     own on this machine."""
-    dense, small = probes.feeds[0], probes.small_feeds
-    models = {"before": (job.model, dense), "after": (compiled, dense if small is None else small)}
-    threads = job.options.threads
+    dense, small = compilation.feeds[0], compilation.small_feeds
+    models = {"before": (compilation.file, dense), "after": (compiled, dense if small is None else small)}
+    threads = compilation.options.threads
     return {"footprint": {s: footprint(m, f, threads=threads).to_json() for s, (m, f) in models.items()}}
 
 
 def report(
-    job: Job,
+    compilation: Compilation,
     decision: Decision,
     verification: Mapping[str, Any],
     measured: Mapping[str, Any],
     accuracy: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """`report.json`."""
-    options, plan, choice = job.options, decision.plan, decision.choice
+    options, plan, choice = compilation.options, decision.plan, decision.choice
     made: dict[str, Any] = {
         "schema": SCHEMA,
-        "model": {"name": job.model.name, **plan.model},
+        "model": {"name": compilation.file.name, **plan.model},
         "asked": {"ratio": options.ratio, "metric": options.metric},
         "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},
         "verification": dict(verification),
@@ -134,13 +134,13 @@ def report(
         "target": {"name": options.target, "threads": options.threads},
         "device": device(),
         "versions": versions(),
-        "passes": job.seconds,
+        "passes": [record.to_json() for record in compilation.records],
         "groups": [g for g in plan.groups if g["pinned"] is None],
         "layers": decision.layers,
         **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
-        "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in job.skipped],
-        "warnings": [*job.warnings, *doubts(job, measured, scored=accuracy is not None)],
+        "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in compilation.remarks],
+        "warnings": [*compilation.warnings, *doubts(compilation, measured, scored=accuracy is not None)],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
     told = ("latency", "footprint", "parts", "census", "unmeasured")
@@ -151,8 +151,8 @@ def report(
             made["after"]["engine_bytes"] = built["plan_bytes"]
     if accuracy is not None:
         made["accuracy"] = dict(accuracy)
-    if job.goal is not None:
-        _settle_goal(made, job.goal, measured)
+    if compilation.goal is not None:
+        _settle_goal(made, compilation.goal, measured)
     return made
 
 
@@ -166,14 +166,15 @@ def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[
     return totals
 
 
-def doubts(job: Job, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
+def doubts(compilation: Compilation, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
     """What of the asked types and combinations did not come to pass; answers that changed, where none are scored."""
     census = (measured.get("census") or {}).get("after")
-    found = type_warnings(job.options.quantize, job.seconds, census, job.skipped) if measured else []
+    asked, rows = compilation.options.quantize, [record.to_json() for record in compilation.records]
+    found = type_warnings(asked, rows, census, compilation.remarks) if measured else []
     for part, speedup in (measured.get("parts") or {}).items():
         found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
     if speedup := (measured.get("latency") or {}).get("speedup"):
-        found += slower_than("the original", speedup, advice_for(job.options.quantize))
+        found += slower_than("the original", speedup, advice_for(asked))
     fidelity = measured.get("fidelity", {})
     changed = 1 - fidelity.get("top1_agreement", 1.0)
     if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:

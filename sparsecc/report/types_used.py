@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sparsecc.passes.base import Skip
+from sparsecc.remarks import Remark
 
 _INTEGER = frozenset({"int8", "int8-dynamic", "int4"})
 
@@ -15,7 +15,7 @@ def type_warnings(
     asked: str | None,
     passes: Iterable[Mapping[str, Any]],
     census: Mapping[str, Any] | None,
-    skipped: Iterable[tuple[str, Skip]],
+    skipped: Iterable[tuple[str, Remark]],
 ) -> list[str]:
     """Sentences for the first screen: the asked type is not used, or not everywhere, where and why.
 
@@ -33,7 +33,7 @@ def type_warnings(
     return _left_in_float(asked, census, [skip for name, skip in skipped if name == "quantize"])
 
 
-def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Skip]) -> list[str]:
+def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Remark]) -> list[str]:
     """The reasons of the pass where it had any: they name nodes of the model, the census fused ones."""
     integers, floats = sum(census["integer"].values()), sum(census["float"].values())
     if not integers:
@@ -42,7 +42,7 @@ def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Skip]) -
         ]
     if not census["in_float"]:
         return []
-    left = skipped or [Skip(one["node"], one["reason"]) for one in census["in_float"]]
+    left = skipped or [Remark(one["node"], one["reason"]) for one in census["in_float"]]
     reason, number = Counter(skip.reason for skip in left).most_common(1)[0]
     example = next(skip.where for skip in left if skip.reason == reason)
     return [

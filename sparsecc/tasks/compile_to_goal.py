@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.compilation import Compilation, Emit
+from sparsecc.data.samples import Feeds
+from sparsecc.decide.channels import require_methods
+from sparsecc.decide.decision import Decision
 from sparsecc.decide.goals import REFUSED, TRIALS, Goal, Settled, Trial, settle
-from sparsecc.decide.passes import build_options
+from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError, UnavailableError
-from sparsecc.graph.analysis import Analysis, analyse
-from sparsecc.graph.rewrite import remove
-from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import normalise
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
-from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
+from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
-from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
-from sparsecc.tasks.compile import Decision, Emit, Job
+from sparsecc.tasks.stages import MAKING, Work, begin, walk
 from sparsecc.verify.evaluate import function_of, score
-from sparsecc.verify.prove import Probes
 
 _COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
 _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
@@ -40,7 +36,7 @@ _NEARBY = 0.12
 
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """As `pipeline.compile_model`, with the goals among the options first turned into a ratio.
+    """As `compile.compile_model`, with the goals among the options first turned into a ratio.
 
     GoalError where nothing near the goal can be reached; nothing is written then.
     """
@@ -50,12 +46,27 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_device(options, Path(request["model"]), times=times, builds=builds)
     if goal is None:
         return pipeline.compile_model(request, emit)
-    with temporary_folder("scratch") as scratch:
-        job = Job(Path(request["model"]), options, Path(scratch), _scaled(emit, 0.0))
-        settled = Workshop.open(job, goal).settle()
-    if settled.excess > REFUSED:
-        raise GoalError(settled.notes[-1])
-    resolved = replace(
+    with temporary_folder("scratch") as folder:
+        scratch = Scratch(folder)
+        asked = Compilation(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
+        settled = Workshop.open(asked, goal).settle()
+        if settled.excess > REFUSED:
+            raise GoalError(settled.notes[-1])
+        resolved = resolved_options(options, settled)
+        require_methods(resolved)
+        require_passes(resolved)
+        compilation = asked.again(resolved, _scaled(emit, 0.5))
+        compilation.goal = {
+            "asked": goal.asked,
+            "trials": [trial.to_json() for trial in settled.trials],
+            "notes": settled.notes,
+        }
+        return pipeline.compiled(compilation, request)
+
+
+def resolved_options(options: CompileOptions, settled: Settled) -> CompileOptions:
+    """The options of an ordinary compile that meets the goal."""
+    return replace(
         options,
         ratio=settled.ratio,
         speedup=None,
@@ -64,14 +75,6 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         size=options.size if options.mixes_types else None,
         working_memory=None,
         max_drop=None,
-    )
-    facts = {
-        "asked": goal.asked,
-        "trials": [trial.to_json() for trial in settled.trials],
-        "notes": settled.notes,
-    }
-    return pipeline.compile_model(
-        {**request, "options": resolved.to_recipe(), "goal": facts}, _scaled(emit, 0.5)
     )
 
 
@@ -84,128 +87,104 @@ def _scaled(emit: Emit, start: float) -> Emit:
 class Workshop:
     """Makes models at ratios and measures them against the dense one."""
 
-    job: Job
+    compilation: Compilation
     goal: Goal
-    probes: Probes
-    sizes: list[dict[str, tuple[int, ...]]]
     made: list[Trial] = field(default_factory=list)
     dense_score: float | None = None
     dense_memory: int | None = None
 
     @staticmethod
-    def open(job: Job, goal: Goal) -> Workshop:
+    def open(compilation: Compilation, goal: Goal) -> Workshop:
         """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed."""
-        backend = backend_named(target_named(job.options.target).backend)
+        options, backend = compilation.options, backend_named(compilation.target.backend)
         if (goal.is_timed or goal.working_memory) and not isinstance(backend, OnnxRuntimeCpu):
             raise UnavailableError(
-                f"target {job.options.target} cannot be measured here: give --ratio instead of {goal.words()}"
+                f"target {options.target} cannot be measured here: give --ratio instead of {goal.words()}"
             )
-        job.emit({"stage": "load", "share": 0.0})
-        analysis, probes = pipeline.open_for_compile(job)
-        if probes.by_parts:
-            raise UnavailableError(f"{probes.too_large()}: {goal.words()} cannot be measured, give --ratio")
-        shop = Workshop(job, goal, probes, [dict(one) for one in analysis.shapes.inputs])
+        compilation.emit({"stage": "load", "share": 0.0})
+        begin(compilation)
+        dense = compilation.dense
+        if dense.by_parts:
+            raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
+        shop = Workshop(compilation, goal)
         if goal.max_drop is not None:
-            shop.dense_score = shop.score(probes.dense)
+            shop.dense_score = shop.score(compilation, dense.path)
         if goal.working_memory is not None:
-            shop.dense_memory = shop.memory_of(job.model)
+            shop.dense_memory = shop.memory_of(compilation.file, compilation.feeds[0])
         return shop
 
     def settle(self) -> Settled:
         """The ratio that meets the goal, or comes nearest."""
-        return settle(self.goal, self.attempt, self.job.options.ratio)
+        return settle(self.goal, self.attempt, self.compilation.options.ratio)
 
     def attempt(self, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken."""
         number = len(self.made)
-        self.job.emit({"stage": f"trial {number + 1}: ratio {ratio:.3f}", "share": number / (2 * TRIALS)})
-        folder = self.job.scratch / f"trial{number}"
+        stage = f"trial {number + 1}: ratio {ratio:.3f}"
+        self.compilation.emit({"stage": stage, "share": number / (2 * TRIALS)})
+        folder = self.compilation.scratch.trial(number)
         folder.mkdir()
-        decision = self.build(ratio, folder)
-        choice = decision.choice
+        work = self.build(ratio, folder)
+        choice = work.decision.choice
         known = next((t for t in self.made if abs(t.removed - choice.removed) < 1e-9), None)
         if known is None:
-            known = self.measured(Trial(ratio, choice.removed, size_of(folder), self.dense_bytes), folder)
-        trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(decision))
+            sizes = size_of(folder), self.compilation.dense.bytes
+            known = self.measured(Trial(ratio, choice.removed, *sizes), work)
+        trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(work.decision))
         self.made.append(trial)
         for file in folder.iterdir():
             file.unlink()
         return trial
 
-    def build(self, ratio: float, folder: Path) -> Decision:
+    def build(self, ratio: float, folder: Path) -> Work:
         """The artefact at a ratio, in `folder`, made as a compile makes it."""
-        options = replace(self.job.options, ratio=ratio)
-        job = Job(self.job.model, options, self.job.scratch, lambda event: None, read=self.job.read)
-        analysis = self.analysed(normalise(load_ir(job.model)))
-        analysis, depth = pipeline.reduced(job, analysis, self.probes)
-        decision = pipeline.decide(job, analysis, depth, lambda model, like: self.analysed(model))
-        self.probes.narrowed = Narrowed.of(analysis, decision.choice.keep)
-        remove(analysis, decision.choice.keep)
-        pipeline.repair_pruned(job, analysis, decision)
-        pipeline.run_passes(job, analysis.model, decision.plan, self.probes)
-        backend_named(target_named(options.target).backend).build(
-            analysis.model, folder, build_options(options), lambda what, share: None
-        )
-        return decision
+        options = replace(self.compilation.options, ratio=ratio)
+        return walk(Work(self.compilation.again(options), folder), MAKING)
 
-    def analysed(self, model: ir.Model) -> Analysis:
-        """A model analysed at the input sizes that the dense one was seen to run at."""
-        options, sample = self.job.options, self.probes.sample_sizes
-        return analyse(model, options.dims, prune_io=options.prune_io, runs=self.ran_at, sample=sample)
-
-    def ran_at(self, sizes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether the dense model was seen to run at these input sizes."""
-        return dict(sizes) in self.sizes
-
-    @property
-    def dense_bytes(self) -> int:
-        return self.probes.dense_bytes
-
-    def measured(self, trial: Trial, folder: Path) -> Trial:
+    def measured(self, trial: Trial, work: Work) -> Trial:
         """With its speed and score. What is near the goal is measured longer."""
-        model = folder / "model.onnx"
+        compilation = work.compilation
         if self.goal.is_timed:
-            trial = self.timed(trial, model, _COARSE, 4)
+            trial = self.timed(trial, work, _COARSE, 4)
             if abs(self.goal.excess(trial)) < _NEARBY:
-                trial = self.timed(trial, model, _FINE, 8)
+                trial = self.timed(trial, work, _FINE, 8)
         if self.goal.working_memory is not None:
-            trial = replace(trial, memory=self.memory_of(model), dense_memory=self.dense_memory)
+            feeds = compilation.small_feeds or compilation.feeds[0]
+            memory = self.memory_of(work.compiled, feeds)
+            trial = replace(trial, memory=memory, dense_memory=self.dense_memory)
         if self.goal.max_drop is not None:
-            trial = replace(trial, score=self.score(model), dense_score=self.dense_score)
+            found = self.score(compilation, work.compiled)
+            trial = replace(trial, score=found, dense_score=self.dense_score)
         return trial
 
-    def memory_of(self, model: Path) -> int:
+    def memory_of(self, model: Path, feeds: Feeds) -> int:
         """Bytes that loading and running a model once adds to a process."""
-        small = None if model == self.job.model else self.probes.small_feeds
-        return footprint(
-            model, small or self.probes.feeds[0], threads=self.job.options.threads
-        ).model_memory_bytes
+        return footprint(model, feeds, threads=self.compilation.options.threads).model_memory_bytes
 
-    def timed(self, trial: Trial, model: Path, budget: Budget, rounds: int) -> Trial:
+    def timed(self, trial: Trial, work: Work, budget: Budget, rounds: int) -> Trial:
         """With its speed, interleaved with the dense model on the device."""
-        options = self.job.options
+        compilation, options = work.compilation, work.compilation.options
         told = measure_pair(
-            self.probes.dense,
-            model,
-            self.probes.feeds[0],
+            compilation.dense.path,
+            work.compiled,
+            compilation.feeds[0],
             device=options.device,
             threads=options.threads,
             seed=options.seed,
             rounds=rounds,
             budget=budget,
-            after_feeds=self.probes.small_feeds,
+            after_feeds=compilation.small_feeds,
         )
         ratio = told.ratio()
         interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
         dense = told.before.p50
         return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
 
-    def score(self, model: Path) -> float:
-        """The user's metric of a model."""
-        assert self.job.options.evaluate is not None
-        runner = open_session(model, threads=self.job.options.threads)
-        narrowed = Narrowed() if model == self.probes.dense else self.probes.narrowed
-        function = function_of(self.job.options.evaluate)
+    def score(self, compilation: Compilation, model: Path) -> float:
+        """The user's metric of a model that takes the inputs of this compile."""
+        assert compilation.options.evaluate is not None
+        runner = open_session(model, threads=compilation.options.threads)
+        narrowed, function = compilation.narrowed, function_of(compilation.options.evaluate)
         return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
 
 

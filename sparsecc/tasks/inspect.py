@@ -15,6 +15,7 @@ from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.bundle.folder import SIGNATURE, Bundle
 from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
+from sparsecc.compilation import Compilation
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.devices import open_device
@@ -43,11 +44,11 @@ from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.files import file_sha256, size_of
 from sparsecc.system.machine import device
+from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
-from sparsecc.verify.prove import Probes
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -347,6 +348,6 @@ def _feeds(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
         return dict(next(iter(feeds_from(request["data"], model))))
     options = CompileOptions.of({"inputs": request.get("inputs") or {}})
     with temporary_folder("scratch") as scratch:
-        probes = Probes(Path(scratch), model, options)
-        probes.settle(analyse(model, options.dims, runs=probes.runs))
-        return probes.feeds[0]
+        compilation = Compilation(path, options, Scratch(Path(scratch)))
+        compilation.begin(model)
+        return compilation.feeds[0]

@@ -11,37 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
-    from sparsecc.tasks.compile import Job
-    from sparsecc.verify.prove import Probes
+    from sparsecc.verify.probes import Probes
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def score_of_dense(job: Job, probes: Probes) -> float | None:
+def score_of_dense(compilation: Compilation) -> float | None:
     """The user's metric of the dense model, before any long work: what is wrong with a metric is said then."""
-    if job.options.evaluate is None:
+    options, dense = compilation.options, compilation.dense
+    if options.evaluate is None:
         return None
-    threads = job.options.threads
-    dense = probes.runner if probes.by_parts else open_session(probes.dense, threads=threads)
-    return score(function_of(job.options.evaluate), dense.run)
+    fast = dense.runner if dense.by_parts else open_session(dense.path, threads=options.threads)
+    return score(function_of(options.evaluate), fast.run)
 
 
-def evaluate(
-    job: Job, backend: Backend, compiled: Path, probes: Probes, before: float | None
-) -> dict[str, Any] | None:
+def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | None) -> dict[str, Any] | None:
     """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better).
 
     `before` is what it gave for the dense model.
     """
-    if job.options.evaluate is None:
+    asked, narrowed = probes.compilation.options.evaluate, probes.compilation.narrowed
+    if asked is None:
         return None
-    function, small = function_of(job.options.evaluate), probes.artefact(backend, compiled)
-    after = score(function, lambda feeds: small.run(probes.narrowed.feeds(feeds)))
+    function, small = function_of(asked), probes.artefact(backend, compiled)
+    after = score(function, lambda feeds: small.run(narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": before, "after": after}
 
 

@@ -1,0 +1,316 @@
+"""One compile under way: what was asked, the model and inputs that it works on, and what it noted so far."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from sparsecc.data.files import SYNTHETIC
+from sparsecc.data.random_inputs import random_feeds
+from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
+from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
+from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.ir.save import write
+from sparsecc.options import CompileOptions
+from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.remarks import Remark
+from sparsecc.runtime.numerics import Outputs
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.rounding import Runs
+from sparsecc.runtime.session import OrtRunner, open_session
+from sparsecc.shapes.dynamic_dims import input_values
+from sparsecc.system import memory
+from sparsecc.system.files import size_of
+from sparsecc.system.scratch import Scratch
+from sparsecc.targets import Target, target_named
+
+Emit = Callable[[dict[str, Any]], None]
+Sizes = Mapping[str, tuple[int, ...]]
+
+BATCHES = 256
+"""Batches of samples that passes get at most."""
+FEW = 16
+"""Integers of an input of at most so many are kept in the report: lengths, rates, choices."""
+PROBE_SECONDS = 30.0
+"""How long a first run on random inputs may take: a loop without an end must not hang the compile."""
+
+_TOO_LARGE = "its values need too much memory at every size that was tried"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage or a method did, for the report: its facts (plain JSON data) and how long it took."""
+
+    name: str
+    facts: Mapping[str, Any] | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        timed = {} if self.seconds is None else {"seconds": self.seconds}
+        return {"name": self.name, **timed, **({} if self.facts is None else {"facts": dict(self.facts)})}
+
+
+class Dense:
+    """The model as it was given, normalised and ready to run: what every result is compared with."""
+
+    def __init__(self, model: ir.Model, options: CompileOptions, scratch: Scratch) -> None:
+        self.model = model
+        """The graph. Stages edit it in place: from `choose` on it is the compiled model's, its inputs may be fewer."""
+        self.weights = memory.weight_bytes(model)
+        """Bytes of its weights."""
+        self.by_parts = not memory.fits(self.weights)
+        """Whether it is too large to be loaded whole; every runner works part by part then."""
+        self.path = scratch.dense
+        """Its file, which never changes; there is none where it is run by parts."""
+        self.runner = opened(model, self.path, threads=options.threads, by_parts=self.by_parts)
+        """Runs the dense model for as long as the compile lasts."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the dense model's files."""
+        return self.weights if self.by_parts else size_of(self.path.parent)
+
+    def too_large(self) -> str:
+        """Why the model is run by parts."""
+        limit = memory.gigabytes(memory.ceiling())
+        return f"the weights take {memory.gigabytes(self.weights)}, too much to run whole within {limit}"
+
+
+def opened(model: ir.Model, path: Path, *, threads: int, by_parts: bool) -> Runs:
+    """A graph ready to run exactly as it stands: written to `path` and loaded, or by parts, without a file."""
+    if by_parts:
+        return PartedRunner(model, threads=threads)
+    return loaded(write(model, path), threads=threads)
+
+
+def loaded(path: Path, *, threads: int) -> OrtRunner:
+    """The graph of a file, ready to run exactly as it stands."""
+    return open_session(path, threads=threads, level="none")
+
+
+def _nobody_listens(event: dict[str, Any]) -> None:
+    """The listener of a compile that nobody watches."""
+
+
+@dataclass
+class Compilation:
+    """A compile under way. Rooms take it whole and read what they need.
+
+    `take` sets what depends on the model and `settled` what depends on its sizes; nothing of that may be read before.
+    """
+
+    file: Path
+    """The user's model. It is read once more, to be measured, and never written."""
+    options: CompileOptions
+    """What was asked, resolved; it never changes."""
+    scratch: Scratch
+    """Where intermediate files are; it goes away with the compile."""
+    emit: Emit = _nobody_listens
+    """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls."""
+    goal: Mapping[str, Any] | None = None
+    """What a search to a goal tried before this compile, for the report; None without a goal."""
+    records: list[Record] = field(default_factory=list)
+    """What stages and methods did, in the order in which they ended."""
+    warnings: list[str] = field(default_factory=list)
+    """Sentences for the first screen, in the order in which they came up."""
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)
+    """(pass or stage, what it left alone and why)."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """The shares of the whole at which the stage under way begins and ends."""
+    narrowed: Narrowed = field(default_factory=Narrowed)
+    """The slots of graph inputs and outputs that go with `--prune-io`; none until `choose` decided."""
+    dense: Dense = field(init=False, repr=False)
+    """The model as it was given."""
+    calibration: CalibrationSet | None = field(init=False, repr=False)
+    """The samples of `--calib`, read once; None without it and with `--calib synthetic`."""
+    general: CalibrationSet | None = field(init=False, repr=False)
+    """The samples of `--calib-general`, read once; None without it."""
+    sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
+    """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
+    feeds: list[Feeds] = field(init=False, repr=False)
+    """Inputs of these sizes, for the dense model: everything is compared on these."""
+    reference: Runs = field(init=False, repr=False)
+    """What stands for the dense model in proofs: itself, or itself with the layers or tokens silenced that went."""
+    expected: list[Outputs] = field(init=False, repr=False)
+    """The outputs of `reference`, one for each of `feeds`."""
+
+    def __post_init__(self) -> None:
+        self._drawn: list[Samples] = []  # random samples; a trial shares this list with its compile
+        self._ran: dict[object, tuple[Feeds, Outputs]] = {}
+        self._failure = ""
+
+    @property
+    def target(self) -> Target:
+        return target_named(self.options.target)
+
+    # The model and its sizes
+
+    def begin(self, model: ir.Model) -> Analysis:
+        """Take the model, and analyse it at input sizes that it runs at."""
+        self.take(model)
+        return self.settled()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the sizes that the model runs at are known."""
+        return bool(self.sizes)
+
+    def take(self, model: ir.Model) -> None:
+        """Load the (normalised) model. InputError where the options name an input that it does not have."""
+        options = self.options
+        self._require_known_inputs(model)
+        self.dense = Dense(model, options, self.scratch)
+        self.reference = self.dense.runner
+        self.calibration = None if options.samples is None else CalibrationSet(options.samples, model)
+        self.general = None
+        if (spec := options.calibration_general) is not None:
+            self.general = CalibrationSet(spec, model, "--calib-general")
+
+    def _require_known_inputs(self, model: ir.Model) -> None:
+        ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}
+        for name, shape in self.options.inputs:
+            if name not in ranks:
+                known = ", ".join(quoted(n or "") for n in ranks)
+                raise InputError(f"--input {quoted(name)}: no such input: inputs are {known}")
+            given = shape if name in self.options.dims else shape[0]
+            if isinstance(given, tuple) and len(given) != ranks[name]:
+                raise InputError(
+                    f"--input {quoted(name)} has rank {len(given)}, the model's has {ranks[name]}"
+                )
+
+    def analysed(self, model: ir.Model) -> Analysis:
+        """A model analysed as the options say, at sizes that the dense one runs at."""
+        asked, sample = self.options, {name: array.shape for name, array in self.sample.items()}
+        return analyse(model, asked.dims, prune_io=asked.prune_io, runs=self.runs, sample=sample or None)
+
+    def runs(self, sizes: Sizes) -> bool:
+        """Whether the dense model runs at these input sizes; once sizes are settled, whether it is one of them."""
+        if self.has_begun:
+            return dict(sizes) in self.sizes
+        feeds = random_feeds(self.dense.model, seed=self.options.seed, sizes=sizes, sample=self.sample)
+        try:
+            outputs = self.dense.runner.run(feeds, seconds=PROBE_SECONDS)
+        except InputError as e:
+            self._failure = str(e)
+            return False
+        self._ran = {**dict(list(self._ran.items())[-1:]), _key(sizes): (feeds, outputs)}
+        return True
+
+    def settled(self) -> Analysis:
+        """The dense model analysed; the inputs that everything is compared on, and its outputs for them, are fixed.
+
+        InputError where it ran at no input sizes that were tried, and where samples cannot be read.
+        """
+        analysis = self.analysed(self.dense.model)
+        if not analysis.shapes.works:
+            raise InputError(
+                f"the model does not run on random inputs ({self._failure or _TOO_LARGE}): "
+                "give sizes with --input name:1x3x224x224 or samples with --calib"
+            )
+        for sizes in analysis.shapes.inputs:
+            if _key(sizes) not in self._ran:
+                self.runs(sizes)
+        ran = [self._ran[_key(sizes)] for sizes in analysis.shapes.inputs]
+        self._ran = {}
+        self.sizes = [dict(sizes) for sizes in analysis.shapes.inputs]
+        self.feeds = [feeds for feeds, _ in ran]
+        self.expected = [outputs for _, outputs in ran]
+        return analysis
+
+    def opened(self, model: ir.Model, path: Path) -> Runs:
+        """A graph ready to run as it stands, by parts where the dense one is."""
+        return opened(model, path, threads=self.options.threads, by_parts=self.dense.by_parts)
+
+    def loaded(self, path: Path) -> Runs:
+        """The graph of a file, ready to run as it stands."""
+        return loaded(path, threads=self.options.threads)
+
+    def rest_on(self, runner: Runs) -> None:
+        """From here on this model, of which layers or tokens are silenced, stands for the dense one in proofs."""
+        self.reference = runner
+        self.expected = [runner.run(feeds) for feeds in self.feeds]
+
+    @property
+    def small_feeds(self) -> Feeds | None:
+        """The first inputs for the pruned model, None where they are those of the dense one."""
+        return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
+
+    # Samples
+
+    @property
+    def sample(self) -> Feeds:
+        """The first of the samples, whose sizes and integers are such as the model runs with; {} without any."""
+        return {} if self.calibration is None else self.calibration.first
+
+    @property
+    def integers(self) -> dict[str, Any]:
+        """The few integers of the sample that the inputs hold besides random numbers, by input."""
+        found = {n: a for n, a in self.sample.items() if a.dtype.kind in "iu" and a.size <= FEW}
+        return {name: array.tolist() for name, array in found.items()}
+
+    @property
+    def samples(self) -> Samples:
+        """The calibration samples, in large batches; random inputs where there are none."""
+        if self.calibration is not None:
+            return self.calibration.samples
+        if not self._drawn:
+            drawn = random_samples(self.dense.model, sizes=self.sizes[0], seed=self.options.seed)
+            self._drawn.append(drawn)
+        return self._drawn[0]
+
+    def batches(self, number: int) -> list[Feeds]:
+        """The first batches of the samples, as the user gave them; without samples, none."""
+        return [] if self.calibration is None else self.calibration.batches(number)
+
+    def calibration_feeds(self) -> Sequence[Feeds]:
+        """What passes calibrate on, for the pruned model: up to BATCHES batches of samples, or with `--calib
+        synthetic` a few random ones; none without either."""
+        feeds = self.batches(BATCHES)
+        if self.options.calibration == SYNTHETIC:
+            model, sizes, seed = self.dense.model, self.sizes[0], self.options.seed + 1
+            feeds = [random_feeds(model, seed=seed + draw, sizes=sizes) for draw in range(8)]
+        return tuple(self.narrowed.feeds(one) for one in feeds)
+
+    # Stages
+
+    @contextmanager
+    def stage(self, name: str, begin: float, end: float) -> Iterator[None]:
+        """Announce a stage and keep how long it took; `progress` moves between these shares of the whole."""
+        self.emit({"stage": name, "share": begin})
+        self.span, begun = (begin, end), time.perf_counter()
+        yield
+        self.note(name, begun=begun)
+
+    def progress(self, what: str, share: float) -> None:
+        """Tell how far the stage under way is, and with what."""
+        begin, end = self.span
+        self.emit({"stage": what, "share": begin + (end - begin) * share})
+
+    def note(self, name: str, facts: Mapping[str, Any] | None = None, *, begun: float | None = None) -> None:
+        """Keep what a stage or method did; `begun` is when, by `time.perf_counter`.
+
+        A compile that measures nothing keeps no times, so that its report, too, is the same bytes every time.
+        """
+        timed = begun is not None and self.options.measure
+        seconds = round(time.perf_counter() - (begun or 0.0), 3) if timed else None
+        self.records.append(Record(name, facts, seconds))
+
+    def again(self, options: CompileOptions, emit: Emit = _nobody_listens) -> Compilation:
+        """A compile of the same model with other options, on the same inputs and samples; it begins with the notes
+        made so far, and keeps its own from there."""
+        other = copy.copy(self)
+        other.options, other.emit, other.narrowed = options, emit, Narrowed()
+        other.records, other.warnings, other.remarks = [*self.records], [*self.warnings], [*self.remarks]
+        return other
+
+
+def _key(sizes: Sizes) -> object:
+    return tuple(sorted(sizes.items()))

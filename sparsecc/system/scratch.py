@@ -1,0 +1,69 @@
+"""The folder that a compile works in: which file is where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A folder that goes away with the compile, and the name of everything in it.
+
+    Nothing needs to exist: whoever writes to a path makes its folder.
+    """
+
+    folder: Path
+
+    @property
+    def dense(self) -> Path:
+        """The model as it was given, normalised; not written where it is run by parts."""
+        return self.folder / "dense" / "model.onnx"
+
+    @property
+    def silenced(self) -> Path:
+        """The dense model in which the branches that went add zeros."""
+        return self.folder / "dropped" / "silenced.onnx"
+
+    @property
+    def shorter(self) -> Path:
+        """The model without these branches."""
+        return self.folder / "dropped" / "shorter.onnx"
+
+    @property
+    def gated(self) -> Path:
+        """The dense model in which every branch has a switch."""
+        return self.folder / "gated" / "model.onnx"
+
+    @property
+    def unseen(self) -> Path:
+        """The model in which later attention does not see the tokens that went."""
+        return self.folder / "unseen" / "model.onnx"
+
+    @property
+    def fewer(self) -> Path:
+        """The model of fewer tokens: what repair compares with where tokens went."""
+        return self.folder / "fewer" / "model.onnx"
+
+    def masked(self, probe: int) -> Path:
+        """The dense model with the slots that go masked, at the sizes of one probe."""
+        return self.folder / f"masked{probe}" / "model.onnx"
+
+    @property
+    def pruned(self) -> Path:
+        """The pruned graph as it was proved: before repair and passes."""
+        return self.folder / "pruned" / "model.onnx"
+
+    @property
+    def final(self) -> Path:
+        """The graph that the backend built from."""
+        return self.folder / "final" / "model.onnx"
+
+    @property
+    def quantized(self) -> Path:
+        """The dense model with its types changed alone."""
+        return self.folder / "quantized" / "model.onnx"
+
+    def trial(self, number: int) -> Path:
+        """The folder of an artefact that a search to a goal measures."""
+        return self.folder / f"trial{number}"

@@ -1,0 +1,277 @@
+"""The stages of a compile, top to bottom: STAGES is the one place where their order stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsecc.backends import backend_named
+from sparsecc.backends.base import Artefact, Backend
+from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.calibrate.routers import mixtures_of
+from sparsecc.compilation import Compilation
+from sparsecc.decide.decision import Decision, decide
+from sparsecc.decide.layers import shorten
+from sparsecc.decide.passes import build_options, passes_for
+from sparsecc.decide.tokens import thin
+from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.rewrite import remove
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import FIXED, GUARDED, normalise
+from sparsecc.passes.base import PassContext
+from sparsecc.reconstruct.distillation import distil
+from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
+from sparsecc.report import assemble
+from sparsecc.verify import evaluate
+from sparsecc.verify.probes import Masked, Probes
+from sparsecc.verify.prove import prove
+
+
+@dataclass
+class Work:
+    """What the stages of a compile hand on: every field is set by the stage that it names, and read by later ones."""
+
+    compilation: Compilation
+    folder: Path = Path()
+    """Where `build` writes; a dry run has none."""
+    analysis: Analysis = field(init=False)
+    """load: the dense model; choose: without layers and tokens that go. From `prune` on only its model is valid."""
+    probes: Probes = field(init=False)
+    """load: what results are held against."""
+    score: float | None = field(init=False)
+    """evaluate the original: the user's metric of it, None without one."""
+    decision: Decision = field(init=False)
+    """choose: what stays. Later stages write into its plan what they changed."""
+    proof: list[Masked] = field(init=False)
+    """mask: the dense model with the slots masked that go, per probe; [] where none go."""
+    verification: dict[str, Any] = field(init=False)
+    """prove, verify: the report's `verification`."""
+    artefact: Artefact = field(init=False)
+    """build: what the backend wrote into `folder`."""
+    measured: dict[str, Any] = field(init=False)
+    """measure: figures of the dense and of the compiled model."""
+    accuracy: dict[str, Any] | None = field(init=False)
+    """evaluate: the user's metric before and after, None without one."""
+
+    @property
+    def backend(self) -> Backend:
+        return backend_named(self.compilation.target.backend)
+
+    @property
+    def compiled(self) -> Path:
+        """The artefact's main file."""
+        return self.folder / self.artefact.main
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a compile. `share` of the whole is done when it begins; one that only `checks` makes nothing of the
+    compiled model, and is left out where that alone is wanted."""
+
+    name: str
+    share: float
+    run: Callable[[Work], None]
+    checks: bool = False
+
+
+def load(work: Work) -> None:
+    """Load, normalise and analyse the input, at input sizes it really runs at."""
+    compilation = work.compilation
+    if compilation.has_begun:
+        work.analysis = compilation.analysed(normalise(load_ir(compilation.file)))
+    else:
+        work.analysis = begin(compilation)
+    work.probes = Probes(compilation)
+
+
+def score_original(work: Work) -> None:
+    """The user's metric of the dense model, before any long work: what is wrong with a metric is said then."""
+    work.score = evaluate.score_of_dense(work.compilation)
+
+
+def choose(work: Work) -> None:
+    """What goes: whole layers, then tokens, then channels of what is left."""
+    analysis, depth = thin(work.compilation, *shorten(work.compilation, work.analysis))
+    work.analysis, work.decision = analysis, decide(work.compilation, analysis, depth)
+
+
+def mask(work: Work) -> None:
+    """What the pruned model must compute."""
+    keep = work.decision.choice.keep
+    work.proof = work.probes.of_removal(work.analysis, keep) if keep else []
+
+
+def prune(work: Work) -> None:
+    """Remove what goes."""
+    remove(work.analysis, work.decision.choice.keep)
+
+
+def prove_pruned(work: Work) -> None:
+    """The pruned graph computes what the masked one does."""
+    work.verification = prove(work.analysis.model, work.probes, work.proof)
+
+
+def repair(work: Work) -> None:
+    """New weights for what is left, so that its layers give what the dense ones gave on the samples."""
+    compilation, analysis, plan = work.compilation, work.analysis, work.decision.plan
+    options, scratch = compilation.options, compilation.scratch
+    method = method_for(options, analysis.model)
+    if method == "none" or not plan.removes_anything:
+        return
+    samples = compilation.samples
+    if not samples.real:
+        data = data_of(samples, analysis.model)
+        compilation.warnings.append(
+            f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy"
+        )
+    dense = (
+        scratch.fewer if plan.tokens else scratch.dense
+    )  # tokens that went have nothing to be compared with
+    kept, mixtures = kept_values(analysis, work.decision.choice.keep), mixtures_of(analysis)
+    found = run_repair(
+        analysis.model, dense, kept, samples, options, scratch.folder, compilation.progress, mixtures
+    )
+    plan.repaired = sorted(set(found.changed))
+    compilation.remarks.extend(("repair", remark) for remark in found.skipped)
+    if told := left_alone(found):
+        compilation.warnings.append(told)
+    compilation.note("repair", facts_of(found, method, samples, analysis.model))
+    if options.recover == "distill":
+        facts, changed = distil(
+            analysis.model,
+            dense,
+            samples,
+            kept,
+            scratch.folder,
+            budget=options.recover_budget,
+            seed=options.seed,
+            progress=compilation.progress,
+        )
+        plan.repaired = sorted({*plan.repaired, *changed})
+        compilation.note("distill", facts)
+
+
+def run_passes(work: Work) -> None:
+    """Patterns and quantization over what is left."""
+    compilation, options = work.compilation, work.compilation.options
+    passes = passes_for(options)
+    if not passes:
+        return
+    context = PassContext(
+        compilation.target,
+        compilation.scratch.folder,
+        compilation.calibration_feeds(),
+        options.seed,
+        compilation.progress,
+        options.calib_memory,
+        options.measure,
+    )
+    for one in passes:
+        begun = time.perf_counter()
+        result = one.run(work.analysis.model, work.decision.plan, context)
+        compilation.remarks.extend((one.name, remark) for remark in result.skipped)
+        compilation.warnings.extend(result.facts.get("warnings", ()))
+        compilation.note(str(one), result.facts, begun=begun)
+
+
+def build(work: Work) -> None:
+    """What the target's runtime loads."""
+    compilation = work.compilation
+    work.artefact = work.backend.build(
+        work.analysis.model, work.folder, build_options(compilation.options), compilation.progress
+    )
+
+
+def verify(work: Work) -> None:
+    """What was built computes what the graph does that it was built from."""
+    work.verification |= work.probes.of_artefact(
+        work.backend, work.compiled, work.analysis.model, work.decision.plan
+    )
+
+
+def measure(work: Work) -> None:
+    """How fast, how large, and how close to the dense model."""
+    work.measured = assemble.measure(work.compilation, work.backend, work.compiled, work.probes)
+
+
+def score_compiled(work: Work) -> None:
+    """The user's metric of what was built."""
+    work.accuracy = evaluate.evaluate(work.probes, work.backend, work.compiled, work.score)
+
+
+STAGES = (
+    Stage("load", 0.0, load),
+    Stage("evaluate the original", 0.05, score_original, checks=True),
+    Stage("choose", 0.1, choose),
+    Stage("mask", 0.2, mask, checks=True),
+    Stage("prune", 0.25, prune),
+    Stage("prove", 0.3, prove_pruned, checks=True),
+    Stage("repair", 0.35, repair),
+    Stage("passes", 0.4, run_passes),
+    Stage("build", 0.5, build),
+    Stage("verify", 0.6, verify, checks=True),
+    Stage("measure", 0.7, measure, checks=True),
+    Stage("evaluate", 0.9, score_compiled, checks=True),
+)
+"""A compile. What is read by a stage stands in an earlier one."""
+
+MAKING = tuple(stage for stage in STAGES if not stage.checks)
+"""What makes the model and no more: a trial of a search to a goal."""
+
+DECIDING = MAKING[: 1 + [stage.run for stage in MAKING].index(choose)]
+"""What decides, and edits nothing: a dry run."""
+
+
+def walk(work: Work, stages: Iterable[Stage] = STAGES) -> Work:
+    """Run stages in turn, each announced and timed."""
+    ends = dict(zip(STAGES, [stage.share for stage in STAGES[1:]] + [1.0], strict=True))
+    for stage in stages:
+        with work.compilation.stage(stage.name, stage.share, ends[stage]):
+            stage.run(work)
+    return work
+
+
+def begin(compilation: Compilation) -> Analysis:
+    """Load, normalise and analyse the user's file, at input sizes it really runs at."""
+    model = normalise(load_ir(compilation.file))
+    if fixed := model.meta.get(FIXED):
+        both = "in the result, and in the dense model that it is timed against"
+        compilation.warnings.append(
+            f"{fixed} weights that the file lists as inputs are constants {both}: runtimes fold those"
+        )
+    if guarded := model.meta.get(GUARDED):
+        more = f" and {len(guarded) - 1} more" if len(guarded) > 1 else ""
+        compilation.warnings.append(
+            f"ONNX Runtime loses the zeros of Pad {quoted(guarded[0])}{more} before a MaxPool when it runs the file "
+            "as it is; in the result, and in the dense model it is compared with, they are numbers next to zero, "
+            "which it keeps"
+        )
+    compilation.take(model)
+    require_room(compilation)
+    analysis = compilation.settled()
+    if compilation.general is not None:
+        _ = compilation.general.samples  # what is wrong with them is said before anything long begins
+    return analysis
+
+
+def require_room(compilation: Compilation) -> None:
+    """InputError where the options need more than a part of a model in memory, and there is no room."""
+    options, backend = compilation.options, backend_named(compilation.target.backend)
+    wants = {
+        "--calib": options.calibration is not None,
+        "--prune layers": "layers" in options.prune,
+        "--tokens": options.tokens is not None,
+        f"--recover {options.recover}": options.recover not in ("auto", "none"),
+        "--emit ort": options.emit == "ort",
+        f"target {options.target}": not isinstance(backend, OnnxRuntimeCpu),
+    }
+    asked = next((name for name, wanted in wants.items() if wanted), None)
+    if compilation.dense.by_parts and asked:
+        raise InputError(
+            f"{compilation.dense.too_large()}: {asked} needs it whole: raise --memory-limit, or leave it out"
+        )

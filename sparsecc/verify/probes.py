@@ -1,0 +1,132 @@
+"""What a compile's results are held against: the masked dense model, the pruned graph, the dense outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.axes.algebra import Keep
+from sparsecc.compilation import Compilation
+from sparsecc.errors import InternalError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.ir.save import write
+from sparsecc.loading.models import load_ir
+from sparsecc.reference.masked_channels import masked
+from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
+from sparsecc.verify.onnx_checker import check
+
+if TYPE_CHECKING:
+    from sparsecc.backends.base import Backend
+    from sparsecc.plan import Plan
+
+Feeds = Mapping[str, np.ndarray]
+Masked = Callable[[], Runs]
+"""Loads the masked dense model of one probe."""
+
+SAMPLES = 8
+"""Batches of samples on which the compiled model is compared with the dense one."""
+
+
+class Probes:
+    """The comparisons of a compile, on the inputs `compilation.feeds`, each a probe."""
+
+    def __init__(self, compilation: Compilation) -> None:
+        self.compilation = compilation
+        self.pruned: list[Outputs] = []
+        """What the pruned graph gave for each probe, as it was proved."""
+        self._artefact: tuple[Path, Any] | None = None
+        self._found: Outputs = {}
+
+    def of_removal(self, analysis: Analysis, keep: Keep) -> list[Masked]:
+        """The masked dense model per probe: what the pruned one must compute. Read before removal."""
+        return [self._masked(masked(analysis, keep, n), n) for n in range(len(self.compilation.feeds))]
+
+    def _masked(self, model: ir.Model, probe: int) -> Masked:
+        """Loads the model from a file that is gone afterwards."""
+        path = self.compilation.scratch.masked(probe)
+        if self.compilation.dense.by_parts:
+            runner = self.compilation.opened(model, path)
+            return lambda: runner
+        write(model, path)
+
+        def load() -> Runs:
+            loaded = self.compilation.loaded(path)
+            path.unlink()
+            return loaded
+
+        return load
+
+    def reference(self, proof: Sequence[Masked]) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
+        """Per probe: the inputs, the wanted outputs, and how far rounding of the inputs moves them.
+
+        The masked models of `proof` are loaded once; without any, the dense model is the reference.
+        """
+        compilation = self.compilation
+        for probe, feeds in enumerate(compilation.feeds):
+            runner = proof[probe]() if proof else compilation.reference
+            wanted = runner.run(feeds) if proof else compilation.expected[probe]
+            yield feeds, wanted, partial(moved_by_rounding, runner, feeds, wanted)
+
+    def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
+        """Load and run what was built; how close it is to the pruned graph and to the dense model."""
+        compilation = self.compilation
+        by_parts = compilation.dense.by_parts
+        runner = self.artefact(backend, compiled)
+        plain = compilation.opened(model, compilation.scratch.final)
+        checked = {"checker": check(compiled, compilation.file)} if by_parts else {}
+        worst = 0.0
+        changed = plan.patterns or plan.quantization or plan.repaired or not by_parts
+        for probe, feeds in enumerate(compilation.feeds):
+            feeds = compilation.narrowed.feeds(feeds)
+            wanted = plain.run(feeds) if changed else self.pruned[probe]
+            found = runner.run(feeds)
+            self._found = self._found or found
+            error = worst_error(wanted, found)
+            worst = max(worst, error)
+            allowed = QUANTIZED if is_quantized(model) else AMPLIFIED * tolerance_of(wanted)
+            if plan.quantization or error <= allowed:
+                continue
+            if error > AMPLIFIED * moved_by_rounding(plain, feeds, wanted):
+                raise InternalError(
+                    f"the built {compiled.name} differs from the graph it was built from by {error:.2g}"
+                )
+        known = worst if np.isfinite(worst) else None  # an output of another size, which only 8 bits may give
+        return {"runs": True, "artefact_relative_error": known, **checked}
+
+    def artefact(self, backend: Backend, compiled: Path) -> Any:
+        """The compiled model, loaded once for all checks: large ones take their time."""
+        if self._artefact is None or self._artefact[0] != compiled:
+            path = backend.numerics_file(compiled)
+            threads = self.compilation.options.threads
+            loaded = (
+                PartedRunner(load_ir(path), threads=threads)
+                if self.compilation.dense.by_parts
+                else backend.load(path, threads=threads)
+            )
+            self._artefact = compiled, loaded
+        return self._artefact[1]
+
+    def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
+        """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
+        compilation, narrowed = self.compilation, self.compilation.narrowed
+        if compilation.dense.by_parts:
+            wanted = narrowed.wanted(compilation.expected[0])
+            return {**fidelity(wanted, self._found), "data": "random inputs"}
+        runner = self.artefact(backend, compiled)
+        feeds: Sequence[Feeds] = compilation.feeds[:1]
+        data = "random inputs"
+        if compilation.calibration is not None:
+            feeds, data = compilation.batches(SAMPLES), "calibration samples"
+        facts: dict[str, list[float]] = {}
+        for one in feeds:
+            wanted = narrowed.wanted(compilation.dense.runner.run(one))
+            for name, value in fidelity(wanted, runner.run(narrowed.feeds(one))).items():
+                facts.setdefault(name, []).append(value)
+        return {**{name: float(np.mean(values)) for name, values in facts.items()}, "data": data}

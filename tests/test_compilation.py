@@ -1,0 +1,110 @@
+"""One compilation: samples are read once, stages stand in one list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsecc.compilation import Compilation
+from sparsecc.data.samples import CalibrationSet
+from sparsecc.options import CompileOptions
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks import compile_to_goal
+from sparsecc.tasks.compile import compile_model
+from sparsecc.tasks.stages import DECIDING, MAKING, STAGES, Work, begin, walk
+from tests.repair_models import mlp, normal
+
+COUNTED = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+def samples():
+    calls = Path(__file__).with_name("calls")
+    calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
+    generator = np.random.default_rng(0)
+    for _ in range({batches}):
+        yield {{"image": generator.standard_normal((4, 1, 16, 16)).astype(np.float32)}}
+"""
+
+
+def counted(folder: Path, batches: int = 6) -> tuple[str, Path]:
+    """A user's function of samples, and the file that has a letter for every call of it."""
+    (folder / "mine.py").write_text(COUNTED.format(batches=batches))
+    return f"{folder / 'mine.py'}:samples", folder / "calls"
+
+
+@pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"size": 150e3}], ids=["ratio", "goal"])
+def test_samples_are_read_once(budget: dict[str, float], models_dir: Path, tmp_path: Path) -> None:
+    spec, calls = counted(tmp_path)
+    asked: dict[str, object] = {"prune": ["layers", "channels"], "quantize": "int8"}
+    if "size" in budget:
+        asked = {"criterion": "l2", "allocator": "uniform", "quantize": "fp16"}
+    request = {
+        "model": str(models_dir / "digits_resnet.onnx"),
+        "output": str(tmp_path / "out"),
+        "options": {**budget, **asked, "measure": False, "calibration": spec},
+    }
+    made = compile_to_goal.compile_model(request, lambda event: None)
+    assert made["report"]["fidelity"]["data"] == "calibration samples"
+    rows = [row for row in made["report"]["passes"] if row["name"] == "repair"]
+    assert [row["facts"]["samples"] for row in rows if "facts" in row] == [24]
+    assert calls.read_text() == "x"
+
+
+def test_joined_samples_are_those_that_were_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=normal(9, 6))
+    once, again = (CalibrationSet(str(tmp_path), mlp().model) for _ in range(2))
+    first = [batch["x"].copy() for batch in once.batches(3)]
+    (joined,) = once.samples.batches
+    assert joined["x"].shape == (9, 6)
+    np.testing.assert_array_equal(np.concatenate(first), joined["x"][:3])
+    assert [np.shares_memory(batch["x"], joined["x"]) for batch in once.batches(20)] == [True] * 9
+    for ours, theirs in zip(once.batches(20), again.batches(20), strict=True):
+        np.testing.assert_array_equal(ours["x"], theirs["x"])
+
+
+def test_samples_fit_the_model_as_it_was_given(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", normal(4, 6))
+    model = mlp().model
+    found = CalibrationSet(str(tmp_path / "a.npy"), model)
+    model.graph.inputs[0].shape = None
+    model.graph.inputs[0].name = "other"
+    assert [list(batch) for batch in found.batches(9)] == [["x"]] * 4
+
+
+def test_a_dry_run_is_a_prefix_of_what_makes_a_model() -> None:
+    assert [stage.name for stage in DECIDING] == ["load", "choose"]
+    assert MAKING[: len(DECIDING)] == DECIDING
+    assert [stage for stage in STAGES if stage in MAKING] == list(MAKING)
+    shares = [stage.share for stage in STAGES]
+    assert shares == sorted(shares)
+
+
+def test_a_trial_makes_what_a_compile_makes(models_dir: Path, tmp_path: Path) -> None:
+    model, options = models_dir / "digits_resnet.onnx", {"ratio": 0.4, "measure": False, "quantize": "fp16"}
+    request = {"model": str(model), "output": str(tmp_path / "out"), "options": options}
+    compile_model(request, lambda event: None)
+    asked = CompileOptions.of(options)
+    (tmp_path / "trial").mkdir()
+    compilation = Compilation(model, asked, Scratch(tmp_path / "scratch"))
+    begin(compilation)
+    for _ in range(2):
+        work = walk(Work(compilation.again(asked), tmp_path / "trial"), MAKING)
+        assert work.compiled.read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+    assert not compilation.records
+
+
+def test_progress_never_falls_and_every_stage_is_told(models_dir: Path, tmp_path: Path) -> None:
+    told: list[dict[str, object]] = []
+    options = {"ratio": 0.4, "measure": False, "quantize": "fp16"}
+    model = str(models_dir / "digits_resnet.onnx")
+    request = {"model": model, "output": str(tmp_path / "out"), "options": options}
+    compile_model(request, told.append)
+    shares = [event["share"] for event in told]
+    assert shares == sorted(shares)  # type: ignore[type-var]
+    names = [event["stage"] for event in told]
+    assert [name for name in names if name in {stage.name for stage in STAGES}] == [s.name for s in STAGES]
