@@ -1,14 +1,21 @@
-"""What a runtime must offer: build an artefact, run it, say which kernels it uses, time its layers."""
+"""What a runtime offers: build an artefact, run it, time it, say which kernels it uses.
+
+Callers ask a backend; none looks at which one it is.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from sparsecc.errors import InputError, UnavailableError
+from sparsecc.measure.interleave import Comparison
+from sparsecc.options import SWITCHES, CompileOptions
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress, Runner
 
 
@@ -31,35 +38,96 @@ class Artefact:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Backend(Protocol):
-    """One runtime. Stateless: everything it needs is handed in."""
+class NotTimedError(Exception):
+    """Why two models were not timed: a remark in the report, and no end of the compile."""
+
+
+class Backend(ABC):
+    """One runtime. Stateless: everything it needs is handed in. What it does not override it cannot do."""
 
     name: ClassVar[str]
+    forms: ClassVar[tuple[str, ...]] = ("onnx",)
+    """What `--emit` may ask for."""
+    runs_here: ClassVar[bool] = False
+    """Whether it runs any ONNX graph on the CPU of this machine, the dense one too: kernels are counted then, memory
+    is measured, and a search may time its trials."""
+    takes_any_size: ClassVar[bool] = False
+    """Whether it builds models that do not fit into memory."""
 
+    @abstractmethod
     def availability(self) -> Availability:
         """Cheap: never imports the runtime when a look at the installed packages is enough."""
-        ...
 
-    def require(self, options: Mapping[str, Any]) -> None:
-        """Refuse, before any work, what cannot be built here: UnavailableError or InputError in one line."""
-        ...
-
+    @abstractmethod
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
     ) -> Artefact:
         """Write the runtime's artefact into `folder` (which exists and is empty of it)."""
-        ...
 
-    def load(self, path: Path, *, threads: int = 1) -> Runner: ...
+    @abstractmethod
+    def load(self, path: Path, *, threads: int = 1) -> Runner:
+        """What `build` wrote, ready to run."""
+
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Refuse, before any work, what cannot be built here: UnavailableError or InputError in one line."""
+        found = self.availability()
+        if not found.ok:
+            raise UnavailableError(f"{self.name}: {found.reason}: {found.remedy}")
+
+    def require_device(self, device: str, models: Sequence[Path], *, times: bool, builds: bool) -> None:
+        """UnavailableError where a device is out of reach or lacks what this runtime `times` and `builds` with there;
+        SystemFailureError where its disk is too small for the models. A runtime that does neither asks nothing."""
+        return
+
+    def build_options(self, asked: CompileOptions) -> dict[str, Any]:
+        """What `build` is told: the KEY=VALUE texts of `--build`, `true` and its like as switches.
+
+        InputError for a form that it does not emit.
+        """
+        if asked.emit is not None and asked.emit not in self.forms:
+            raise InputError(f"--emit {asked.emit}: target {asked.target} emits {' or '.join(self.forms)}")
+        texts = dict(asked.build)
+        return {key: SWITCHES.get(text, text) if text.isalpha() else text for key, text in texts.items()}
+
+    def is_unfinished(self, folder: Path) -> bool:
+        """Whether the bundle in `folder` is one that `finish` builds."""
+        return False
+
+    def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
+        """Build what an earlier compile left to be built, on this machine or on a device."""
+        raise InputError(f"{self.name}: nothing is left to build")
 
     def numerics_file(self, path: Path) -> Path:
         """What `load` can run on this machine for the numbers in `path`: itself, or the graph it was built from."""
-        ...
+        return path
 
     def census(self, path: Path) -> dict[str, Any]:
         """Which kernels the runtime really picks: counts by operator and type. Needs no clock."""
-        ...
+        return {}
 
-    def profile(
-        self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20
-    ) -> Sequence[LayerTime]: ...
+    def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
+        """Mean time per layer."""
+        raise UnavailableError(f"{self.name}: layers cannot be timed here: run sparsecc doctor")
+
+    def latency(
+        self,
+        path: Path,
+        feeds: Feeds,
+        progress: Progress,
+        *,
+        device: str = "local",
+        threads: int = 1,
+        layers: bool = False,
+    ) -> dict[str, Any]:
+        """The facts of `sparsecc profile`: latency of one model on a device, per layer where asked, as JSON data.
+
+        UnavailableError where nothing can run it.
+        """
+        raise UnavailableError(f"target {self.name} has no runtime here to profile on: run sparsecc doctor")
+
+    def compare(
+        self, dense: Path, compiled: Path, feeds: tuple[Feeds, Feeds], asked: CompileOptions, scratch: Path
+    ) -> Comparison | None:
+        """The dense model and what was built of it, interleaved on the device that was asked for; each takes its
+        own of the two `feeds`. None where nothing runs them, NotTimedError where that failed."""
+        return None

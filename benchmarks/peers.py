@@ -150,7 +150,7 @@ def by_onnxsim(case: str, folder: Path) -> Verdict:
 
 def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Verdict:
     """Compare with the dense model whose removed slots are masked, at every probe's sizes."""
-    from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
     from sparsecc.compilation import Compilation
     from sparsecc.errors import SparseccError
     from sparsecc.ir.save import write

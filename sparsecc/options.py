@@ -31,6 +31,19 @@ SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
 
+SWITCHES = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+"""How an option that is on or off may be written."""
+
+
 @dataclass(frozen=True)
 class CompileOptions:
     """Options of `compile`.

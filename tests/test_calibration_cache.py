@@ -16,7 +16,9 @@ from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
+from sparsecc.system import code_hash
 from sparsecc.system.cache import Cache
+from sparsecc.system.code_hash import source_files
 from tests.repair_models import analysed, mlp, normal
 
 
@@ -64,6 +66,39 @@ def test_other_weights_samples_seeds_or_bounds_are_collected_anew(tmp_path: Path
     assert collect(mlp(), samples(seed=8), tmp_path / "c").facts["source"] == "samples"
     assert collect(mlp(), samples(), tmp_path / "d", seed=1).facts["source"] == "samples"
     assert collect(mlp(), samples(), tmp_path / "e", memory=1 << 25).facts["source"] == "samples"
+
+
+def test_keys_follow_the_code_wherever_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of ours that a collector imports counts, in functions too, and nothing else does."""
+    files = {
+        str(path.relative_to(code_hash._ROOT)) for path in source_files("sparsecc.calibrate.layer_statistics")
+    }
+    assert {
+        "sparsecc/calibrate/layer_statistics.py",
+        "sparsecc/calibrate/moments.py",
+        "sparsecc/runtime/segments.py",
+        "sparsecc/runtime/bfloat16.py",
+        "sparsecc/ir/extract.py",
+    } <= files
+    assert not any(file.startswith(("sparsecc/cli", "sparsecc/tasks", "sparsecc/api")) for file in files)
+
+    monkeypatch.setattr(code_hash, "_ROOT", tmp_path)
+    room = tmp_path / "sparsecc" / "room"
+    room.mkdir(parents=True)
+    sources = {
+        "a": "from sparsecc.room import (\n    b,\n)",
+        "b": "def f():\n    from sparsecc.room.c import x",
+        "c": "x = 1",
+        "d": "y = 1",
+    }
+    for name, text in sources.items():
+        (room / f"{name}.py").write_text(text)
+    hashed = code_hash.code_hash.__wrapped__
+    before = hashed("sparsecc.room.a")
+    (room / "d.py").write_text("y = 2")
+    assert hashed("sparsecc.room.a") == before
+    (room / "c.py").write_text("x = 2")
+    assert hashed("sparsecc.room.a") != before
 
 
 def test_a_damaged_entry_is_collected_anew(tmp_path: Path, cache: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.large import Decoder, measured
 from sparsecc.allocators.base import Candidate, Nearest
 from sparsecc.axes.algebra import Atom
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
 from sparsecc.compilation import Compilation
 from sparsecc.criteria import weights
 from sparsecc.data.random_inputs import random_feeds

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.fresh_sessions import clock_for, compare_fresh

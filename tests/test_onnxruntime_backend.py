@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc.backends import backend_named, backend_names
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
 from sparsecc.errors import InputError
 from sparsecc.runtime.kernel_census import census, float_reason
 
@@ -108,7 +108,7 @@ def test_nothing_tells_where_it_was_made_and_the_input_stays_as_it_was(tmp_path:
 
 BUILD = """
 import sys, pathlib, onnx_ir as ir
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
 OnnxRuntimeCpu().build(ir.load(sys.argv[1]), pathlib.Path(sys.argv[2]), {}, lambda what, share: None)
 """
 

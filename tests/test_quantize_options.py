@@ -11,8 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.backends.nvidia.engine import TensorrtEngine
 from sparsecc.compilation import Compilation
-from sparsecc.decide.passes import build_options, passes_for
+from sparsecc.decide.passes import passes_for
 from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileOptions
 from sparsecc.passes.quantize import Quantize
@@ -78,7 +79,7 @@ def test_refused_before_the_model_is_read(tmp_path: Path) -> None:
 
 def test_builder_options_have_their_types() -> None:
     given = {"tf32": "false", "workspace": "2GiB", "optimization_level": "4"}
-    told = build_options(options(target="tensorrt", build=given, inputs={"x": [1, 3, 8, 8]}))
+    told = TensorrtEngine().build_options(options(target="tensorrt", build=given, inputs={"x": [1, 3, 8, 8]}))
     assert told == {
         "tf32": False, "workspace": "2GiB", "optimization_level": "4", "profiles": {"x": "1x3x8x8"}
     }  # fmt: skip

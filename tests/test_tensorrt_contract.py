@@ -20,13 +20,13 @@ from tests.tensorrt_bindings import Bindings, accepted, as_members, bindings
 
 VERSIONS = ("10.16", "11.4")
 NOT_OF_TENSORRT = {"Severity", "Enumerator", "Members", "Api", "OnlyRtxApi"}
-"""Classes of tensorrt_types that describe no class of TensorRT's of that name."""
+"""Classes of layer_types that describe no class of TensorRT's of that name."""
 
 Members = Mapping[str, list[str]]
 
 
 def _types(root: Path) -> dict[str, ast.ClassDef]:
-    tree = ast.parse((root / "backends" / "tensorrt_types.py").read_text())
+    tree = ast.parse((root / "backends" / "nvidia" / "layer_types.py").read_text())
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -39,7 +39,7 @@ def _members_used(node: ast.ClassDef) -> Iterator[str]:
 
 
 def _missing(root: Path, api: Members, *, rtx: bool) -> list[str]:
-    """`Class.member` for everything in tensorrt_types that this API lacks."""
+    """`Class.member` for everything in layer_types that this API lacks."""
     missing = []
     for name, node in _types(root).items():
         wanted = name.removeprefix("OnlyRtx")
@@ -114,7 +114,7 @@ def test_calls_have_as_many_arguments_as_the_real_bindings_take(real: Bindings, 
 
 
 def _calls(root: Path) -> Iterator[tuple[str, str, int]]:
-    """(class, function, number of arguments) of all that tensorrt_types calls; class "" is the module."""
+    """(class, function, number of arguments) of all that layer_types calls; class "" is the module."""
     for name, node in _types(root).items():
         if name.startswith("OnlyRtx") or (name in NOT_OF_TENSORRT and name != "Api"):
             continue
@@ -218,8 +218,8 @@ def test_emitted_script_uses_names_that_exist(version: str, shared: Path) -> Non
 
 
 def test_only_one_file_imports_tensorrt(root: Path) -> None:
-    """`tensorrt_api` alone opens the door, by name, and only when asked."""
-    for path in sorted((root / "backends").glob("*.py")):
+    """`nvidia/api.py` alone opens the door, by name, and only when asked."""
+    for path in sorted((root / "backends").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

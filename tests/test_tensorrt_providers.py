@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from sparsecc.backends.onnxruntime_gpu import (
+from sparsecc.backends.ort.gpu import (
     CPU,
     OnnxRuntimeCuda,
     OnnxRuntimeTensorrt,

@@ -9,32 +9,37 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Availability
+from sparsecc.backends.base import Artefact, Availability, Backend, NotTimedError
 from sparsecc.backends.nvidia.api import TENSORRT, THREE_WAYS, Flavour, availability
 from sparsecc.backends.nvidia.build import build_plan
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.backends.nvidia.engine_inspector import as_rows, census, parse_layers, sparsity_table
 from sparsecc.backends.nvidia.options import BuildOptions
 from sparsecc.backends.nvidia.plans import is_built_here
-from sparsecc.backends.nvidia.remote import build_on, local_trtexec
+from sparsecc.backends.nvidia.remote import build_on, find_trtexec, local_trtexec
 from sparsecc.backends.nvidia.run import EngineRunner, open_bytes, open_plan
-from sparsecc.backends.nvidia.scripts import read_settings, write_scripts
+from sparsecc.backends.nvidia.scripts import SETTINGS, read_settings, write_scripts
 from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.devices import open_device
-from sparsecc.errors import UnavailableError
+from sparsecc.errors import SparseccError, UnavailableError
+from sparsecc.loading.models import load_ir
+from sparsecc.measure.interleave import Comparison
+from sparsecc.options import CompileOptions
 from sparsecc.passes.prepare_tensorrt import prepare
+from sparsecc.runtime import kernel_census
+from sparsecc.runtime.layer_times import layer_times
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
-from sparsecc.runtime.session import OrtRunner
+from sparsecc.runtime.session import OrtRunner, open_session
 
 LAYERS = "model.layers.json"
 _LARGEST_INLINE = 1_000_000_000
 
 
-class TensorrtEngine:
+class TensorrtEngine(Backend):
     """NVIDIA TensorRT 10.13 or later, and 11. The options are those of `BuildOptions`."""
 
     name: ClassVar[str] = "tensorrt"
+    forms: ClassVar[tuple[str, ...]] = ("onnx", "engine")
     flavour: ClassVar[Flavour] = TENSORRT
 
     def availability(self) -> Availability:
@@ -46,6 +51,24 @@ class TensorrtEngine:
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._require(BuildOptions.from_mapping(options))
+
+    def require_device(self, device: str, models: Sequence[Path], *, times: bool, builds: bool) -> None:
+        """Building needs trtexec there."""
+        if builds:
+            with open_device(device) as there:
+                find_trtexec(there)
+
+    def build_options(self, asked: CompileOptions) -> dict[str, Any]:
+        """Fixed shapes and ranges as profiles, the form to emit, where to build, and sparse kernels for a pattern."""
+        chosen = super().build_options(asked)
+        shapes = {**{name: (shape,) for name, shape in asked.dims.items()}, **asked.profiles}
+        if shapes:
+            chosen["profiles"] = {name: _profile(ranged) for name, ranged in shapes.items()}
+        if asked.emit is not None:
+            chosen["emit"] = asked.emit
+        if asked.device != "local":
+            chosen["device"] = asked.device
+        return chosen | ({"sparse_weights": True} if asked.sparsity else {})
 
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
@@ -63,6 +86,9 @@ class TensorrtEngine:
             return Artefact(ONNX, (*files, *scripts), facts | {"emitted": True})
         return self._built(folder, files, chosen, progress, facts)
 
+    def is_unfinished(self, folder: Path) -> bool:
+        return (folder / SETTINGS).is_file()
+
     def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
         """Build what `emit: onnx` left in `folder`, on this machine or on a device."""
         chosen = read_settings(folder)
@@ -78,14 +104,14 @@ class TensorrtEngine:
         UnavailableError for a plan where there is no GPU: check `numerics_file` instead.
         """
         if path.suffix == ".onnx":
-            return OnnxRuntimeCpu().load(path, threads=threads, level="none")
+            return open_session(path, threads=threads, level="none")
         return open_plan(self.flavour, path)
 
     def numerics_file(self, path: Path) -> Path:
         """What `load` can run here: a plan that was built here for the GPU, else its `model.onnx`."""
         return path if _has_gpu() and is_built_here(path) else path.with_name(ONNX)
 
-    def runs_here(self, path: Path, options: Mapping[str, Any]) -> bool:
+    def is_timed_here(self, path: Path, options: Mapping[str, Any]) -> bool:
         """Whether a plan just built can be timed: on the GPU here, or by trtexec where it was built."""
         if path.suffix == ".onnx":
             return False
@@ -94,7 +120,7 @@ class TensorrtEngine:
     def census(self, path: Path) -> dict[str, Any]:
         """Counts from the layer information written at build time, else from the plan itself."""
         if path.suffix == ".onnx":
-            return OnnxRuntimeCpu().census(path)
+            return kernel_census.census(path)
         stored = path.with_name(LAYERS)
         if stored.is_file():
             return census(parse_layers(stored.read_text(encoding="utf-8")))
@@ -114,12 +140,42 @@ class TensorrtEngine:
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
         """Mean time per layer on the GPU here."""
         if path.suffix == ".onnx":
-            return OnnxRuntimeCpu().profile(path, feeds, threads=threads, runs=runs)
+            return layer_times(path, feeds, threads=threads, runs=runs)
         runner = open_plan(self.flavour, path)
         try:
             return runner.layers(feeds, runs=runs)
         finally:
             runner.close()
+
+    def latency(
+        self,
+        path: Path,
+        feeds: Feeds,
+        progress: Progress,
+        *,
+        device: str = "local",
+        threads: int = 1,
+        layers: bool = False,
+    ) -> dict[str, Any]:
+        """Of the plan beside the model of a bundle, which it names."""
+        from sparsecc.backends.nvidia.layer_profile import profile_plan
+
+        folder = path.parent
+        return {"model": folder.name, **profile_plan(self, folder, feeds, device=device, layers=layers)}
+
+    def compare(
+        self, dense: Path, compiled: Path, feeds: tuple[Feeds, Feeds], asked: CompileOptions, scratch: Path
+    ) -> Comparison | None:
+        """The plan beside one of the dense model, where this machine or the device can run both."""
+        from sparsecc.backends.nvidia.compare import compare_plans
+
+        options = self.build_options(asked)
+        if not self.is_timed_here(compiled, options):
+            return None
+        try:
+            return compare_plans(self, load_ir(dense), compiled, feeds, options, scratch, seed=asked.seed)
+        except SparseccError as e:
+            raise NotTimedError(f"no latency beside the dense model: {e}") from e
 
     def _built(
         self,
@@ -173,6 +229,11 @@ class TensorrtEngine:
             return runner.layer_information()
         finally:
             runner.close()
+
+
+def _profile(shapes: tuple[tuple[int, ...], ...]) -> str:
+    """(least, usual, largest), or one shape for all three, as builders spell it: `1x3|2x3|4x3`."""
+    return "|".join("x".join(str(d) for d in shape) for shape in shapes)
 
 
 def save_onnx(model: ir.Model, folder: Path) -> tuple[str, ...]:

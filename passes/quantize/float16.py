@@ -35,11 +35,6 @@ SMALLEST_SCALE = 2.0**-20
 KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum", "Range", "Resize"})
 """Operators that overflow or lose too much in half, or whose half kernels are missing where it matters."""
 
-NO_KERNEL = {
-    ("tensorrt-rtx", "bf16"): ("ConvTranspose", "TensorRT-RTX has no bf16 kernel for ConvTranspose"),
-}
-"""(backend, type) -> an operator that it does not build in that type, and the words for it."""
-
 
 def convert_to_half(
     model: ir.Model,
@@ -53,9 +48,9 @@ def convert_to_half(
     """Convert in place. `keep_io` leaves graph inputs and outputs in float32."""
     raise_opset(model, MINIMUM_OPSET[type_])
     kept = dict.fromkeys(exclude, "left in float")
-    if (missing := NO_KERNEL.get((context.target.backend, type_))) is not None:
-        operator, reason = missing
-        kept.update({node.name or "": reason for node in model.graph if node.op_type == operator})
+    for node in model.graph:
+        if (reason := context.target.no_kernel.get((type_, node.op_type))) is not None:
+            kept[node.name or ""] = reason
     if type_ == "fp16" and context.calibration:
         kept.update(_overflowing(model, context))
     conversion = _HalfConversion(model, type_, kept, keep_io)

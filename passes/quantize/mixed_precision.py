@@ -103,7 +103,7 @@ class Writer:
     forms: dict[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        to_onnxruntime = self.context.target.backend == "onnxruntime"
+        to_onnxruntime = self.context.target.dialect == "onnxruntime"
         if "int4" in self.options.types and not to_onnxruntime:
             raise_opset(self.model, BLOCKED_OPSET)
         self.static = next((t for t in self.options.types if t in STATIC), "")

@@ -42,7 +42,7 @@ class Stopwatch:
     _float: Callable[[], object] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.context.target.name != "onnxruntime" or not self.context.measure:
+        if not (self.context.target.timed_here and self.context.measure):
             raise InputError(
                 "quantize: speedup is timed on this machine: use --target onnxruntime, and not --no-measure"
             )

@@ -32,7 +32,7 @@ class Meter:
 
     def measure(self, changed: ir.Model) -> tuple[float, int]:
         """`error`, and the bytes of the file that the target gets."""
-        by_onnxruntime = self.context.target.backend.startswith("onnxruntime")
+        by_onnxruntime = self.context.target.dialect == "onnxruntime"
         if weight_bytes(changed) > BESIDE:
             return self.error(changed), weight_bytes(changed)
         if not by_onnxruntime:

@@ -64,7 +64,7 @@ class StaticQuantizer:
 
     def __post_init__(self) -> None:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
-        self.is_tensorrt = self.context.target.backend.startswith("tensorrt")
+        self.is_tensorrt = self.context.target.dialect == "tensorrt"
         self.whole = self.decide(self.model, ())
         names = list(self.whole.values)
         self.stats: dict[str, ValueStats] = {}
@@ -78,7 +78,7 @@ class StaticQuantizer:
     @property
     def fuses_matmul(self) -> bool:
         """Whether matrix products become ONNX Runtime's own operator instead of standard Q/DQ."""
-        return self.context.target.backend == "onnxruntime" and self.options.scheme == "auto"
+        return self.context.target.dialect == "onnxruntime" and self.options.scheme == "auto"
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""

@@ -62,7 +62,7 @@ def quantize_weights(
     exclude: Collection[str] = (),
 ) -> PassResult:
     """Store the weights of Gemm and MatMul in 4 bits. Convolutions stay float: no runtime has int4 ones."""
-    to_onnxruntime = context.target.backend == "onnxruntime"
+    to_onnxruntime = context.target.dialect == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
     chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
@@ -106,7 +106,7 @@ def _divided(
 
 def _clock(context: PassContext, options: WeightOnlyOptions) -> Clock | None:
     """Times layers on this machine, where it is the target's and timing is wanted."""
-    if not context.measure or context.target.name != "onnxruntime":
+    if not context.measure or not context.target.timed_here:
         return None
     plain = WeightOnlyOptions("rtn", options.block, options.accuracy_level)
     return layer_clock(context, lambda model: quantize_weights(model, Plan({}), context, plain))

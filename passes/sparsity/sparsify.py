@@ -74,7 +74,7 @@ class Sparsify(Pass):
         pattern = parse_pattern(self.pattern)
         if self.method not in METHODS:
             raise InputError(f"sparsity: unknown method '{self.method}': it is one of {', '.join(METHODS)}")
-        if target.name != "onnx" and pattern.text not in target.patterns:
+        if not target.any_pattern and pattern.text not in target.patterns:
             has = ", ".join(sorted(target.patterns)) or "none"
             raise InputError(
                 f"sparsity: target '{target.name}' runs no '{pattern.text}' pattern faster (it has: {has}): "

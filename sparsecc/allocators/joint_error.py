@@ -16,6 +16,7 @@ from sparsecc.axes.algebra import Atom, Keep, atoms_of
 from sparsecc.calibrate.layer_statistics import Layer, Stats
 from sparsecc.graph.analysis import Analysis
 from sparsecc.reference.masked_channels import masked
+from sparsecc.system.code_hash import code_hash
 
 RUNS = 400
 """About how many cuts an allocator tries."""
@@ -40,7 +41,7 @@ class CutLosses:
     ) -> None:
         self._candidates = candidates
         self._stats = stats
-        self._entry = f"{stats.digest}-{entry}"
+        self._entry = f"{stats.digest}-{code_hash(__name__).hex()[:16]}-{entry}"
         self._most = most
         self._progress = progress
         file = stats.shelf.find(self._entry)

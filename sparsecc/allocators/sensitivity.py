@@ -17,6 +17,7 @@ from sparsecc.calibrate.layer_statistics import Stats
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.reference.masked_channels import masked
+from sparsecc.system.code_hash import code_hash
 
 LEVELS = (0.75, 0.5, 0.3)
 """Shares of a group at which its curve is measured, besides its floor."""
@@ -31,7 +32,7 @@ def known_or_measured(
     threads: int,
 ) -> dict[Atom, dict[int, float]] | None:
     """As `measure`; taken from the shelf where the same slots of the same model were tried before."""
-    entry = f"{stats.digest}-curves-{_tried(candidates)}"
+    entry = f"{stats.digest}-curves-{code_hash(__name__).hex()[:16]}-{_tried(candidates)}"
     file = stats.shelf.find(entry)
     if file is None:
         found = measure(analysis, candidates, samples, scratch, threads)

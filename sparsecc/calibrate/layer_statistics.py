@@ -123,7 +123,7 @@ def collect(
     """
     begun = time.perf_counter()
     few, shelf = samples.first(SAMPLES), Shelf(scratch / "calibration")
-    digest = digest_of(analysis.model, few, seed, threads, memory)
+    digest = digest_of(analysis.model, few, __name__, seed, threads, memory)
     found = _known(analysis, shelf, digest)
     source = "samples" if found is None else "cache"
     if found is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from onnx_ir import serde
 from sparsecc.data.samples import Samples
 from sparsecc.errors import SystemFailureError
 from sparsecc.system.cache import Cache, cache_folder
+from sparsecc.system.code_hash import code_hash
 from sparsecc.system.versions import versions
 
 ENTRY = 256 << 20
@@ -64,9 +64,10 @@ class Shelf:
             self.refusal = str(e)
 
 
-def digest_of(model: ir.Model, samples: Samples, *about: object) -> str:
-    """The hash of all that decides what calibration finds: graph, weights, samples, versions, `about`."""
-    digest = hashlib.sha256(_method())
+def digest_of(model: ir.Model, samples: Samples, collector: str, *about: object) -> str:
+    """The hash of all that decides what calibration finds: the code of the module that collects, graph, weights,
+    samples, versions, `about`."""
+    digest = hashlib.sha256(code_hash(collector))
     digest.update(repr((sorted(versions().items()), samples.real, about)).encode())
     for part in _parts(model):
         digest.update(part)
@@ -75,17 +76,6 @@ def digest_of(model: ir.Model, samples: Samples, *about: object) -> str:
             digest.update(repr((name, array.dtype.str, array.shape)).encode())
             digest.update(_bytes(array))
     return digest.hexdigest()
-
-
-@cache
-def _method() -> bytes:
-    """The hash of the code that collects: what another code found is not ours."""
-    own = Path(__file__).resolve().parent
-    measured = [
-        own.parent / "allocators" / f"{name}.py" for name in ("output_error", "sensitivity", "joint_error")
-    ]
-    files = [*sorted(own.glob("*.py")), *measured]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
 def _parts(model: ir.Model) -> Iterable[bytes | memoryview]:

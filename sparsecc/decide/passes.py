@@ -1,4 +1,4 @@
-"""Which passes a compile runs after pruning, in order, and what the target's builder is told."""
+"""Which passes a compile runs after pruning, in order."""
 
 from __future__ import annotations
 
@@ -10,47 +10,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import InputError
-from sparsecc.options import CompileOptions
+from sparsecc.options import SWITCHES, CompileOptions
 from sparsecc.targets import target_named
 
 if TYPE_CHECKING:
     from sparsecc.passes.base import Pass
-
-_SWITCHES = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
-
-
-def build_options(options: CompileOptions) -> dict[str, Any]:
-    """What the target's backend is told about the build."""
-    chosen: dict[str, Any] = {
-        key: _SWITCHES.get(text, text) if text.isalpha() else text for key, text in options.build
-    }
-    backend = target_named(options.target).backend
-    if backend.startswith("onnxruntime") or backend == "onnx":
-        if options.emit not in (None, "onnx", "ort"):
-            raise InputError(f"--emit {options.emit}: target {options.target} emits onnx or ort")
-        return chosen | ({"ort_format": True} if options.emit == "ort" else {})
-    shapes = {**{name: (shape,) for name, shape in options.dims.items()}, **options.profiles}
-    if shapes:
-        chosen["profiles"] = {name: _profile(ranged) for name, ranged in shapes.items()}
-    if options.emit is not None:
-        chosen["emit"] = options.emit
-    if options.device != "local":
-        chosen["device"] = options.device
-    return chosen | ({"sparse_weights": True} if options.sparsity else {})
-
-
-def _profile(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """(least, usual, largest), or one shape for all three, as builders spell it: `1x3|2x3|4x3`."""
-    return "|".join("x".join(str(d) for d in shape) for shape in shapes)
 
 
 def passes_for(options: CompileOptions) -> list[Pass]:
@@ -109,9 +73,9 @@ def _typed(what: str, text: str, hint: Any) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(k for k in kinds if k is not type(None))
     if kind is bool:
-        if text.lower() not in _SWITCHES:
+        if text.lower() not in SWITCHES:
             raise InputError(f"{what}={text}: write true or false")
-        return _SWITCHES[text.lower()]
+        return SWITCHES[text.lower()]
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     try:

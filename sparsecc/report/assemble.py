@@ -7,16 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.backends.nvidia.engine import TensorrtEngine
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.base import NotTimedError
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goals import judge
-from sparsecc.decide.passes import build_options
-from sparsecc.errors import SparseccError, SystemFailureError, UnavailableError, WorkerError
-from sparsecc.loading.models import load_ir
+from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
 from sparsecc.measure.footprint import footprint
-from sparsecc.measure.pair import measure_pair
 from sparsecc.remarks import Remark
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
 from sparsecc.system.machine import device
@@ -42,34 +38,30 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
     if dense.by_parts:
         _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
         return facts
-    if isinstance(backend, TensorrtEngine):
-        return facts | _plans_timed(compilation, backend, compiled)
-    if not isinstance(backend, OnnxRuntimeCpu):
-        return facts
-    facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
-    return facts | _timed(compilation, compiled) if asked.measure else facts
+    if backend.runs_here:
+        facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
+    return facts | _timed(compilation, backend, compiled) if asked.measure else facts
 
 
-def _timed(compilation: Compilation, compiled: Path) -> dict[str, Any]:
+def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[str, Any]:
     """Latency beside the dense model, and what else a clock or a meter tells.
 
     A device that was lost since it was asked costs only the figures: {"unmeasured": why}.
     """
-    asked, facts = compilation.options, {}
+    asked, facts = compilation.options, dict[str, Any]()
+    feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
     try:
-        told = measure_pair(
-            compilation.dense.path,
-            compiled,
-            compilation.feeds[0],
-            device=asked.device,
-            threads=asked.threads,
-            seed=asked.seed,
-            after_feeds=compilation.small_feeds,
-        )
-        facts["latency"] = told.to_json()
+        told = backend.compare(compilation.dense.path, compiled, feeds, asked, compilation.scratch.folder)
+        if told is not None:
+            facts["latency"] = told.to_json()
+        if not backend.runs_here:
+            return facts
         if asked.device == "local":
             facts |= _footprints(compilation, compiled)
         return facts | against_parts(compilation, compiled)
+    except NotTimedError as e:
+        found = _unmeasured(compilation, str(e))
+        return found if asked.device != "local" and isinstance(e.__cause__, LOST) else {}
     except LOST as e:
         if asked.device == "local":
             raise
@@ -80,30 +72,6 @@ def _unmeasured(compilation: Compilation, reason: str) -> dict[str, Any]:
     compilation.remarks.append(("measure", Remark(compilation.file.name, reason)))
     compilation.warnings.append(reason)
     return {"unmeasured": reason}
-
-
-def _plans_timed(compilation: Compilation, backend: TensorrtEngine, compiled: Path) -> dict[str, Any]:
-    """The plan beside one of the dense model, where this machine or the device can run both."""
-    asked = compilation.options
-    if not asked.measure or not backend.runs_here(compiled, build_options(asked)):
-        return {}
-    from sparsecc.backends.nvidia.compare import compare_plans
-
-    feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
-    try:
-        told = compare_plans(
-            backend,
-            load_ir(compilation.dense.path),
-            compiled,
-            feeds,
-            build_options(asked),
-            compilation.scratch.folder,
-            seed=asked.seed,
-        )
-    except SparseccError as e:
-        found = _unmeasured(compilation, f"no latency beside the dense model: {e}")
-        return found if asked.device != "local" and isinstance(e, LOST) else {}
-    return {"latency": told.to_json()}
 
 
 def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.nvidia.engine import TensorrtEngine
-from sparsecc.backends.nvidia.remote import find_trtexec
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from sparsecc.devices import open_device
-from sparsecc.devices.ready import require_ready
 from sparsecc.options import CompileOptions
 from sparsecc.targets import target_named
 
@@ -20,12 +15,8 @@ def require_device(options: CompileOptions, model: Path, *, times: bool, builds:
 
     `times` and `builds` say what the compile will do there, where its target can.
     """
-    if options.device == "local":
-        return
-    backend = backend_named(target_named(options.target).backend)
-    if isinstance(backend, TensorrtEngine) and builds and options.emit != "onnx":
-        with open_device(options.device) as device:
-            find_trtexec(device)
-    if isinstance(backend, OnnxRuntimeCpu) and times:
-        with open_device(options.device) as device:
-            require_ready(device, (model,))
+    if options.device != "local":
+        backend = backend_named(target_named(options.target).backend)
+        backend.require_device(
+            options.device, (model,), times=times, builds=builds and options.emit != "onnx"
+        )

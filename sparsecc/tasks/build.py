@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.nvidia.engine import TensorrtEngine
+from sparsecc.backends.base import Backend
 from sparsecc.bundle.folder import MANIFEST, SIGNATURE, Bundle, BundleWriter
 from sparsecc.errors import InputError
 from sparsecc.targets import target_named
@@ -58,10 +58,10 @@ def build(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     }
 
 
-def _backend(bundle: Bundle, report: dict[str, Any]) -> TensorrtEngine:
+def _backend(bundle: Bundle, report: dict[str, Any]) -> Backend:
     name = str((report.get("target") or {}).get("name"))
     backend = backend_named(target_named(name).backend)
-    if not isinstance(backend, TensorrtEngine) or not (bundle.folder / "build.json").is_file():
+    if not backend.is_unfinished(bundle.folder):
         raise InputError(
             f"{bundle.folder}: nothing is left to build for target {name}: "
             "build finishes what compile --target tensorrt --emit onnx wrote"

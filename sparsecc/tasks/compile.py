@@ -11,7 +11,7 @@ import yaml
 from sparsecc.bundle.folder import BundleWriter
 from sparsecc.compilation import Compilation, Emit
 from sparsecc.decide.channels import require_methods
-from sparsecc.decide.passes import build_options, require_passes
+from sparsecc.decide.passes import require_passes
 from sparsecc.options import CompileOptions
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
@@ -39,7 +39,7 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         return {"bundle": None, "report": report, "plan": work.decision.plan.to_json()}
     with BundleWriter(Path(request["output"]), force=bool(request.get("force"))) as bundle:
         work = Work(compilation, bundle.folder)
-        work.backend.require(build_options(compilation.options))
+        work.backend.require(work.backend.build_options(compilation.options))
         walk(work)
         plan = work.decision.plan
         report = assemble.report(compilation, work.decision, work.verification, _figures(work), work.accuracy)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.compilation import Compilation, Emit
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import require_methods
@@ -97,7 +96,7 @@ class Workshop:
     def open(compilation: Compilation, goal: Goal) -> Workshop:
         """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed."""
         options, backend = compilation.options, backend_named(compilation.target.backend)
-        if (goal.is_timed or goal.working_memory) and not isinstance(backend, OnnxRuntimeCpu):
+        if (goal.is_timed or goal.working_memory) and not backend.runs_here:
             raise UnavailableError(
                 f"target {options.target} cannot be measured here: give --ratio instead of {goal.words()}"
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from typing import Any
 
 from sparsecc.backends import backend_named
+from sparsecc.backends.base import Availability
 from sparsecc.errors import SparseccError
 from sparsecc.system.versions import versions
-from sparsecc.targets import TARGETS
+from sparsecc.targets import TARGETS, installed_runtimes
 
 
 def examine() -> dict[str, Any]:
@@ -17,7 +19,7 @@ def examine() -> dict[str, Any]:
         "schema": "sparsecc.doctor/1",
         "python": platform.python_version(),
         "versions": versions(),
-        "targets": [_target(name) for name in TARGETS],
+        "targets": [*(_target(name) for name in TARGETS), *_broken()],
         "devices": [{"name": "local", "ok": True, "version": platform.machine(), "reason": "", "remedy": ""}],
     }
 
@@ -26,17 +28,16 @@ def _target(name: str) -> dict[str, Any]:
     try:
         found = backend_named(TARGETS[name].backend).availability()
     except SparseccError as e:
-        return {
-            "name": name,
-            "ok": False,
-            "version": "",
-            "reason": str(e),
-            "remedy": "pip install -U sparsecc",
-        }
-    return {
-        "name": name,
-        "ok": found.ok,
-        "version": found.version,
-        "reason": found.reason,
-        "remedy": found.remedy,
-    }
+        return _row(name, Availability(False, "", str(e), "pip install -U the package that offers it"))
+    return _row(name, found)
+
+
+def _broken() -> list[dict[str, Any]]:
+    """Runtimes of installed packages that cannot even be asked for their targets."""
+    _, reasons = installed_runtimes()
+    remedy = "install the package that offers it anew"
+    return [_row(name, Availability(False, "", reason, remedy)) for name, reason in reasons.items()]
+
+
+def _row(name: str, found: Availability) -> dict[str, Any]:
+    return {"name": name, **asdict(found)}

@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.nvidia.engine import TensorrtEngine
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.bundle.folder import SIGNATURE, Bundle
 from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
 from sparsecc.compilation import Compilation
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.random_inputs import feeds_from, random_feeds
-from sparsecc.devices import open_device
-from sparsecc.devices.ready import require_ready
-from sparsecc.errors import InputError, UnavailableError
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import Group, check_ids, find_groups, nodes_holding
@@ -28,12 +24,8 @@ from sparsecc.graph.residual_blocks import Block, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
-from sparsecc.measure.pair import time_on
-from sparsecc.measure.roofline import layer_work, measured_machine, placed_under
-from sparsecc.measure.statistics import Percentiles
 from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.report.assemble import pinned_reasons
@@ -43,7 +35,6 @@ from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.files import file_sha256, size_of
-from sparsecc.system.machine import device
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
@@ -150,72 +141,28 @@ def _unfollowed(analysis: Analysis) -> list[dict[str, Any]]:
 def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Latency of one model, per layer where asked."""
     path, threads = _model_file(Path(request["model"])), int(request.get("threads") or 1)
-    backend = backend_named(target_named(request.get("target") or "onnxruntime").backend)
-    if isinstance(backend, TensorrtEngine):
-        return _profile_engine(backend, path, request, emit)
-    if not isinstance(backend, OnnxRuntimeCpu):
-        raise UnavailableError(
-            f"target {request['target']} has no runtime here to profile on: run sparsecc doctor"
-        )
-    where = str(request.get("device") or "local")
+    target = target_named(request.get("target") or "onnxruntime")
+    backend, where = backend_named(target.backend), str(request.get("device") or "local")
     if where != "local":
         emit({"stage": "ask the device", "share": 0.0})
-        with open_device(where) as there:
-            require_ready(there, (path,))
+        backend.require_device(where, (path,), times=True, builds=False)
     emit({"stage": "load", "share": 0.0})
     feeds = _feeds(path, request)
     emit({"stage": "measure", "share": 0.2})
-    cpu, wall, facts = time_on(where, path, feeds, threads=threads)
-    found: dict[str, Any] = {
-        "schema": "sparsecc.profile/1",
-        "model": path.name,
-        "target": {"name": request.get("target") or "onnxruntime", "threads": threads},
-        "device": device() if where == "local" else facts,
-        "inputs": {name: list(a.shape) for name, a in feeds.items()},
-        "cpu_ms": Percentiles.of(cpu).to_json(),
-        "wall_ms": Percentiles.of(wall).to_json(),
-        "samples_ms": {"cpu": [float(t) for t in cpu], "wall": [float(t) for t in wall]},
-        "layers": [],
-    }
-    if "energy_mj" in facts:
-        found["energy_mj"] = facts.pop("energy_mj")
-    if where == "local":
-        found |= {
-            "footprint": footprint(path, feeds, threads=threads).to_json(),
-            "census": backend.census(path),
-        }
-    if request.get("layers"):
-        emit({"stage": "layers", "share": 0.7})
-        found |= _layers(backend, path, feeds, threads, where)
-    return found
-
-
-def _profile_engine(
-    backend: TensorrtEngine, path: Path, request: dict[str, Any], emit: Emit
-) -> dict[str, Any]:
-    """The engine beside the model of a bundle, on its GPU."""
-    from sparsecc.backends.nvidia.layer_profile import profile_plan
-
-    feeds, where = _feeds(path, request), str(request.get("device") or "local")
-    emit({"stage": "measure", "share": 0.2})
     return {
         "schema": "sparsecc.profile/1",
-        "model": path.parent.name,
-        "target": {"name": request["target"]},
+        "model": path.name,
+        "target": {"name": target.name, **({"threads": threads} if target.device == "cpu" else {})},
         "inputs": {name: list(a.shape) for name, a in feeds.items()},
-        **profile_plan(backend, path.parent, feeds, device=where, layers=bool(request.get("layers"))),
+        **backend.latency(
+            path,
+            feeds,
+            lambda what, share: emit({"stage": what, "share": share}),
+            device=where,
+            threads=threads,
+            layers=bool(request.get("layers")),
+        ),
     }
-
-
-def _layers(
-    backend: OnnxRuntimeCpu, path: Path, feeds: dict[str, np.ndarray], threads: int, where: str
-) -> dict[str, Any]:
-    """Per-layer times beside the roofline of this machine. InputError for a device: they are local."""
-    if where != "local":
-        raise InputError(f"--layers is measured on this machine only: leave it out for {where}")
-    machine = measured_machine(threads)
-    layers = placed_under(backend.profile(path, feeds, threads=threads), layer_work(path, feeds), machine)
-    return {"roofline": machine.to_json(), "layers": layers}
 
 
 def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:

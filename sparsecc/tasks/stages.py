@@ -10,12 +10,11 @@ from typing import Any
 
 from sparsecc.backends import backend_named
 from sparsecc.backends.base import Artefact, Backend
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, decide
 from sparsecc.decide.layers import shorten
-from sparsecc.decide.passes import build_options, passes_for
+from sparsecc.decide.passes import passes_for
 from sparsecc.decide.tokens import thin
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
@@ -182,9 +181,8 @@ def run_passes(work: Work) -> None:
 def build(work: Work) -> None:
     """What the target's runtime loads."""
     compilation = work.compilation
-    work.artefact = work.backend.build(
-        work.analysis.model, work.folder, build_options(compilation.options), compilation.progress
-    )
+    options = work.backend.build_options(compilation.options)
+    work.artefact = work.backend.build(work.analysis.model, work.folder, options, compilation.progress)
 
 
 def verify(work: Work) -> None:
@@ -268,7 +266,7 @@ def require_room(compilation: Compilation) -> None:
         "--tokens": options.tokens is not None,
         f"--recover {options.recover}": options.recover not in ("auto", "none"),
         "--emit ort": options.emit == "ort",
-        f"target {options.target}": not isinstance(backend, OnnxRuntimeCpu),
+        f"target {options.target}": not backend.takes_any_size,
     }
     asked = next((name for name, wanted in wants.items() if wanted), None)
     if compilation.dense.by_parts and asked:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from sparsecc.backends.base import Artefact
-from sparsecc.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from sparsecc.backends.ort.cpu import OnnxRuntimeCpu
 from sparsecc.runtime.runner import Progress
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Availability
+from sparsecc.backends.base import Artefact, Availability, Backend
 from sparsecc.backends.nvidia.cache import private_folder
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.errors import InputError, UnavailableError
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
 _MODEL, _CONTEXT, _SETTINGS = "model.onnx", "model_ctx.onnx", "session.json"
 
 
-class OnnxRuntimeCuda:
+class OnnxRuntimeCuda(Backend):
     """ONNX Runtime with the CUDA provider. The options are the keys of `OPTIONS`."""
 
     name: ClassVar[str] = "onnxruntime-cuda"
@@ -63,9 +63,6 @@ class OnnxRuntimeCuda:
     def require(self, options: Mapping[str, Any]) -> None:
         checked(options)
         self._require()
-
-    def numerics_file(self, path: Path) -> Path:
-        return path
 
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
-from sparsecc.backends.base import Artefact, Availability
+from sparsecc.backends.base import Artefact, Availability, Backend
 from sparsecc.errors import InputError, InternalError, SystemFailureError
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.system import memory
 
 if TYPE_CHECKING:
+    from sparsecc.measure.interleave import Comparison
+    from sparsecc.options import CompileOptions
     from sparsecc.runtime.session import OrtRunner
 
 LEVELS = ("none", "basic", "extended", "all")
@@ -57,10 +59,13 @@ class BuildOptions:
         return chosen
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(Backend):
     """The backend `onnxruntime`."""
 
     name: ClassVar[str] = "onnxruntime"
+    forms: ClassVar[tuple[str, ...]] = ("onnx", "ort")
+    runs_here: ClassVar[bool] = True
+    takes_any_size: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         try:
@@ -74,8 +79,18 @@ class OnnxRuntimeCpu:
         """Always here: it is a dependency. InputError for unknown options."""
         BuildOptions.of(options)
 
-    def numerics_file(self, path: Path) -> Path:
-        return path
+    def require_device(self, device: str, models: Sequence[Path], *, times: bool, builds: bool) -> None:
+        """Timing needs Python, numpy and ONNX Runtime there."""
+        from sparsecc.devices import open_device
+        from sparsecc.devices.ready import require_ready
+
+        if times:
+            with open_device(device) as there:
+                require_ready(there, tuple(models))
+
+    def build_options(self, asked: CompileOptions) -> dict[str, Any]:
+        """`--emit ort` asks for the ORT format."""
+        return super().build_options(asked) | ({"ort_format": True} if asked.emit == "ort" else {})
 
     def build(
         self, model: ir.Model, folder: Path, options: Mapping[str, Any], progress: Progress
@@ -119,6 +134,41 @@ class OnnxRuntimeCpu:
         from sparsecc.runtime.layer_times import layer_times
 
         return layer_times(path, feeds, threads=threads, runs=runs)
+
+    def latency(
+        self,
+        path: Path,
+        feeds: Feeds,
+        progress: Progress,
+        *,
+        device: str = "local",
+        threads: int = 1,
+        layers: bool = False,
+    ) -> dict[str, Any]:
+        """CPU and wall milliseconds per run; on this machine also memory, the census, and layers beside the roofline.
+
+        InputError for layers on a device: they are timed on this machine only.
+        """
+        from sparsecc.backends.ort.latency import latency
+
+        return latency(path, feeds, device=device, threads=threads, layers=layers, progress=progress)
+
+    def compare(
+        self, dense: Path, compiled: Path, feeds: tuple[Feeds, Feeds], asked: CompileOptions, scratch: Path
+    ) -> Comparison | None:
+        """In rounds of fresh sessions. Raises what the device raises."""
+        from sparsecc.measure.pair import measure_pair
+
+        before, after = feeds
+        return measure_pair(
+            dense,
+            compiled,
+            before,
+            device=asked.device,
+            threads=asked.threads,
+            seed=asked.seed,
+            after_feeds=None if after is before else after,
+        )
 
 
 def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Path, dict[str, Any]]:
