@@ -89,9 +89,20 @@ def test_what_was_not_measured_is_not_shown() -> None:
     for part in ("latency", "accuracy", "fidelity", "verification", "pinned", "skipped", "warnings"):
         del report[part]
     text = draw(compile_view(report), width=100, colour=False)
-    for word in ("faster", "time", "clock", "top-1", "fidelity", "Verified", "pinned", "skipped", "Warning"):
+    for word in ("faster", "time", "clock", "top-1", "fidelity", "proved", "pinned", "skipped", "Warning"):
         assert word not in text
     assert "51 % fewer MACs" in text
+
+
+def test_what_is_not_proved_is_said_with_the_reason() -> None:
+    report = result("compile")
+    report["verification"] |= {"status": "not proved", "reason": "output 'y' is not finite on any probe"}
+    report["verification"] |= {"constant_outputs": ["y", "z"], "one_size": ["axis 0 of 'x' (1)"]}
+    text = draw(compile_view(report), width=100, colour=False)
+    assert "Not proved: output 'y' is not finite on any probe." in text
+    assert "Surgery proved" not in text
+    assert "The same on every input that was tried: output 'y' and 1 more." in text
+    assert "Tried at one size only: axis 0 of 'x' (1)." in text
 
 
 def test_nothing_removed_is_said() -> None:

@@ -35,6 +35,7 @@ from sparsecc.system import memory
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import DECIDING, Work, walk
 from sparsecc.verify.prove import prove
+from sparsecc.verify.surgery import Removal
 
 BARE = 140
 """Megabytes of a worker that has loaded its libraries."""
@@ -142,7 +143,7 @@ def test_proof_by_parts_finds_a_wrong_weight(
     work = decided(decoder, tmp_path, ratio=0.3, target="onnx")
     analysis, probes, keep = work.analysis, work.probes, work.decision.choice.keep
     proof = probes.of_removal(analysis, keep)
-    remove(analysis, keep)
+    removal = Removal(proof, cuts=remove(analysis, keep))
     if corrupt:
         value = analysis.model.graph.initializers["l1.up"]
         assert value.const_value is not None
@@ -150,9 +151,10 @@ def test_proof_by_parts_finds_a_wrong_weight(
         wrong[:, 3] = wrong[:, 2]
         value.const_value = ir.Tensor(wrong, name=value.name)
         with pytest.raises(InternalError, match="differs from the masked dense one"):
-            prove(analysis.model, probes, proof)
+            prove(analysis.model, probes, removal)
         return
-    verdict = prove(analysis.model, probes, proof)
+    verdict = prove(analysis.model, probes, removal)
+    assert verdict["planted"]["tried"] == verdict["planted"]["noticed"] == 8
     assert verdict["by_parts"]["parts"] == len(PartedRunner(analysis.model).parts)
     assert verdict["max_relative_error"] < 1e-2
     assert not list(tmp_path.rglob("*.onnx"))  # nothing was copied

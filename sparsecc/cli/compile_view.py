@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsecc.cli.view import Block, Grid, Line
+from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
 from sparsecc.report.summary import TOTALS, engine_text, headline, latency_rows, pair, reasons
@@ -122,13 +123,30 @@ def _warnings(report: Mapping[str, Any]) -> list[Block]:
 
 def _verification(report: Mapping[str, Any]) -> list[Block]:
     verification = report.get("verification") or {}
-    difference = verification.get("max_relative_error")
-    if difference is None:
+    if "status" not in verification:
         return []
-    return [
-        Line(""),
-        Line(f"Verified: largest relative error {difference:.2g} against the masked original.", "good"),
-    ]
+    if verification["status"] != "proved":
+        lines: list[Block] = [Line(f"Not proved: {verification.get('reason')}.", "warn")]
+    else:
+        planted = verification["planted"]
+        noticed = f"{planted['noticed']} of {planted['tried']} planted faults noticed"
+        how = noticed if planted["tried"] else "no slots were cut"
+        error = verification["max_relative_error"]
+        lines = [Line(f"Surgery proved ({how}); largest relative error {error:.2g}.", "good")]
+    if constant := verification.get("constant_outputs"):
+        lines.append(
+            Line(
+                f"The same on every input that was tried: output {quoted(constant[0])}{_more(constant)}.",
+                "warn",
+            )
+        )
+    if one_size := verification.get("one_size"):
+        lines.append(Line(f"Tried at one size only: {one_size[0]}{_more(one_size)}.", "dim"))
+    return [Line(""), *lines]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _next_steps(report: Mapping[str, Any]) -> list[Block]:

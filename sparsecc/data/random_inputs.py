@@ -51,11 +51,13 @@ def random_feeds(
     sizes: Mapping[str, Sequence[int]] | None = None,
     dynamic: Mapping[str, int] | int = DEFAULT_DIM,
     sample: Mapping[str, np.ndarray] | None = None,
+    integers: tuple[int, int] = (0, 2),
 ) -> dict[str, np.ndarray]:
     """One array per input, the same for the same seed.
 
     Floats are N(0, 1); integers that select rows of a table stay inside it; what is compared with a constant
-    is that constant; masks are ones with a few trailing zeros; other integers are 0 or 1, bytes 0 to 255.
+    is that constant; masks are ones with a few trailing zeros; other integers are drawn from `integers` (the upper
+    bound is left out), bytes from 0 to 255.
     `sizes` gives whole shapes by input name; `dynamic` gives the size of dynamic dimensions, one for all or
     by name (`input:axis` where it has none). The same name is the same size. Integers and text that `sample`
     holds are taken from it, repeated where a shape is larger, unless a shape is smaller: such inputs may be
@@ -80,7 +82,7 @@ def random_feeds(
         if name in taken and value.dtype is not None:
             feeds[name] = _typed(taken[name], value.dtype)
         else:
-            feeds[name] = _draw(value, shapes, generator, model)
+            feeds[name] = _draw(value, shapes, generator, model, integers)
     return feeds
 
 
@@ -152,7 +154,11 @@ def _size(name: str, known: Mapping[str, int], default: int) -> int:
 
 
 def _draw(
-    value: ir.Value, shapes: Mapping[str, tuple[int, ...]], generator: np.random.Generator, model: ir.Model
+    value: ir.Value,
+    shapes: Mapping[str, tuple[int, ...]],
+    generator: np.random.Generator,
+    model: ir.Model,
+    integers: tuple[int, int],
 ) -> np.ndarray:
     name, dtype = value.name or "", value.dtype
     if dtype is None or isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
@@ -177,9 +183,8 @@ def _draw(
             (other[1] for key, other in shapes.items() if key != name and len(other) > 1), default=1
         )
         return _typed(np.full(shape, longest), dtype)
-    top = 256 if dtype == ir.DataType.UINT8 else 2
-    low = -128 if dtype == ir.DataType.INT8 else 0
-    return _typed(generator.integers(low, 128 if low else top, size=shape), dtype)
+    bytes_ = {ir.DataType.UINT8: (0, 256), ir.DataType.INT8: (-128, 128)}
+    return _typed(generator.integers(*bytes_.get(dtype, integers), size=shape), dtype)
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:

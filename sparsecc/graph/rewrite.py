@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +19,18 @@ from sparsecc.system.memory import HELD
 Use = tuple[ir.Node, int]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A constant of the pruned graph, what it was cut from, and which slots are left: axis -> indices."""
+
+    value: ir.Value
+    dense: ir.TensorProtocol
+    slots: Mapping[int, np.ndarray]
+
+
 @collector_paused()
-def remove(analysis: Analysis, keep: Keep) -> None:
-    """Edit the analysed model in place so that only the kept slots are left; the analysis is spent then.
+def remove(analysis: Analysis, keep: Keep) -> list[Cut]:
+    """Edit the analysed model in place so that only the kept slots are left; the analysis is spent then. What was cut.
 
     `keep` holds a boolean array per free atom. Shape arithmetic keeps computing the sizes of the dense model;
     every operand that really is a shape is corrected where it is read.
@@ -29,7 +39,7 @@ def remove(analysis: Analysis, keep: Keep) -> None:
     kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
     graph = analysis.model.graph
     nodes = list(graph.all_nodes())
-    _slice_constants(analysis, keep)
+    cuts = _slice_constants(analysis, keep)
     for node in nodes:
         found = rule_for(node.domain, node.op_type)
         if found is not None and found.fix is not None and node not in analysis.record.unfollowed:
@@ -41,6 +51,7 @@ def remove(analysis: Analysis, keep: Keep) -> None:
             edit = Edit(node, analysis.record, analysis.shapes, keep, kept, analysis.version, graph)
             _keep_dense_sizes(edit, taken)
     _forget_shapes(analysis, _changed_io(analysis, keep))
+    return cuts
 
 
 def _changed_io(analysis: Analysis, keep: Keep) -> dict[ir.Value, ir.Shape]:
@@ -60,7 +71,8 @@ def _changed_io(analysis: Analysis, keep: Keep) -> dict[ir.Value, ir.Shape]:
     return changed
 
 
-def _slice_constants(analysis: Analysis, keep: Keep) -> None:
+def _slice_constants(analysis: Analysis, keep: Keep) -> list[Cut]:
+    cuts = []
     for value, uses in _uses_of_initializers(analysis).items():
         signatures: dict[tuple[bytes | None, ...], list[Use]] = {}
         for use in uses:
@@ -72,17 +84,18 @@ def _slice_constants(analysis: Analysis, keep: Keep) -> None:
                 continue
             axes = analysis.record.uses[same[0]]
             if not shared:
-                _slice_in_place(value, axes, keep)
+                cuts.append(_slice_in_place(value, axes, keep))
                 continue
             tensor = value.const_value
             assert tensor is not None
             copy = new_constant(analysis.model.graph, value.name or "", np.zeros(0, dtype=np.float32))
             copy.const_value = tensor
-            _slice_in_place(copy, axes, keep)
+            cuts.append(_slice_in_place(copy, axes, keep))
             for node, operand in same:
                 node.replace_input_with(operand, copy)
         if shared and not value.uses() and not value.is_graph_output() and value.name is not None:
             _drop(analysis.model.graph, value)
+    return cuts
 
 
 def _drop(graph: ir.Graph, value: ir.Value) -> None:
@@ -114,7 +127,7 @@ def _mask(axis: Axis, keep: Keep) -> np.ndarray:
     return found
 
 
-def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
+def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> Cut:
     tensor = value.const_value
     assert tensor is not None
     indices = {i: np.flatnonzero(_mask(a, keep)) for i, a in enumerate(axes) if _lost(a, keep)}
@@ -132,6 +145,7 @@ def _slice_in_place(value: ir.Value, axes: list[Axis], keep: Keep) -> None:
         value.const_value = sliced()
     value.shape = shape
     value.type = ir.TensorType(tensor.dtype)
+    return Cut(value, tensor, indices)
 
 
 def _keep_dense_sizes(edit: Edit, taken: Container[str | None]) -> None:

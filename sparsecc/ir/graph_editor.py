@@ -126,7 +126,7 @@ def prepare(model: ir.Model) -> None:
     Identity nodes go: exporters write one for every bias that equals another, and no kernel takes those.
     """
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    ir_passes.IdentityEliminationPass()(model)
+    drop_identities(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
     taken = {node.name for node in model.graph if node.name}
     for index, node in enumerate(model.graph):
@@ -136,6 +136,27 @@ def prepare(model: ir.Model) -> None:
                 name += "_"
             taken.add(name)
             node.name = name
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Take out Identity nodes, in bodies too, but for those that keep two outputs of a graph apart, or hand on an
+    input, a constant or a value from around a body: an output is a value of its own, made where it is given."""
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        made_here = source.producer() is not None and source.graph is node.graph
+        if result.is_graph_output() and (source.is_graph_output() or not made_here):
+            continue
+        if source.type is None:
+            source.type = result.type
+        name, is_output = result.name, result.is_graph_output()
+        result.replace_all_uses_with(source, replace_graph_outputs=True)
+        assert isinstance(node.graph, ir.Graph)
+        node.graph.remove(node, safe=True)
+        if is_output:
+            source.name, source.shape = name, result.shape or source.shape
 
 
 def raise_opset(model: ir.Model, version: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -95,6 +95,12 @@ def _called(model: ir.Model) -> Iterator[ir.Graph]:
     for node in model.graph.all_nodes():
         if node.op_type in _CALLERS:
             yield from bodies_of(node)
+
+
+def show(model: ir.Model, names: Iterable[str]) -> None:
+    """Values of the main graph become outputs too, behind those that there are."""
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs.extend(known[name] for name in names)
 
 
 def _lacks_name(value: ir.Value) -> bool:

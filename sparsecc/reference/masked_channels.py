@@ -9,6 +9,7 @@ sizes with the rewriting.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,18 +17,22 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.constants import add_constant
-from sparsecc.ir.subgraphs import name_values
+from sparsecc.ir.subgraphs import name_values, show
+from sparsecc.ir.switches import with_switches
 from sparsecc.rules.site import Reduction
 
 
-def masked(analysis: Analysis, keep: Keep, probe: int = 0) -> ir.Model:
+def masked(analysis: Analysis, keep: Keep, probe: int = 0, shown: Sequence[str] = ()) -> ir.Model:
     """A copy of the analysed (still dense) model with the removed slots masked wherever they are mixed.
 
-    It runs at the input sizes of `probe` (`analysis.shapes.inputs[probe]`).
+    It runs at the input sizes of `probe` (`analysis.shapes.inputs[probe]`). The values named in `shown` are outputs
+    too, behind its own; its branches can be turned (`sparsecc.ir.switches`).
     """
     keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
     model = analysis.model.clone()
     twins = dict(zip(analysis.model.graph.all_nodes(), model.graph.all_nodes(), strict=True))
+    with_switches(model)
+    show(model, shown)
     done: set[tuple[ir.Node, tuple[Axis, ...]]] = set()
     for reduction in analysis.record.reductions:
         axes = _axes(analysis, reduction)

@@ -40,7 +40,7 @@ def relative_error(reference: np.ndarray, found: np.ndarray) -> float:
     largest = difference = 0.0
     for a, b in _blocks(reference, found):
         finite = np.isfinite(a)
-        if not np.array_equal(finite, np.isfinite(b)) or not _same_specials(a[~finite], b[~finite]):
+        if not np.array_equal(finite, np.isfinite(b)) or not same_specials(a[~finite], b[~finite]):
             return float("inf")
         if not finite.all():
             a, b = a[finite], b[finite]
@@ -139,7 +139,8 @@ def _array(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else np.asarray([], dtype=bool)
 
 
-def _same_specials(a: np.ndarray, b: np.ndarray) -> bool:
+def same_specials(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the same entries are NaN, and infinite with the same sign."""
     return bool(
         np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(np.sign(a), np.sign(b), equal_nan=True)
     )

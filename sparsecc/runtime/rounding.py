@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from sparsecc.runtime.numerics import Outputs, worst_error
+from sparsecc.runtime.numerics import Outputs, is_float, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import OrtRunner
+from sparsecc.system.memory import HELD
 
 Runs = OrtRunner | PartedRunner
 
@@ -18,19 +22,67 @@ _DRAWS = 3
 """How often inputs are perturbed to see how strongly the model amplifies rounding."""
 
 
+_MOST_ROWS = 4096
+_EPS = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Relative steps of the float types; that of float32 where none is given."""
+_SELECTORS = frozenset({"TopK", "NonMaxSuppression", "Unique", "ArgMax", "ArgMin", "Multinomial"})
+
+
 def moved_by_rounding(runner: Runs, feeds: Mapping[str, np.ndarray], wanted: Outputs) -> float:
     """The largest relative change of the outputs when the inputs move by about a rounding step."""
-    moved = [worst_error(wanted, runner.run(_nudged(feeds, draw))) for draw in range(_DRAWS)]
+    moved = [worst_error(wanted, runner.run(nudged(feeds, draw))) for draw in range(_DRAWS)]
     return max((m for m in moved if np.isfinite(m)), default=0.0)
 
 
-def _nudged(feeds: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:
+def nudged(arrays: Feeds, draw: int) -> dict[str, np.ndarray]:
     """Floats moved by about one rounding step each."""
     generator = np.random.default_rng(draw)
-    moved = {}
-    for name, array in feeds.items():
-        moved[name] = array
-        if array.dtype.kind == "f":
-            step = 2 * np.finfo(array.dtype).eps
-            moved[name] = (array * (1 + step * generator.uniform(-1, 1, array.shape))).astype(array.dtype)
+    return {name: _moved(array, generator) if is_float(array) else array for name, array in arrays.items()}
+
+
+def nudged_weights(model: ir.Model, draw: int) -> ir.Model:
+    """A copy of which every float constant is moved by about one rounding step per entry."""
+    moved = model.clone()
+    for number, value in enumerate(moved.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16:
+            continue
+
+        def other(tensor: ir.TensorProtocol = tensor, number: int = number) -> ir.TensorProtocol:
+            generator = np.random.default_rng((draw, number))
+            return ir.Tensor(_moved(tensor.numpy(), generator), dtype=tensor.dtype)
+
+        shape = ir.Shape(tensor.shape.numpy())
+        lazy = ir.LazyTensor(other, dtype=tensor.dtype, shape=shape, name=value.name)
+        value.const_value = lazy if tensor.nbytes > HELD else other()
     return moved
+
+
+def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    step = 2 * _EPS.get(array.dtype.name, 2.0**-23)
+    wide = np.float64 if array.dtype == np.float64 else np.float32
+    factor = 1 + step * generator.uniform(-1, 1, array.shape)
+    return np.asarray((array.astype(wide) * factor).astype(array.dtype))
+
+
+def selects(model: ir.Model) -> bool:
+    """Whether rounding may change which rows a model gives, or their order."""
+    return any(node.op_type in _SELECTORS for node in model.graph.all_nodes())
+
+
+def same_rows(reference: Any, found: Any, tolerance: float) -> bool:
+    """Whether two tensors of rank 2 and more hold the same rows (of the last axis), in another order perhaps."""
+    if not isinstance(reference, np.ndarray) or reference.ndim < 2 or reference.shape != found.shape:
+        return False
+    rows = reference.shape[-2]
+    if not 1 < rows <= _MOST_ROWS or not np.isfinite(reference).all() or not np.isfinite(found).all():
+        return False
+    a, b = (array.astype(np.float64).reshape(-1, rows, array.shape[-1]) for array in (reference, found))
+    allowed = tolerance * max(float(np.abs(a).max()), 1e-12)
+    return all(_matched(x, y, allowed) for x, y in zip(a, b, strict=True))
+
+
+def _matched(a: np.ndarray, b: np.ndarray, allowed: float) -> bool:
+    """Whether every row of `a` is a row of `b` and the other way round, each entry up to `allowed`."""
+    near = np.stack([(np.abs(b - row) <= allowed).all(axis=1) for row in a])
+    return bool(near.any(axis=0).all() and near.any(axis=1).all())

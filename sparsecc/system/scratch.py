@@ -55,6 +55,11 @@ class Scratch:
         return self.folder / "pruned" / "model.onnx"
 
     @property
+    def planted(self) -> Path:
+        """The same graph with the constants that faults are planted in as inputs, and values of layers as outputs."""
+        return self.folder / "planted" / "model.onnx"
+
+    @property
     def final(self) -> Path:
         """The graph that the backend built from."""
         return self.folder / "final" / "model.onnx"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from sparsecc.loading.normalise import FIXED, GUARDED, normalise
 from sparsecc.passes.base import PassContext
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
+from sparsecc.reference.layer_values import layer_values
 from sparsecc.report import assemble
 from sparsecc.verify import evaluate
-from sparsecc.verify.probes import Masked, Probes
+from sparsecc.verify.probes import Probes
 from sparsecc.verify.prove import prove
+from sparsecc.verify.surgery import Removal
 
 
 @dataclass
@@ -46,8 +48,8 @@ class Work:
     """evaluate the original: the user's metric of it, None without one."""
     decision: Decision = field(init=False)
     """choose: what stays. Later stages write into its plan what they changed."""
-    proof: list[Masked] = field(init=False)
-    """mask: the dense model with the slots masked that go, per probe; [] where none go."""
+    removal: Removal = field(default_factory=Removal)
+    """mask: the dense model with the slots masked that go, per probe, none where none go; prune: what was cut."""
     verification: dict[str, Any] = field(init=False)
     """prove, verify: the report's `verification`."""
     artefact: Artefact = field(init=False)
@@ -101,18 +103,20 @@ def choose(work: Work) -> None:
 
 def mask(work: Work) -> None:
     """What the pruned model must compute."""
-    keep = work.decision.choice.keep
-    work.proof = work.probes.of_removal(work.analysis, keep) if keep else []
+    keep, analysis = work.decision.choice.keep, work.analysis
+    if keep:
+        layers = [] if work.compilation.dense.by_parts else layer_values(analysis, keep)
+        work.removal = Removal(work.probes.of_removal(analysis, keep, layers), layers)
 
 
 def prune(work: Work) -> None:
     """Remove what goes."""
-    remove(work.analysis, work.decision.choice.keep)
+    work.removal = replace(work.removal, cuts=remove(work.analysis, work.decision.choice.keep))
 
 
 def prove_pruned(work: Work) -> None:
     """The pruned graph computes what the masked one does."""
-    work.verification = prove(work.analysis.model, work.probes, work.proof)
+    work.verification = prove(work.analysis.model, work.probes, work.removal)
 
 
 def repair(work: Work) -> None:

@@ -16,6 +16,7 @@ from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
+from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.masked_channels import masked
 from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
@@ -44,9 +45,13 @@ class Probes:
         self._artefact: tuple[Path, Any] | None = None
         self._found: Outputs = {}
 
-    def of_removal(self, analysis: Analysis, keep: Keep) -> list[Masked]:
-        """The masked dense model per probe: what the pruned one must compute. Read before removal."""
-        return [self._masked(masked(analysis, keep, n), n) for n in range(len(self.compilation.feeds))]
+    def of_removal(self, analysis: Analysis, keep: Keep, layers: Sequence[LayerValue] = ()) -> list[Masked]:
+        """The masked dense model per probe: what the pruned one must compute. Read before removal.
+
+        The first shows the values of `layers` behind its outputs.
+        """
+        shown = [[layer.name for layer in layers], *([[]] * (len(self.compilation.feeds) - 1))]
+        return [self._masked(masked(analysis, keep, n, names), n) for n, names in enumerate(shown)]
 
     def _masked(self, model: ir.Model, probe: int) -> Masked:
         """Loads the model from a file that is gone afterwards."""

@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
-from sparsecc.errors import InternalError
-from sparsecc.runtime.numerics import tolerance_of, worst_error
+from sparsecc.compilation import Compilation
+from sparsecc.escaping import quoted
+from sparsecc.ir.save import write
 from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.rounding import AMPLIFIED
+from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
 from sparsecc.verify.onnx_checker import check
-from sparsecc.verify.probes import Masked, Probes
+from sparsecc.verify.other_probes import other_feeds
+from sparsecc.verify.planted import FEW, NUMBER, plants_of
+from sparsecc.verify.probes import Probes
+from sparsecc.verify.surgery import Removal, proven
 
 
-def prove(pruned: ir.Model, probes: Probes, proof: Sequence[Masked]) -> dict[str, Any]:
-    """Check the pruned graph against the masked dense model. InternalError where they differ."""
-    compilation = probes.compilation
-    path = compilation.scratch.pruned
-    runner = compilation.opened(pruned, path)
-    how = (
-        _parts(runner)
-        if isinstance(runner, PartedRunner)
-        else {"checker": check(path, compilation.dense.path)}
+def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
+    """Check the pruned graph against the masked dense model, and the check against planted faults.
+
+    InternalError where the two differ by more than rounding explains.
+    """
+    compilation, scratch = probes.compilation, probes.compilation.scratch
+    by_parts = compilation.dense.by_parts
+    if by_parts:
+        how = _parts(PartedRunner(pruned, threads=compilation.options.threads))
+    else:
+        how = {"checker": check(write(pruned, scratch.pruned), scratch.dense)}
+    found, probes.pruned = proven(
+        pruned,
+        replace(removal, masked=removal.masked or [lambda: compilation.reference] * len(compilation.feeds)),
+        plants_of(removal.cuts, compilation.options.seed, FEW if by_parts else NUMBER),
+        compilation.narrowed,
+        compilation.feeds,
+        iter(()) if by_parts else other_feeds(compilation),
+        lambda model: compilation.opened(model, scratch.planted),
+        by_parts,
     )
-    worst, floor = 0.0, None
-    for feeds, wanted, moved in probes.reference(proof):
-        found = runner.run(compilation.narrowed.feeds(feeds))
-        probes.pruned.append(found)
-        error = worst_error(compilation.narrowed.wanted(wanted), found)
-        worst = max(worst, error)
-        if error > tolerance_of(wanted):
-            floor = max(floor or 0.0, moved())
-            if error > AMPLIFIED * floor:
-                raise InternalError(
-                    f"the pruned model differs from the masked dense one by {error:.2g}, "
-                    f"rounding explains {floor:.2g}"
-                )
+    one_size = _tried_at_one_size(compilation)
     return {
-        "oracle": "masked dense model" if proof else "dense model",
-        "max_relative_error": worst,
-        "rounding_floor": floor,
+        "oracle": "masked dense model" if removal.masked else "dense model",
+        **found,
         "inputs": [{n: list(a.shape) for n, a in feeds.items()} for feeds in compilation.feeds],
+        **({"one_size": one_size} if one_size else {}),
         **({"integers": compilation.integers} if compilation.integers else {}),
         **how,
     }
+
+
+def _tried_at_one_size(compilation: Compilation) -> list[str]:
+    """The dynamic dimensions that had the same size on all probes."""
+    found = []
+    for value in input_values(compilation.dense.model):
+        for axis, dim in enumerate(value.shape or ()):
+            sizes = {feeds[value.name or ""].shape[axis] for feeds in compilation.feeds}
+            if not isinstance(dim, int) and len(sizes) == 1:
+                found.append(f"axis {axis} of {quoted(value.name or '')} ({sizes.pop()})")
+    return found
 
 
 def _parts(runner: PartedRunner) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""How far two runs differ, part by part: each output, and within it each channel, relative to its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsecc.runtime.numerics import LOOSE, TOLERANCE, Outputs, is_float, same_specials
+from sparsecc.runtime.rounding import AMPLIFIED
+
+Errors = Mapping[str, np.ndarray]
+"""Output name -> relative errors (float64): of all of it first, then of its channels."""
+
+LEAST = 0.01
+"""The size of a channel counts as at least this share of its output's: below that, what is left of a sum of large
+numbers is rounding."""
+
+
+def part_errors(reference: Outputs, found: Outputs) -> dict[str, np.ndarray]:
+    """The errors of every output of `reference`."""
+    return {name: errors_of(reference[name], found[name]) for name in reference}
+
+
+def errors_of(reference: Any, found: Any) -> np.ndarray:
+    """Relative errors of one output: of the whole, then of every channel (axis 1 of rank 3 and more; the last axis).
+
+    An error is max |difference| / max |reference| over the finite entries of a part; infinite everywhere where shapes
+    or the pattern of NaN and infinity differ. Integers and booleans: the share of entries that differ.
+    Sequences have the largest error of their elements.
+    """
+    if isinstance(reference, list) and isinstance(found, list):
+        if len(reference) != len(found):
+            return np.asarray([np.inf])
+        pairs = zip(reference, found, strict=True)
+        return np.asarray([max((float(errors_of(a, b).max()) for a, b in pairs), default=0.0)])
+    if reference is None or found is None:
+        return np.asarray([0.0 if reference is found else np.inf])
+    return _of_tensors(np.asarray(reference), np.asarray(found))
+
+
+def _of_tensors(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    if reference.shape != found.shape:
+        return np.asarray([np.inf])
+    if not reference.size:
+        return np.zeros(1)
+    if not is_float(reference):
+        return np.asarray([float(np.mean(reference != found))])
+    largest = difference = np.zeros(1)
+    for a, b in _blocks(reference, found):
+        finite = np.isfinite(a)
+        if not (finite.all() and np.isfinite(b).all()):
+            if not np.array_equal(finite, np.isfinite(b)) or not same_specials(a[~finite], b[~finite]):
+                return np.asarray([np.inf])
+            a, b = np.where(finite, a, 0), np.where(finite, b, 0)
+        largest = np.maximum(largest, _maxima(np.abs(a), reference.ndim))
+        difference = np.maximum(difference, _maxima(np.abs(a - b), reference.ndim))
+    size = np.maximum(np.maximum(largest, LEAST * largest[0]), 1e-12)
+    return np.asarray(difference / size, dtype=np.float64)
+
+
+def _blocks(*arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Blocks (channels, rest, last), at least in float32, one for each entry of the first axis of rank 3 and more."""
+    shape, wide = arrays[0].shape, np.float64 if arrays[0].dtype == np.float64 else np.float32
+    if len(shape) < 3:
+        shape = (1, 1, *((1,) * (2 - len(shape))), *shape)
+    else:
+        shape = (shape[0], shape[1], int(np.prod(shape[2:-1], dtype=np.int64)), shape[-1])
+    for blocks in zip(*(array.reshape(shape) for array in arrays), strict=True):
+        yield [block.astype(wide, copy=False) for block in blocks]
+
+
+def _maxima(block: np.ndarray, rank: int) -> np.ndarray:
+    """Of the whole, of every channel, of every entry of the last axis, as far as the rank has these."""
+    channels = block.max(axis=(1, 2)) if rank > 2 else block.max().reshape(1)
+    last = block.max(axis=(0, 1)) if rank > 1 else channels[:0]
+    return np.concatenate([channels.max().reshape(1), channels if rank > 2 else channels[:0], last])
+
+
+def unexplained(
+    errors: Errors, tolerances: Mapping[str, float], floors: Errors | None = None
+) -> dict[str, float]:
+    """The outputs with a part whose error is above its tolerance, and above what rounding explains (`floors`: the
+    errors that rounding makes), with that error. NaN and infinite floors explain everything."""
+    found = {}
+    for name, error in errors.items():
+        allowed = np.full(error.shape, tolerances[name])
+        if floors is not None:
+            floor = floors[name]
+            floor = floor if floor.shape == error.shape else np.full(error.shape, floor.max())
+            allowed = np.maximum(allowed, AMPLIFIED * np.nan_to_num(floor, nan=np.inf, posinf=np.inf))
+        if (error > allowed).any():
+            found[name] = float(error[error > allowed].max())
+    return found
+
+
+def tolerances_of(outputs: Outputs) -> dict[str, float]:
+    """The relative error that the type of each output allows without question."""
+    return {name: max(TOLERANCE, LOOSE.get(_type_of(output), 0.0)) for name, output in outputs.items()}
+
+
+def _type_of(output: Any) -> str:
+    return output.dtype.name if isinstance(output, np.ndarray) else ""
+
+
+def largest(*errors: Errors) -> dict[str, np.ndarray]:
+    """Part by part the largest of several runs' errors."""
+    found = dict(errors[0])
+    for one in errors[1:]:
+        for name, error in one.items():
+            same = error.shape == found[name].shape
+            found[name] = np.maximum(found[name], error if same else error.max())
+    return found

@@ -1,0 +1,317 @@
+"""The proof that removing channels was right, and that it would have noticed had it been wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.errors import InputError, InternalError
+from sparsecc.escaping import quoted
+from sparsecc.graph.rewrite import Cut
+from sparsecc.ir.subgraphs import show
+from sparsecc.ir.switches import with_switches
+from sparsecc.reference.layer_values import LayerValue
+from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.numerics import Outputs, is_float
+from sparsecc.runtime.part_errors import Errors, largest, part_errors, tolerances_of, unexplained
+from sparsecc.runtime.rounding import Runs, nudged, nudged_weights, same_rows, selects
+from sparsecc.runtime.runner import Feeds
+from sparsecc.verify.planted import Plant
+
+Opened = Callable[[ir.Model], Runs]
+"""Loads a graph as it stands."""
+
+RANDOM, RESIZED = "random inputs", "random inputs of another size"
+"""The probes of every compile, whose errors are told: others may be extreme."""
+
+ENOUGH = 0.8
+"""The share of plants that outputs must notice: a key's bias, for one, moves no output of an attention."""
+
+_DRAWS = 2
+_LAST_DRAWS = 4
+"""How often inputs and weights are moved before a difference counts as a fault."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a proof compares: the masked dense model per probe (its loader), the values of layers that the first of
+    them shows, and the constants that were cut."""
+
+    masked: Sequence[Callable[[], Runs]] = ()
+    layers: Sequence[LayerValue] = ()
+    cuts: Sequence[Cut] = ()
+
+
+@dataclass
+class Seen:
+    """What the probes have shown so far."""
+
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    at_outputs: set[int] = field(default_factory=set)
+    at_layers: set[int] = field(default_factory=set)
+    finite: set[str] = field(default_factory=set)
+    varied: set[str] = field(default_factory=set)
+    values: dict[str, Any] = field(default_factory=dict)
+    taken: dict[str, set[bool]] = field(default_factory=dict)
+    probes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def look_at(self, outputs: Outputs) -> None:
+        """Note which outputs hold finite numbers, and which more than one value."""
+        for name, output in outputs.items():
+            array = np.asarray(output) if not isinstance(output, list) else np.zeros(2)
+            numbers = array.reshape(-1)
+            if is_float(array):
+                numbers = numbers[np.isfinite(numbers)]
+            if not numbers.size and array.size:
+                continue
+            self.finite.add(name)
+            first = self.values.setdefault(name, numbers[0] if numbers.size else None)
+            if isinstance(output, list) or not array.size or (numbers != first).any():
+                self.varied.add(name)
+
+
+class Surgery:
+    """The pruned graph with plants, shown layers and switched branches as one session, held against the masked one.
+
+    InternalError where they differ by more than rounding explains.
+    """
+
+    def __init__(
+        self,
+        pruned: ir.Model,
+        removal: Removal,
+        plants: Sequence[Plant],
+        narrowed: Narrowed,
+        opened: Opened,
+        by_parts: bool = False,
+    ) -> None:
+        self.plants, self.narrowed, self.opened = plants, narrowed, opened
+        self.names = [value.name or "" for value in pruned.graph.outputs]
+        made = {value.name for node in pruned.graph for value in node.outputs}
+        self.layers = {layer.name: layer for layer in removal.layers if layer.name in made}
+        self.model = pruned.clone()
+        self.model.ir_version = max(self.model.ir_version or 4, 4)  # before, constants could not be inputs
+        self.branches = with_switches(self.model)
+        show(self.model, [*self.layers, *self.branches.values()])
+        known = self.model.graph.initializers
+        plain = {plant.name: known[plant.name] for plant in plants}
+        self.plain = {name: value.const_value for name, value in plain.items()}
+        if not by_parts:
+            self.model.graph.inputs.extend(value for value in plain.values() if not value.is_graph_input())
+        self.by_parts = by_parts
+        self.runner = opened(self.model)
+        self.selects = selects(pruned)
+        self.seen = Seen()
+
+    def compare(self, reference: Runs, feeds: Feeds, title: str, switch: str | None = None) -> Outputs:
+        """One probe: the right graph against its reference, then every plant not noticed yet. The outputs."""
+        flags = {switch: np.asarray(True)} if switch else {}
+        told = reference.run({**feeds, **flags})
+        small = {**self.narrowed.feeds(feeds), **flags}
+        wanted = self.narrowed.wanted({name: told[name] for name in self.names})
+        wanted |= {name: layer.left(told[name]) for name, layer in self.layers.items() if name in told}
+        found = self.runner.run(small)
+        errors = part_errors(wanted, found)
+        floors = self._floors(small, found) if unexplained(errors, tolerances_of(wanted)) else None
+        self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
+        self.seen.look_at({name: wanted[name] for name in self.names})
+        self.seen.probes.append(title)
+        if title in (RANDOM, RESIZED):
+            self._note_errors(errors, floors)
+        for flag, taken in self.branches.items():
+            self.seen.taken.setdefault(flag, set()).add(bool(np.asarray(found[taken]).reshape(-1)[0]))
+        waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
+        if waiting:
+            floors = floors or self._floors(small, found)
+            for number in waiting:
+                self._try(number, small, wanted, floors)
+        return {name: found[name] for name in self.names}
+
+    def try_also(self, reference: Runs, feeds: Feeds, title: str, switch: str | None = None) -> None:
+        """The same on inputs that the model may refuse."""
+        try:
+            self.compare(reference, feeds, title, switch)
+        except InputError:
+            self.seen.refused.append(title)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether nothing noticed some plant, outputs noticed few, or an output shows no number or only one."""
+        seen, number = self.seen, len(self.plants)
+        all_noticed = (
+            len(seen.at_outputs | seen.at_layers) == number and len(seen.at_outputs) >= ENOUGH * number
+        )
+        return not (all_noticed and seen.varied.issuperset(self.names))
+
+    @property
+    def unseen_branches(self) -> list[str]:
+        """The flags of branches that no probe took."""
+        return [flag for flag, taken in self.seen.taken.items() if len(taken) == 1]
+
+    def verdict(self) -> dict[str, Any]:
+        """What the proof says, for the report."""
+        seen = self.seen
+        noticed = seen.at_outputs | seen.at_layers
+        missed = [plant for i, plant in enumerate(self.plants) if i not in noticed]
+        silent = [name for name in self.names if name not in seen.finite]
+        constant = [name for name in self.names if name in seen.finite - seen.varied]
+        branches = [self.branch_of(flag) for flag in self.unseen_branches]
+        floors = [told["rounding_floor"] for told in seen.outputs.values() if "rounding_floor" in told]
+        reasons = [f"output {quoted(name)} is not finite on any probe" for name in silent]
+        reasons += [f"no probe takes {branch}" for branch in branches]
+        if missed:
+            one = missed[0]
+            reasons.append(
+                f"{len(missed)} of {len(self.plants)} planted faults change nothing on any probe, for example "
+                f"{quoted(one.name)} of {quoted(one.layer)}"
+            )
+        return {
+            "status": "not proved" if reasons else "proved",
+            **({"reason": "; ".join(reasons)} if reasons else {}),
+            "planted": {
+                "tried": len(self.plants),
+                "noticed": len(noticed),
+                "at_outputs": len(seen.at_outputs),
+            },
+            "probes": list(dict.fromkeys(seen.probes)),
+            **({"constant_outputs": constant} if constant else {}),
+            "max_relative_error": max(
+                (told["max_relative_error"] for told in seen.outputs.values()), default=0.0
+            ),
+            "rounding_floor": max(floors) if floors else None,
+            "outputs": seen.outputs,
+        }
+
+    def branch_of(self, flag: str) -> str:
+        """The branch behind a flag that did not run."""
+        number = int(flag.split(".")[1])
+        node = [n for n in self.model.graph if n.op_type == "If" and n.domain == ""][number]
+        (taken,) = self.seen.taken[flag]
+        return f"the {'else' if taken else 'then'} branch of {quoted(node.name or 'If')}"
+
+    def _note_errors(self, errors: Errors, floors: Errors | None) -> None:
+        for name in self.names:
+            told = self.seen.outputs.setdefault(name, {"max_relative_error": 0.0, "worst_channel": 0.0})
+            told["max_relative_error"] = max(told["max_relative_error"], float(errors[name][0]))
+            told["worst_channel"] = max(told["worst_channel"], float(errors[name].max()))
+            if floors is not None:
+                floor = float(np.nan_to_num(floors[name][0], posinf=0.0))
+                told["rounding_floor"] = max(told.get("rounding_floor", 0.0), floor)
+
+    def _try(self, number: int, small: Feeds, wanted: Outputs, floors: Errors) -> None:
+        plant = self.plants[number]
+        try:
+            wrong = self._with(plant, small)
+        except InputError:
+            self.seen.at_outputs.add(number)
+            return
+        moved = self._unexplained({n: wanted[n] for n in self.names}, wrong, floors)
+        if moved:
+            self.seen.at_outputs.add(number)
+            self.seen.varied.update(moved)
+        elif self._unexplained({n: v for n, v in wanted.items() if n not in self.names}, wrong, floors):
+            self.seen.at_layers.add(number)
+
+    def _with(self, plant: Plant, small: Feeds) -> dict[str, np.ndarray]:
+        """The outputs and shown values of the graph with a plant."""
+        if not self.by_parts:
+            return self.runner.run({**small, plant.name: plant.wrong()})
+        value = self.model.graph.initializers[plant.name]
+        right = value.const_value
+        dtype, name = plant.cut.dense.dtype, plant.name
+
+        def wrong() -> ir.TensorProtocol:  # a model is freed late: it must hold no array
+            return ir.Tensor(plant.wrong(), dtype=dtype, name=name)
+
+        value.const_value = ir.LazyTensor(
+            wrong, dtype=dtype, shape=plant.cut.value.shape or ir.Shape(()), name=name
+        )
+        try:
+            return self.opened(self.model).run(small)
+        finally:
+            value.const_value = right
+
+    @staticmethod
+    def _unexplained(wanted: Outputs, found: Outputs, floors: Errors) -> dict[str, float]:
+        return unexplained(part_errors(wanted, found), tolerances_of(wanted), floors)
+
+    def _floors(self, small: Feeds, found: Outputs) -> Errors:
+        """How far the pruned graph's values move when its inputs and the constants of the plants do by a rounding
+        step."""
+        constants = {
+            name: tensor.numpy() for name, tensor in self.plain.items() if tensor and not self.by_parts
+        }
+        return largest(
+            *(
+                part_errors(found, self.runner.run(nudged({**small, **constants}, draw)))
+                for draw in range(_DRAWS)
+            )
+        )
+
+    def _require_explained(
+        self,
+        reference: Runs,
+        feeds: Feeds,
+        wanted: Outputs,
+        found: Outputs,
+        errors: Errors,
+        floors: Errors | None,
+    ) -> None:
+        """InternalError where a part differs by more than rounding of inputs and of all weights explains."""
+        tolerances = tolerances_of(wanted)
+        if not floors or not (left := unexplained(errors, tolerances, floors)):
+            return
+        for draw in range(_LAST_DRAWS):
+            moved = self.opened(nudged_weights(self.model, draw))
+            small = self.narrowed.feeds(feeds)
+            floors = largest(floors, part_errors(found, moved.run(nudged(small, draw))))
+            floors = largest(floors, part_errors(wanted, self._told(reference.run(nudged(feeds, draw)))))
+            if not (left := unexplained(errors, tolerances, floors)):
+                return
+        if self.selects:
+            left = {n: e for n, e in left.items() if not same_rows(wanted[n], found[n], tolerances[n])}
+        if left:
+            name = max(left, key=lambda n: left[n])
+            what = "output" if name in self.names else "layer value"
+            raise InternalError(
+                f"the pruned model differs from the masked dense one by {left[name]:.2g} at {what} {quoted(name)}, "
+                f"rounding explains {float(np.max(floors[name])):.2g}"
+            )
+
+    def _told(self, told: Outputs) -> dict[str, np.ndarray]:
+        wanted = self.narrowed.wanted({name: told[name] for name in self.names})
+        return wanted | {n: layer.left(told[n]) for n, layer in self.layers.items() if n in told}
+
+
+def proven(
+    pruned: ir.Model,
+    removal: Removal,
+    plants: Sequence[Plant],
+    narrowed: Narrowed,
+    probes: Sequence[Feeds],
+    others: Iterator[tuple[str, Feeds]],
+    opened: Opened,
+    by_parts: bool = False,
+) -> tuple[dict[str, Any], list[Outputs]]:
+    """The verification of a removal: error, floor, plants, and whether that is a proof; and what it gave on `probes`.
+
+    `probes` are compared each with its masked model; where the outputs show too little, `others` follow in turn, at
+    the sizes of the first probe, and then the other branches.
+    """
+    surgery = Surgery(pruned, removal, plants, narrowed, opened, by_parts)
+    first = removal.masked[0]()
+    found = [surgery.compare(first, probes[0], RANDOM)]
+    for number, feeds in enumerate(probes[1:], 1):
+        found.append(surgery.compare(removal.masked[number](), feeds, RESIZED))
+    for title, feeds in others:
+        if not surgery.wants_more:
+            break
+        surgery.try_also(first, feeds, title)
+    for flag in surgery.unseen_branches:
+        surgery.try_also(first, probes[0], "the other branch", flag)
+    return surgery.verdict(), found

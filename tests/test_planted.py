@@ -1,0 +1,163 @@
+"""A proof that can fail: faults planted in every compile, and models on which random inputs show nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+
+from sparsecc.axes.algebra import Axis, Keep
+from sparsecc.errors import InternalError
+from sparsecc.graph import rewrite
+from sparsecc.tasks.compile import compile_model
+
+HEAD = (
+    "float[4,16] x) => ({out}) {{ {before} a = MatMul({first}, w1) b = Relu(a) c = MatMul(b, w2) d = Relu(c) "
+)
+
+
+def net(
+    end: str, out: str = "float[4,8] y", before: str = "", first: str = "x", last: int = 8
+) -> onnx.ModelProto:
+    """Two hidden layers of 32 between `before` and `end`, which reads `d`; w3 is (32, last)."""
+    head = HEAD.format(out=out, before=before, first=first)
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g ({head} {end} }}')
+    generator = np.random.default_rng(3)
+    for name, shape in (("w1", (16, 32)), ("w2", (32, 32)), ("w3", (32, last))):
+        weights = generator.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weights, name))
+    return model
+
+
+BLIND: Mapping[str, Callable[[], onnx.ModelProto]] = {
+    "nan": lambda: net("y = MatMul(d, w3)", before="lx = Log(x)", first="lx"),
+    "dead_relu": lambda: net("q = MatMul(d, w3) m = Constant<value_float = -100.0>() r = Add(q, m) y = Relu(r)"),
+    "saturated": lambda: net("q = MatMul(d, w3) m = Constant<value_float = 30.0>() r = Add(q, m) y = Sigmoid(r)"),
+    "threshold": lambda: net(
+        "q = MatMul(d, w3) m = Constant<value_float = 50.0>() y = Greater(q, m)", out="bool[4,8] y"
+    ),
+    "rounded": lambda: net("q = MatMul(d, w3) m = Constant<value_float = 0.01>() r = Mul(q, m) y = Round(r)"),
+    "shadowed": lambda: net(
+        "q = MatMul(d, w3) m = Constant<value_float = 1e-6>() r = Mul(q, m) y = Add(x, r)",
+        out="float[4,16] y",
+        last=16,
+    ),
+    "beside_chaos": lambda: net(
+        "y = MatMul(d, w3) m = Constant<value_float = 1e8>() r = Mul(x, m) z = Sin(r)",
+        out="float[4,8] y, float[4,16] z",
+    ),
+    "beside_pixels": lambda: net(
+        "q = MatMul(d, w3) m = Constant<value_float = 1e-3>() r = Mul(q, m) "
+        "n = Constant<value_float = 1e4>() s = Mul(x, n) y = Concat<axis = 1>(s, r)",
+        out="float[4,24] y",
+    ),
+}  # fmt: skip
+BRANCHES = """<ir_version: 8, opset_import: ["": 17]> g (float[n,16] x) => (float[n,8] y) {
+    s = Shape<start = 0, end = 1>(x)
+    k = Constant<value_ints = [1000]>()
+    g1 = Greater(s, k)
+    c = Squeeze(g1)
+    y = If (c) <
+        then_branch = big () => (float[n,8] yt) { h = MatMul(x, w1) r = Relu(h) yt = MatMul(r, w3) },
+        else_branch = small () => (float[n,8] ye) { h2 = MatMul(x, v1) r2 = Relu(h2) ye = MatMul(r2, v3) }
+    >
+}"""
+
+
+def branching() -> onnx.ModelProto:
+    """Another hidden layer for more than 1,000 rows."""
+    model = parser.parse_model(BRANCHES)
+    generator = np.random.default_rng(4)
+    for name, shape in (("w1", (16, 32)), ("w3", (32, 8)), ("v1", (16, 32)), ("v3", (32, 8))):
+        model.graph.initializer.append(
+            numpy_helper.from_array(generator.normal(0, 0.3, shape).astype(np.float32), name)
+        )
+    return model
+
+
+def verification(model: onnx.ModelProto, folder: Path, **options: Any) -> dict[str, Any]:
+    """What a compile at half the weights says of its proof."""
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    asked = {"ratio": 0.5, "measure": False, "target": "onnx", **options}
+    request = {"model": str(path), "options": asked, "output": str(folder / "out"), "force": True}
+    found: dict[str, Any] = compile_model(request, lambda event: None)["report"]["verification"]
+    return found
+
+
+def slice_wrongly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From here on the constant `name` is cut to wrong slots of the right number."""
+    right = rewrite._slice_in_place
+
+    def cut(value: ir.Value, axes: list[Axis], keep: Keep) -> rewrite.Cut:
+        made = right(value, axes, keep)
+        if value.name == name:
+            axis, kept = next(iter(made.slots.items()))
+            wrong = np.sort((kept + 1) % np.asarray(made.dense.shape.numpy())[axis])
+            array = np.take(made.dense.numpy(), wrong, axis=axis)
+            for other, index in made.slots.items():
+                array = np.take(array, index, axis=other) if other != axis else array
+            value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
+        return made
+
+    monkeypatch.setattr(rewrite, "_slice_in_place", cut)
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_planted_faults_are_noticed(kind: str, tmp_path: Path) -> None:
+    found = verification(BLIND[kind](), tmp_path)
+    assert found["status"] == "proved"
+    assert found["planted"]["tried"] == found["planted"]["noticed"] == 4
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "w3"])
+@pytest.mark.parametrize("kind", BLIND)
+def test_a_constant_cut_wrongly_is_found(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_wrongly(monkeypatch, name)
+    with pytest.raises(InternalError, match="differs from the masked dense one"):
+        verification(BLIND[kind](), tmp_path)
+
+
+def test_the_branch_that_no_probe_takes_is_turned(tmp_path: Path) -> None:
+    found = verification(branching(), tmp_path)
+    assert found["status"] == "proved"
+    assert "the other branch" in found["probes"]
+    assert found["planted"]["tried"] == found["planted"]["noticed"] == 4
+
+
+@pytest.mark.parametrize("name", ["w1", "w3", "v1", "v3"])
+def test_a_wrong_cut_in_either_branch_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_wrongly(monkeypatch, name)
+    with pytest.raises(InternalError, match="differs from the masked dense one"):
+        verification(branching(), tmp_path)
+
+
+def test_what_is_not_finite_on_any_input_is_not_proved(tmp_path: Path) -> None:
+    model = net("q = MatMul(d, w3) m = Constant<value_float = 0.0>() r = Div(m, m) y = Add(q, r)")
+    found = verification(model, tmp_path)
+    assert found["status"] == "not proved"
+    assert "output 'y' is not finite on any probe" in found["reason"]
+
+
+def test_layers_that_are_always_zero_are_not_proved(tmp_path: Path) -> None:
+    model = net("y = MatMul(d, w3)", before="z = Sub(x, x)", first="z")
+    found = verification(model, tmp_path)
+    assert found["status"] == "not proved"
+    assert "planted faults change nothing on any probe" in found["reason"]
+    assert found["constant_outputs"] == ["y"]
+
+
+def test_without_a_removal_nothing_is_planted(tmp_path: Path) -> None:
+    found = verification(BLIND["shadowed"](), tmp_path, ratio=0)
+    assert found["status"] == "proved"
+    assert found["planted"]["tried"] == 0
