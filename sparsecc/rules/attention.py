@@ -16,7 +16,7 @@ from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import SAME, linear_attention_state, packed_attention
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import pinned, rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -33,15 +33,6 @@ class Heads:
     key: Axis
     width: Axis
     value: Axis
-
-
-def split_heads(site: Site, axis: Axis, heads: int) -> tuple[Axis, Axis]:
-    """An axis of heads*width slots as its two factors."""
-    width = quotient(axis.size, heads)
-    found = site.space.factored(axis, (heads, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"an axis cannot be seen as {heads} heads")
-    return found[0], found[1]
 
 
 def relate_heads(site: Site, query: Axis, key: Axis) -> None:
@@ -152,7 +143,7 @@ def unpacked(site: Site, axes: Sequence[Axis], heads: int) -> list[Axis]:
         return list(axes)
     if heads < 1:
         raise CannotFollowError("it does not say how many heads it has")
-    head, width = split_heads(site, axes[2], heads)
+    head, width = in_groups(site, axes[2], heads, "an axis of heads")
     return [axes[0], head, axes[1], width]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sparsecc.axes.algebra import Axis
-from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import fused_matmul, gemm, mend_group
 from sparsecc.rules.normalize import softmax
@@ -18,7 +17,7 @@ from sparsecc.rules.output_shapes import (
     twice,
 )
 from sparsecc.rules.quantized import channels_back, channels_first, convolve
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import pinned, rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -71,12 +70,9 @@ def bias_dropout(site: Site) -> None:
 def bias_split_gelu(site: Site) -> None:
     """The first half of the last axis times the GELU of the second."""
     data = broadcast(site, [site.axes(0), site.axes(1)])
-    half = quotient(data[-1].size, 2)
-    found = site.space.factored(data[-1], (2, half)) if half is not None else None
-    if found is None:
-        raise CannotFollowError("its last axis cannot be halved")
-    site.pin(found[0], "the two halves")
-    site.set([*data[:-1], found[1]])
+    halves, width = in_groups(site, data[-1], 2, "its last axis")
+    site.pin(halves, "the two halves")
+    site.set([*data[:-1], width])
 
 
 def mend_norm_groups(edit: Edit) -> None:
@@ -92,17 +88,14 @@ def group_norm(site: Site) -> None:
     data = list(site.axes(0))
     last, groups = bool(site.int_("channels_last", 1)), site.int_("groups", 1)
     channel = data[-1] if last else data[1]
-    width = quotient(channel.size, groups)
-    found = site.space.factored(channel, (groups, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"its channels cannot be seen as {groups} groups")
-    site.pin(found[1], "the inside of a group that is normalised over")
+    outer, inner = in_groups(site, channel, groups)
+    site.pin(inner, "the inside of a group that is normalised over")
     for operand in (1, 2, 4):
         if site.has(operand):
             site.same(channel, site.axes(operand)[-1])
     if site.has(3):
         _skip(site, data, site.axes(3))
-    site.remember(found[0])
+    site.remember(outer)
     for output in range(site.outputs()):
         site.set(data, output)
 

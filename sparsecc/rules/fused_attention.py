@@ -14,13 +14,12 @@ from sparsecc.rules.attention import (
     give,
     join_cache,
     mend_heads,
-    split_heads,
     unpacked,
 )
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import grouped_attention, packed_attention, split_attention
 from sparsecc.rules.rotary import rotate
-from sparsecc.rules.site import CannotFollowError, Site
+from sparsecc.rules.site import CannotFollowError, Site, in_groups
 from sparsecc.rules.table import rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -67,7 +66,9 @@ def _self_attention(site: Site, past: int, bias_operand: int, zero: int | None =
     pieces = site.space.pieces(weight[1], sizes)
     if pieces is None or count < 1:
         raise CannotFollowError(f"its weights cannot be cut into {sizes}")
-    (head, width), (key, key_width), (value, value_width) = (split_heads(site, p, count) for p in pieces)
+    (head, width), (key, key_width), (value, value_width) = (
+        in_groups(site, p, count, "an axis of heads") for p in pieces
+    )
     site.space.unify(head, key)
     site.space.unify(head, value)
     site.space.unify(width, key_width)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsecc.axes.algebra import Atom, Axis
-from sparsecc.axes.sizes import Size, quotient
+from sparsecc.axes.sizes import Size
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import SAME, embed_norm, rms_norm, skip_norm
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import pinned, rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -19,11 +19,17 @@ MS = "com.microsoft"
 @rule("BatchNormalization", traits=Trait.NORMALISES, weights=(1, 2, 3, 4))
 def batch_normalization(site: Site) -> None:
     """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over."""
+    follow_batch_norm(site, training=bool(site.int_("training_mode")))
+
+
+def follow_batch_norm(site: Site, *, training: bool) -> None:
+    """All operands but the first follow axis 1 of it; statistics of the batch itself are over all other axes."""
     data = site.axes(0)
     channel = data[1] if len(data) > 1 else data[0]
-    for operand in range(1, 5):
-        site.same(channel, site.axes(operand)[0])
-    if site.int_("training_mode"):
+    for operand in range(1, len(site.node.inputs)):
+        if site.has(operand):
+            site.same(channel, site.axes(operand)[0])
+    if training:
         others = [p for p in range(len(data)) if p != 1]
         site.reduces(0, others, "instancenorm")
         if any(v.uses() or v.is_graph_output() for v in site.node.outputs[1:]):
@@ -36,8 +42,13 @@ def batch_normalization(site: Site) -> None:
 @rule("InstanceNormalization", traits=Trait.NORMALISES, weights=(1, 2))
 def instance_normalization(site: Site) -> None:
     """Channel by channel; what lies behind axis 1 is normalised over."""
+    follow_instance_norm(site)
+
+
+def follow_instance_norm(site: Site) -> None:
+    """All operands but the first follow axis 1 of it; statistics are over the axes behind."""
     data = site.axes(0)
-    for operand in (1, 2):
+    for operand in range(1, len(site.node.inputs)):
         site.same(data[1], site.axes(operand)[0])
     site.reduces(0, range(2, len(data)), "instancenorm")
     site.set(data)
@@ -48,13 +59,18 @@ def instance_normalization(site: Site) -> None:
 @rule("RMSNormalization", traits=Trait.NORMALISES, weights=(1,))
 def layer_normalization(site: Site) -> None:
     """The axes from `axis` on are normalised over; scale and bias follow them."""
-    data, axis = site.axes(0), site.axis(default=-1)
-    for operand in (1, 2):
+    kind = "layernorm" if site.node.op_type == "LayerNormalization" else "rmsnorm"
+    follow_layer_norm(site, site.axis(default=-1), kind)
+
+
+def follow_layer_norm(site: Site, axis: int, kind: str) -> None:
+    """The axes from `axis` on are normalised over as `kind` says; scale, bias and statistics follow."""
+    data = site.axes(0)
+    for operand in range(1, len(site.node.inputs)):
         if site.has(operand):
             scale = site.axes(operand)
             for a, b in zip(data[len(data) - len(scale) :], scale, strict=True):
                 site.same(a, b)
-    kind = "layernorm" if site.node.op_type == "LayerNormalization" else "rmsnorm"
     site.reduces(0, range(axis, len(data)), kind)
     site.set(data)
     for output in range(1, site.outputs()):
@@ -110,15 +126,17 @@ def mend_groups(edit: Edit) -> None:
 @rule("GroupNormalization", fix=mend_groups, weights=(1, 2), shapes=SAME)
 def group_normalization(site: Site) -> None:
     """Channels are groups of equal width, normalised over within each group and over space."""
-    data, groups = site.axes(0), site.int_("num_groups", 1)
-    width = quotient(data[1].size, groups)
-    found = site.space.factored(data[1], (groups, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"its channels cannot be seen as {groups} groups")
-    for operand in (1, 2):
+    follow_group_norm(site, site.int_("num_groups", 1))
+
+
+def follow_group_norm(site: Site, count: int) -> None:
+    """Axis 1 in `count` groups, which are remembered; scale and bias are one per channel, or per group (opset 18)."""
+    data = site.axes(0)
+    groups, _ = in_groups(site, data[1], count)
+    for operand in range(1, len(site.node.inputs)):
         scale = site.axes(operand)[0]
-        site.same(found[0] if scale.size == groups else data[1], scale)
-    site.remember(found[0])
+        site.same(groups if scale.size == count else data[1], scale)
+    site.remember(groups)
     site.reduces(0, range(1, len(data)), "groupnorm")
     site.set(data)
 
@@ -139,22 +157,32 @@ def reduce(site: Site) -> None:
     if given is None or (not given and not site.int_("noop_with_empty_axes")):
         given = list(range(len(data)))
     gone = sorted(site.nonnegative(i, len(data)) for i in given)
-    kind = _KIND.get(site.node.op_type)
+    follow_reduction(site, gone, _KIND.get(site.node.op_type), keep=bool(site.int_("keepdims", 1)))
+
+
+def follow_reduction(site: Site, gone: Sequence[int], kind: str | None, *, keep: bool) -> None:
+    """Axes vanish, or have size 1 where they are kept; where there is no `kind` of reduction for them, they stay."""
+    data = site.axes(0)
     if kind is None:
         site.pin([data[i] for i in gone], "the reduced axis")
     elif gone:
         site.reduces(0, gone, kind)
-    keep = site.int_("keepdims", 1)
-    site.set([Atom(1) if i in gone else a for i, a in enumerate(data) if keep or i not in gone])
+    for output in range(site.outputs()):
+        site.set([Atom(1) if i in gone else a for i, a in enumerate(data) if keep or i not in gone], output)
 
 
 @rule("ArgMax ArgMin")
 def arg_extreme(site: Site) -> None:
     """The searched axis is pinned: its slots are numbered."""
-    data, axis = site.axes(0), site.axis()
+    follow_search(site, site.axis(), keep=bool(site.int_("keepdims", 1)))
+
+
+def follow_search(site: Site, axis: int, *, keep: bool) -> None:
+    """The slots of an axis are numbered and stay; the axis vanishes, or has size 1 where it is kept."""
+    data = site.axes(0)
     site.pin(data[axis], "the searched axis")
-    keep = site.int_("keepdims", 1)
-    site.set([Atom(1) if i == axis else a for i, a in enumerate(data) if keep or i != axis])
+    for output in range(site.outputs()):
+        site.set([Atom(1) if i == axis else a for i, a in enumerate(data) if keep or i != axis], output)
 
 
 @rule("TopK")
@@ -184,12 +212,18 @@ def softmax(site: Site) -> None:
     data = site.axes(0)
     axis = site.axis(default=-1 if site.version >= 13 else 1)
     last = axis + 1 if site.version >= 13 else len(data)
-    reason = f"axis {axis} is normalised by {site.node.op_type}: the axis"
-    if last == axis + 1 and site.node.op_type == "Softmax":
-        site.pin_unless_experts(data[axis], reason)
-        site.reduces(0, axis, "max")
+    follow_softmax(site, range(axis, last), may_route=site.node.op_type == "Softmax")
+
+
+def follow_softmax(site: Site, axes: Sequence[int], *, may_route: bool) -> None:
+    """Slots are normalised over these axes; a single one may be the experts of a router, whose rest add up to one."""
+    data = site.axes(0)
+    reason = f"axis {axes[0]} is normalised by {site.node.op_type}: the axis"
+    if may_route and len(axes) == 1:
+        site.pin_unless_experts(data[axes[0]], reason)
+        site.reduces(0, axes[0], "max")
     else:
-        site.pin(data[axis:last], reason)
+        site.pin([data[i] for i in axes], reason)
     site.set(data)
 
 

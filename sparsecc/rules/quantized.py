@@ -21,7 +21,7 @@ from sparsecc.rules.output_shapes import (
     q_where,
     same,
 )
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import Follow, pinned, rule
 from sparsecc.rules.traits import ROUNDED, Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -94,8 +94,7 @@ def convolve(
     if groups == 1:
         site.space.unify(width, weight[1])
     else:
-        inner = _grouped(site, width, groups)
-        outer = _grouped(site, out, groups)
+        inner, outer = in_groups(site, width, groups), in_groups(site, out, groups)
         site.same(inner[1], weight[1])
         site.space.unify(inner[0], outer[0])
         site.remember(inner[0])
@@ -106,14 +105,6 @@ def convolve(
     spatial = [site.fixed(s, "a spatial axis") for s in (shape[1:-1] if last else shape[2:])]
     site.multiplies(data[0], out, *spatial, *weight[1:])
     return [data[0], out, *spatial]
-
-
-def _grouped(site: Site, axis: Axis, groups: int) -> list[Axis]:
-    width = quotient(axis.size, groups)
-    found = site.space.factored(axis, (groups, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"channels cannot be seen as {groups} groups")
-    return found
 
 
 def channels_first(axes: Sequence[Axis], last: bool) -> list[Axis]:

@@ -36,7 +36,7 @@ def recurrent(site: Site) -> None:
     site.pin(recurrence[0], "the directions")
     site.space.unify(data[2], weight[2])
     for axis in (weight[1], recurrence[1]):
-        _gated(site, axis, gates, hidden)
+        gated(site, axis, gates, hidden)
     _bias_and_peepholes(site, 2 * gates, hidden)
     _outputs(site, data, directions, hidden)
     site.remember(hidden)
@@ -46,7 +46,8 @@ def recurrent(site: Site) -> None:
     site.multiplies(*data[:2], *recurrence)
 
 
-def _gated(site: Site, axis: Axis, gates: int, hidden: Axis) -> None:
+def gated(site: Site, axis: Axis, gates: int, hidden: Axis) -> None:
+    """State that an axis is the gates of all hidden units; the gates stay."""
     found = site.space.factored(axis, (gates, hidden.size))
     if found is None:
         raise CannotFollowError(f"its weights are not {gates} gates of {hidden.size} units")
@@ -58,7 +59,7 @@ def _bias_and_peepholes(site: Site, biases: int, hidden: Axis) -> None:
     for operand, count in ((3, biases), (7, 3)):
         if site.has(operand):
             site.pin(site.axes(operand)[0], "the directions")
-            _gated(site, site.axes(operand)[1], count, hidden)
+            gated(site, site.axes(operand)[1], count, hidden)
 
 
 def _outputs(site: Site, data: list[Axis], directions: Axis, hidden: Axis) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sparsecc.axes.algebra import Axis
 from sparsecc.axes.sizes import quotient
-from sparsecc.rules.attention import MS, split_heads
+from sparsecc.rules.attention import MS
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import SAME
-from sparsecc.rules.site import CannotFollowError, Site
+from sparsecc.rules.site import CannotFollowError, Site, in_groups
 from sparsecc.rules.table import rule
 
 
@@ -89,7 +89,7 @@ def _rotary(site: Site, caches: tuple[int, int]) -> None:
         given = count or quotient(width.size, 2 * columns)
         if not isinstance(given, int):
             raise CannotFollowError("it does not say how many heads it has")
-        heads, width = split_heads(site, width, given)
+        heads, width = in_groups(site, width, given, "an axis of heads")
     rotated = site.int_("rotary_embedding_dim") or width.size
     if not isinstance(rotated, int):
         raise CannotFollowError("its head width is dynamic")

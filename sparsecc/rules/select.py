@@ -263,15 +263,20 @@ def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
 @rule("GatherElements", traits=MOVED)
 def gather_elements(site: Site) -> None:
     """The indexed axis is pinned unless its slots were numbered; the others pass where they are not shortened."""
-    data, index, axis = site.axes(0), site.axes(1), site.axis()
+    follow_numbers(site, site.axis())
+
+
+def follow_numbers(site: Site, axis: int) -> None:
+    """Elements of operand 0 at the numbers that operand 1 holds along an axis."""
+    data, index = site.axes(0), site.axes(1)
     if by_number(site, data[axis]):
         site.pin(index[axis], "the number of results")
         data = [*data[:axis], index[axis], *data[axis + 1 :]]
-    _beside(site, axis, data, index)
+    beside(site, axis, data, index)
     site.set(index)
 
 
-def _beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis]) -> None:
+def beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis]) -> None:
     """Elements are found by numbers along `axis`; along any other axis slot i meets slot i."""
     for other in others:
         for i, (a, b) in enumerate(zip(data, other, strict=True)):
@@ -316,7 +321,7 @@ def scatter_nd(site: Site) -> None:
 def scatter_elements(site: Site) -> None:
     """The written axis is pinned; the others pass where they are not shortened."""
     data, axis = site.axes(0), site.axis()
-    _beside(site, axis, data, site.axes(1), site.axes(2))
+    beside(site, axis, data, site.axes(1), site.axes(2))
     site.set(data)
 
 

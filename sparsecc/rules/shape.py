@@ -165,7 +165,12 @@ def mend_split(edit: Edit) -> None:
 @rule("Split", fix=mend_split, traits=MOVED)
 def split(site: Site) -> None:
     """Consecutive pieces of one axis."""
-    axes, axis = site.axes(0), site.axis()
+    follow_pieces(site, site.axis())
+
+
+def follow_pieces(site: Site, axis: int) -> None:
+    """One axis cut into as many pieces as there are outputs; the axis is remembered."""
+    axes = site.axes(0)
     sizes = [site.out_shape(i)[axis] for i in range(site.outputs())]
     pieces = site.space.pieces(axes[axis], sizes)
     if pieces is None:
@@ -183,15 +188,22 @@ def mend_tile(edit: Edit) -> None:
 @rule("Tile", fix=mend_tile, traits=MOVED)
 def tile(site: Site) -> None:
     """Repeats: the product of a fresh axis and the old one."""
-    axes = site.axes(0)
-    repeats: list[Axis] = []
-    for axis, size in zip(axes, site.out_shape(), strict=True):
-        times = quotient(size, axis.size)
-        if times is None:
-            raise CannotFollowError("its repeats are unknown")
-        repeats.append(Atom(times))
-    site.remember(repeats)
-    site.set([mul((r, a)) if a.size != 1 else r for r, a in zip(repeats, axes, strict=True)])
+    follow_repeats(site, site.axes(0))
+
+
+def follow_repeats(site: Site, axes: Sequence[Axis]) -> None:
+    """The axes one after the other as often as the output says: copies are slots of their own, and may go as well."""
+    copies: list[Axis] = [copies_of(axis, size) for axis, size in zip(axes, site.out_shape(), strict=True)]
+    site.remember(copies)
+    site.set([mul((c, a)) if a.size != 1 else c for c, a in zip(copies, axes, strict=True)])
+
+
+def copies_of(axis: Axis, size: Size) -> Axis:
+    """A fresh axis of as many slots as an axis is repeated to get this size."""
+    times = quotient(size, axis.size)
+    if times is None:
+        raise CannotFollowError("its repeats are unknown")
+    return Atom(times)
 
 
 def mend_pad(edit: Edit) -> None:

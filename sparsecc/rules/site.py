@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Space
-from sparsecc.axes.sizes import Size
+from sparsecc.axes.sizes import Size, quotient
 from sparsecc.shapes.infer import Shapes
 
 
@@ -249,6 +249,15 @@ class Site:
     @property
     def title(self) -> str:
         return f"{self.node.op_type} '{self.node.name}'"
+
+
+def in_groups(site: Site, axis: Axis, groups: int, what: str = "its channels") -> tuple[Axis, Axis]:
+    """An axis as groups of equal width: (the groups, what is in each). CannotFollowError where it has no such form."""
+    width = quotient(axis.size, groups)
+    found = site.space.factored(axis, (groups, width)) if width is not None else None
+    if found is None:
+        raise CannotFollowError(f"{what} cannot be seen as {groups} groups")
+    return found[0], found[1]
 
 
 def broadcast(site: Site, shapes: Sequence[Sequence[Axis]]) -> list[Axis]:

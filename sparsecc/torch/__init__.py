@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Pruner": "pruner",
-    "distill": "distillation",
-    "from_onnx": "onnx_module",
+    "distill": "training.distillation",
+    "from_onnx": "onnx_ops.module",
     "groups_of": "pruning",
     "plan_of": "pruning",
     "prune": "pruning",
     "prune_optimizer": "optimizers",
     "prune_state_dict": "optimizers",
-    "write_back": "onnx_module",
+    "write_back": "onnx_ops.module",
 }
 __all__ = [
     "Pruner",

@@ -30,7 +30,7 @@ class PrunedGraph(fx.GraphModule):
         nn.Module.train(self, mode)
         for node in self.graph.nodes:
             name = _MODES.get(operator_name(node)) if node.op == "call_function" else None
-            if name is not None:
+            if name is not None and not _remembers_nothing(node):
                 set_argument(node, name, mode)
         self.recompile()
         return self
@@ -44,6 +44,11 @@ class PrunedGraph(fx.GraphModule):
                 node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: _moved(a, device))
             self.recompile()
         return self
+
+
+def _remembers_nothing(node: fx.Node) -> bool:
+    """Whether a batch norm has the statistics of the batch alone, and so is the same in both modes."""
+    return operator_name(node) == "batch_norm" and node.args[3] is None
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -191,6 +191,19 @@ def _group_norm(call: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     )
 
 
+def _statistics(call: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], masks: Masks) -> Tensor:
+    """batch_norm in training and instance_norm: statistics over space, and of a batch norm over the batch too.
+
+    Their arguments are (input, weight, bias, mean, variance, whether to use the input's statistics, momentum, eps).
+    """
+    data, weight, bias = args[:3]
+    dims = [*([0] if "batch_norm" in str(call.target) else []), *range(2, data.dim())]
+    mean, square = _moments(data, _weights(data, masks), dims, True)
+    shape = [1, -1, *(1 for _ in data.shape[2:])]
+    weight, bias = (None if v is None else v.reshape(shape) for v in (weight, bias))
+    return _affine((data - mean) * torch.rsqrt(square + args[7]), weight, bias)
+
+
 TREATED: dict[str, Callable[..., Any]] = {
     "mean": _mean,
     "max": _extreme(float("-inf")),
@@ -198,6 +211,7 @@ TREATED: dict[str, Callable[..., Any]] = {
     "layernorm": _norm,
     "rmsnorm": _norm,
     "groupnorm": _group_norm,
+    "instancenorm": _statistics,
 }
 """Kind of reduction -> how to leave the removed slots out of it."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sparsecc.axes.algebra import Atom, Axis, mul
-from sparsecc.axes.sizes import quotient
+from sparsecc.axes.algebra import Axis
+from sparsecc.rules.attention import relate_heads
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.rules.edit import AtenEdit
 from sparsecc.torch.rules.site import AtenSite
@@ -47,11 +47,5 @@ def attention(site: AtenSite) -> None:
 
 def _repeated(site: AtenSite, query: list[Axis], other: list[Axis]) -> list[Axis]:
     """Grouped queries: each head of the keys serves several heads of the queries."""
-    times = quotient(query[-3].size, other[-3].size)
-    if times is None:
-        raise CannotFollowError("its heads are no multiple of each other")
-    if times == 1:
-        return other
-    repeat = Atom(times)
-    site.pin(repeat, "the queries of one key")
-    return [*other[:-3], mul((other[-3], repeat)), *other[-2:]]
+    relate_heads(site, query[-3], other[-3])
+    return [*other[:-3], query[-3], *other[-2:]]

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from sparsecc.axes.algebra import Atom
 from sparsecc.axes.sizes import quotient
+from sparsecc.rules.normalize import (
+    follow_batch_norm,
+    follow_group_norm,
+    follow_instance_norm,
+    follow_layer_norm,
+    follow_reduction,
+    follow_search,
+    follow_softmax,
+)
 from sparsecc.rules.site import CannotFollowError
 from sparsecc.torch.rules.edit import AtenEdit
 from sparsecc.torch.rules.site import AtenSite
@@ -12,21 +20,17 @@ from sparsecc.torch.rules.table import aten, pinned
 
 @aten("batch_norm _native_batch_norm_legit_no_training native_batch_norm")
 def batch_norm(site: AtenSite) -> None:
-    """Channel by channel: scale, bias, mean and variance follow axis 1."""
-    data = site.axes(0)
-    for operand in range(1, len(site.node.inputs)):
-        site.same(data[1], site.axes(operand)[0])
-    site.set(data)
+    """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over."""
+    follow_batch_norm(site, training=bool(site.arg("training")))
 
 
 @aten("instance_norm")
 def instance_norm(site: AtenSite) -> None:
-    """Channel by channel; what lies behind axis 1 is normalised over."""
-    data = site.axes(0)
-    for operand in range(1, len(site.node.inputs)):
-        site.same(data[1], site.axes(operand)[0])
-    site.pin(data[2:], "a spatial axis")
-    site.set(data)
+    """Channel by channel; what lies behind axis 1 is normalised over, unless remembered statistics are used."""
+    if site.arg("use_input_stats"):
+        follow_instance_norm(site)
+    else:
+        follow_batch_norm(site, training=False)
 
 
 @aten("_weight_norm")
@@ -47,15 +51,8 @@ def mend_shape(edit: AtenEdit) -> None:
 @aten("layer_norm rms_norm native_layer_norm", fix=mend_shape)
 def layer_norm(site: AtenSite) -> None:
     """The last axes are normalised over; scale and bias follow them."""
-    data, count = site.axes(0), len(site.arg("normalized_shape"))
-    for operand in range(1, len(site.node.inputs)):
-        for a, b in zip(data[-count:], site.axes(operand), strict=True):
-            site.same(a, b)
     kind = "rmsnorm" if site.node.op_type == "rms_norm" else "layernorm"
-    site.reduces(0, range(len(data) - count, len(data)), kind)
-    site.set(data)
-    for output in range(1, site.outputs()):
-        site.set([*data[:-count], *(Atom(1) for _ in range(count))], output)
+    follow_layer_norm(site, site.rank(0) - len(site.arg("normalized_shape")), kind)
 
 
 def mend_group_count(edit: AtenEdit) -> None:
@@ -67,29 +64,13 @@ def mend_group_count(edit: AtenEdit) -> None:
 @aten("group_norm", fix=mend_group_count)
 def group_norm(site: AtenSite) -> None:
     """Channels are groups of equal width, normalised over within each group and over space."""
-    data, groups = site.axes(0), site.integer("num_groups", 1)
-    width = quotient(data[1].size, groups)
-    found = site.space.factored(data[1], (groups, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"its channels cannot be seen as {groups} groups")
-    for operand in range(1, len(site.node.inputs)):
-        site.same(data[1], site.axes(operand)[0])
-    site.remember(found[0])
-    site.reduces(0, range(1, len(data)), "groupnorm")
-    site.set(data)
+    follow_group_norm(site, site.integer("num_groups", 1))
 
 
 @aten("softmax log_softmax _softmax _log_softmax _safe_softmax softmin")
 def softmax(site: AtenSite) -> None:
     """Each slot's share depends on all others, so the normalised axis stays, unless it is a router's experts."""
-    data, axis = site.axes(0), site.dim()
-    reason = f"it is normalised by {site.node.op_type}: the axis"
-    if site.node.op_type in ("softmax", "_softmax"):
-        site.pin_unless_experts(data[axis], reason)
-        site.reduces(0, axis, "max")
-    else:
-        site.pin(data[axis], reason)
-    site.set(data)
+    follow_softmax(site, [site.dim()], may_route=site.node.op_type in ("softmax", "_softmax"))
 
 
 @aten("glu")
@@ -111,30 +92,19 @@ _KIND = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min", "max": "max
 @aten("sum mean amax amin linalg_vector_norm norm logsumexp nansum var std var_mean std_mean prod any all")
 def reduce(site: AtenSite) -> None:
     """The reduced axes vanish; the others pass."""
-    data = site.axes(0)
-    gone = site.dims("dim", len(data))
-    kind = _KIND.get(site.node.op_type)
-    if kind is None:
-        site.pin([data[i] for i in gone], f"it is reduced by {site.node.op_type}: the axis")
-    elif gone:
-        site.reduces(0, gone, kind)
-    keep = bool(site.arg("keepdim"))
-    site.set_all([Atom(1) if i in gone else a for i, a in enumerate(data) if keep or i not in gone])
+    gone = site.dims("dim", site.rank(0))
+    follow_reduction(site, gone, _KIND.get(site.node.op_type), keep=bool(site.arg("keepdim")))
 
 
 @aten("max min")
 def extremes(site: AtenSite) -> None:
     """Over everything, of two operands, or along one axis with the positions."""
-    data = site.axes(0)
     if site.outputs() == 1 and site.holds("other"):
         raise CannotFollowError("of two operands: write torch.maximum")
     if site.arg("dim") is None:
         reduce(site)
         return
-    axis = site.dim()
-    site.pin(data[axis], "the searched axis")
-    keep = bool(site.arg("keepdim"))
-    site.set_all([Atom(1) if i == axis else a for i, a in enumerate(data) if keep or i != axis])
+    follow_search(site, site.dim(), keep=bool(site.arg("keepdim")))
 
 
 @aten("cumsum cumprod logcumsumexp cummax diff")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes.algebra import Atom, Axis, mul
+from sparsecc.rules.recurrent import gated
 from sparsecc.rules.site import CannotFollowError
 from sparsecc.torch.rules.site import AtenSite
 from sparsecc.torch.rules.table import aten, pinned
@@ -40,11 +41,7 @@ def _layer(site: AtenSite, weights: list[int], gates: int, hidden: Axis, width: 
         if place < 2:
             site.space.unify(axes[1], width if place == 0 else hidden)
             site.reduces(number, 1)
-        found = site.space.factored(axes[0], (gates, hidden.size))
-        if found is None:
-            raise CannotFollowError(f"its weights are not {gates} gates of {hidden.size} units")
-        site.pin(found[0], "the gates")
-        site.same(found[1], hidden)
+        gated(site, axes[0], gates, hidden)
 
 
 def _outputs(site: AtenSite, data: list[Axis], hidden: Axis, width: Axis, stacked: int) -> None:

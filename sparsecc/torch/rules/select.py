@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sparsecc.axes.algebra import Atom, Axis
 from sparsecc.rules import Trait
-from sparsecc.rules.normalize import follow_choice
-from sparsecc.rules.select import Cut, by_number, picked
+from sparsecc.rules.normalize import follow_choice, follow_search
+from sparsecc.rules.select import Cut, beside, by_number, follow_numbers, picked
+from sparsecc.rules.shape import follow_pieces
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.program.exported import size_of
 from sparsecc.torch.rules.edit import AtenEdit
@@ -68,15 +69,7 @@ def mend_split(edit: AtenEdit) -> None:
 )
 def split(site: AtenSite) -> None:
     """Consecutive pieces of one axis."""
-    axes = site.axes(0)
-    axis = site.dim()
-    sizes = [site.out_shape(i)[axis] for i in range(site.outputs())]
-    pieces = site.space.pieces(axes[axis], sizes)
-    if pieces is None:
-        raise CannotFollowError(f"axis {axis} cannot be cut into {sizes}")
-    site.remember(axis)
-    for output, piece in enumerate(pieces):
-        site.set([*axes[:axis], piece, *axes[axis + 1 :]], output)
+    follow_pieces(site, site.dim())
 
 
 @aten("unbind", traits=Trait.MOVES)
@@ -178,7 +171,7 @@ def index_put(site: AtenSite) -> None:
         for operand in range(1, len(site.node.inputs)):
             other = site.axes(operand)
             if len(other) == len(data):
-                _beside(site, axis, data, other)
+                beside(site, axis, data, other)
             else:
                 site.pin(other, "the indices")
     else:
@@ -202,31 +195,16 @@ def _written(site: AtenSite, data: list[Axis]) -> None:
 @aten("gather", traits=Trait.MOVES)
 def gather(site: AtenSite) -> None:
     """The indexed axis stays unless its slots were numbered; the others pass where they are not shortened."""
-    data, found, axis = site.of("self"), site.of("index"), site.dim()
-    if by_number(site, data[axis]):
-        site.pin(found[axis], "the number of results")
-        data = [*data[:axis], found[axis], *data[axis + 1 :]]
-    _beside(site, axis, data, found)
-    site.set(found)
+    follow_numbers(site, site.dim())
 
 
 @aten("scatter scatter_add scatter_reduce")
 def scatter(site: AtenSite) -> None:
     """The written axis stays; the others pass where they are not shortened."""
-    data, axis = site.of("self"), site.dim()
-    for operand in range(1, len(site.node.inputs)):
-        other = site.axes(operand)
-        if other:
-            _beside(site, axis, data, other)
+    data = site.of("self")
+    others = [site.axes(operand) for operand in range(1, len(site.node.inputs))]
+    beside(site, site.dim(), data, *(other for other in others if other))
     site.set(data)
-
-
-def _beside(site: AtenSite, axis: int, data: list[Axis], other: list[Axis]) -> None:
-    for i, (a, b) in enumerate(zip(data, other, strict=True)):
-        if i != axis and a.size == b.size:
-            site.same(a, b)
-        else:
-            site.pin([a, b], "the axis indexed at run time")
 
 
 @aten("topk")
@@ -252,17 +230,14 @@ def ranked(site: AtenSite) -> None:
 def extreme(site: AtenSite) -> None:
     """The searched axis stays: its slots are numbered."""
     data = site.axes(0)
-    if site.arg("dim") is None and site.node.op_type != "argsort":
+    if site.node.op_type == "argsort":
+        site.pin(data[site.dim(default=-1)], "the searched axis")
+        site.set(data)
+    elif site.arg("dim") is None:
         site.pin(data, "the searched axis")
         site.set([Atom(1) for _ in site.out_shape()])
-        return
-    axis = site.dim(default=-1)
-    site.pin(data[axis], "the searched axis")
-    if site.node.op_type == "argsort":
-        site.set(data)
-        return
-    keep = bool(site.arg("keepdim"))
-    site.set([Atom(1) if i == axis else a for i, a in enumerate(data) if keep or i != axis])
+    else:
+        follow_search(site, site.dim(), keep=bool(site.arg("keepdim")))
 
 
 @aten("one_hot")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
-from sparsecc.axes.sizes import Size, quotient
+from sparsecc.axes.sizes import quotient
 from sparsecc.rules import Trait
-from sparsecc.rules.shape import joined, reshaped
-from sparsecc.rules.site import CannotFollowError, broadcast
+from sparsecc.rules.shape import copies_of, follow_repeats, joined, reshaped
+from sparsecc.rules.site import CannotFollowError, broadcast, in_groups
 from sparsecc.torch.rules.edit import AtenEdit
 from sparsecc.torch.rules.site import AtenSite
 from sparsecc.torch.rules.table import aten
@@ -137,46 +137,47 @@ def stack(site: AtenSite) -> None:
     site.set(result)
 
 
-@aten("repeat tile", traits=Trait.MOVES)
+def mend_repeats(edit: AtenEdit) -> None:
+    """The numbers of repeats follow the copies that are left."""
+    name = "repeats" if "repeats" in edit.given else "dims"
+    edit.set_sizes(name, edit.memo[-len(edit.given[name]) :])
+
+
+@aten("repeat tile", fix=mend_repeats, traits=Trait.MOVES)
 def repeat(site: AtenSite) -> None:
-    """Repeats: the product of a fixed axis and the old one."""
-    axes, shape = site.axes(0), site.out_shape()
-    axes = [*(Atom(1) for _ in range(len(shape) - len(axes))), *axes]
-    site.set([_repeated(site, a, size, outer=True) for a, size in zip(axes, shape, strict=True)])
+    """Repeats: the product of a fresh axis and the old one."""
+    axes = site.axes(0)
+    follow_repeats(site, [*(Atom(1) for _ in range(len(site.out_shape()) - len(axes))), *axes])
 
 
-@aten("repeat_interleave", traits=Trait.MOVES)
+def mend_interleaved(edit: AtenEdit) -> None:
+    """The number of repeats, and the size they come to where it was given, follow the copies that are left."""
+    copies, whole = edit.memo
+    if edit.changed(copies):
+        edit.set("repeats", edit.left(copies))
+    if edit.given.get("output_size") is not None and edit.changed(whole):
+        edit.set("output_size", edit.left(whole))
+
+
+@aten("repeat_interleave", fix=mend_interleaved, traits=Trait.MOVES)
 def repeat_interleave(site: AtenSite) -> None:
     """Every slot of one axis several times in a row."""
     if site.arg("dim") is None or site.holds("repeats"):
         raise CannotFollowError("its repeats are computed at run time")
     axes, axis = list(site.axes(0)), site.dim()
-    axes[axis] = _repeated(site, axes[axis], site.out_shape()[axis], outer=False)
+    copies = copies_of(axes[axis], site.out_shape()[axis])
+    axes[axis] = copies if axes[axis].size == 1 else mul((axes[axis], copies))
+    site.remember((copies, axes[axis]))
     site.set(axes)
-
-
-def _repeated(site: AtenSite, axis: Axis, size: Size, outer: bool) -> Axis:
-    times = quotient(size, axis.size)
-    if times is None:
-        raise CannotFollowError("its repeats are unknown")
-    if times == 1:
-        return axis
-    copies = site.fixed(times, "the number of repeats")
-    if axis.size == 1:
-        return copies
-    return mul((copies, axis) if outer else (axis, copies))
 
 
 @aten("channel_shuffle", traits=Trait.MOVES)
 def channel_shuffle(site: AtenSite) -> None:
     """Channels seen as groups by width, transposed: the groups stay."""
     data, groups = list(site.axes(0)), site.integer("groups", 1)
-    width = quotient(data[1].size, groups)
-    found = site.space.factored(data[1], (groups, width)) if width is not None else None
-    if found is None:
-        raise CannotFollowError(f"its channels cannot be seen as {groups} groups")
-    site.pin(found[0], "the shuffled groups")
-    data[1] = mul((found[1], found[0]))
+    outer, inner = in_groups(site, data[1], groups)
+    site.pin(outer, "the shuffled groups")
+    data[1] = mul((inner, outer))
     site.set(data)
 
 
