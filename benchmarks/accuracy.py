@@ -151,7 +151,7 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     pair = loaded(point.pair)
     criterion, _, allocator = point.method.partition(":")
     options = CompileOptions(
-        ratio=point.ratio, criterion=criterion, allocator=allocator, calibration="samples", seed=point.seed
+        ratio=point.ratio, criterion=criterion, allocator=allocator, calib="samples", seed=point.seed
     )
     analysis = analyse(normalise(load_ir(pair.model)))
     groups = find_groups(analysis, prune=options.prune)

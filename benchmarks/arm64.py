@@ -123,7 +123,7 @@ def row(board: Board, name: str, form: str, folder: Path) -> dict[str, Any]:
 
     made = sparsecc.compile(
         MODELS / f"{name}.onnx", target="onnxruntime-arm64", output=folder / "out", force=True, measure=False,
-        calibration=f"{MODELS / 'digits.py'}:calibration", **FORMS[form],
+        calib=f"{MODELS / 'digits.py'}:calibration", **FORMS[form],
     )  # fmt: skip
     assert made.bundle is not None
     model = made.bundle / "model.onnx"

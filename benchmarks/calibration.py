@@ -26,13 +26,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from sparsecc.calibrate.layer_statistics import collect
-from sparsecc.cli.values import size
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.options.reading import size
 from sparsecc.reconstruct.layerwise import Settings, repair
 from sparsecc.reconstruct.stage import kept_values
 

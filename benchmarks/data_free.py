@@ -60,7 +60,7 @@ def row(name: str, ratio: float, folder: Path) -> list[float]:
     for number, (kind, repair) in enumerate(COLUMNS):
         bundle = folder / f"{name}-{ratio}-{number}"
         compile(
-            model, ratio=ratio, criterion="l2", allocator="uniform", calibration=samples[kind], recover=repair,
+            model, ratio=ratio, criterion="l2", allocator="uniform", calib=samples[kind], recover=repair,
             measure=False, output=bundle,
         )  # fmt: skip
         found.append(cifar(name).accuracy(open_session(bundle / "model.onnx").run))

@@ -151,7 +151,7 @@ def cut(path: Path, samples: Samples, name: str, kept: int, rows: np.ndarray) ->
     experts = [g for g in find_groups(analysis) if g.kind == "expert"]
     with tempfile.TemporaryDirectory() as folder:
         evidence = Evidence(SlotWeights(analysis), collect(analysis, samples, Path(folder)))
-        options = CompileOptions(criterion=name, calibration="samples.npz")
+        options = CompileOptions(criterion=name, calib="samples.npz")
         candidates = scored(analysis, experts, options, evidence)
     keep = {c.atom: c.best(kept) for c in candidates}
     left = kept_values(analysis, keep)

@@ -75,7 +75,7 @@ def scored_row(pair: Pair, wanted: float, metric: str, folder: Path) -> dict[str
     samples = folder / "samples.npz"
     names = pair.samples.batches[0]
     np.savez(samples, **{n: np.concatenate([batch[n] for batch in pair.samples.batches]) for n in names})  # type: ignore[arg-type]
-    row = target_row(pair.model, wanted, metric, folder, calibration=str(samples))
+    row = target_row(pair.model, wanted, metric, folder, calib=str(samples))
     if "found" in row:
         row["dense"] = pair.accuracy(open_session(pair.model, threads=1).run)
         row["accuracy"] = pair.accuracy(open_session(folder / "out" / "model.onnx", threads=1).run)

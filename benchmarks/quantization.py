@@ -75,9 +75,7 @@ def compiled(options: Facts, case: Case, folder: Path) -> tuple[Path, Facts]:
     samples = folder / "calibration.npz"
     np.savez(samples, **{key: np.concatenate([f[key] for f in case.calibration]) for key in case.test[0]})
     evenly = {"criterion": "l2", "allocator": "uniform", "recover": "none"} if case.labels is None else {}
-    made = api.compile(
-        case.path, output=folder / "bundle", calibration=samples, measure=False, **evenly, **options
-    )
+    made = api.compile(case.path, output=folder / "bundle", calib=samples, measure=False, **evenly, **options)
     assert made.bundle is not None
     return made.bundle / "model.onnx", {"macs": made.report["after"]["macs"] / made.report["before"]["macs"]}
 

@@ -81,7 +81,7 @@ def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
     samples, dense = Calibration(batches, True), pair(name).model
     begun = time.perf_counter()
     analysis = analyse(normalise(load_ir(dense)))
-    options = CompileOptions(ratio=ratio, calibration="samples", allocator="distortion")
+    options = CompileOptions(ratio=ratio, calib="samples", allocator="distortion")
     source = Source(lambda: samples, folder)
     chosen = choose(analysis, find_groups(analysis, prune=options.prune), options, ratio, source)
     kept = kept_values(analysis, chosen.keep)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from sparsecc.errors import GoalError, InputError, WorkerError
+from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.renamed import warned
+from sparsecc.options.row import Inputs, Pairs, StrPath
+from sparsecc.options.table import Event
+
+First = TypeVar("First")
+Made = TypeVar("Made")
+Given = ParamSpec("Given")
 
 if TYPE_CHECKING:
     import onnx
@@ -17,7 +27,6 @@ if TYPE_CHECKING:
 
     Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
-Event = Callable[[dict[str, Any]], None]
 
 DEADLINE = 3600.0
 """Seconds after which a worker is ended."""
@@ -32,40 +41,49 @@ class CompileResult:
     plan: dict[str, Any]
 
 
-def compile(
-    model: Model,
-    *,
-    output: str | os.PathLike[str] | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    deadline: float | None = None,
-    memory: int | None = None,
-    on_event: Event | None = None,
-    **options: Any,
-) -> CompileResult:
+def takes(
+    options: Callable[Given, Any],
+) -> Callable[[Callable[Concatenate[First, ...], Made]], Callable[Concatenate[First, Given], Made]]:
+    """Gives a function of one argument and of options the signature that the table `options` says: for type checkers,
+    and for `help` and completion."""
+
+    def signed(function: Any) -> Any:
+        parameters = signature(function).parameters
+        kept = [one for one in parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        function.__signature__ = signature(function).replace(
+            parameters=[*kept, *signature(options).parameters.values()]
+        )
+        return function
+
+    return signed
+
+
+@takes(CompileCall)
+def compile(model: Model, **options: Any) -> CompileResult:
     """Compile a model for a target into a bundle.
 
     `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model` or an
-    onnx-graphsurgeon graph. `options` are those of the command line (see `sparsecc.options.CompileOptions`):
-    target, ratio, metric, criterion, … `output` is the bundle's folder, by default the model's name.
+    onnx-graphsurgeon graph. `options` are those of the command line (docs/options.md): target, ratio, metric,
+    criterion, … `output` is the bundle's folder, by default the model's name.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
     from sparsecc.bundle.folder import check_destination, sweep
 
+    call = CompileCall.of(warned(options, 2))
     with _file(model) as path:
-        folder = Path(output) if output is not None else _default_output(path)
-        given = given_options(options)
-        if not dry_run:
-            check_destination(folder, force)
+        folder = Path(call.output) if call.output is not None else _default_output(path)
+        if not call.dry_run:
+            check_destination(folder, call.force)
         request = {
             "model": str(path),
             "output": str(folder),
-            "force": force,
-            "dry_run": dry_run,
-            "options": given,
+            "force": call.force,
+            "dry_run": call.dry_run,
+            "options": call.to_recipe(),
         }
+        task = "sparsecc.tasks.compile_to_goal:compile_model"
         try:
-            made = _run("sparsecc.tasks.compile_to_goal:compile_model", request, deadline, memory, on_event)
+            made = _run(task, request, call.deadline, call.memory_limit, call.on_event)
         except WorkerError:
             sweep(Path(os.path.abspath(folder)))
             raise
@@ -75,7 +93,7 @@ def compile(
 def inspect(
     model: Model,
     *,
-    inputs: Any = (),
+    inputs: Inputs | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     prune_io: bool = False,
@@ -83,7 +101,7 @@ def inspect(
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """The groups of a model: members, what can go, and what is pinned and why."""
-    options = {"inputs": _pairs(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
+    options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
     with _file(model) as path:
         request = {"model": str(path), "options": options, "why": why}
         found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, None, None, on_event)
@@ -97,12 +115,18 @@ def profile(
     device: str = "local",
     layers: bool = False,
     threads: int = 1,
-    inputs: Any = (),
+    inputs: Inputs | None = None,
     data: str | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Latency of a model or bundle, per layer where asked."""
-    request = {"target": target, "layers": layers, "threads": threads, "inputs": _pairs(inputs), "data": data}
+    request = {
+        "target": target,
+        "layers": layers,
+        "threads": threads,
+        "inputs": _shapes(inputs),
+        "data": data,
+    }
     request["device"] = device
     with _file(model) as path:
         request["model"] = str(path)
@@ -116,7 +140,7 @@ def compare(
     *,
     data: str | None = None,
     threads: int = 1,
-    inputs: Any = (),
+    inputs: Inputs | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Outputs and latency of two models or bundles, side by side, interleaved."""
@@ -126,7 +150,7 @@ def compare(
             "b": str(second),
             "data": data,
             "threads": threads,
-            "inputs": _pairs(inputs),
+            "inputs": _shapes(inputs),
         }
         found: dict[str, Any] = _run("sparsecc.tasks.inspect:compare", request, None, None, on_event)
     return found
@@ -138,25 +162,24 @@ def verify(
     model: str | os.PathLike[str] | None = None,
     reproduce: bool = False,
     key: str | os.PathLike[str] | None = None,
-    calibration: str | os.PathLike[str] | None = None,
-    calibration_general: str | os.PathLike[str] | None = None,
+    calib: StrPath | None = None,
+    calib_general: StrPath | None = None,
     evaluate: str | None = None,
-    build: Mapping[str, Any] | None = None,
+    build: Pairs | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
-    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calibration`,
-    `calibration_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`.
+    With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calib`,
+    `calib_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`.
     With the public `key` (PEM), the bundle must be signed by its private half.
     GoalError names the first check that failed; after a failed manifest or signature nothing else is opened.
     """
     if reproduce and model is None:
         raise InputError("reproducing a bundle needs the model it was compiled from: give it with --model")
-    own = {"calibration": calibration, "calibration_general": calibration_general, "evaluate": evaluate}
-    given = {
-        k: _plain(v) for k, v in {**own, "build": dict(build) if build else None}.items() if v is not None
-    }
+    own = {"calib": calib, "calib_general": calib_general, "evaluate": evaluate, "build": build or None}
+    rows = rows_of(CompileCall)
+    given = {name: rows[name].take(value) for name, value in own.items() if value is not None}
     if given and not reproduce:
         raise InputError(f"{', '.join(sorted(given))}: only a compile takes that: give --reproduce too")
     request = {
@@ -243,21 +266,8 @@ def _run(
     return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
 
 
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for as plain data: paths as text."""
-    given = {k: v for k, v in options.items() if v is not None}
-    given["inputs"] = _pairs(given.get("inputs", ()))
-    return {k: _plain(v) for k, v in given.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A path as text."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _pairs(inputs: Any) -> dict[str, Any]:
-    pairs = inputs.items() if isinstance(inputs, Mapping) else inputs
-    return {str(name): list(shape) for name, shape in pairs}
+def _shapes(inputs: Inputs | None) -> dict[str, Any]:
+    return {name: list(shape) for name, shape in (inputs or {}).items()}
 
 
 def _default_output(path: Path) -> Path:
@@ -273,10 +283,8 @@ def _file(model: Model) -> Iterator[Path]:
             raise InputError(f"{path}: no such file: check the path")
         yield path.absolute()
         return
-    from sparsecc.system.temp_folders import temporary_folder
-
-    with temporary_folder("input") as folder:
-        path = folder / "model.onnx"
+    with tempfile.TemporaryDirectory(prefix="sparsecc-in-") as folder:
+        path = Path(folder) / "model.onnx"
         _save(model, path)
         yield path
 

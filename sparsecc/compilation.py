@@ -12,14 +12,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsecc.data.files import SYNTHETIC
 from sparsecc.data.random_inputs import random_feeds
 from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.ir.save import write
-from sparsecc.options import CompileOptions
+from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import Outputs
@@ -171,12 +170,12 @@ class Compilation:
         self.reference = self.dense.runner
         self.calibration = None if options.samples is None else CalibrationSet(options.samples, model)
         self.general = None
-        if (spec := options.calibration_general) is not None:
-            self.general = CalibrationSet(spec, model, "--calib-general")
+        if (spec := options.calib_general) is not None:
+            self.general = CalibrationSet(str(spec), model, "--calib-general")
 
     def _require_known_inputs(self, model: ir.Model) -> None:
         ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}
-        for name, shape in self.options.inputs:
+        for name, shape in self.options.inputs.items():
             if name not in ranks:
                 known = ", ".join(quoted(n or "") for n in ranks)
                 raise InputError(f"--input {quoted(name)}: no such input: inputs are {known}")
@@ -274,7 +273,7 @@ class Compilation:
         """What passes calibrate on, for the pruned model: up to BATCHES batches of samples, or with `--calib
         synthetic` a few random ones; none without either."""
         feeds = self.batches(BATCHES)
-        if self.options.calibration == SYNTHETIC:
+        if self.options.calib == SYNTHETIC:
             model, sizes, seed = self.dense.model, self.sizes[0], self.options.seed + 1
             feeds = [random_feeds(model, seed=seed + draw, sizes=sizes) for draw in range(8)]
         return tuple(self.narrowed.feeds(one) for one in feeds)

@@ -142,7 +142,7 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
     weights = {"w1": normal(6, 32, seed=1), "w2": normal(6, 32, seed=2), "v1": normal(32, 3, seed=3)}
     analysis = analysed(text, {**weights, "v2": 0.001 * normal(32, 3, seed=4)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
-    options = CompileOptions(calibration="samples", align=1)
+    options = CompileOptions(calib="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
     assert found.method == {"criterion": "obs", "allocator": "rehearsed", "curves": True, "tried": "joint"}
     kept = sorted(int(slots.sum()) for slots in found.keep.values())
@@ -164,7 +164,7 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     analysis = analysed(text, {"w1": normal(6, 32), "w2": normal(32, 3)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
     monkeypatch.setattr("sparsecc.allocators.output_error.WORK", 1.0)
-    options = CompileOptions(calibration="samples", align=1)
+    options = CompileOptions(calib="samples", align=1)
     found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
     assert found.method == {"criterion": "fluctuation", "allocator": "global", "curves": False}
     assert found.reached

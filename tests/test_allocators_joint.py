@@ -68,7 +68,7 @@ def _one_each(c: Candidate) -> Term:
 
 
 def chosen(analysis: Analysis, name: str, ratio: float, folder: Path, **given: object) -> Choice:
-    options = CompileOptions(calibration="samples", allocator=name, align=1, **given)  # type: ignore[arg-type]
+    options = CompileOptions(calib="samples", allocator=name, align=1, **given)  # type: ignore[arg-type]
     return choose(analysis, find_groups(analysis), options, ratio, Source(lambda: BATCH, folder))
 
 
@@ -383,7 +383,7 @@ def test_the_block_that_changes_nothing_goes_first(name: str, tmp_path: Path) ->
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     analysis = mlp()
-    options = CompileOptions(calibration="samples", allocator="evolution", align=1)
+    options = CompileOptions(calib="samples", allocator="evolution", align=1)
     source = Source(lambda: BATCH, tmp_path, lambda what, share: told.append((what, share)))
     choose(analysis, find_groups(analysis), options, 0.5, source)
     assert told[0][0] == "try cut 1"

@@ -194,7 +194,7 @@ def deep() -> Analysis:
 
 def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
     analysis = deep()
-    options = CompileOptions(calibration="samples", align=1, **given)  # type: ignore[arg-type]
+    options = CompileOptions(calib="samples", align=1, **given)  # type: ignore[arg-type]
     again = lambda: twin_of(analysis)  # noqa: E731
     return choose(analysis, find_groups(analysis), options, 0.5, Source(lambda: samples, folder, again=again))
 
@@ -258,7 +258,7 @@ def test_a_compile_rehearses_and_says_so(tmp_path: Path) -> None:
     result = sparsecc.compile(
         MODELS / "digits_vit.onnx",
         ratio=0.4,
-        calibration=f"{MODELS / 'digits.py'}:calibration",
+        calib=f"{MODELS / 'digits.py'}:calibration",
         output=tmp_path / "out",
         measure=False,
     )

@@ -123,8 +123,8 @@ def test_a_loss_within_bounds_changes_nothing() -> None:
         ({"speedup": 2.0, "fps": 3.0}, "different budgets"),
         ({"speedup": 2.0, "measure": False}, "no-measure"),
         ({"max_drop": 0.1}, "--eval"),
-        ({"speedup": 0.5}, "--speedup 0.5 is no goal"),
-        ({"latency": math.nan}, "--latency nan is no goal"),
+        ({"speedup": 0.5}, "--speedup: '0.5' is not a speed-up above 1"),
+        ({"latency": math.nan}, "--latency: nan is no finite number"),
     ],
 )
 def test_goals_that_make_no_sense_are_refused(given: dict[str, float], told: str) -> None:
@@ -192,23 +192,23 @@ def test_what_cannot_be_reached_writes_nothing(tmp_path: Path) -> None:
 def test_a_compile_meets_a_memory(tmp_path: Path) -> None:
     source = perceptron(tmp_path / "wide.onnx", 1024, 6)
     dense = footprint(source, {"h0": np.zeros((32, 64), np.float32)}).model_memory_bytes
-    made = sparsecc.compile(source, working_memory=0.6 * dense, output=tmp_path / "out")
+    made = sparsecc.compile(source, footprint=0.6 * dense, output=tmp_path / "out")
     report = made.report
     assert report["goal"]["met"]
     assert report["after"]["memory_bytes"] < 0.66 * report["before"]["memory_bytes"]
     assert report["after"]["memory_bytes"] == report["footprint"]["after"]["model_memory_bytes"]
     assert all("memory" in trial for trial in report["trials"])
-    assert "working_memory" not in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "footprint" not in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
 def test_memory_is_a_goal_of_its_own() -> None:
-    goal = Goal(working_memory=100.0)
+    goal = Goal(footprint=100.0)
     assert goal.has_target
-    assert goal.words() == "--memory 100"
+    assert goal.words() == "--footprint 100"
     trial = Trial(0.5, 0.5, 10, 20, memory=200, dense_memory=400)
     assert goal.excess(trial) == pytest.approx(math.log(2))
     assert goal.excess_of_dense(trial) == pytest.approx(math.log(4))
-    with pytest.raises(InputError, match="--memory needs the measurement"):
-        Goal.of(CompileOptions(working_memory=100.0, measure=False))
-    with pytest.raises(InputError, match="--memory is measured on this machine"):
-        Goal.of(CompileOptions(working_memory=100.0, device="ssh://pi@board"))
+    with pytest.raises(InputError, match="--footprint needs the measurement"):
+        Goal.of(CompileOptions(footprint=100.0, measure=False))
+    with pytest.raises(InputError, match="--footprint is measured on this machine"):
+        Goal.of(CompileOptions(footprint=100.0, device="ssh://pi@board"))

@@ -185,7 +185,7 @@ def test_the_cache_lets_go_of_the_oldest(tmp_path: Path) -> None:
 
 
 def test_a_compile_says_what_calibration_took(models_dir: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"ratio": 0.3, "calibration": f"{models_dir / 'digits.py'}:calibration"}
+    options: dict[str, Any] = {"ratio": 0.3, "calib": f"{models_dir / 'digits.py'}:calibration"}
     model = models_dir / "digits_lstm.onnx"
     first = sparsecc.compile(model, output=tmp_path / "a", **options)
     second = sparsecc.compile(model, output=tmp_path / "b", **options)
@@ -200,5 +200,5 @@ def test_a_compile_says_what_calibration_took(models_dir: Path, tmp_path: Path) 
 
 
 def test_too_little_memory_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--calib-memory 1000 bytes is too little"):
-        sparsecc.compile("models/digits_lstm.onnx", calib_memory=1000, dry_run=True)
+    with pytest.raises(InputError, match="--working-memory: 1000 bytes is too little"):
+        sparsecc.compile("models/digits_lstm.onnx", working_memory=1000, dry_run=True)

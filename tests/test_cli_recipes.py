@@ -42,7 +42,7 @@ def test_recipe_gives_the_options(api: Recorder, tmp_path: Path) -> None:
         "arguments": ("m.onnx",),
         "ratio": 0.3,
         "prune": ("channels", "heads"),
-        "calibration": str(tmp_path / "c.npz"),
+        "calib": str(tmp_path / "c.npz"),
         "keep": ("stem*",),
         "inputs": {"x": (1, 3), "y": (4,)},
         "seed": 0,
@@ -54,7 +54,7 @@ def test_recipe_gives_the_options(api: Recorder, tmp_path: Path) -> None:
 def test_command_line_overrides_the_recipe(api: Recorder, tmp_path: Path) -> None:
     options = ["--prune", "layers", "--keep", "head", "--seed", "7", "--calib", "other.npz", "--ratio", "0.6"]
     assert main(["compile", "m.onnx", "-q", *options, "--recipe", write(tmp_path, RECIPE)]) == 0
-    wanted = {"prune": ("layers",), "keep": ("head",), "seed": 7, "calibration": "other.npz", "ratio": 0.6}
+    wanted = {"prune": ("layers",), "keep": ("head",), "seed": 7, "calib": "other.npz", "ratio": 0.6}
     assert {name: api.asked[name] for name in wanted} == wanted
 
 
@@ -94,7 +94,11 @@ def test_recipe_of_a_bundle_runs_again_when_its_code_is_named_again(
         "latency": 5.0,
         "max_drop": 0.01,
         "evaluate": "score.py:accuracy",
+        "keep": (),
+        "measure": True,
+        "only": (),
         "prune": ("channels",),
+        "prune_io": False,
         "threads": 1,
     }
 
@@ -112,16 +116,15 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("ratio: 0.5\nkeep: !foo x", "is not plain YAML"),
     ("a: &a x\nkeep: *a", "aliases are not allowed"),
     ("inputs: {x: 3}", "must be a list of sizes"),
-    ("inputs: {x: [1, -3]}", "whole numbers above zero"),
-    ("keep: {a: b}", "'keep' must be a value or a list"),
-    ("keep: [[a]]", "'keep' must be a value or a list"),
-    ("seed: 2026-11-21", "'seed' must be a value or a list"),
+    ("inputs: {x: [1, -3]}", "must be a list of sizes"),
+    ("keep: {a: b}", "--keep: {'a': 'b'} is no list of names"),
+    ("keep: [[a]]", "--keep: [['a']] is no list of names"),
+    ("seed: 2026-11-21", "is no whole number of at least 0"),
     ("eval: ./evil.py:score", "names code to run"),
     ("calib: py:os:system", "names code to run"),
     (
         "calib_general: a.py:f",
-        "'calibration_general' is 'a.py:f', which names code to run, or no file: a file may not; give "
-        "--calib-general again",
+        "'calib_general' is 'a.py:f', which names code to run, or no file: a file may not; give --calib-general again",
     ),
     ("schema: sparsecc.recipe/9", "not sparsecc.recipe/1"),
     (b"\xff\xfe\x00", "is not UTF-8"),

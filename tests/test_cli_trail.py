@@ -71,9 +71,9 @@ def test_the_traceback_is_that_of_the_worker(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (tmp_path / "bad.onnx").write_bytes(b"\x80\x04.")
     assert main(["inspect", str(tmp_path / "bad.onnx"), "--debug"]) == 2
-    assert "front_door.py" in capfd.readouterr().err
+    assert "open_model.py" in capfd.readouterr().err
     (text,) = (tmp_path / "state").rglob("traceback.txt")
-    assert "front_door.py" in text.read_text()
+    assert "open_model.py" in text.read_text()
     (log,) = (tmp_path / "state").rglob("log.jsonl")
     assert lines(log.read_text())[-1]["exit"] == 2
 

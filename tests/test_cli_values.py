@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsecc.cli import values
-from sparsecc.cli.values import InputShape
+from sparsecc.options import reading as values
+from sparsecc.options.reading import InputShape
 from sparsecc.report import numbers
 
 GOOD: list[tuple[Callable[[str], Any], str, Any]] = [

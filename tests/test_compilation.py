@@ -46,7 +46,7 @@ def test_samples_are_read_once(budget: dict[str, float], models_dir: Path, tmp_p
     request = {
         "model": str(models_dir / "digits_resnet.onnx"),
         "output": str(tmp_path / "out"),
-        "options": {**budget, **asked, "measure": False, "calibration": spec},
+        "options": {**budget, **asked, "measure": False, "calib": spec},
     }
     made = compile_to_goal.compile_model(request, lambda event: None)
     assert made["report"]["fidelity"]["data"] == "calibration samples"

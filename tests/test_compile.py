@@ -357,7 +357,7 @@ def test_types_make_it_smaller_and_keep_the_accuracy(
         output=tmp_path / "out",
         ratio=0,
         quantize=quantize,
-        calibration=f"{data}calibration",
+        calib=f"{data}calibration",
         evaluate=f"{data}accuracy",
         measure=False,
     )

@@ -168,7 +168,7 @@ def test_noise_for_images_has_more_in_low_frequencies() -> None:
 
 def test_a_compile_with_synthetic_inputs_says_what_it_matched(tmp_path: Path) -> None:
     ir.save(normed().model, tmp_path / "m.onnx")
-    options: dict[str, Any] = {"ratio": 0.3, "calibration": "synthetic", "align": 1, "measure": False}
+    options: dict[str, Any] = {"ratio": 0.3, "calib": "synthetic", "align": 1, "measure": False}
     made = sparsecc.compile(tmp_path / "m.onnx", output=tmp_path / "out", **options)
     facts = next(p for p in made.report["passes"] if p["name"] == "repair" and "facts" in p)["facts"]
     assert (facts["method"], facts["data"]) == ("reconstruct", "random inputs matched to 2 batch norms")

@@ -109,7 +109,7 @@ def test_a_compile_keeps_what_the_domain_uses(tmp_path: Path, capsys: pytest.Cap
     assert kept is not None
     wanted = np.delete(two_sided()["w1"], GENERAL, axis=1)
     np.testing.assert_array_equal(kept.numpy(), wanted)
-    assert f"calibration_general: {tmp_path / 'general.npz'}" in (out / "recipe.yaml").read_text()
+    assert f"calib_general: {tmp_path / 'general.npz'}" in (out / "recipe.yaml").read_text()
     assert '"general_samples": 48' in (out / "report.json").read_text()
     again = ["verify", str(out), "--model", str(tmp_path / "m.onnx"), "--reproduce", "-q"]
     assert main(again) == 0, capsys.readouterr()
@@ -118,7 +118,7 @@ def test_a_compile_keeps_what_the_domain_uses(tmp_path: Path, capsys: pytest.Cap
 def compiled(folder: Path, **options: object) -> sparsecc.CompileResult:
     ir.save(model_of(TWO_SIDED, two_sided()), folder / "m.onnx")
     np.savez(folder / "domain.npz", x=halves()[0])
-    given = {"ratio": 0.5, "calibration": str(folder / "domain.npz"), "measure": False, "dry_run": True}
+    given = {"ratio": 0.5, "calib": str(folder / "domain.npz"), "measure": False, "dry_run": True}
     return sparsecc.compile(folder / "m.onnx", **{**given, **options})  # type: ignore[arg-type]
 
 
@@ -131,10 +131,10 @@ def test_general_samples_are_checked_as_those_of_the_domain_are(tmp_path: Path) 
         ("nan.npz", "x"),
     ):
         with pytest.raises(InputError, match=told):
-            compiled(tmp_path, criterion="dai", calibration_general=str(tmp_path / name))
+            compiled(tmp_path, criterion="dai", calib_general=str(tmp_path / name))
 
 
 def test_a_criterion_of_one_set_says_that_the_other_was_not_used(tmp_path: Path) -> None:
     np.savez(tmp_path / "general.npz", x=halves()[1])
-    made = compiled(tmp_path, criterion="l2", calibration_general=str(tmp_path / "general.npz"))
+    made = compiled(tmp_path, criterion="l2", calib_general=str(tmp_path / "general.npz"))
     assert any("--calib-general was not used: criterion l2" in line for line in made.report["warnings"])

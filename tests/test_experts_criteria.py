@@ -84,7 +84,7 @@ def test_one_command_removes_unused_experts(criterion: str, tmp_path: Path) -> N
         prune=("experts",),
         criterion=criterion,
         recover="none",
-        calibration=str(samples),
+        calib=str(samples),
         measure=False,
     ).report
     (told,) = (p["facts"]["routers"] for p in report["passes"] if p["name"] == "calibrate")
@@ -98,10 +98,10 @@ def test_experts_are_scored_by_their_gates_where_auto_takes_another_criterion_fo
     tmp_path: Path,
 ) -> None:
     found = studied(biased("gpt_oss", bias={1: 3.0, 4: -1.5}), tmp_path)
-    options = CompileOptions(calibration="samples")
+    options = CompileOptions(calib="samples")
     (candidate,) = scored(found.analysis, found.experts[:1], options, found.evidence, "fluctuation")
     assert np.array_equal(candidate.scores, score("expert_gate", found))
-    options = CompileOptions(calibration="samples", criterion="l2")
+    options = CompileOptions(calib="samples", criterion="l2")
     (candidate,) = scored(found.analysis, found.experts[:1], options, found.evidence)
     assert np.array_equal(candidate.scores, score("l2", found))
 
@@ -121,7 +121,7 @@ def test_a_planted_super_expert_is_kept(name: str, tmp_path: Path) -> None:
     scale_expert(plain.stats.routers[0], 2, 100.0)
     found = studied(plain.analysis.model, tmp_path / "planted", plain.samples)
     assert 0 < found.stats.routers[0].times[2] == found.stats.routers[0].times.min()
-    options = CompileOptions(criterion=name, calibration="random.npz")
+    options = CompileOptions(criterion=name, calib="random.npz")
     first = scored(found.analysis, found.experts[:1], options, found.evidence)[0]
     assert first.best(first.floor)[2]
     if name in ("expert_frequency", "expert_gate"):

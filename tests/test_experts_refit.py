@@ -144,7 +144,7 @@ def test_a_compile_refits_experts(tmp_path: Path) -> None:
         prune=("experts",),
         criterion="expert_gate",
         allocator="uniform",
-        calibration=str(samples),
+        calib=str(samples),
         measure=False,
     ).report
     told = next(p["facts"] for p in report["passes"] if p["name"] == "repair")

@@ -78,7 +78,7 @@ def test_a_language_model_is_calibrated_on_text(kind: str, text: Path, tmp_path:
     )
     ir.save(model, tmp_path / "m.onnx")
     result = sparsecc.compile(
-        tmp_path / "m.onnx", ratio=0.4, calibration=str(text), measure=False, output=tmp_path / "out"
+        tmp_path / "m.onnx", ratio=0.4, calib=str(text), measure=False, output=tmp_path / "out"
     )
     (calibrated,) = [one["facts"] for one in result.report["passes"] if one["name"] == "calibrate"]
     assert calibrated["samples"] == 3

@@ -163,7 +163,7 @@ def test_proof_by_parts_finds_a_wrong_weight(
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ({"calibration": "synthetic"}, "--calib"),
+        ({"calib": "synthetic"}, "--calib"),
         ({"prune": ("layers",)}, "--prune layers"),
         ({"recover": "bias"}, "--recover bias"),
         ({"emit": "ort"}, "--emit ort"),

@@ -33,7 +33,7 @@ REFUSED = [
     ),
     *(
         (
-            {"criterion": name, "calibration": "x.npz"},
+            {"criterion": name, "calib": "x.npz"},
             f"{name} compares two sets of samples: .* --calib-general",
         )
         for name, row in CRITERIA.items()
@@ -43,7 +43,7 @@ REFUSED = [
         ({"allocator": name}, f"allocator {name} runs the model on samples: .* --calib, or use global")
         for name in ("angular", "sequential", "evolution")
     ),
-    ({"allocator": "evolution", "calibration": "synthetic"}, "runs the model on samples"),
+    ({"allocator": "evolution", "calib": "synthetic"}, "runs the model on samples"),
 ]
 
 

@@ -178,7 +178,7 @@ def test_a_compile_keeps_the_size_by_types_and_by_removal_where_both_are_asked(t
     def bundle(folder: str, share: float, ratio: float | None = None) -> tuple[float, bool]:
         """The share of the bytes that is left, and whether anything was removed."""
         made = api.compile(
-            path, output=tmp_path / folder, calibration=samples, measure=False, quantize="mixed",
+            path, output=tmp_path / folder, calib=samples, measure=False, quantize="mixed",
             size=share * path.stat().st_size, ratio=ratio,
         )  # fmt: skip
         assert made.bundle is not None

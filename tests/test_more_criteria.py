@@ -132,7 +132,7 @@ def test_a_compile_by_gradients(models_dir: Path, tmp_path: Path) -> None:
         ratio=0.3,
         criterion="taylor",
         allocator="uniform",
-        calibration=f"{models_dir / 'digits.py'}:calibration",
+        calib=f"{models_dir / 'digits.py'}:calibration",
         evaluate=f"{models_dir / 'digits.py'}:accuracy",
         measure=False,
     )

@@ -92,7 +92,7 @@ def test_a_compile_says_so_and_is_right(quantize: str | None, tmp_path: Path) ->
     result = sparsecc.compile(
         tmp_path / "m.onnx",
         quantize=quantize,
-        calibration=str(tmp_path / "x.npz"),
+        calib=str(tmp_path / "x.npz"),
         measure=False,
         output=tmp_path / "out",
     )

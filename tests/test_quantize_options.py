@@ -361,7 +361,7 @@ def test_a_list_of_another_length_is_compiled_with_a_warning(tmp_path: Path) -> 
     result = api.compile(
         tmp_path / "m.onnx",
         quantize="int8",
-        calibration=str(tmp_path / "x.npz"),
+        calib=str(tmp_path / "x.npz"),
         measure=False,
         output=tmp_path / "o",
     )

@@ -20,7 +20,7 @@ def test_a_quantized_model_is_pruned_and_stays_quantized(
         "models/digits_resnet.onnx",
         target="onnx",
         quantize="int8",
-        calibration="models/digits.py:calibration",
+        calib="models/digits.py:calibration",
         recover="none",
         measure=False,
         output=whole,

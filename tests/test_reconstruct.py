@@ -326,7 +326,7 @@ def test_a_compile_says_where_repair_reached_few_layers(tmp_path: Path) -> None:
     ir.save(model, tmp_path / "shared.onnx")
     np.savez(tmp_path / "samples.npz", x=normal(64, 32, seed=9))
     made = sparsecc.compile(
-        tmp_path / "shared.onnx", ratio=0.3, align=1, calibration=tmp_path / "samples.npz", measure=False,
+        tmp_path / "shared.onnx", ratio=0.3, align=1, calib=tmp_path / "samples.npz", measure=False,
         output=tmp_path / "out",
     )  # fmt: skip
     assert any("repair left 4 of 4 layers alone" in warning for warning in made.report["warnings"])
@@ -351,7 +351,7 @@ def test_a_batch_norm_moves_with_its_input(tmp_path: Path) -> None:
 def test_a_compile_with_samples_keeps_the_accuracy(models_dir: Path, tmp_path: Path) -> None:
     data = models_dir / "digits.py"
     made = sparsecc.compile(
-        models_dir / "digits_resnet.onnx", ratio=0.5, calibration=f"{data}:calibration",
+        models_dir / "digits_resnet.onnx", ratio=0.5, calib=f"{data}:calibration",
         evaluate=f"{data}:accuracy", allocator="uniform", criterion="l2", measure=False,
         output=tmp_path / "out",
     )  # fmt: skip

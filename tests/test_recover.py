@@ -24,7 +24,7 @@ def model(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_distillation_learns_from_unlabelled_samples(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="distillation needs torch")
-    options: dict[str, Any] = {"ratio": 0.7, "calibration": SAMPLES, "evaluate": METRIC, "measure": False}
+    options: dict[str, Any] = {"ratio": 0.7, "calib": SAMPLES, "evaluate": METRIC, "measure": False}
     plain = sparsecc.compile(model, output=tmp_path / "plain", recover="none", **options)
     taught = sparsecc.compile(
         model, output=tmp_path / "taught", recover="distill", recover_budget="steps:30", **options
@@ -43,7 +43,7 @@ def test_changed_answers_are_said_where_no_metric_tells(
     ratio: float, evaluate: str | None, said: bool, model: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
-        "calibration": SAMPLES,
+        "calib": SAMPLES,
         "criterion": "l2",
         "allocator": "uniform",
         "recover": "none",
@@ -58,7 +58,7 @@ def test_changed_answers_are_said_where_no_metric_tells(
 def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "zeros.npz", image=np.zeros((8, 1, 16, 16), np.float32))
     made = sparsecc.compile(
-        model, ratio=0.3, calibration=str(tmp_path / "zeros.npz"), measure=False, output=tmp_path / "out"
+        model, ratio=0.3, calib=str(tmp_path / "zeros.npz"), measure=False, output=tmp_path / "out"
     )
     assert made.report["verification"]["max_relative_error"] < 1e-4
 
@@ -66,7 +66,7 @@ def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": "{}/empty.npz"}, "holds no samples"),
+        ({"calib": "{}/empty.npz"}, "holds no samples"),
         ({"inputs": {"imag": (1, 1, 16, 16)}}, "no such input"),
         ({"inputs": {"image": (1, 16)}}, "has rank 2"),
         ({"recover": "distill"}, "give --calib"),
@@ -76,8 +76,8 @@ def test_bad_options_write_nothing(
     model: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     np.savez(tmp_path / "empty.npz", image=np.zeros((0, 1, 16, 16), np.float32))
-    if "calibration" in options:
-        options = {"calibration": str(options["calibration"]).format(tmp_path)}
+    if "calib" in options:
+        options = {"calib": str(options["calib"]).format(tmp_path)}
     with pytest.raises(InputError, match=message):
         sparsecc.compile(model, ratio=0.3, measure=False, output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -19,8 +19,8 @@ from tests.test_layout import ROOT, SHIPPED, label, module_name
 ROOMS = """
     sparsecc/escaping.py sparsecc/errors.py sparsecc/system sparsecc/worker
     sparsecc/axes sparsecc/ir sparsecc/shapes sparsecc/rules sparsecc/graph sparsecc/loading
-    sparsecc/targets.py sparsecc/plan.py sparsecc/remarks.py sparsecc/data sparsecc/runtime sparsecc/loss
-    sparsecc/options.py sparsecc/devices sparsecc/measure sparsecc/cost sparsecc/reference
+    sparsecc/targets.py sparsecc/options sparsecc/plan.py sparsecc/remarks.py sparsecc/data sparsecc/runtime
+    sparsecc/loss sparsecc/devices sparsecc/measure sparsecc/cost sparsecc/reference
     sparsecc/torch/program sparsecc/torch/rules sparsecc/torch/scores sparsecc/torch/onnx_ops sparsecc/torch/training
     sparsecc/calibrate sparsecc/compilation.py sparsecc/criteria sparsecc/reconstruct sparsecc/allocators
     passes passes/weights passes/quantize passes/sparsity sparsecc/decide

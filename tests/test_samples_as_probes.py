@@ -48,7 +48,7 @@ def compiled(folder: Path, **options: Any) -> Any:
 def test_a_sample_gives_the_length_and_the_rate_and_the_batch_stays_free(tmp_path: Path) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()
-    made = compiled(tmp_path, calibration=saved_samples(samples, RATE))
+    made = compiled(tmp_path, calib=saved_samples(samples, RATE))
     verification = made.report["verification"]
     assert verification["inputs"] == [{"x": [1, LENGTH], "rate": []}, {"x": [2, LENGTH], "rate": []}]
     assert verification["integers"] == {"rate": RATE}
@@ -66,7 +66,7 @@ def test_a_sample_the_model_does_not_run_on_is_refused(tmp_path: Path) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()
     with pytest.raises(InputError, match="does not run on random inputs"):
-        compiled(tmp_path, calibration=saved_samples(samples, 8000))
+        compiled(tmp_path, calib=saved_samples(samples, 8000))
 
 
 # Sizes beside those of a sample ------------------------------------------------------------------------

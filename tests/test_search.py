@@ -106,7 +106,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A search of two ratios and two criteria, then one round between."""
     folder = tmp_path_factory.mktemp("search") / "front"
     models = Path(__file__).resolve().parent.parent / "models"
-    options = {**QUICK, "rounds": 1, "calibration": f"{models / 'digits.py'}:calibration"}
+    options = {**QUICK, "rounds": 1, "calib": f"{models / 'digits.py'}:calibration"}
     found = sparsecc.search(
         models / "digits_lstm.onnx",
         output=folder,
@@ -157,7 +157,7 @@ def test_a_finished_search_makes_nothing_again(
         output=folder,
         ratios=(0.2, 0.5),
         criteria=("l2", "random"),
-        **{**QUICK, "rounds": 1, "calibration": f"{models_dir / 'digits.py'}:calibration"},
+        **{**QUICK, "rounds": 1, "calib": f"{models_dir / 'digits.py'}:calibration"},
     )
     assert again == found
     assert (folder / "points.jsonl").read_bytes() == before
@@ -196,7 +196,7 @@ def test_a_killed_search_goes_on_where_it_was(models_dir: Path, tmp_path: Path) 
         ({"criteria": ("obs",)}, "criterion obs looks at activations: give samples with --calib"),
         ({"allocators": ("globl",)}, "did you mean 'global'"),
         ({"recovers": ("magic",)}, "unknown recovery 'magic'"),
-        ({"quantizes": ("int3",)}, "does not run int3"),
+        ({"quantizes": ("int3",)}, "unknown type 'int3'"),
         ({"ratios": ()}, "there is nothing to try"),
         ({"ratios": (1.5,)}, "outside"),
         ({"ratio": 0.5}, "a search sets ratio itself"),

@@ -111,7 +111,7 @@ def test_wide_layers_are_rounded_by_the_blocks_that_fit() -> None:
     assert errors["gptq"] < 0.9 * errors["rtn"]
     result = Quantize(type="int8", algorithm="gptq").run(model, Decisions(), small)  # type: ignore[arg-type]
     assert [skip.reason for skip in result.skipped] == [
-        "too many inputs for --calib-memory: rounded to nearest"
+        "too many inputs for --working-memory: rounded to nearest"
     ] * 2
 
 

@@ -289,7 +289,7 @@ def test_a_compile_leaves_tokens_out(models_dir: Path, tmp_path: Path) -> None:
 
 def test_what_tokens_save_counts_towards_the_ratio(models_dir: Path, tmp_path: Path) -> None:
     path, calib = models_dir / "digits_vit.onnx", f"{models_dir / 'digits.py'}:calibration"
-    report = compiled(path, tmp_path, tokens=0.75, ratio=0.4, calibration=calib).report
+    report = compiled(path, tmp_path, tokens=0.75, ratio=0.4, calib=calib).report
     assert report["removed"]["reached"]
     assert report["removed"]["share"] == pytest.approx(0.4, abs=0.05)
     assert report["tokens"]["kept"] == 12

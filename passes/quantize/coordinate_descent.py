@@ -93,7 +93,7 @@ def round_weights(
         seen = inputs.moments()
         for site in inputs.sites:
             if not seen.is_whole:
-                left.append(Remark(site.name, "too many inputs for --calib-memory: rounded to nearest"))
+                left.append(Remark(site.name, "too many inputs for --working-memory: rounded to nearest"))
                 continue
             assert site.weight.const_value is not None
             before[site.name] = site.weight.const_value

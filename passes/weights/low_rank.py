@@ -147,7 +147,7 @@ class Paths:
         if site.group != 1:
             return 0, "a grouped convolution"
         if not moments.is_whole:
-            return 0, "too many inputs for --calib-memory"
+            return 0, "too many inputs for --working-memory"
         rank = rank_within(inputs, outputs, self.share, self.speed)
         if not rank:
             return 0, f"one of rank {MULTIPLE} does more than {self.share:.0%} of the layer's work"

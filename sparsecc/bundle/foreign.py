@@ -1,105 +1,25 @@
 """Which options a file may set. A recipe or build.json may come from anyone: it is data, and nothing it names runs.
 
-`MAY_SET` has a row for every option of `compile`, `BUILD_KEYS` the builders' own keys. Functions, devices, plug-ins,
-caches and the limits of a worker come from the command line or a Python call alone, and samples from a file only
-where they lie beside it: those are left out, with a line that says so.
+The table of options says it for every option of `compile`, `BUILD_KEYS` for the builders' own keys. Functions,
+devices, plug-ins, caches and the limits of a worker come from the command line or a Python call alone, and samples
+from a file only where they lie beside it: those are left out, with a line that says so.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsecc.bundle.recipe import ABOUT, load_recipe
 from sparsecc.errors import InputError, unknown
 from sparsecc.escaping import one_line, quoted
-
-
-def _is_number(value: Any) -> bool:
-    """A number, or a text that holds one with its unit: 0.5, 50%, 5ms, 4GiB, auto."""
-    text = isinstance(value, str) and re.fullmatch(r"[0-9.]+ ?[A-Za-z%]{0,4}|auto", value) is not None
-    return text or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _is_name(value: Any) -> bool:
-    """A word out of a table of ours, or several with commas, a pattern of sparsity, a budget: never a path."""
-    return isinstance(value, str) and re.fullmatch(r"[\w.:@+, -]*", value, re.ASCII) is not None
-
-
-def _is_pattern(value: Any) -> bool:
-    """Globs on the names in a model: matched, never opened."""
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-
-
-def _are_names(value: Any) -> bool:
-    return _is_name(value) or (isinstance(value, list) and all(map(_is_name, value)))
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _are_shapes(value: Any) -> bool:
-    """What is no shape is refused where shapes are read."""
-    return isinstance(value, str | list | dict)
-
-
-def _are_pairs(value: Any) -> bool:
-    """Fields of our passes, `method: gptq` or `method=gptq`: numbers, words and names of nodes."""
-    parts = value.values() if isinstance(value, dict) else _listed(value)
-    return all(isinstance(part, str | int | float) for part in parts)
-
-
-Kind = Callable[[Any], bool]
-"""Whether a value is of that kind."""
-
-DATA, BUILD, NEVER = "data", "build", "never"
-"""Samples beside the file; the builders' keys, see `BUILD_KEYS`; the command line alone."""
-
-MAY_SET: dict[str, Kind | str] = {
-    "target": _is_name,
-    "ratio": _is_number,
-    "metric": _is_name,
-    "speedup": _is_number,
-    "latency": _is_number,
-    "fps": _is_number,
-    "max_drop": _is_number,
-    "size": _is_number,
-    "working_memory": _is_number,
-    "calibration": DATA,
-    "calibration_general": DATA,
-    "calib_memory": _is_number,
-    "evaluate": NEVER,
-    "inputs": _are_shapes,
-    "criterion": _is_name,
-    "allocator": _is_name,
-    "align": _is_number,
-    "keep": _is_pattern,
-    "only": _is_pattern,
-    "prune": _are_names,
-    "prune_io": _is_switch,
-    "layer_criterion": _is_name,
-    "tokens": _is_number,
-    "sparsity": _is_name,
-    "quantize": _is_name,
-    "recover": _is_name,
-    "recover_budget": _is_name,
-    "device": NEVER,
-    "seed": _is_number,
-    "threads": _is_number,
-    "measure": _is_switch,
-    "emit": _is_name,
-    "build": BUILD,
-    "quantize_options": _are_pairs,
-    "sparsity_options": _are_pairs,
-    "deadline": NEVER,
-    "memory": NEVER,
-}
-"""Option -> what a file may give it."""
+from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.renamed import renamed
+from sparsecc.options.row import By, Row
 
 BUILD_KEYS = frozenset(
     {"level", "ort_format", "platform", "external_above"}
@@ -116,14 +36,6 @@ BUILD_KEYS = frozenset(
 )
 """Keys of `build`, and of build.json, that a file may set: never `plugins`, `timing_cache`, `device`, `emit`."""
 
-SPELLED = {"calibration": "--calib", "calibration_general": "--calib-general", "evaluate": "--eval"} | {
-    "memory": "--memory-limit"
-}
-"""Options whose flag is not their name."""
-
-NEEDED = frozenset({"calibration", "calibration_general", "evaluate"})
-"""What a compile without it would be another compile: it must be given again, or nothing is done."""
-
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -137,48 +49,63 @@ class LeftOut:
         return f"{file}: '{self.option}' {self.why}: a file may not; give {self.again} again"
 
 
-def own_options(given: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[LeftOut]]:
-    """(the options that a file in `folder` may set, what was left out of it).
+def not_given_again(left: Iterable[LeftOut], given: Mapping[str, Any]) -> list[LeftOut]:
+    """What was left out of a file and is not among the options that stand above it."""
+    again = {*given, *(f"build {key}" for key in given.get("build", ()))}
+    return [one for one in left if one.option not in again]
 
-    `given` are those the file holds, by their names in `MAY_SET`. Paths come back with `folder` before them.
-    InputError for a name that is none, or a value of another kind.
+
+def file_rows() -> dict[str, Row]:
+    """The options that a file may name, by name."""
+    return {name: row for name, row in rows_of(CompileCall).items() if By.RECIPE in row.by}
+
+
+def read_recipe(path: str) -> tuple[dict[str, Any], list[LeftOut], list[str]]:
+    """(the options that a recipe sets, what was left out of it, a line for each option by an old name).
+
+    InputError for a file that is no recipe, and for what `own_options` refuses.
     """
+    rows = file_rows()
+    spelled = {flag.lstrip("-").replace("-", "_"): row.name for row in rows.values() for flag in row.flags}
+    given: dict[str, Any] = {}
+    for key, value in load_recipe(path).items():
+        name = str(key).replace("-", "_")
+        if name not in ABOUT:
+            given[name if name in rows else spelled.get(name, name)] = value
+    try:
+        now, told = renamed(given)
+        taken, left = own_options(now, Path(path).parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return taken, left, [f"{path}: {line}" for line in told]
+
+
+def own_options(given: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[LeftOut]]:
+    """(the options that a file in `folder` may set, as `CompileCall` has them; what was left out of it).
+
+    Paths come back with `folder` before them. InputError for a name that is none, or a value of another kind.
+    """
+    rows, left = file_rows(), []
     taken: dict[str, Any] = {}
-    left: list[LeftOut] = []
     for name, value in given.items():
-        if name not in MAY_SET:
-            raise unknown("option", "options", one_line(str(name), 60), tuple(MAY_SET))
-        kind = MAY_SET[name]
+        if name not in rows:
+            raise unknown("option", "options", one_line(str(name), 60), tuple(rows))
+        row = rows[name]
         if value is None or (name, value) == ("device", "local"):
             continue
-        if kind == BUILD:
-            taken[name], keys = build_settings(value)
-            left += keys
-        elif isinstance(kind, str):
-            path, why = _samples_beside(folder, value) if kind == DATA else ("", _NEVER[name])
+        if name == "build":
+            keys, more = build_settings(value)
+            taken[name] = row.take(keys)
+            left += more
+        elif row.never_in_a_file or row.names_code:
+            path, why = ("", row.never_in_a_file) if row.never_in_a_file else _samples_beside(folder, value)
             if why:
-                left.append(LeftOut(name, f"is {quoted(str(value), 60)}, {why}", _flag(name)))
+                left.append(LeftOut(name, f"is {quoted(str(value), 60)}, {why}", row.flag))
             else:
                 taken[name] = path
-        elif kind(value):
-            taken[name] = value
         else:
-            raise InputError(
-                f"option {name} cannot be {one_line(repr(value), 60)} in a file: write a plain value"
-            )
+            taken[name] = row.take(value)
     return taken, left
-
-
-def _flag(name: str) -> str:
-    return SPELLED.get(name, f"--{name.replace('_', '-')}")
-
-
-_NEVER = {
-    "evaluate": "which names code to run",
-    "device": "a machine to run on",
-    "deadline": "a limit of the worker",
-    "memory": "a limit of the worker",
-}
 
 
 def build_settings(given: Any) -> tuple[dict[str, Any], list[LeftOut]]:

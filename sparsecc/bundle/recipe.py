@@ -13,6 +13,7 @@ LARGEST = 1 << 16
 DEEPEST = 4
 """The deepest that is written: options, inputs, an input's three shapes, one of them."""
 SCHEMA = "sparsecc.recipe/1"
+
 ABOUT = frozenset({"schema", "model", "input_sha256", "sparsecc"})
 """Keys that describe where a recipe came from; they are no options."""
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from sparsecc.cli import options, values
+from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
-from sparsecc.cli.values import Value
 from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report import numbers
 
@@ -55,17 +52,8 @@ command = Command(
     arguments=(options.model("bundle"),),
     sections={
         "Where": (
-            click.Option(
-                ["--device"],
-                callback=options.known_device,
-                metavar="local|NAME|ssh://USER@HOST",
-                help="Where to build; NAME is one of `sparsecc devices list`.  [default: local]",
-            ),
-            click.Option(
-                ["--deadline"],
-                type=Value("TIME", values.duration_s),
-                help="Stop the build after this, e.g. 30min.",
-            ),
+            options.option("device", help="Where to build; NAME is one of `sparsecc devices list`."),
+            options.option("deadline", help="Stop the build after this, e.g. 30min."),
         )
     },
 )

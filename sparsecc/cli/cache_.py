@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from sparsecc.cli import values
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.values import Value
 from sparsecc.cli.view import Block, Grid, Line
+from sparsecc.options import reading
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ command = Command(
         "Making room": (
             click.Option(
                 ["--trim"],
-                type=Value("SIZE", values.size),
+                type=Value("SIZE", reading.size),
                 help="Remove what was used longest ago until each cache has this size.",
             ),
             click.Option(["--clear"], is_flag=True, help="Remove everything."),

@@ -14,7 +14,6 @@ from sparsecc.report.summary import latency_rows
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Run both models side by side and show the differences."""
-    options.shape_inputs(given)
     from sparsecc import api
 
     with terminal.progress() as on_event:
@@ -71,6 +70,6 @@ command = Command(
     ),
     arguments=(options.model("a"), options.model("b")),
     sections={
-        "Data and measurement": (options.data(), options.inputs(), options.threads()),
+        "Data and measurement": (options.data(), options.option("inputs"), options.option("threads")),
     },
 )

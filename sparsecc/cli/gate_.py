@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsecc.cli import options, values
+from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
 from sparsecc.cli.values import Value
 from sparsecc.cli.view import Block, Grid, Line
+from sparsecc.options import reading
 
 if TYPE_CHECKING:
     from sparsecc.gate.gate import GateResult
@@ -151,7 +152,7 @@ command = Command(
             ),
             click.Option(
                 ["--max-regression"],
-                type=Value("SHARE", values.share),
+                type=Value("SHARE", reading.share),
                 help="How much slower is allowed.  [default: 5%]",
             ),
             click.Option(
@@ -159,7 +160,7 @@ command = Command(
             ),
             click.Option(["--name"], metavar="TEXT", help="What to call the model in the output."),
         ),
-        "Measurement": (options.device(), options.threads(), options.data()),
+        "Measurement": (options.option("device"), options.option("threads"), options.data()),
         "Output": (
             click.Option(
                 ["--junit"], type=click.Path(), metavar="FILE", help="Also write JUnit XML for the CI."

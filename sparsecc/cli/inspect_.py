@@ -20,7 +20,6 @@ TOP = 12
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Find the groups and show them."""
-    options.shape_inputs(given)
     from sparsecc import api
 
     page = given.pop("html", None)
@@ -150,10 +149,10 @@ command = Command(
     arguments=(options.model(),),
     sections={
         "What to look at": (
-            options.inputs(),
-            options.keep(),
-            options.only(),
-            options.prune_io(),
+            options.option("inputs"),
+            options.option("keep"),
+            options.option("only"),
+            options.option("prune_io"),
             click.Option(
                 ["--why"],
                 metavar="TENSOR:AXIS",

@@ -1,28 +1,63 @@
-"""Options that more than one command has."""
+"""Options of the command line: those of the table, and a few more that commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from sparsecc.cli import values
-from sparsecc.cli.values import Name, Value
-from sparsecc.targets import TARGETS, target_named
+from sparsecc.cli.values import Value
+from sparsecc.options import SearchCall, rows_of
+from sparsecc.options.row import FLAG, By, Row
+from sparsecc.options.table import GROUPS, CompileCall
+
+ROWS = rows_of(SearchCall) | rows_of(CompileCall)
 
 
-class TargetName(click.ParamType[str]):
-    """A target, answered with the closest when unknown."""
+class RowOption(click.Option):
+    """The option of a row. What is not given is None; what is given has the form in which the API takes it."""
 
-    name = "target"
+    def __init__(self, row: Row, *, help: str | None = None) -> None:
+        text = help or row.about()
+        shown = row.shown_default
+        about = text if shown is None else f"{text}  [default: {shown}]"
+        flags = [row.name, *row.flags]
+        settings: dict[str, Any] = {"is_flag": True}
+        if row.kind is not FLAG:
+            kind = Value(row.kind.metavar, row.kind.read, row.kind.names)
+            settings = {"type": kind, "metavar": row.kind.metavar, "multiple": row.kind.repeated}
+        super().__init__(flags, help=about, callback=self._settled, **settings)
+        self.row = row
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return target_named(str(value)).name
+    def _settled(self, context: click.Context, option: click.Parameter, value: Any) -> Any:
+        """A flag that was given turns the default around; values of a repeated option become one."""
+        if self.row.kind is FLAG:
+            return not self.row.default if value else None
+        if self.row.name == "device" and value is not None:
+            return known_device(value)
+        return _joined(value) if self.row.kind.repeated else value
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        return Name("target", TARGETS).shell_complete(ctx, param, incomplete)
+
+def _joined(values: tuple[Any, ...] | None) -> Any:
+    """Mappings one over the other, lists one behind the other; None where there are none."""
+    if not values:
+        return None
+    if isinstance(values[0], dict):
+        return {key: one for value in values for key, one in value.items()}
+    return tuple(one for value in values for one in value)
+
+
+def option(name: str, *, help: str | None = None) -> RowOption:
+    """The option of that row; `help` where a command says more or other of it."""
+    return RowOption(ROWS[name], help=help)
+
+
+def sections(rows: Iterable[Row]) -> dict[str, list[click.Parameter]]:
+    """The options of the rows that the command line may set, by group."""
+    shown = [row for row in rows if By.COMMAND_LINE in row.by]
+    grouped = {group: [RowOption(row) for row in shown if row.group == group] for group in GROUPS}
+    return {group: list(options) for group, options in grouped.items() if options}
 
 
 def model(name: str = "model") -> click.Argument:
@@ -30,35 +65,16 @@ def model(name: str = "model") -> click.Argument:
     return click.Argument([name], type=click.Path())
 
 
-def target() -> click.Option:
-    """`--target`."""
-    return click.Option(
-        ["-t", "--target"], type=TargetName(), help=f"Runtime: {', '.join(TARGETS)}.  [default: onnxruntime]"
-    )
-
-
-def known_device(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+def known_device(name: str) -> str:
     """The address of the device that was named."""
     from sparsecc.cli.device_book import address_of
 
-    return None if value is None else address_of(value)
-
-
-def device() -> click.Option:
-    """`--device`."""
-    return click.Option(
-        ["--device"],
-        callback=known_device,
-        metavar="local|NAME|ssh://USER@HOST|adb:SERIAL",
-        help="Where to measure; NAME is one of `sparsecc devices list`.  [default: local]",
-    )
+    return address_of(name)
 
 
 def known_devices(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
     """The addresses of the devices that were named, with commas."""
-    from sparsecc.cli.device_book import address_of
-
-    return None if value is None else [address_of(name.strip()) for name in value.split(",")]
+    return None if value is None else [known_device(name.strip()) for name in value.split(",")]
 
 
 def devices() -> click.Option:
@@ -72,69 +88,6 @@ def devices() -> click.Option:
     )
 
 
-def calibration() -> click.Option:
-    """`--calib`."""
-    return click.Option(
-        ["calibration", "--calib"],
-        metavar="PATH|FILE.py:FUNCTION",
-        help="Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its "
-        "tokenizer.json, or a function.",
-    )
-
-
-def evaluate() -> click.Option:
-    """`--eval`."""
-    return click.Option(
-        ["evaluate", "--eval"],
-        metavar="FILE.py:FUNCTION",
-        help="A function that scores a model: accuracy before and after.",
-    )
-
-
-def build() -> click.Option:
-    """`--build`."""
-    return click.Option(
-        ["--build"],
-        multiple=True,
-        type=Value("KEY=VALUE", values.key_value),
-        help="Option of the target's builder, e.g. workspace=4GiB, optimization_level=5, "
-        "compute_capabilities=8.6,12.0 (docs/tensorrt.md). May be repeated.",
-    )
-
-
-def general() -> click.Option:
-    """`--calib-general`."""
-    return click.Option(
-        ["calibration_general", "--calib-general"],
-        metavar="PATH|FILE.py:FUNCTION",
-        help="Samples of everything else, which --criterion dai compares those of --calib with.",
-    )
-
-
-def inputs() -> click.Option:
-    """`--input`, given as often as there are inputs."""
-    return click.Option(
-        ["inputs", "-i", "--input"],
-        multiple=True,
-        type=Value("NAME:SHAPE", values.input_text),
-        help="Fix the shape of an input, e.g. x:1x3x224x224; or a range, x:1x64|8x64|16x64 (min|opt|max).",
-    )
-
-
-def shape_inputs(given: dict[str, Any]) -> None:
-    """Turn `inputs` into what the API takes: name -> shape, or name -> (min, opt, max) for a range."""
-    if "inputs" in given:
-        read = [values.input_shape(text) for text in given["inputs"]]
-        given["inputs"] = {one.name: one.shapes[0] if len(one.shapes) == 1 else one.shapes for one in read}
-
-
-def threads() -> click.Option:
-    """`--threads`."""
-    return click.Option(
-        ["--threads"], type=click.IntRange(min=1), help="Threads when a model runs.  [default: 1]"
-    )
-
-
 def data() -> click.Option:
     """`--data`."""
     return click.Option(
@@ -142,30 +95,6 @@ def data() -> click.Option:
         type=click.Path(),
         metavar="PATH",
         help="Inputs to run on: .npz, .npy, a folder, FILE.py:FUNCTION.",
-    )
-
-
-def keep() -> click.Option:
-    """`--keep`."""
-    return click.Option(
-        ["--keep"],
-        multiple=True,
-        metavar="PATTERN",
-        help="Leave these alone: a glob on node, tensor or group names. May be repeated.",
-    )
-
-
-def only() -> click.Option:
-    """`--only`."""
-    return click.Option(
-        ["--only"], multiple=True, metavar="PATTERN", help="Touch nothing but these. May be repeated."
-    )
-
-
-def prune_io() -> click.Option:
-    """`--prune-io`."""
-    return click.Option(
-        ["--prune-io"], is_flag=True, help="Let the sizes of the model's inputs and outputs change too."
     )
 
 

@@ -20,7 +20,6 @@ TOP = 25
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Measure and show."""
-    options.shape_inputs(given)
     from sparsecc import api
 
     page, devices = given.pop("html", None), given.pop("device", [])
@@ -119,7 +118,7 @@ command = Command(
     arguments=(options.model(),),
     sections={
         "Target and measurement": (
-            options.target(),
+            options.option("target"),
             options.devices(),
             click.Option(
                 ["--cluster"],
@@ -128,9 +127,9 @@ command = Command(
                 "paths; with --device, they reach out to the devices.",
             ),
             click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
-            options.threads(),
+            options.option("threads"),
         ),
-        "Data": (options.inputs(), options.data()),
+        "Data": (options.option("inputs"), options.data()),
         "Output": (options.html("the profile"),),
     },
 )

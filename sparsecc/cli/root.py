@@ -7,8 +7,8 @@ from importlib import import_module
 
 import click
 
-from sparsecc.cli.command import DEBUG
 from sparsecc.cli.failure import installed_version
+from sparsecc.cli.run_log import DEBUG
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile_", "Make a model smaller and faster for the runtime it will run on."),

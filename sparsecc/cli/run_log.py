@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+DEBUG = "On an error, show the traceback and keep a folder for a bug report."
+"""The help of `--debug`."""
 KEPT = 2000
 """Events that are remembered, the latest ones."""
 FILES = ("command.txt", "recipe.json", "versions.json", "log.jsonl", "traceback.txt")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import click
-
-from sparsecc.cli import options, values
+from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
-from sparsecc.cli.values import Name, Value
 from sparsecc.cli.view import Block, Grid, Line
-from sparsecc.options import METRICS
+from sparsecc.options import SearchCall, rows_of
+from sparsecc.options.row import Row
+from sparsecc.options.table import TRIED
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Search, and show the front."""
-    if given.pop("no_measure", False):
-        given["measure"] = False
-    options.shape_inputs(given)
     from sparsecc.search.api import search
 
     with terminal.progress() as on_event:
@@ -43,98 +40,13 @@ def search_view(found: Mapping[str, Any]) -> list[Block]:
     return [*blocks, Line(f"all points: {found['folder']}/front.html", "dim")]
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names:
-        raise ValueError(f"'{text}' names nothing: write for example auto,l2")
-    return names
+def search_rows() -> list[Row]:
+    """What the command line says of a search: neither what each point sets nor goals, which no search has."""
+    rows = rows_of(SearchCall)
+    rows["metric"] = replace(rows["metric"], group=TRIED, help="What the ratios count.")
+    set_by_points = {row.tries for row in rows.values()}
+    return [row for name, row in rows.items() if name not in set_by_points and not (row.alone or row.is_goal)]
 
-
-def ratios(text: str) -> tuple[float, ...]:
-    """Shares to remove, with commas between them."""
-    return tuple(values.ratio(part) for part in listed(text))
-
-
-def quantizes(text: str) -> tuple[str | None, ...]:
-    """Types, with commas between them; `none` leaves the types as they are."""
-    return tuple(None if name == "none" else name for name in listed(text))
-
-
-def _option(*names: str, type: click.ParamType[Any] | None = None, **settings: Any) -> click.Option:
-    return click.Option(list(names), type=type, **settings)
-
-
-SPACE = (
-    _option("--ratios", type=Value("SHARES", ratios), help="Shares to remove.  [default: 0.2,0.35,0.5,0.65]"),
-    _option("--metric", type=Name("metric", METRICS), help="What the ratios count.  [default: macs]"),
-    _option(
-        "criteria",
-        "--criteria",
-        type=Value("NAMES", listed),
-        help="Criteria to try, e.g. auto,wanda (docs/methods.md).  [default: auto]",
-    ),
-    _option(
-        "--allocators",
-        type=Value("NAMES", listed),
-        help="Allocators to try, e.g. auto,global (docs/methods.md).  [default: auto]",
-    ),
-    _option(
-        "--recovers",
-        type=Value("NAMES", listed),
-        help="Repairs to try, e.g. none,reconstruct.  [default: auto]",
-    ),
-    _option(
-        "--quantizes", type=Value("TYPES", quantizes), help="Types to try, e.g. none,int8.  [default: none]"
-    ),
-    _option(
-        "--rounds",
-        type=click.IntRange(min=0),
-        help="How often to look between neighbours on the front.  [default: 1]",
-    ),
-)
-DATA = (
-    _option(
-        "calibration",
-        "--calib",
-        metavar="PATH|FILE.py:FUNCTION",
-        help="Samples to calibrate on, as for `sparsecc compile`.",
-    ),
-    options.general(),
-    _option(
-        "evaluate",
-        "--eval",
-        metavar="FILE.py:FUNCTION",
-        help="A function that scores a model; without it outputs are compared with the dense model's.",
-    ),
-    options.inputs(),
-    _option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
-)
-RUNNING = (
-    options.target(),
-    options.device(),
-    options.threads(),
-    _option("--no-measure", is_flag=True, help="Skip the latency measurements: the front is one of MACs."),
-    _option("--jobs", type=click.IntRange(min=1), help="Compiles at once on this machine.  [default: 1]"),
-    _option(
-        "--cluster",
-        metavar="ADDRESS",
-        help="A Dask scheduler, e.g. tcp://host:8786: compile on its workers, which see the same paths.",
-    ),
-    _option(
-        "--deadline", type=Value("TIME", values.duration_s), help="Give each point up after this, e.g. 10min."
-    ),
-    _option("memory", "--memory-limit", type=Value("SIZE", values.size), help="Memory of each worker."),
-)
-WRITING = (
-    _option(
-        "-o",
-        "--output",
-        type=click.Path(),
-        metavar="DIR",
-        help="The search's folder; one that is there is continued.  [default: MODEL.search]",
-    ),
-)
 
 command = Command(
     "search",
@@ -147,10 +59,5 @@ command = Command(
         "sparsecc compile model.onnx --recipe front/points/3f2a9c.json -o out/",
     ),
     arguments=(options.model(),),
-    sections={
-        "What to try": SPACE,
-        "Data": DATA,
-        "Target and running": RUNNING,
-        "Output": WRITING,
-    },
+    sections=options.sections(search_rows()),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparsecc.cli import options, values
+from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
@@ -17,8 +17,6 @@ FAILED = 1
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Check the bundle; exit code 1 when a check fails."""
-    if "build" in given:
-        given["build"] = values.keyed(given["build"])
     from sparsecc import api
 
     with terminal.progress() as on_event:
@@ -67,10 +65,10 @@ command = Command(
             click.Option(
                 ["--reproduce"], is_flag=True, help="Compile the original again and compare the bytes."
             ),
-            options.calibration(),
-            options.general(),
-            options.evaluate(),
-            options.build(),
+            options.option("calib"),
+            options.option("calib_general"),
+            options.option("evaluate"),
+            options.option("build"),
             click.Option(
                 ["--key"],
                 type=click.Path(),

@@ -264,7 +264,3 @@ def _named(where: str, item: object, inputs: list[ir.Value]) -> dict[str, np.nda
             f"{where}: yields {len(parts)} arrays, the model has {len(inputs)} inputs: yield one for each"
         )
     return {value.name or "": np.asarray(part) for value, part in zip(inputs, parts, strict=False)}
-
-
-SYNTHETIC = "synthetic"
-"""What `calibration` says to ask for random inputs."""

@@ -99,7 +99,7 @@ def choose(
         return Choice({}, ratio, before, before, ratio == 0)
     evidence = evidence_for(analysis, options, source)
     candidates = scored(analysis, free, options, evidence)
-    if source is not None and options.calibration is not None:
+    if source is not None and options.calib is not None:
         candidates = informed(analysis, free, candidates, options, evidence, source)
     measured = all(c.curve is not None for c in candidates)
     criterion = criterion_for(options)
@@ -129,13 +129,13 @@ def require_methods(options: CompileOptions) -> None:
     """InputError for a criterion or allocator that there is not or that lacks samples, before anything is loaded."""
     name, allocator = criterion_for(options), allocator_for(options)
     row = criterion_named(name)
-    if row.needs_data and options.calibration is None:
+    if row.needs_data and options.calib is None:
         raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
-    if row.needs_general and options.calibration_general is None:
+    if row.needs_general and options.calib_general is None:
         raise InputError(
             f"criterion {name} compares two sets of samples: give the general one with --calib-general"
         )
-    if (allocator.uses == "angles" and options.calibration is None) or (
+    if (allocator.uses == "angles" and options.calib is None) or (
         allocator.uses == "joint" and options.samples is None
     ):
         raise InputError(
@@ -160,7 +160,7 @@ def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | N
     samples = source.samples()
     general = source.general() if row.needs_general and source.general else None
     gradients = Gradients(analysis, samples, options.seed, general).of
-    walked = {"threads": options.threads, "memory": options.calib_memory}
+    walked = {"threads": options.threads, "memory": options.working_memory}
     settings = {"seed": options.seed, **walked}
     channels = Channels(analysis, samples, source.scratch, **walked).of
     with nullcontext() if samples.real else matched(analysis.model, samples, source.scratch, **walked):
@@ -186,7 +186,7 @@ def informed(
     """The candidates with what the allocator wants of samples; without loss curves where they take too long."""
     uses, threads, scratch = allocator_for(options).uses, options.threads, source.scratch
     if uses == "angles":
-        found = turns(analysis, free, source.samples(), scratch, threads, options.calib_memory)
+        found = turns(analysis, free, source.samples(), scratch, threads, options.working_memory)
         return [replace(c, turn=found[c.atom]) for c in candidates]
     if uses == "scores" or evidence.stats is None:
         return candidates

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.options import CompileOptions
+from sparsecc.options import CompileOptions, rows_of
 
 TRIALS = 7
 """How many models a search may make."""
@@ -25,8 +25,7 @@ LARGEST = 0.97
 
 _GOOD = (-0.035, 0.015)
 _CLOSE = 0.008
-_FIELDS = ("speedup", "latency", "fps", "size", "working_memory", "max_drop")
-_FLAGS = {name: f"--{name.replace('_', '-')}" for name in _FIELDS} | {"working_memory": "--memory"}
+_ROWS = {name: row for name, row in rows_of(CompileOptions).items() if row.is_goal}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Trial:
 
     `speedup` is that over the dense model, `ms` and `dense_ms` the medians of both by the same clock; `memory`
     and `dense_memory` the bytes that loading and running adds to a process; `score` and `dense_score` are those
-    of `--eval`. None where it was not measured. `exhausted` says that nothing more can be removed, `held` why.
+    of `--evaluate`. None where it was not measured. `exhausted` says that nothing more can be removed, `held` why.
     """
 
     ratio: float
@@ -70,34 +69,22 @@ class Goal:
     latency: float | None = None
     fps: float | None = None
     size: float | None = None
-    working_memory: float | None = None
+    footprint: float | None = None
     max_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.asked.items():
-            least = 1.0 if name == "speedup" else 0.0
-            if not math.isfinite(value) or value < least or (value == least and name != "max_drop"):
-                raise InputError(f"{_FLAGS[name]} {value:g} is no goal: give more than {least:g}")
 
     @staticmethod
     def of(options: CompileOptions) -> Goal | None:
-        """The goal among the options. InputError where two of one kind, or what they need is missing."""
-        given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+        """The goal among the options. InputError where one cannot be measured."""
+        given = {name: getattr(options, name) for name in _ROWS if getattr(options, name) is not None}
         if options.mixes_types:
             given.pop("size", None)  # types are chosen for it, not what is removed
         if not given:
             return None
-        timed = [name for name in ("speedup", "latency", "fps") if name in given]
-        sized = [_FLAGS[name] for name in timed] + (["--ratio"] if options.ratio is not None else [])
-        if len(timed) > 1 or (timed and options.ratio is not None):
-            raise InputError(f"{' and '.join(sized)} are different budgets: give one of them")
-        if "working_memory" in given and options.device != "local":
-            raise InputError(f"--memory is measured on this machine: leave out --device {options.device}")
-        for name in (*timed, "working_memory"):
+        if "footprint" in given and options.device != "local":
+            raise InputError(f"--footprint is measured on this machine: leave out --device {options.device}")
+        for name in ("speedup", "latency", "fps", "footprint"):
             if name in given and not options.measure:
-                raise InputError(f"{_FLAGS[name]} needs the measurement: leave out --no-measure")
-        if "max_drop" in given and options.evaluate is None:
-            raise InputError("--max-drop needs an accuracy to watch: give --eval FILE.py:FUNCTION")
+                raise InputError(f"{_ROWS[name].flag} needs the measurement: leave out --no-measure")
         return Goal(**given)
 
     @property
@@ -111,7 +98,7 @@ class Goal:
     @property
     def has_target(self) -> bool:
         """Whether a smallest ratio is wanted; with `max_drop` alone the largest is."""
-        return self.is_timed or self.size is not None or self.working_memory is not None
+        return self.is_timed or self.size is not None or self.footprint is not None
 
     @property
     def first_ratio(self) -> float:
@@ -128,8 +115,8 @@ class Goal:
         over = [-math.inf]
         if self.size is not None:
             over.append(math.log(trial.bytes / self.size))
-        if self.working_memory is not None and trial.memory is not None:
-            over.append(math.log(max(trial.memory, 1) / self.working_memory))
+        if self.footprint is not None and trial.memory is not None:
+            over.append(math.log(max(trial.memory, 1) / self.footprint))
         if self.speedup is not None and trial.speedup is not None:
             over.append(math.log(self.speedup / trial.speedup))
         limit = self.milliseconds
@@ -149,7 +136,7 @@ class Goal:
 
     def words(self) -> str:
         """`--speedup 2, --max-drop 0.01`."""
-        return ", ".join(f"{_FLAGS[name]} {_number(value)}" for name, value in self.asked.items())
+        return ", ".join(f"{_ROWS[name].flag} {_number(value)}" for name, value in self.asked.items())
 
 
 def _number(value: float) -> str:
@@ -267,7 +254,7 @@ def _short(goal: Goal, best: Trial, excess: float) -> str:
         reached.append(f"{best.dense_ms / best.speedup:.3g} ms")
     if goal.size is not None:
         reached.append(f"{best.bytes} bytes")
-    if goal.working_memory is not None and best.memory is not None:
+    if goal.footprint is not None and best.memory is not None:
         reached.append(f"{best.memory} bytes of memory")
     held = f": {best.held}" if best.held else ""
     return (
@@ -285,7 +272,7 @@ def judge(goal: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any
         speedup = float(latency["speedup"]["estimate"])
         dense = float(latency["before_ms"]["p50"])
         found = replace(found, speedup=speedup, dense_ms=dense, ms=dense / speedup)
-    if asked.working_memory is not None:
+    if asked.footprint is not None:
         found = replace(found, memory=measured["footprint"]["after"]["model_memory_bytes"])
     excess = asked.excess(found)
     return {

@@ -115,7 +115,7 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     options = compilation.options
     patterns = (*options.keep, *options.only)
     if "layers" not in options.prune and not any(p.startswith("group:") for p in patterns):
-        return analysis, Depth(keep=options.keep, only=options.only)
+        return analysis, Depth(keep=tuple(options.keep), only=tuple(options.only))
     groups = find_groups(analysis)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
     check_ids(patterns, len(groups) + len(blocks))
@@ -200,7 +200,7 @@ def _chosen(
     if options.layer_criterion != "span":
         return greedy.choose()
     spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
-    settings = {"threads": options.threads, "memory": options.calib_memory}
+    settings = {"threads": options.threads, "memory": options.working_memory}
     walk = walked(analysis, spans, samples, scratch.folder / "spans", **settings)
     chosen = straightest(analysis, spans, walk)
     return chosen, greedy.change(_branches(chosen))

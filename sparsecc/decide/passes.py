@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ def passes_for(options: CompileOptions) -> list[Pass]:
     passes: list[Pass] = []
     for given, option in ((options.sparsity_options, "sparsity"), (options.quantize_options, "quantize")):
         if given and not getattr(options, option):
-            raise InputError(f"--{option}-option {given[0][0]} does nothing without --{option}: give it too")
+            raise InputError(
+                f"--{option}-option {next(iter(given))} does nothing without --{option}: give it too"
+            )
     if options.sparsity:
         from sparsecc.passes.sparsity import Sparsify
 
@@ -45,12 +47,10 @@ def passes_for(options: CompileOptions) -> list[Pass]:
 def require_passes(options: CompileOptions) -> None:
     """InputError for passes that the target or missing samples make impossible, before anything is loaded."""
     for one in passes_for(options):
-        one.require(target_named(options.target), has_data=options.calibration is not None)
+        one.require(target_named(options.target), has_data=options.calib is not None)
 
 
-def pass_options(
-    kind: type[Pass], option: str, given: Sequence[tuple[str, str]], taken: str
-) -> dict[str, Any]:
+def pass_options(kind: type[Pass], option: str, given: Mapping[str, str], taken: str) -> dict[str, Any]:
     """Fields of a pass from KEY=VALUE texts. `taken` is the field that has an option of its own.
 
     InputError names the key with the closest one there is, or the value with what is wanted.
@@ -58,7 +58,7 @@ def pass_options(
     hints = typing.get_type_hints(kind)
     known = [f.name for f in fields(kind) if f.name != taken]
     read = {}
-    for key, text in given:
+    for key, text in given.items():
         name = key.replace("-", "_")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

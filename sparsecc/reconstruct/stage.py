@@ -13,12 +13,11 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, Keep, mask
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norms_of
 from sparsecc.calibrate.mixtures import Mixture
-from sparsecc.data.files import SYNTHETIC
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.options import CompileOptions
+from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.reconstruct.experts import mend_experts
 from sparsecc.reconstruct.layerwise import Kept, Repair, Settings, repair
 
@@ -33,7 +32,7 @@ def method_for(options: CompileOptions, model: ir.Model) -> str:
         return "reconstruct"
     if options.recover != "auto":
         return options.recover
-    blind = options.calibration is None or (options.calibration == SYNTHETIC and not norms_of(model))
+    blind = options.calib is None or (options.calib == SYNTHETIC and not norms_of(model))
     return "none" if blind else "reconstruct"
 
 
@@ -66,7 +65,7 @@ def run_repair(
     if samples.real:
         return repair_from(wide, pruned, kept, samples, scratch, settings, mixtures)
     with (
-        matched(wide, samples, scratch, threads=options.threads, memory=options.calib_memory),
+        matched(wide, samples, scratch, threads=options.threads, memory=options.working_memory),
         matched_pair(wide, pruned, kept),
     ):
         return repair(wide, pruned, kept, samples, scratch, settings)
@@ -80,7 +79,7 @@ def settings_for(
         method_for(options, model),
         seed=options.seed,
         threads=options.threads,
-        memory=options.calib_memory,
+        memory=options.working_memory,
         progress=progress,
     )
 

@@ -148,7 +148,7 @@ def doubts(compilation: Compilation, measured: Mapping[str, Any], *, scored: boo
     if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:
         found.append(
             f"{changed:.0%} of the calibration samples have another top class than before: "
-            "take a lower ratio or more samples, and measure with --eval"
+            "take a lower ratio or more samples, and measure with --evaluate"
         )
     return found
 

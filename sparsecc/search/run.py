@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.bundle.folder import write_json
-from sparsecc.bundle.foreign import NEEDED, SPELLED
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
-from sparsecc.data.files import SYNTHETIC
 from sparsecc.errors import GoalError
-from sparsecc.options import CompileOptions
+from sparsecc.options import SYNTHETIC, CompileOptions, rows_of
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
@@ -23,6 +21,8 @@ from sparsecc.system.files import file_sha256
 from sparsecc.system.versions import versions
 
 SCHEMA = "sparsecc.search/1"
+_CODED = [row for row in rows_of(CompileOptions).values() if row.names_code]
+"""Options that a compile by the recipe of a point is given again: a recipe may not name them."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -141,9 +141,9 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the command that makes it again."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
     again = [f"--recipe points/{row['id']}.json"]
-    for name in sorted(NEEDED):
-        if base.get(name) not in (None, SYNTHETIC):
-            again.append(f"{SPELLED[name]} {base[name]}")
+    for option in _CODED:
+        if base.get(option.name) not in (None, SYNTHETIC):
+            again.append(f"{option.flag} {base[option.name]}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
 
 
@@ -157,8 +157,8 @@ def _replace(path: Path, data: Any) -> None:
 def _data_of(base: Mapping[str, Any]) -> str:
     """A hash of where the samples and the metric come from: names, sizes and times of their files."""
     digest = hashlib.sha256()
-    for name in sorted(NEEDED):
-        text = str(base.get(name) or "")
+    for option in _CODED:
+        text = str(base.get(option.name) or "")
         path = Path(text)
         path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
         files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []

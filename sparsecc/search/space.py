@@ -8,37 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.options import CompileOptions
+from sparsecc.options import CompileOptions, Tried, rows_of
 
 CLOSEST = 0.02
 """Ratios nearer than this are not told apart."""
-VARIED = ("ratio", "criterion", "allocator", "recover", "quantize")
-"""The options that a search sets."""
+VARIED = {name: row.tries for name, row in rows_of(Tried).items()}
+"""What a search tries -> the option that it sets."""
 
 
-@dataclass(frozen=True)
-class Space:
-    """Every combination of these is a point; None in `quantizes` leaves the types as they are."""
-
-    ratios: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65)
-    criteria: tuple[str, ...] = ("auto",)
-    allocators: tuple[str, ...] = ("auto",)
-    recovers: tuple[str, ...] = ("auto",)
-    quantizes: tuple[str | None, ...] = (None,)
+@dataclass(frozen=True, kw_only=True)
+class Space(Tried):
+    """Every combination of what is tried is a point."""
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """The options of each point, small ratios first, so that an interrupted search has a whole picture."""
-        for values in itertools.product(
-            self.ratios, self.criteria, self.allocators, self.recovers, self.quantizes
-        ):
-            yield {k: v for k, v in zip(VARIED, values, strict=True) if v is not None}
+        for values in itertools.product(*(getattr(self, name) for name in VARIED)):
+            yield {k: v for k, v in zip(VARIED.values(), values, strict=True) if v is not None}
 
     def require_known(self, base: Mapping[str, Any]) -> None:
         """InputError for a point that no compile would take, before any is made."""
         from sparsecc.decide.channels import require_methods
         from sparsecc.decide.passes import require_passes
 
-        taken = [name for name in VARIED if name in base]
+        taken = [name for name in VARIED.values() if name in base]
         if taken:
             raise InputError(f"a search sets {taken[0]} itself: give the values to try")
         points = list(self.grid())

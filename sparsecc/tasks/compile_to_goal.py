@@ -51,7 +51,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         settled = Workshop.open(asked, goal).settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
-        resolved = resolved_options(options, settled)
+        resolved = options.at_ratio(settled.ratio)
         require_methods(resolved)
         require_passes(resolved)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
@@ -61,20 +61,6 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             "notes": settled.notes,
         }
         return pipeline.compiled(compilation, request)
-
-
-def resolved_options(options: CompileOptions, settled: Settled) -> CompileOptions:
-    """The options of an ordinary compile that meets the goal."""
-    return replace(
-        options,
-        ratio=settled.ratio,
-        speedup=None,
-        latency=None,
-        fps=None,
-        size=options.size if options.mixes_types else None,
-        working_memory=None,
-        max_drop=None,
-    )
 
 
 def _scaled(emit: Emit, start: float) -> Emit:
@@ -96,7 +82,7 @@ class Workshop:
     def open(compilation: Compilation, goal: Goal) -> Workshop:
         """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed."""
         options, backend = compilation.options, backend_named(compilation.target.backend)
-        if (goal.is_timed or goal.working_memory) and not backend.runs_here:
+        if (goal.is_timed or goal.footprint) and not backend.runs_here:
             raise UnavailableError(
                 f"target {options.target} cannot be measured here: give --ratio instead of {goal.words()}"
             )
@@ -108,7 +94,7 @@ class Workshop:
         shop = Workshop(compilation, goal)
         if goal.max_drop is not None:
             shop.dense_score = shop.score(compilation, dense.path)
-        if goal.working_memory is not None:
+        if goal.footprint is not None:
             shop.dense_memory = shop.memory_of(compilation.file, compilation.feeds[0])
         return shop
 
@@ -137,7 +123,7 @@ class Workshop:
 
     def build(self, ratio: float, folder: Path) -> Work:
         """The artefact at a ratio, in `folder`, made as a compile makes it."""
-        options = replace(self.compilation.options, ratio=ratio)
+        options = self.compilation.options.at_ratio(ratio)
         return walk(Work(self.compilation.again(options), folder), MAKING)
 
     def measured(self, trial: Trial, work: Work) -> Trial:
@@ -147,7 +133,7 @@ class Workshop:
             trial = self.timed(trial, work, _COARSE, 4)
             if abs(self.goal.excess(trial)) < _NEARBY:
                 trial = self.timed(trial, work, _FINE, 8)
-        if self.goal.working_memory is not None:
+        if self.goal.footprint is not None:
             feeds = compilation.small_feeds or compilation.feeds[0]
             memory = self.memory_of(work.compiled, feeds)
             trial = replace(trial, memory=memory, dense_memory=self.dense_memory)

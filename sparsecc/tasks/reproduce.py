@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.bundle.folder import Bundle
-from sparsecc.bundle.foreign import LeftOut, own_options
-from sparsecc.bundle.recipe import ABOUT, load_recipe
+from sparsecc.bundle.foreign import LeftOut, not_given_again, read_recipe
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.system.temp_folders import temporary_folder
@@ -33,7 +32,7 @@ def reproduced(
 
     options, left = options_in(bundle.folder / "recipe.yaml")
     build = dict(given.get("build", {}))
-    missing = [one for one in left if one.option not in {*given, *(f"build {key}" for key in build)}]
+    missing = not_given_again(left, given)
     for one in missing:
         if one.option not in UNSEEN:
             raise InputError(one.line("recipe.yaml"))
@@ -59,7 +58,5 @@ def _hash(files: dict[str, Any], name: str) -> object:
 
 def options_in(path: Path) -> tuple[dict[str, Any], list[LeftOut]]:
     """(the options that a bundle's recipe may set, what was left out). InputError where it holds none."""
-    recipe = load_recipe(str(path))
-    if not all(isinstance(name, str) for name in recipe):
-        raise InputError(f"{path.name} holds no options: compile again")
-    return own_options({k: v for k, v in recipe.items() if k not in ABOUT}, path.parent)
+    options, left, _ = read_recipe(str(path))
+    return options, left

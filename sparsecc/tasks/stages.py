@@ -171,7 +171,7 @@ def run_passes(work: Work) -> None:
         compilation.calibration_feeds(),
         options.seed,
         compilation.progress,
-        options.calib_memory,
+        options.working_memory,
         options.measure,
     )
     for one in passes:
@@ -265,7 +265,7 @@ def require_room(compilation: Compilation) -> None:
     """InputError where the options need more than a part of a model in memory, and there is no room."""
     options, backend = compilation.options, backend_named(compilation.target.backend)
     wants = {
-        "--calib": options.calibration is not None,
+        "--calib": options.calib is not None,
         "--prune layers": "layers" in options.prune,
         "--tokens": options.tokens is not None,
         f"--recover {options.recover}": options.recover not in ("auto", "none"),

@@ -32,7 +32,7 @@ def score_of_dense(compilation: Compilation) -> float | None:
 
 
 def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | None) -> dict[str, Any] | None:
-    """`--eval file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better).
+    """`--evaluate file.py:function`: the function gets `run(feeds) -> outputs` and returns a number (larger = better).
 
     `before` is what it gave for the dense model.
     """
@@ -49,9 +49,9 @@ def score(function: Callable[[Run], Any], run: Run) -> float:
     try:
         value = function(run)
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as e:
-        raise InputError(f"--eval {function.__name__} failed: {type(e).__name__}: {e}") from e
+        raise InputError(f"--evaluate {function.__name__} failed: {type(e).__name__}: {e}") from e
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise InputError(f"--eval {function.__name__} returned {value!r}: it must return a finite number")
+        raise InputError(f"--evaluate {function.__name__} returned {value!r}: it must return a finite number")
     return float(value)
 
 
@@ -60,10 +60,10 @@ def function_of(spec: str) -> Callable[..., Any]:
     file, _, name = spec.removeprefix("py:").rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"--eval {spec}: no file '{file}': write path/to/file.py:function")
+        raise InputError(f"--evaluate {spec}: no file '{file}': write path/to/file.py:function")
     found = getattr(_module(path), name, None)
     if not callable(found):
-        raise InputError(f"--eval {spec}: {path.name} has no function '{name}'")
+        raise InputError(f"--evaluate {spec}: {path.name} has no function '{name}'")
     function: Callable[..., Any] = found
     return function
 

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnx import parser
 
 from sparsecc.bundle.folder import Bundle
+from sparsecc.bundle.foreign import read_recipe
 from sparsecc.bundle.plan_file import read_plan, require_fits
-from sparsecc.cli.recipe import read_recipe
 from sparsecc.errors import InputError
 from sparsecc.loading.models import load_ir_bytes
 from sparsecc.loading.normalise import normalise
@@ -50,7 +50,7 @@ def recipe(data: bytes) -> None:
         path = Path(folder) / "recipe.yaml"
         path.write_bytes(data)
         with contextlib.suppress(InputError):
-            read_recipe(str(path), set(CompileOptions.__dataclass_fields__), {})
+            read_recipe(str(path))
         with contextlib.suppress(InputError):
             CompileOptions.of(options_in(path)[0]).to_recipe()
 

@@ -1,0 +1,24 @@
+"""The table of options, and what reads it."""
+
+from sparsecc.options.row import are_sizes, rows_of
+from sparsecc.options.table import (
+    LAYER_CRITERIA,
+    SWITCHES,
+    SYNTHETIC,
+    CompileCall,
+    CompileOptions,
+    SearchCall,
+    Tried,
+)
+
+__all__ = [
+    "LAYER_CRITERIA",
+    "SWITCHES",
+    "SYNTHETIC",
+    "CompileCall",
+    "CompileOptions",
+    "SearchCall",
+    "Tried",
+    "are_sizes",
+    "rows_of",
+]

@@ -1,0 +1,477 @@
+"""The table of options: what each is called, what it may be, what it is for. Everything else about options follows
+from it: the command line and its help, the signatures of `sparsecc.compile` and `sparsecc.search`, what recipes may
+say, goals, what a search tries, and docs/options.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from sparsecc.errors import InputError, unknown
+from sparsecc.graph.kinds import KINDS
+from sparsecc.options import reading
+from sparsecc.options.row import (
+    ALIGN,
+    CALL,
+    DROP,
+    FLAG,
+    INPUTS,
+    MILLISECONDS,
+    PAIRS,
+    PATTERNS,
+    RATE,
+    RATIO,
+    SECONDS,
+    SHARE,
+    SIZE,
+    TIMES,
+    Inputs,
+    Kind,
+    Pairs,
+    StrPath,
+    choice,
+    listed,
+    memory,
+    option,
+    rows_of,
+    source,
+    text,
+    whole,
+    word,
+)
+from sparsecc.targets import TARGETS, target_named
+
+Event = Callable[[dict[str, Any]], None]
+Table = TypeVar("Table", bound="Options")
+
+SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+"""How an option of a pass or a builder that is on or off may be written."""
+METRICS = ("macs", "params", "channels", "latency")
+RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
+LAYER_CRITERIA = ("output", "divergence", "angular", "span")
+"""How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
+TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
+FORMS = ("onnx", "ort", "engine")
+SYNTHETIC = "synthetic"
+"""What `calib` says to ask for random inputs."""
+SMALLEST_MEMORY = 16 << 20
+"""Bytes that calibration needs at least."""
+
+BUDGET = "Budget (one of ratio, speedup, latency, fps)"
+REMOVAL = "What may be removed"
+NUMBERS = "Numbers"
+DATA = "Data"
+RUNNING = "Target and measurement"
+OUTPUT = "Bundle"
+TRIED = "What to try"
+GROUPS = (TRIED, BUDGET, REMOVAL, NUMBERS, DATA, RUNNING, OUTPUT)
+"""The sections of the help and of docs/options.md, in their order."""
+
+SHORT_TARGETS = {"ort": "onnxruntime", "trt": "tensorrt"}
+
+
+def _target(name: str) -> str:
+    return target_named(SHORT_TARGETS.get(name.lower(), name)).name
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    return reading.names_of("kind", KINDS)(text)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    return tuple(reading.ratio(part) for part in reading.names(text))
+
+
+def _types(text: str) -> tuple[str | None, ...]:
+    return tuple(None if name == "none" else name for name in reading.names(text))
+
+
+CODE = "PATH|FILE.py:FUNCTION"
+TARGET: Kind[str] = Kind("TARGET", _target, text("TARGET").check, names=TARGETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Values that are checked, each by its row, and kept in one form."""
+
+    def __post_init__(self) -> None:
+        for name, row in rows_of(type(self)).items():
+            object.__setattr__(self, name, row.take(getattr(self, name)))
+
+    @classmethod
+    def of(cls: type[Table], given: Mapping[str, Any]) -> Table:
+        """From plain data (a recipe, a request), in which None leaves an option out. InputError names an unknown
+        option and the closest one."""
+        known = tuple(one.name for one in fields(cls))
+        for name in given:
+            if name not in known:
+                raise unknown("option", "options", name, known)
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(Options):
+    """What a compile was asked for: every option with its value, as the recipe records it."""
+
+    ratio: float | None = option(
+        None,
+        RATIO,
+        "Remove this share of --metric: 0.5 or 50% removes half.",
+        BUDGET,
+        is_common=True,
+        alone=True,
+    )
+    metric: str = option("macs", choice("metric", METRICS), "What --ratio counts.", BUDGET)
+    speedup: float | None = option(
+        None, TIMES, "Compile until it is this much faster.", BUDGET, is_common=True, alone=True, is_goal=True
+    )
+    latency: float | None = option(
+        None,
+        MILLISECONDS,
+        "Compile until it takes this long, e.g. 5ms; plain numbers of Python and recipes are milliseconds.",
+        BUDGET,
+        is_common=True,
+        alone=True,
+        is_goal=True,
+    )
+    fps: float | None = option(
+        None, RATE, "Compile until it runs this often a second.", BUDGET, alone=True, is_goal=True
+    )
+    size: float | None = option(
+        None, SIZE, "Compile until it is this small, e.g. 5MiB.", BUDGET, is_common=True, is_goal=True
+    )
+    footprint: float | None = option(
+        None,
+        SIZE,
+        "Compile until loading and running it takes no more than this memory.",
+        BUDGET,
+        was_flags=("--memory",),
+        is_goal=True,
+    )
+    max_drop: float | None = option(
+        None,
+        DROP,
+        "Lose at most this much accuracy (needs --evaluate).",
+        BUDGET,
+        is_common=True,
+        is_goal=True,
+    )
+    prune: Sequence[str] = option(
+        ("channels", "heads", "head_dims"),
+        listed("KINDS", _kinds),
+        f"What may go, with commas: {', '.join(KINDS)}.",
+        REMOVAL,
+        is_common=True,
+    )
+    criterion: str = option(
+        "auto",
+        word("NAME"),
+        "How the importance of a slot is scored, e.g. l2, wanda, obs (docs/methods.md).",
+        REMOVAL,
+    )
+    allocator: str = option(
+        "auto",
+        word("NAME"),
+        "How the budget is spread over the groups, e.g. uniform, global, distortion (docs/methods.md).",
+        REMOVAL,
+    )
+    align: str | int = option("auto", ALIGN, "Multiples for channel counts.", REMOVAL)
+    layer_criterion: str = option(
+        "output",
+        choice("layer criterion", LAYER_CRITERIA),
+        "What layers are judged by with --prune layers: the outputs without them (relative change, Jensen-Shannon "
+        "divergence, angle), or how far consecutive ones turn what passes by.",
+        REMOVAL,
+    )
+    tokens: float | None = option(
+        None,
+        SHARE,
+        "Keep this share of an image's patches from a third of the layers of a vision transformer on: those that "
+        "its class token attends to most.",
+        REMOVAL,
+    )
+    keep: Sequence[str] = option(
+        (),
+        PATTERNS,
+        "Leave these alone: a glob on node, tensor or group names. May be repeated.",
+        REMOVAL,
+        is_common=True,
+    )
+    only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be repeated.", REMOVAL)
+    prune_io: bool = option(
+        False, FLAG, "Let the sizes of the model's inputs and outputs change too.", REMOVAL
+    )
+    sparsity: str | None = option(
+        None, word("PATTERN"), "Pattern over what is left, e.g. 2:4.", NUMBERS, is_common=True
+    )
+    sparsity_options: Pairs = option(
+        {},
+        PAIRS,
+        "How, e.g. method=sparsegpt, permute=true (docs/quantization.md). May be repeated.",
+        NUMBERS,
+        flags=("--sparsity-option",),
+    )
+    quantize: str | None = option(
+        None,
+        choice("type", TYPES),
+        "Type of the weights and activations; mixed finds one for each layer, so that all fit --size.",
+        NUMBERS,
+        is_common=True,
+    )
+    quantize_options: Pairs = option(
+        {},
+        PAIRS,
+        "How, e.g. method=mse, algorithm=gptq, block=64, max_drop=0.01 (docs/quantization.md). May be repeated.",
+        NUMBERS,
+        flags=("--quantize-option",),
+    )
+    recover: str = option("auto", choice("recovery", RECOVERIES), "Repair after removal.", NUMBERS)
+    recover_budget: str = option("2m", word("BUDGET"), "How long to distil: 10m, 90s or steps:2000.", NUMBERS)
+    calib: StrPath | None = option(
+        None,
+        source(CODE),
+        "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, or a "
+        "function.",
+        DATA,
+        was=("calibration",),
+        is_common=True,
+        names_code=True,
+    )
+    calib_general: StrPath | None = option(
+        None,
+        source(CODE),
+        "Samples of everything else, which --criterion dai compares those of --calib with.",
+        DATA,
+        was=("calibration_general",),
+        names_code=True,
+    )
+    evaluate: str | None = option(
+        None,
+        text("FILE.py:FUNCTION"),
+        "A function that scores a model: accuracy before and after.",
+        DATA,
+        flags=("--evaluate", "--eval"),
+        never_in_a_file="which names code to run",
+        is_common=True,
+        names_code=True,
+    )
+    working_memory: int = option(
+        2 << 30,
+        memory(SMALLEST_MEMORY),
+        "Memory that calibration, repair and quantization may hold, e.g. 4GiB; beyond it they use the disk and "
+        "several passes.",
+        DATA,
+        was=("calib_memory",),
+        was_flags=("--calib-memory",),
+    )
+    inputs: Inputs = option(
+        {},
+        INPUTS,
+        "Fix the shape of an input, e.g. x:1x3x224x224; or a range, x:1x64|8x64|16x64 (min|opt|max).",
+        DATA,
+        flags=("-i", "--input"),
+        is_common=True,
+    )
+    seed: int = option(0, whole(0), "Seed of everything random.", DATA)
+    target: str = option(
+        "onnxruntime",
+        TARGET,
+        "Runtime: {names}.",
+        RUNNING,
+        flags=("-t", "--target"),
+        is_common=True,
+    )
+    device: str = option(
+        "local",
+        text("local|NAME|ssh://USER@HOST|adb:SERIAL"),
+        "Where to measure; NAME is one of `sparsecc devices list`.",
+        RUNNING,
+        never_in_a_file="a machine to run on",
+        is_common=True,
+    )
+    threads: int = option(1, whole(1), "Threads when a model runs.", RUNNING)
+    measure: bool = option(True, FLAG, "Skip the latency measurement.", RUNNING)
+    emit: str | None = option(
+        None,
+        choice("form", FORMS),
+        "Write this form: ort for ONNX Runtime; onnx with build scripts for TensorRT, to be finished by "
+        "`sparsecc build`.",
+        OUTPUT,
+    )
+    build: Pairs = option(
+        {},
+        PAIRS,
+        "Option of the target's builder, e.g. workspace=4GiB, optimization_level=5, compute_capabilities=8.6,12.0 "
+        "(docs/tensorrt.md). May be repeated.",
+        OUTPUT,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rows = rows_of(CompileOptions).values()
+        asked = [row.flag for row in rows if row.alone and getattr(self, row.name) is not None]
+        if len(asked) > 1:
+            names = " and ".join(asked)
+            raise InputError(f"{names} are different budgets: give one of them (--max-drop may go with it)")
+        if self.max_drop is not None and self.evaluate is None:
+            raise InputError("--max-drop needs an accuracy to watch: give --evaluate FILE.py:FUNCTION")
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Plain data that `of` reads back."""
+        values = {name: getattr(self, name) for name in rows_of(CompileOptions)}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
+
+    def at_ratio(self, ratio: float) -> CompileOptions:
+        """The same compile to a ratio instead of to goals. The size that types are chosen for is no goal."""
+        kept = {"size"} if self.mixes_types else set()
+        goals = {row.name for row in rows_of(CompileOptions).values() if row.is_goal} - kept
+        met: dict[str, Any] = dict.fromkeys(goals)
+        return replace(self, ratio=ratio, **met)
+
+    @property
+    def samples(self) -> str | None:
+        """Where real samples come from; None where there are none, or random inputs were asked for."""
+        return None if self.calib is None or self.calib == SYNTHETIC else str(self.calib)
+
+    @property
+    def mixes_types(self) -> bool:
+        """Whether layers have different types, for which `size` is then the budget."""
+        return self.quantize == "mixed"
+
+    @property
+    def dims(self) -> dict[str, tuple[int, ...]]:
+        """The inputs whose shape is fixed."""
+        return {name: shape for name, shape in self._shapes() if _is_shape(shape)}
+
+    @property
+    def profiles(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """The inputs with a range: (least, usual, largest) shape."""
+        return {name: shape for name, shape in self._shapes() if not _is_shape(shape)}
+
+    def _shapes(self) -> list[tuple[str, Any]]:
+        return list(self.inputs.items())
+
+
+def _is_shape(shape: Any) -> bool:
+    return all(isinstance(d, int) for d in shape)
+
+
+def _plain(value: Any) -> Any:
+    """Lists instead of tuples, which YAML has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Options):
+    """Where a call writes, what its workers may take, and who hears of its progress."""
+
+    output: StrPath | None = option(
+        None,
+        source("DIR"),
+        "The folder to write.",
+        OUTPUT,
+        by=CALL,
+        flags=("-o", "--output"),
+        is_common=True,
+    )
+    deadline: float | None = option(
+        None,
+        SECONDS,
+        "Stop a native call after this, e.g. 10min.",
+        RUNNING,
+        never_in_a_file="a limit of the worker",
+    )
+    memory_limit: int | None = option(
+        None,
+        SIZE,
+        "Memory of a worker, e.g. 4GiB.",
+        RUNNING,
+        was=("memory",),
+        never_in_a_file="a limit of the worker",
+    )
+    on_event: Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCall(Running, CompileOptions):
+    """What `sparsecc.compile` and `sparsecc compile` take besides the model."""
+
+    force: bool = option(
+        False, FLAG, "Replace the output folder if it exists.", OUTPUT, by=CALL, is_common=True
+    )
+    dry_run: bool = option(False, FLAG, "Decide and report, write nothing.", OUTPUT, by=CALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried(Options):
+    """What a search tries: every combination of these; None in `quantizes` leaves the types as they are."""
+
+    ratios: Sequence[float] = option(
+        (0.2, 0.35, 0.5, 0.65),
+        listed("SHARES", _ratios),
+        "Shares to remove.",
+        TRIED,
+        by=CALL,
+        is_common=True,
+        tries="ratio",
+    )
+    criteria: Sequence[str] = option(
+        ("auto",),
+        listed("NAMES", reading.names),
+        "Criteria to try, e.g. auto,wanda (docs/methods.md).",
+        TRIED,
+        by=CALL,
+        is_common=True,
+        tries="criterion",
+    )
+    allocators: Sequence[str] = option(
+        ("auto",),
+        listed("NAMES", reading.names),
+        "Allocators to try, e.g. auto,global (docs/methods.md).",
+        TRIED,
+        by=CALL,
+        is_common=True,
+        tries="allocator",
+    )
+    recovers: Sequence[str] = option(
+        ("auto",),
+        listed("NAMES", reading.names),
+        "Repairs to try, e.g. none,reconstruct.",
+        TRIED,
+        by=CALL,
+        is_common=True,
+        tries="recover",
+    )
+    quantizes: Sequence[str | None] = option(
+        (None,),
+        listed("TYPES", _types),
+        "Types to try, e.g. none,int8.",
+        TRIED,
+        by=CALL,
+        is_common=True,
+        tries="quantize",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCall(Running, CompileOptions, Tried):
+    """What `sparsecc.search` takes besides the model; `sparsecc search` leaves out what each point sets."""
+
+    rounds: int = option(
+        1, whole(0), "How often to look between neighbours on the front.", TRIED, by=CALL, is_common=True
+    )
+    jobs: int = option(1, whole(1), "Compiles at once on this machine.", RUNNING, by=CALL, is_common=True)
+    cluster: str | None = option(
+        None,
+        text("ADDRESS"),
+        "A Dask scheduler, e.g. tcp://host:8786: compile on its workers, which see the same paths.",
+        RUNNING,
+        by=CALL,
+    )
