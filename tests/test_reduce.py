@@ -12,7 +12,8 @@ from onnx import parser
 
 from sparsecc.cli import main
 from sparsecc.errors import InputError
-from sparsecc.tasks.reduce import cut_out, reduce_model, reduce_nodes
+from sparsecc.ir.extract import cut_out
+from sparsecc.tasks.reduce import reduce_model, reduce_nodes
 
 
 def chain(length: int, odd: dict[int, str]) -> onnx.ModelProto:

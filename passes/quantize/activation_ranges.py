@@ -41,7 +41,7 @@ def collect(
     context: PassContext,
     *,
     histogram: bool,
-    level: str = "basic",
+    level: str = "all",
     infinite: bool = False,
 ) -> dict[str, ValueStats]:
     """Ranges (and histograms, in a second run) of values over the calibration set.
@@ -60,7 +60,7 @@ def observed(
     names: Sequence[str],
     context: PassContext,
     *,
-    level: str = "basic",
+    level: str = "all",
     infinite: bool = False,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) of the named values over the calibration set.

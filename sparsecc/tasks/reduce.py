@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from sparsecc.errors import InputError
+from sparsecc.ir.extract import cut_out
 from sparsecc.loading.open_model import open_model
 from sparsecc.system.files import file_sha256
 from sparsecc.system.temp_folders import temporary_folder
@@ -124,47 +125,3 @@ def _subsets(kept: Sequence[int], parts: int) -> list[list[int]]:
     pieces = [list(kept[i : i + size]) for i in range(0, len(kept), size)]
     others = [[n for n in kept if n not in set(piece)] for piece in pieces] if len(pieces) > 2 else []
     return pieces + others
-
-
-def cut_out(model: onnx.ModelProto, nodes: Sequence[int]) -> onnx.ModelProto:
-    """The model of these nodes only: what they read and nobody makes becomes an input, what nobody reads of
-    theirs an output."""
-    cut = onnx.ModelProto()
-    cut.CopyFrom(model)
-    graph = cut.graph
-    chosen = [model.graph.node[i] for i in sorted(nodes)]
-    known = _types(model)
-    read = {name for node in chosen for name in _reads(node)}
-    made = {name for node in chosen for name in node.output if name}
-    for entries in (graph.node, graph.input, graph.output, graph.initializer, graph.value_info):
-        del entries[:]
-    graph.node.extend(chosen)
-    weights = [t for t in model.graph.initializer if t.name in read]
-    graph.initializer.extend(weights)
-    fed = read - made - {t.name for t in weights} - {s.values.name for s in graph.sparse_initializer}
-    graph.input.extend(known[name] for name in sorted(fed) if name in known)
-    declared = [v for v in model.graph.output if v.name in made]
-    loose = sorted(made - read - {v.name for v in declared})
-    graph.output.extend([*declared, *(known[n] for n in loose)])
-    return cut
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, those inside its bodies too."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            for inner in graph.node:
-                names |= _reads(inner)
-    return names
-
-
-def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """What is known of every value; a bare name where nothing is."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        inferred = model
-    known = {name: onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output}
-    graph = inferred.graph
-    return known | {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
