@@ -51,6 +51,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Kept, Settings, repair
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.session import open_session
+from sparsecc.shapes.dynamic_dims import takes_any_batch
 
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
@@ -156,11 +157,13 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     analysis = analyse(normalise(load_ir(pair.model)))
     groups = find_groups(analysis, prune=options.prune)
     general = pair.general
+    seen, held_out = pair.samples.divided(whole_batches=not takes_any_batch(analysis.model))
     source = Source(
-        lambda: pair.samples,
+        lambda: seen,
         folder,
         general=None if general is None else lambda: general,
         again=lambda: analyse(analysis.model.clone()),
+        held_out=lambda: held_out,
     )
     chosen = choose(analysis, groups, options, point.ratio, source)
     kept = kept_values(analysis, chosen.keep)

@@ -18,7 +18,7 @@ import numpy as np
 
 from sparsecc.data.samples import Samples, merged
 from sparsecc.loading.models import load_ir
-from sparsecc.runtime.numerics import fidelity
+from sparsecc.loss.quality import told
 from sparsecc.runtime.session import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,7 @@ def detector(name: str) -> Pair:
     path = SHARED / "det" / f"{name}.onnx"
     samples, test = Samples(tuple(feeds[::2]), True), feeds[1::2]
     dense = _joined(open_session(path, threads=1).run, test)
-    return Pair(path, samples, lambda run: float(fidelity(dense, _joined(run, test))["sqnr_db"]), "dB")
+    return Pair(path, samples, lambda run: float(told([dense], [_joined(run, test)])["quality_db"]), "dB")
 
 
 def _joined(run: Run, feeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

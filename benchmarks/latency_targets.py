@@ -216,7 +216,7 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "-"
     if "refused" in row:
         return "refused"
-    kept = f"{row['accuracy']:.3f}" if "accuracy" in row else f"{row['fidelity']['sqnr_db']:.1f} dB"
+    kept = f"{row['accuracy']:.3f}" if "accuracy" in row else f"{row['fidelity']['quality_db']:.1f} dB"
     near = "" if abs(row["found"] / row["wanted"] - 1) <= NEAR else "**"
     return f"{near}{row['found']:.2f}x{near} {kept}"
 
@@ -233,7 +233,7 @@ def summary(results: Results) -> list[str]:
     found.append(
         f"targets: {near} within 5 %, {len(reached) - near} not, {refused} refused, of {len(results.targets)}"
     )
-    kept = {(row["model"], row["wanted"], row["metric"]): row["fidelity"]["sqnr_db"] for row in reached}
+    kept = {(row["model"], row["wanted"], row["metric"]): row["fidelity"]["quality_db"] for row in reached}
     for metric in METRICS[1:]:
         pairs = [
             (kept[m, w, metric], kept[m, w, "macs"])

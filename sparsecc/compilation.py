@@ -18,6 +18,8 @@ from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.ir.save import write
+from sparsecc.loss.answers import Question, questions
+from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
@@ -134,6 +136,10 @@ class Compilation:
     """The samples of `--calib-general`, read once; None without it."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
     """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
+    parts: tuple[Part, ...] = ()
+    """The parts of the dense model's outputs: what is lost is told of each."""
+    asked: tuple[Question, ...] = ()
+    """What the parts are asked, where that is known: classes, labels, neighbours."""
     feeds: list[Feeds] = field(init=False, repr=False)
     """Inputs of these sizes, for the dense model: everything is compared on these."""
     reference: Runs = field(init=False, repr=False)
@@ -220,6 +226,8 @@ class Compilation:
         ran = [self._ran[_key(sizes)] for sizes in analysis.shapes.inputs]
         self._ran = {}
         self.sizes = [dict(sizes) for sizes in analysis.shapes.inputs]
+        self.parts = parts_of_outputs(analysis)
+        self.asked = questions(analysis.model, self.parts)
         self.feeds = [feeds for feeds, _ in ran]
         self.expected = [outputs for _, outputs in ran]
         return analysis
@@ -264,6 +272,11 @@ class Compilation:
             drawn = random_samples(self.dense.model, sizes=self.sizes[0], seed=self.options.seed)
             self._drawn.append(drawn)
         return self._drawn[0]
+
+    @property
+    def held_out(self) -> Samples:
+        """The samples that nothing is fitted to; empty without samples, and where they are too few."""
+        return Samples((), real=True) if self.calibration is None else self.calibration.held_out
 
     def batches(self, number: int) -> list[Feeds]:
         """The first batches of the samples, as the user gave them; without samples, none."""

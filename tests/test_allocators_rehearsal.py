@@ -12,7 +12,7 @@ import pytest
 import sparsecc
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.output_error import Bench
-from sparsecc.allocators.trial_repair import Rehearsal, Stage, counterparts, divided
+from sparsecc.allocators.trial_repair import Rehearsal, Stage, counterparts
 from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.compilation import Compilation
@@ -25,6 +25,7 @@ from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.layerwise import Settings
 from sparsecc.reference.masked_channels import masked
+from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import begin
 from tests.repair_models import analysed, mlp, normal
@@ -56,7 +57,8 @@ def rehearsal_of(
     generator = np.random.default_rng(3)
     groups = [g for g in find_groups(analysis) if g.is_free]
     candidates = [Candidate(g.atom, g.size, generator.random(g.size), 1, 1) for g in groups]
-    stage = Stage.of(analysis, samples, folder, Settings(method), lambda: twin_of(analysis))
+    sides = samples.divided(whole_batches=not takes_any_batch(analysis.model))
+    stage = Stage.of(analysis, *sides, folder, Settings(method), lambda: twin_of(analysis))
     assert stage is not None
     return Rehearsal(analysis, candidates, collect(analysis, samples, folder), stage), candidates, stage
 
@@ -115,7 +117,8 @@ def test_repair_is_part_of_it(tmp_path: Path) -> None:
     stats = collect(analysis, BATCH, tmp_path)
     losses = {}
     for method in ("none", "reconstruct"):
-        stage = Stage.of(analysis, BATCH, tmp_path, Settings(method), lambda: twin_of(analysis))
+        sides = BATCH.divided(whole_batches=False)
+        stage = Stage.of(analysis, *sides, tmp_path, Settings(method), lambda: twin_of(analysis))
         assert stage is not None
         candidate = Candidate(group.atom, group.size, np.array([0.0, *range(1, 8)]), 1, 1)
         losses[method] = Rehearsal(analysis, [candidate], stats, stage)({group.atom: 7})
@@ -151,24 +154,27 @@ def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None
 # Dividing samples ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lengths", [(64, 64), (3, 5, 1, 1, 1, 6), (1,) * 9])
-@pytest.mark.parametrize("whole", [False, True])
-def test_every_sample_is_on_one_side_and_every_fourth_is_kept_back(
-    lengths: tuple[int, ...], whole: bool
-) -> None:
-    numbers = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
-    samples = Samples(tuple({"x": n, "y": -n} for n in numbers), True)
-    seen, held_out = divided(samples, whole_batches=whole)
-    parts = [
-        np.concatenate([b["x"] for b in part.batches] or [np.zeros(0, int)]) for part in (seen, held_out)
-    ]
-    assert sorted(np.concatenate(parts)) == list(range(sum(lengths)))
-    for part in (seen, held_out):
-        assert all(np.array_equal(b["x"], -b["y"]) and len(b["x"]) for b in part.batches)
-    if whole:
-        assert [len(b["x"]) for b in held_out.batches] == list(lengths[3::4])
-    else:
-        assert list(parts[1]) == list(range(sum(lengths)))[3::4]
+@pytest.mark.parametrize(
+    ("lengths", "every"), [((64, 64), 5), ((10, 6), 2), ((20, 10), 3), ((3, 5, 1, 1, 1, 1), 4), ((1,) * 9, 4)]
+)
+def test_every_sample_is_on_one_side_and_enough_are_held_out(lengths: tuple[int, ...], every: int) -> None:
+    total = sum(lengths)
+    numbers = np.split(np.arange(total), np.cumsum(lengths)[:-1])
+    seen, held_out = Samples(tuple({"x": n, "y": -n} for n in numbers), True).divided(whole_batches=False)
+    sides = [np.concatenate([batch["x"] for batch in side.batches]) for side in (seen, held_out)]
+    assert sorted(np.concatenate(sides)) == list(range(total))
+    assert list(sides[1]) == list(range(total))[every - 1 :: every]
+    assert total < 16 or len(sides[1]) >= 8
+    for side in (seen, held_out):
+        assert all(np.array_equal(batch["x"], -batch["y"]) for batch in side.batches)
+
+
+def test_whole_batches_stay_whole_and_few_samples_are_all_fitted_to() -> None:
+    batches = tuple({"x": np.arange(6) + i} for i in range(8))
+    seen, held_out = Samples(batches, True).divided(whole_batches=True)
+    assert held_out.batches == (batches[3], batches[7])
+    assert len(seen.batches) == 6
+    assert Samples(batches[:3], True).divided(whole_batches=True)[1].batches == ()
 
 
 def test_a_model_of_a_fixed_batch_gets_whole_ones(tmp_path: Path) -> None:
@@ -196,7 +202,9 @@ def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
     analysis = deep()
     options = CompileOptions(calib="samples", align=1, **given)  # type: ignore[arg-type]
     again = lambda: twin_of(analysis)  # noqa: E731
-    return choose(analysis, find_groups(analysis), options, 0.5, Source(lambda: samples, folder, again=again))
+    seen, held_out = samples.divided(whole_batches=False)
+    source = Source(lambda: seen, folder, again=again, held_out=lambda: held_out)
+    return choose(analysis, find_groups(analysis), options, 0.5, source)
 
 
 def lost(cut: dict[Atom, np.ndarray]) -> list[list[bool]]:

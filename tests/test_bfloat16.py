@@ -76,7 +76,7 @@ def test_a_whole_compile_in_bfloat16(models_dir: Path, tmp_path: Path) -> None:
         models_dir / "digits_resnet.onnx",
         target="onnx", ratio=0.0, quantize="bf16", measure=False, output=tmp_path / "out",
     )  # fmt: skip
-    assert 20 < made.report["fidelity"]["sqnr_db"] < 60
+    assert 20 < made.report["fidelity"]["quality_db"] < 60
     assert {entry["type"] for entry in made.plan["quantization"].values()} == {"bf16"}
 
 

@@ -219,7 +219,7 @@ def test_a_compile_leaves_layers_out(tmp_path: Path) -> None:
     assert report["removed"]["reached"]
     dense, per_layer = report["before"]["params"], 16 + 2 * 16 * 32
     assert report["after"]["params"] == dense - 2 * per_layer
-    assert report["fidelity"]["cosine"] > 0.9999
+    assert report["fidelity"]["quality_db"] > 35
     assert [y["macs_after"] for y in report["layers"] if y["name"] in plan["dropped_nodes"]] == [0] * 4
     model = load_ir(tmp_path / "out" / "model.onnx")
     assert sum(node.op_type == "LayerNormalization" for node in model.graph) == LAYERS - 2

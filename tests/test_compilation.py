@@ -49,20 +49,22 @@ def test_samples_are_read_once(budget: dict[str, float], models_dir: Path, tmp_p
         "options": {**budget, **asked, "measure": False, "calib": spec},
     }
     made = compile_to_goal.compile_model(request, lambda event: None)
-    assert made["report"]["fidelity"]["data"] == "calibration samples"
+    assert made["report"]["fidelity"]["data"] == "held-out samples"
     rows = [row for row in made["report"]["passes"] if row["name"] == "repair"]
-    assert [row["facts"]["samples"] for row in rows if "facts" in row] == [24]
+    assert [row["facts"]["samples"] for row in rows if "facts" in row] == [16]
     assert calls.read_text() == "x"
 
 
 def test_joined_samples_are_those_that_were_read(tmp_path: Path) -> None:
+    """Nine samples: every fourth is held out, the others are joined, and the batches become views of these."""
     np.savez(tmp_path / "a.npz", x=normal(9, 6))
     once, again = (CalibrationSet(str(tmp_path), mlp().model) for _ in range(2))
     first = [batch["x"].copy() for batch in once.batches(3)]
     (joined,) = once.samples.batches
-    assert joined["x"].shape == (9, 6)
+    assert joined["x"].shape == (7, 6)
     np.testing.assert_array_equal(np.concatenate(first), joined["x"][:3])
-    assert [np.shares_memory(batch["x"], joined["x"]) for batch in once.batches(20)] == [True] * 9
+    np.testing.assert_array_equal(once.held_out.batches[0]["x"], normal(9, 6)[3::4])
+    assert [np.shares_memory(batch["x"], joined["x"]) for batch in once.batches(20)] == [True] * 7
     for ours, theirs in zip(once.batches(20), again.batches(20), strict=True):
         np.testing.assert_array_equal(ours["x"], theirs["x"])
 
@@ -73,7 +75,7 @@ def test_samples_fit_the_model_as_it_was_given(tmp_path: Path) -> None:
     found = CalibrationSet(str(tmp_path / "a.npy"), model)
     model.graph.inputs[0].shape = None
     model.graph.inputs[0].name = "other"
-    assert [list(batch) for batch in found.batches(9)] == [["x"]] * 4
+    assert [list(batch) for batch in found.batches(9)] == [["x"]] * 3
 
 
 def test_a_dry_run_is_a_prefix_of_what_makes_a_model() -> None:

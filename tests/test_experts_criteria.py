@@ -91,7 +91,7 @@ def test_one_command_removes_unused_experts(criterion: str, tmp_path: Path) -> N
     assert [row["unused"] for row in told] == [[3], [3]]
     experts = [g for g in report["groups"] if g["kind"] == "expert"]
     assert min(g["kept"] for g in experts) == 5
-    assert report["fidelity"]["sqnr_db"] > 120
+    assert report["fidelity"]["quality_db"] > 110
 
 
 def test_experts_are_scored_by_their_gates_where_auto_takes_another_criterion_for_the_rest(

@@ -97,4 +97,4 @@ def test_a_compile_says_so_and_is_right(quantize: str | None, tmp_path: Path) ->
         output=tmp_path / "out",
     )
     assert any("loses the zeros of Pad" in warning for warning in result.report["warnings"])
-    assert result.report["fidelity"]["sqnr_db"] > (30 if quantize == "int8" else 55)
+    assert result.report["fidelity"]["quality_db"] > (30 if quantize == "int8" else 55)

@@ -17,7 +17,7 @@ from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.runtime.segments import Walk
 from sparsecc.runtime.session import open_session
-from sparsecc.shapes.dynamic_dims import input_values, is_fixed
+from sparsecc.shapes.dynamic_dims import takes_any_batch
 
 WORK = 1e13
 """Multiply-accumulates that all runs together may take: some minutes on one core."""
@@ -103,12 +103,6 @@ class Bench:
             found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
             left -= max(lengths)
         return found
-
-
-def takes_any_batch(model: ir.Model) -> bool:
-    """Whether the first axis of every input may have any size."""
-    shapes = [value.shape for value in input_values(model)]
-    return all(shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes)
 
 
 def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:

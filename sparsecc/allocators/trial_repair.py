@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.joint_error import CutLosses
-from sparsecc.allocators.output_error import Bench, affordable, takes_any_batch
+from sparsecc.allocators.output_error import Bench, affordable
 from sparsecc.axes.algebra import Atom, Axis, Keep, atoms_of
 from sparsecc.calibrate.layer_statistics import Stats
 from sparsecc.calibrate.routers import mixtures_of
-from sparsecc.data.samples import Feeds, Samples
+from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loss.parts import parts_of_outputs
@@ -27,8 +25,6 @@ MOST = 256
 """Samples to a rehearsal."""
 _RUNS = 12 * PLANS
 """Runs of the dense model that the rehearsals take, in the time of one: both models walked, moments, solves."""
-_EVERY = 4
-"""One sample of so many is kept back."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +43,16 @@ class Stage:
     def of(
         analysis: Analysis,
         samples: Samples,
+        held_out: Samples,
         scratch: Path,
         settings: Settings,
         again: Callable[[], Analysis],
     ) -> Stage | None:
-        """With as many samples as time allows; None where these are too few to be divided."""
-        chosen = affordable(analysis, samples, _RUNS, MOST)
-        if chosen is None or not samples.real:
+        """With as many samples as time allows; None where these are too few, or none are held out."""
+        seen = affordable(analysis, samples, _RUNS, MOST)
+        if seen is None or not samples.real or not held_out.batches:
             return None
-        seen, held_out = divided(chosen, whole_batches=not takes_any_batch(analysis.model))
-        if not seen.batches or not held_out.batches:
-            return None
-        return Stage(seen, held_out, scratch / "rehearsal", settings, again)
+        return Stage(seen, held_out.first(max(1, seen.number // 4)), scratch / "rehearsal", settings, again)
 
 
 class Rehearsal(CutLosses):
@@ -107,21 +101,3 @@ def _places(analysis: Analysis) -> Iterator[tuple[object, list[Axis]]]:
         yield value.name, axes
     for (node, operand), axes in analysis.record.uses.items():
         yield (node.outputs[0].name, operand), axes
-
-
-def divided(samples: Samples, *, whole_batches: bool) -> tuple[Samples, Samples]:
-    """Samples to repair on, and every fourth for comparison; of batches of a fixed size, every fourth batch."""
-    seen: list[Feeds] = []
-    held_out: list[Feeds] = []
-    passed = 0
-    for batch in samples.batches:
-        lengths = {len(array) if array.ndim else 1 for array in batch.values()}
-        number = 1 if whole_batches or len(lengths) > 1 else max(lengths)
-        back = np.arange(passed, passed + number) % _EVERY == _EVERY - 1
-        passed += number
-        for part, chosen in ((seen, ~back), (held_out, back)):
-            if chosen.all():
-                part.append(batch)
-            elif chosen.any():
-                part.append({name: array[chosen] for name, array in batch.items()})
-    return Samples(tuple(seen), samples.real), Samples(tuple(held_out), samples.real)

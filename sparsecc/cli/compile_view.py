@@ -11,6 +11,7 @@ from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
 from sparsecc.report.summary import TOTALS, engine_text, headline, latency_rows, pair, reasons
+from sparsecc.report.verdict import verdict
 
 TOP = 5
 """How many reasons are shown; all are in the report."""
@@ -19,7 +20,7 @@ TOP = 5
 def compile_view(report: Mapping[str, Any]) -> list[Block]:
     """The result of a compile, from its report."""
     return [
-        Line(headline(report), "title"),
+        *_first(report),
         Line(""),
         Grid(("", ">before", ">after", ">change"), _before_after(report)),
         Line(""),
@@ -32,6 +33,20 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         *_verification(report),
         *_next_steps(report),
     ]
+
+
+def _first(report: Mapping[str, Any]) -> list[Block]:
+    """What was gained and what was lost, in one breath; what is of no use is said before that."""
+    said = verdict(report)
+    lines: list[Block] = []
+    if said.judgement == "useless":
+        lines.append(Line(f"Not usable: {said.advice}.", "bad"))
+    lines.append(Line(f"{headline(report)}; {said.lost}", "title"))
+    if said.judgement == "doubtful":
+        lines.append(Line(f"Doubtful: {said.advice}.", "warn"))
+    if said.judgement == "not judged":
+        lines.append(Line(f"Not judged: {said.advice or 'nothing was measured'}.", "warn"))
+    return lines
 
 
 def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -47,9 +62,6 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         before, after = accuracy["before"], accuracy["after"]
         drop = f"{after - before:+.4g}".replace("-", "−")
         rows.append((accuracy.get("metric") or "accuracy", f"{before:.4g}", f"{after:.4g}", drop))
-    for name, value in sorted((report.get("fidelity") or {}).items()):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            rows.append((f"fidelity: {name}", "", f"{value:.4g}", ""))
     return rows
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.data.random_inputs import feeds_from, random_feeds
 from sparsecc.errors import InputError
-from sparsecc.shapes.dynamic_dims import input_values, is_fixed
+from sparsecc.shapes.dynamic_dims import input_values, takes_any_batch
 
 Feeds = dict[str, np.ndarray]
 LIMIT = 512
 """Samples that are read at most: beyond a few hundred, moments hardly change."""
 BATCH = 64
+FEWEST = 4
+"""Samples below which none are held out."""
 DRAWN = 64
 """Random samples where there are none."""
 
@@ -43,9 +46,14 @@ class Samples:
             chosen.append(batch)
         return Samples(tuple(chosen), self.real)
 
+    def divided(self, *, whole_batches: bool) -> tuple[Samples, Samples]:
+        """(fitted to, held out), as `divided` divides batches."""
+        fitted, held_out = divided(self.batches, whole_batches=whole_batches)
+        return Samples(tuple(fitted), self.real), Samples(tuple(held_out), self.real)
+
 
 class CalibrationSet:
-    """The samples of `option`, read once: a user's function is called once, and only as far as samples are asked for.
+    """The samples of `option`, read once and divided: a part of them is never fitted to, and judges what was.
 
     They must fit the inputs that the model has now, whatever becomes of it later.
     """
@@ -54,41 +62,69 @@ class CalibrationSet:
         self._name = f"{option} {spec}"
         self._inputs = _inputs_of(model)
         self._source = feeds_from(spec, self._inputs)
-        self._read: list[Feeds] = []
-        self._joined: Samples | None = None
-
-    def batches(self, number: int) -> list[Feeds]:
-        """The first `number` batches as the user gave them, all where there are fewer. InputError on bad data."""
-        self._read += islice(self._source, max(0, number - len(self._read)))
-        return self._read[:number]
+        self._first: Feeds | None = None
 
     @property
     def first(self) -> Feeds:
-        """The first batch; {} where there is none."""
-        return next(iter(self.batches(1)), {})
+        """The first batch; {} where there is none. No other is read for it. InputError on bad data."""
+        if self._first is None:
+            self._first = next(iter(self._source), {})
+        return self._first
 
-    @property
+    def batches(self, number: int) -> list[Feeds]:
+        """The first `number` batches of those that are fitted to, as the user gave them, all where there are fewer."""
+        return self._divided[0][:number]
+
+    @cached_property
     def samples(self) -> Samples:
-        """Up to LIMIT samples in large batches, in the order of the user's. InputError where there are none.
+        """Those that weights, ranges and scores are fitted to, in large batches, in the order of the user's.
 
-        The batches as read become views of these: samples are held once.
+        InputError where there are none. The batches as read become views of these: samples are held once.
         """
-        if self._joined is None:
-            groups = list(grouped(self._each(), self._inputs))
-            joined = Samples(tuple(_joined(group) for group in groups), real=True)
-            if not joined.number:
-                raise InputError(f"{self._name} holds no samples: give at least one")
-            views = [view for b, g in zip(joined.batches, groups, strict=True) for view in _cut(b, g)]
-            self._read[: len(views)] = views
-            self._joined = joined
-        return self._joined
+        fitted = self._divided[0]
+        groups = list(grouped(fitted, self._inputs))
+        joined = Samples(tuple(_joined(group) for group in groups), real=True)
+        if not joined.number:
+            raise InputError(f"{self._name} holds no samples: give at least one")
+        fitted[:] = [view for b, g in zip(joined.batches, groups, strict=True) for view in _cut(b, g)]
+        return joined
 
-    def _each(self) -> Iterator[Feeds]:
-        """All batches in turn, those not read yet as they are asked for."""
-        number = 0
-        while len(self.batches(number + 1)) > number:
-            yield self._read[number]
-            number += 1
+    @cached_property
+    def held_out(self) -> Samples:
+        """Those that nothing is fitted to, in large batches: what results are judged by. None of fewer than FEWEST."""
+        return Samples(tuple(merged(self._divided[1], self._inputs)), real=True)
+
+    @cached_property
+    def _divided(self) -> tuple[list[Feeds], list[Feeds]]:
+        """(fitted to, held out): up to LIMIT samples, every so many-th kept back; whole batches where the model takes
+        no others."""
+        read: list[Feeds] = []
+        first = [self.first] if self.first else []
+        for batch in chain(first, self._source):
+            read.append(batch)
+            if _length_of(read) >= LIMIT:
+                break
+        return divided(read, whole_batches=not takes_any_batch(self._inputs))
+
+
+def divided(batches: Sequence[Feeds], *, whole_batches: bool) -> tuple[list[Feeds], list[Feeds]]:
+    """(fitted to, held out): a fifth is held out, at least 8 where there are 16, a fourth of fewer, none of fewer than
+    FEWEST. They are taken at equal distances, so that both see all of what is ordered by class or time."""
+    numbers = [1 if whole_batches or len(_lengths(batch)) > 1 else _length(batch) for batch in batches]
+    total, passed = sum(numbers), 0
+    every = 4 if total < 16 else max(2, min(5, total // 8))
+    fitted: list[Feeds] = []
+    held_out: list[Feeds] = []
+    for batch, number in zip(batches, numbers, strict=True):
+        back = np.arange(passed, passed + number) % every == every - 1
+        back &= total >= FEWEST
+        passed += number
+        for part, chosen in ((fitted, ~back), (held_out, back)):
+            if chosen.all():
+                part.append(batch)
+            elif chosen.any():
+                part.append({name: array[chosen] for name, array in batch.items()})
+    return fitted, held_out
 
 
 def _inputs_of(model: ir.Model) -> ir.Model:
@@ -135,7 +171,7 @@ def merged(feeds: Iterable[Feeds], model: ir.Model) -> list[Feeds]:
 
 def grouped(feeds: Iterable[Feeds], model: ir.Model) -> Iterator[list[Feeds]]:
     """Up to LIMIT samples: the batches that make a larger one together."""
-    free = all(v.shape is not None and len(v.shape) and not is_fixed(v.shape[0]) for v in input_values(model))
+    free = takes_any_batch(model)
     waiting: list[Feeds] = []
     seen = 0
     for one in feeds:
@@ -169,6 +205,10 @@ def _cut(batch: Feeds, parts: Sequence[Feeds]) -> list[Feeds]:
 
 def _fits(a: Feeds, b: Feeds) -> bool:
     return all(a[n].ndim > 0 and a[n].shape[1:] == b[n].shape[1:] for n in a)
+
+
+def _lengths(feeds: Feeds) -> set[int]:
+    return {len(array) if array.ndim else 1 for array in feeds.values()}
 
 
 def _length(feeds: Feeds) -> int:

@@ -56,6 +56,7 @@ class Source:
     progress: Callable[[str, float], None] = lambda what, share: None
     general: Callable[[], Samples] | None = None
     again: Callable[[], Analysis] | None = None
+    held_out: Callable[[], Samples] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,14 @@ def cut_losses(
 ) -> CutLosses | None:
     """What the allocator tries cuts with, where it does. InputError where it must and that would take too long."""
     uses = allocator_named(options.allocator, has_curves=measured).uses
-    if measured and uses == "rehearsals" and source.again is not None and not options.prune_io:
+    can_rehearse = source.again is not None and source.held_out is not None and not options.prune_io
+    if measured and uses == "rehearsals" and can_rehearse:
+        assert source.again is not None
+        assert source.held_out is not None
         settings = settings_for(options, analysis.model, source.progress)
-        stage = Stage.of(analysis, source.samples(), source.scratch, settings, source.again)
+        stage = Stage.of(
+            analysis, source.samples(), source.held_out(), source.scratch, settings, source.again
+        )
         if stage is not None:
             return Rehearsal(analysis, candidates, stats, stage)
     few = PLANS if measured else 0

@@ -41,6 +41,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
         compilation.progress,
         None if general is None else lambda: general.samples,
         again=lambda: compilation.analysed(analysis.model.clone()),
+        held_out=lambda: compilation.held_out,
     )
     choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
     note_choice(compilation, choice)

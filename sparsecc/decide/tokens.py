@@ -5,11 +5,8 @@ A number is fixed, which tokens they are is decided for every image: so shapes s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
@@ -18,13 +15,13 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
 from sparsecc.graph.zero_masks import idle_masks
 from sparsecc.ir.save import write
+from sparsecc.loss.quality import told
 from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.remarks import Remark
-from sparsecc.runtime.numerics import fidelity
 
 
 def thin(compilation: Compilation, analysis: Analysis, depth: Depth) -> tuple[Analysis, Depth]:
@@ -80,11 +77,8 @@ def _cut(compilation: Compilation, analysis: Analysis, site: TokenSite, kept: in
     compilation.rest_on(reference)
     worst = require_same(compilation, fewer, f"the model of {kept} tokens")
     dense = compilation.dense.runner
-    close = _mean([fidelity(dense.run(f), fewer.run(f)) for f in samples_for(compilation)])
+    judged = samples_for(compilation)
+    close = told([dense.run(feeds) for feeds in judged], [fewer.run(feeds) for feeds in judged])
     facts = {"layer": site.layer, "layers": site.layers, "max_relative_error": worst, "fidelity": close}
     compilation.note(str(one), {**result.facts, **facts})
     return tokens
-
-
-def _mean(found: list[dict[str, Any]]) -> Mapping[str, float]:
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0]} if found else {}

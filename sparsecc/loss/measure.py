@@ -8,7 +8,7 @@ digit would hide those that are wrong. One is as bad as answering with the mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,7 +84,8 @@ class Reference:
         none, and where nothing was one; NaN of the dense model are left out."""
         told, constant = {}, []
         for part in self.parts:
-            error, (variance, square) = self._error(part, found), self._energies[part]
+            variance, square = (float(rows.sum()) for rows in self._energies[part])
+            error = float(self._errors(part, found).sum())
             if variance <= CONSTANT * square:
                 constant.append(part.name)
                 variance = square
@@ -97,54 +98,46 @@ class Reference:
         """The mean over parts: what allocators, rehearsals and choices of types minimise."""
         return self.losses(found).mean
 
-    def _error(self, part: Part, found: Sequence[Outputs]) -> float:
-        total = 0.0
+    def rows(self, part: Part, found: Sequence[Outputs]) -> tuple[np.ndarray, np.ndarray]:
+        """(squared error, variance) of every row of the outputs' first axis: what a bootstrap over samples draws."""
+        return self._errors(part, found), self._energies[part][0]
+
+    def _errors(self, part: Part, found: Sequence[Outputs]) -> np.ndarray:
+        """By row; infinite where shapes or infinities differ, and where what was a number is none."""
+        rows = []
         for ours, theirs in zip(self.outputs, found, strict=True):
             dense, other = part.of(ours[part.output]), theirs.get(part.output)
             if not isinstance(other, np.ndarray) or other.shape != ours[part.output].shape:
-                return float("inf")
-            block, finite = part.of(other), np.isfinite(dense)
-            with np.errstate(invalid="ignore", over="ignore"):
-                difference = np.subtract(block, dense, dtype=np.float64)
-            endless = np.isinf(dense)
+                return np.array([np.inf])
+            block, endless = part.of(other), np.isinf(dense)
             if endless.any() and not np.array_equal(block[endless], dense[endless]):
-                return float("inf")
-            total += _energy(difference, finite)
-        return total if np.isfinite(total) else float("inf")
+                return np.array([np.inf])
+            with np.errstate(invalid="ignore", over="ignore"):
+                rows.append(_energy(np.subtract(block, dense, dtype=np.float64), np.isfinite(dense)))
+        return np.asarray(np.nan_to_num(np.concatenate(rows), nan=np.inf, posinf=np.inf))
 
     @cached_property
-    def _energies(self) -> dict[Part, tuple[float, float]]:
-        return {part: self._energy_of(part) for part in self.parts}
+    def _energies(self) -> dict[Part, tuple[np.ndarray, np.ndarray]]:
+        return {part: self._energies_of(part) for part in self.parts}
 
-    def _energy_of(self, part: Part) -> tuple[float, float]:
-        """(about the mean of each channel, about zero); channels of the part's last cut axis, else of axis 1."""
+    def _energies_of(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """By row (about its channel's mean, about zero); channels of the part's last cut axis, else axis 1."""
         blocks = [part.of(np.asarray(batch[part.output])).astype(np.float64) for batch in self.outputs]
         axis = part.ranges[-1][0] if part.ranges else 1
         same = len({block.shape[1:] for block in blocks}) == 1 and blocks[0].ndim > axis
         others = tuple(n for n in range(blocks[0].ndim) if n != axis) if same else None
-        mean = _over(blocks, np.sum, others) / np.maximum(_over(blocks, _count, others), 1)
-        square = variance = 0.0
-        for block in blocks:
-            finite = np.isfinite(block)
-            square += _energy(block, finite)
-            variance += _energy(block - (_spread(mean, block.ndim, axis) if same else mean), finite)
-        return variance, square
+        total = sum(np.where(np.isfinite(block), block, 0.0).sum(axis=others) for block in blocks)
+        mean = np.asarray(total / np.maximum(sum(np.isfinite(block).sum(axis=others) for block in blocks), 1))
+        if same:
+            mean = mean.reshape([-1 if n == axis else 1 for n in range(blocks[0].ndim)])
+        squares = [_energy(block, np.isfinite(block)) for block in blocks]
+        with np.errstate(invalid="ignore"):
+            variances = [_energy(block - mean, np.isfinite(block)) for block in blocks]
+        return np.concatenate(variances), np.concatenate(squares)
 
 
-def _energy(array: np.ndarray, where: np.ndarray) -> float:
-    """The sum of squares of the entries that were numbers in the dense model's output."""
-    chosen = array.reshape(-1) if where.all() else array[where]
-    return float(np.vdot(chosen, chosen))
-
-
-def _over(blocks: Sequence[np.ndarray], what: Callable[..., Any], axes: tuple[int, ...] | None) -> Any:
-    """A sum over blocks and axes, of finite entries."""
-    return sum(what(np.where(np.isfinite(block), block, 0.0), axis=axes) for block in blocks)
-
-
-def _count(block: np.ndarray, axis: tuple[int, ...] | None) -> Any:
-    return np.ones_like(block).sum(axis=axis)
-
-
-def _spread(mean: Any, rank: int, axis: int) -> np.ndarray:
-    return np.asarray(mean).reshape([-1 if n == axis else 1 for n in range(rank)])
+def _energy(array: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The sum of squares of every row, of entries that were numbers in the dense model's output."""
+    numbers = array if where.all() else np.where(where, array, 0.0)
+    flat = numbers.reshape(len(numbers), -1) if numbers.ndim and len(numbers) else numbers.reshape(1, -1)
+    return np.asarray(np.einsum("ij,ij->i", flat, flat))

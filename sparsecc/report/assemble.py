@@ -12,6 +12,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goals import judge
 from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
+from sparsecc.loss.quality import lowest_agreement
 from sparsecc.measure.footprint import footprint
 from sparsecc.remarks import Remark
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
@@ -95,7 +96,7 @@ def report(
     made: dict[str, Any] = {
         "schema": SCHEMA,
         "model": {"name": compilation.file.name, **plan.model},
-        "asked": {"ratio": options.ratio, "metric": options.metric},
+        "asked": {"ratio": options.ratio, "metric": options.metric, "quantize": options.quantize},
         "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},
         "verification": dict(verification),
         "fidelity": measured.get("fidelity", {}),
@@ -144,10 +145,10 @@ def doubts(compilation: Compilation, measured: Mapping[str, Any], *, scored: boo
     if speedup := (measured.get("latency") or {}).get("speedup"):
         found += slower_than("the original", speedup, advice_for(asked))
     fidelity = measured.get("fidelity", {})
-    changed = 1 - fidelity.get("top1_agreement", 1.0)
+    changed = 1 - lowest_agreement(fidelity)
     if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:
         found.append(
-            f"{changed:.0%} of the calibration samples have another top class than before: "
+            f"{changed:.0%} of the answers on {fidelity['data']} are others than before: "
             "take a lower ratio or more samples, and measure with --evaluate"
         )
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from sparsecc.report import numbers
 from sparsecc.report.charts import Distributions, distributions
 from sparsecc.report.summary import TOTALS, Reason, headline, latency_rows, pair, reasons, speedup_text
+from sparsecc.report.verdict import verdict
 
 LAYERS_OPEN = 60
 """Layers shown at once; the rest fold away on the screen."""
@@ -83,7 +84,7 @@ class CompilePage:
         census = report.get("census") or {}
         return cls(
             title=str((report.get("model") or {}).get("name") or "compiled model"),
-            headline=headline(report),
+            headline=f"{headline(report)}; {verdict(report).lost}",
             cards=_cards(report),
             layers=_layers(report),
             layers_open=LAYERS_OPEN,

@@ -15,7 +15,7 @@ LABELS = {
     "macs": "multiply-accumulates, share of the dense model's",
     "bytes": "size, share of the dense model's",
 }
-QUALITY = {"accuracy": "accuracy", "sqnr_db": "signal to error, dB"}
+QUALITY = {"accuracy": "accuracy", "quality_db": "quality of outputs, dB"}
 
 
 @dataclass(frozen=True)

@@ -102,34 +102,6 @@ def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
     return decibels(float(np.square(exact).sum()), noise)
 
 
-def fidelity(reference: Outputs, found: Outputs) -> dict[str, Any]:
-    """How close a compiled model's outputs are to the dense one's, without labels.
-
-    cosine: of all float outputs flattened; sqnr_db: signal to error in decibels; top1_agreement: share of rows
-    whose largest entry is the same, where the first output looks like class scores (rank 2, more than one class).
-    """
-    floats = [(reference[n], found[n]) for n in reference if is_float(_array(reference[n]))]
-    floats = [(a, b) for a, b in floats if a.shape == b.shape and a.size]
-    if not floats:
-        return {}
-    noise = signal = other_signal = dot = 0.0
-    for pair in floats:
-        for a, b in _blocks(*pair):
-            finite = np.isfinite(a) & np.isfinite(b)
-            a, b = (a, b) if finite.all() else (a[finite], b[finite])
-            noise += float(np.sum((a - b) ** 2))
-            signal, other_signal, dot = signal + float(a @ a), other_signal + float(b @ b), dot + float(a @ b)
-    norms = float(np.sqrt(signal) * np.sqrt(other_signal))
-    facts: dict[str, Any] = {
-        "cosine": dot / norms if norms else 1.0,
-        "sqnr_db": decibels(signal, noise),
-    }
-    first, other = floats[0]
-    if first.ndim == 2 and first.shape[1] > 1:
-        facts["top1_agreement"] = float(np.mean(first.argmax(1) == other.argmax(1)))
-    return facts
-
-
 def is_float(array: np.ndarray) -> bool:
     """Whether an array holds floating-point numbers, bfloat16 among them."""
     return array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float16")

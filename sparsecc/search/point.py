@@ -55,7 +55,7 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
         "removed": report["removed"],
         "fidelity": fidelity,
         "accuracy": accuracy,
-        "quality": accuracy["after"] if accuracy else fidelity.get("sqnr_db"),
+        "quality": accuracy["after"] if accuracy else fidelity.get("quality_db"),
         "warnings": report["warnings"],
     }
     if "latency" in report:

@@ -117,7 +117,7 @@ def _written(folder: Path, model: Path, sha: str, ledger: Ledger, base: Mapping[
     found = {
         "schema": SCHEMA,
         "model": {"name": model.name, "sha256": sha, **rows[0]["before"]},
-        "quality": "accuracy" if rows[0]["accuracy"] else "sqnr_db",
+        "quality": "accuracy" if rows[0]["accuracy"] else "quality_db",
         "dense_quality": rows[0]["accuracy"]["before"] if rows[0]["accuracy"] else None,
         "costs": {cost: {r["id"]: COSTS[cost](r) for r in rows} for cost in COSTS},
         "fronts": fronts(rows),

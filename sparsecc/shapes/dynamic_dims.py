@@ -77,3 +77,9 @@ def dim_key(value: ir.Value, axis: int) -> str:
     dim = value.shape[axis] if value.shape is not None else None
     name = dim.value if isinstance(dim, ir.SymbolicDim) else None
     return name if name and name not in {"?", "None", "-1", "unk"} else f"{value.name}:{axis}"
+
+
+def takes_any_batch(model: ir.Model) -> bool:
+    """Whether the first axis of every input may have any size."""
+    shapes = [value.shape for value in input_values(model)]
+    return all(shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes)

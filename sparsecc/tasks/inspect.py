@@ -24,13 +24,14 @@ from sparsecc.graph.residual_blocks import Block, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.loss.quality import told
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.report.assemble import pinned_reasons
 from sparsecc.report.inspect_page import topology
-from sparsecc.runtime.numerics import QUANTIZED, fidelity, is_quantized, tolerance_of, worst_error
+from sparsecc.runtime.numerics import QUANTIZED, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
@@ -185,7 +186,7 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "schema": "sparsecc.compare/1",
         "a": str(a),
         "b": str(b),
-        "outputs": {"max_relative_error": worst_error(reference, found), **fidelity(reference, found)},
+        "outputs": {"max_relative_error": worst_error(reference, found), **told([reference], [found])},
         "latency": timed.to_json(),
         "bytes": {"before": a.stat().st_size, "after": b.stat().st_size},
     }

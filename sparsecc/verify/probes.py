@@ -12,13 +12,15 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Keep
 from sparsecc.compilation import Compilation
+from sparsecc.data.samples import Samples
 from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
+from sparsecc.loss.quality import told
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.masked_channels import masked
-from sparsecc.runtime.numerics import QUANTIZED, Outputs, fidelity, is_quantized, tolerance_of, worst_error
+from sparsecc.runtime.numerics import QUANTIZED, Outputs, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
 from sparsecc.verify.onnx_checker import check
@@ -32,7 +34,9 @@ Masked = Callable[[], Runs]
 """Loads the masked dense model of one probe."""
 
 SAMPLES = 8
-"""Batches of samples on which the compiled model is compared with the dense one."""
+"""Batches of samples on which the compiled model is compared with the dense one where none are held out."""
+HELD_OUT, FITTED, RANDOM = "held-out samples", "the samples it was fitted to", "random inputs"
+"""What results are judged on, as reports say it."""
 
 
 class Probes:
@@ -119,19 +123,25 @@ class Probes:
         return self._artefact[1]
 
     def close_to_dense(self, backend: Backend, compiled: Path) -> dict[str, Any]:
-        """Fidelity of the compiled model on calibration samples where given, else on the random inputs."""
+        """How close the compiled model's outputs are to the dense one's, on samples that nothing was fitted to.
+
+        On those that it was fitted to where none are held out, on random inputs where there are no samples.
+        """
         compilation, narrowed = self.compilation, self.compilation.narrowed
         if compilation.dense.by_parts:
-            wanted = narrowed.wanted(compilation.expected[0])
-            return {**fidelity(wanted, self._found), "data": "random inputs"}
+            dense = narrowed.wanted(compilation.expected[0])
+            return {**told([dense], [self._found]), "data": RANDOM}
         runner = self.artefact(backend, compiled)
-        feeds: Sequence[Feeds] = compilation.feeds[:1]
-        data = "random inputs"
-        if compilation.calibration is not None:
-            feeds, data = compilation.batches(SAMPLES), "calibration samples"
-        facts: dict[str, list[float]] = {}
-        for one in feeds:
-            wanted = narrowed.wanted(compilation.dense.runner.run(one))
-            for name, value in fidelity(wanted, runner.run(narrowed.feeds(one))).items():
-                facts.setdefault(name, []).append(value)
-        return {**{name: float(np.mean(values)) for name, values in facts.items()}, "data": data}
+        judged, data = self._judged_on()
+        wanted = [narrowed.wanted(compilation.dense.runner.run(feeds)) for feeds in judged.batches]
+        found = [runner.run(narrowed.feeds(feeds)) for feeds in judged.batches]
+        parts, asked = ((), ()) if narrowed.outputs else (compilation.parts, compilation.asked)
+        return {**told(wanted, found, parts, asked), "data": data, "samples": judged.number}
+
+    def _judged_on(self) -> tuple[Samples, str]:
+        compilation = self.compilation
+        if compilation.calibration is None:
+            return Samples((compilation.feeds[0],), real=False), RANDOM
+        if compilation.held_out.batches:
+            return compilation.held_out, HELD_OUT
+        return compilation.samples.first(SAMPLES), FITTED

@@ -1,0 +1,76 @@
+"""What a report tells of outputs: decibels with an interval, the worst part, answers that are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsecc.loss.answers import Question, agreement
+from sparsecc.loss.measure import Outputs, Reference, quality
+from sparsecc.loss.parts import Part
+
+RESAMPLES = 1000
+"""Bootstrap samples behind an interval."""
+ROWS = 4096
+"""Rows that a bootstrap draws from at most."""
+
+
+def told(
+    dense: Sequence[Outputs],
+    found: Sequence[Outputs],
+    parts: Sequence[Part] = (),
+    asked: Sequence[Question] = (),
+) -> dict[str, Any]:
+    """How close outputs are to the dense model's for the same inputs, batch by batch.
+
+    quality_db: variance to squared error, the mean over parts, pooled over samples; interval_db: its 95 % interval
+    over samples, where there are several; worst: the part that lost most; parts: each in dB; constant: parts that
+    are the same on all samples; agreement: per part, the share of answers that are the same, their number, and the
+    share's interval. {} where no output holds floating-point numbers and nothing is asked.
+    """
+    reference = Reference(dense, parts)
+    losses = reference.losses(found)
+    facts: dict[str, Any] = losses.to_json() if losses.parts else {}
+    if interval := _interval(reference, found):
+        facts["interval_db"] = interval
+    answers = agreement(asked, dense, found)
+    if answers:
+        facts["agreement"] = [
+            {
+                "part": a.part,
+                "kind": a.kind,
+                "share": a.share,
+                "number": a.number,
+                "interval": list(a.interval),
+            }
+            for a in answers
+        ]
+    return facts
+
+
+def lowest_agreement(facts: Mapping[str, Any]) -> float:
+    """The least share of answers that are the same, over all parts that are asked; 1 where none is."""
+    return min((answer["share"] for answer in facts.get("agreement", ())), default=1.0)
+
+
+def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | None:
+    """[low, high] of the quality in dB by bootstrap over samples; None where there is one, or a loss is endless."""
+    generator = np.random.default_rng(0)
+    drawn: dict[int, np.ndarray] = {}
+    losses = np.zeros(RESAMPLES)
+    for part in reference.parts:
+        error, variance = reference.rows(part, found)
+        number = len(error)
+        if not 2 <= number <= ROWS or not np.isfinite(error).all() or variance.sum() <= 0:
+            return None
+        if number not in drawn:
+            counts = generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+            drawn[number] = counts.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            losses += (drawn[number] @ error) / (drawn[number] @ variance) / len(reference.parts)
+    losses = np.nan_to_num(losses, nan=np.inf)
+    if not drawn:
+        return None
+    return [quality(float(loss)) for loss in np.quantile(losses, (0.975, 0.025), method="nearest")]
