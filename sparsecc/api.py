@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from sparsecc.errors import GoalError, InputError, WorkerError
+from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
 from sparsecc.options.row import Inputs, Pairs, StrPath
 from sparsecc.options.table import Event
@@ -67,11 +67,11 @@ def compile(model: Model, **options: Any) -> CompileResult:
     criterion, … `output` is the bundle's folder, by default the model's name.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
-    from sparsecc.bundle.folder import check_destination, sweep
+    from sparsecc.bundle.folder import check_destination
 
     call = CompileCall.of(warned(options, 2))
     with _file(model) as path:
-        folder = Path(call.output) if call.output is not None else _default_output(path)
+        folder = Path(call.output) if call.output is not None else default_bundle(path)
         if not call.dry_run:
             check_destination(folder, call.force)
         request = {
@@ -82,11 +82,8 @@ def compile(model: Model, **options: Any) -> CompileResult:
             "options": call.to_recipe(),
         }
         task = "sparsecc.tasks.compile_to_goal:compile_model"
-        try:
+        with _swept(folder):
             made = _run(task, request, call.deadline, call.memory_limit, call.on_event)
-        except WorkerError:
-            sweep(Path(os.path.abspath(folder)))
-            raise
     return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
 
 
@@ -219,15 +216,10 @@ def build(
 
     The bundle is replaced as a whole, its manifest with it; when this raises, it is as it was.
     """
-    from sparsecc.bundle.folder import sweep
-
     folder = Path(os.path.abspath(bundle))
     request = {"bundle": str(folder), "device": device}
-    try:
+    with _swept(folder):
         made: dict[str, Any] = _run("sparsecc.tasks.build:build", request, deadline, None, on_event)
-    except WorkerError:
-        sweep(folder)
-        raise
     return made
 
 
@@ -245,7 +237,7 @@ def reduce(
     `<name>.reduced.onnx`. InputError where the command does not fail on the whole model.
     """
     with _file(model) as path:
-        made = Path(output) if output is not None else Path(f"{path.stem}.reduced.onnx")
+        made = Path(output) if output is not None else default_reduced(path)
         request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
         found: dict[str, Any] = _run("sparsecc.tasks.reduce:reduce_model", request, None, None, on_event)
     return found
@@ -270,8 +262,16 @@ def _shapes(inputs: Inputs | None) -> dict[str, Any]:
     return {name: list(shape) for name, shape in (inputs or {}).items()}
 
 
-def _default_output(path: Path) -> Path:
-    return Path(f"{path.stem}.sparsecc")
+@contextmanager
+def _swept(folder: Path) -> Iterator[None]:
+    """However the block ends, nothing half-written is left beside `folder`."""
+    from sparsecc.bundle.folder import sweep
+
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sweep(Path(os.path.abspath(folder)))
 
 
 @contextmanager
@@ -283,8 +283,10 @@ def _file(model: Model) -> Iterator[Path]:
             raise InputError(f"{path}: no such file: check the path")
         yield path.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="sparsecc-in-") as folder:
-        path = Path(folder) / "model.onnx"
+    from sparsecc.system.temp_folders import temporary_folder
+
+    with temporary_folder("input") as folder:
+        path = folder / "model.onnx"
         _save(model, path)
         yield path
 

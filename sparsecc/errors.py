@@ -7,6 +7,21 @@ from collections.abc import Iterable
 
 from sparsecc.escaping import quoted
 
+EXIT_CODES = {
+    0: "done",
+    1: "goal not met, or not measured",
+    2: "usage or bad input",
+    3: "target or device not available here",
+    4: "inconclusive",
+    5: "a worker ran out of time or memory, or was killed",
+    6: "the environment failed (disk, memory, permission, stdout)",
+    70: "a bug in sparsecc",
+    129: "ended by SIGHUP",
+    130: "ended by SIGINT (Ctrl-C)",
+    143: "ended by SIGTERM",
+}
+"""What every command's exit code means; there are no others."""
+
 
 class SparseccError(Exception):
     """Base of every error meant for the user; printed as one line, never as a traceback."""

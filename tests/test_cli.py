@@ -54,7 +54,7 @@ def test_root_help_lists_the_commands_and_exit_codes(capsys: pytest.CaptureFixtu
     assert main(["-h"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)
-    assert "70 a bug" in text
+    assert "70  a bug" in text
     assert "_SPARSECC_COMPLETE=bash_source" in text
 
 

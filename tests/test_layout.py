@@ -131,7 +131,7 @@ def test_every_data_file_is_packaged() -> None:
 
 
 def test_command_is_the_cli_main() -> None:
-    assert project()["project"]["scripts"] == {"sparsecc": "sparsecc.cli:main"}
+    assert project()["project"]["scripts"] == {"sparsecc": "sparsecc.__main__:main"}
     assert metadata.version("sparsecc") == project()["project"]["version"]
 
 

@@ -83,7 +83,7 @@ def test_wheel_declares_command_and_licence(wheel: Path) -> None:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         info = metadata.removesuffix("METADATA")
         described = archive.read(metadata).decode()
-        assert "sparsecc = sparsecc.cli:main" in archive.read(info + "entry_points.txt").decode()
+        assert "sparsecc = sparsecc.__main__:main" in archive.read(info + "entry_points.txt").decode()
         assert archive.read(info + "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert "\nLicense-Expression: Apache-2.0\n" in described
     assert "\nRequires-Python: >=3.10\n" in described

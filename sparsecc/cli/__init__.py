@@ -6,16 +6,22 @@ import sys
 from collections.abc import Sequence
 
 from sparsecc.cli.failure import exit_code_of
+from sparsecc.cli.interrupts import interrupts
 from sparsecc.cli.root import root
 from sparsecc.cli.run_log import Trail
+from sparsecc.cli.streams import open_closed_streams
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. `arguments` defaults to those of the process."""
+    open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     trail = Trail(arguments)
-    return exit_code_of(
-        lambda: root.main(args=arguments, prog_name="sparsecc", standalone_mode=False, obj=trail), trail
-    )
+
+    def command() -> object:
+        with interrupts():
+            return root.main(args=arguments, prog_name="sparsecc", standalone_mode=False, obj=trail)
+
+    return exit_code_of(command, trail)

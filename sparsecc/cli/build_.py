@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report import numbers
@@ -16,6 +17,7 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Build, and say what was built."""
     from sparsecc import api
 
+    trail().will_write(given["bundle"])
     with terminal.progress() as on_event:
         built = api.build(given.pop("bundle"), **given, on_event=on_event)
     terminal.result(built, build_view)

@@ -12,9 +12,11 @@ from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.recipe import above_recipe
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
 from sparsecc.errors import GoalError
 from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.places import default_bundle
 from sparsecc.options.table import OUTPUT
 
 
@@ -29,6 +31,8 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
+    if "dry_run" not in given:
+        trail().will_write(given.get("output") or default_bundle(model))
     with terminal.progress() as on_event:
         result = api.compile(model, **given, on_event=on_event)
     report = {**result.report, "bundle": str(result.bundle) if result.bundle else None, "command": command}

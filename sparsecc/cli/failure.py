@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
 
 import click
 
+from sparsecc.cli.interrupts import Interrupted
 from sparsecc.cli.run_log import Trail
+from sparsecc.cli.streams import stdout_failure
 from sparsecc.errors import SparseccError
 
 INTERRUPTED = 130
+ENVIRONMENT = 6
 USAGE = 2
 BUG = 70
+ENVIRONMENTAL = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EBADF, errno.EPIPE),
+    *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+}
+"""What a system says that is full, read-only or out of memory, processes or files: no fault of ours."""
 MOST = 600
 """Characters of a message: room for the names of all criteria."""
 
@@ -28,9 +37,20 @@ def exit_code_of(command: Callable[[], object], trail: Trail) -> int:
         return _explain(_usage_message(error), USAGE, trail)
     except click.ClickException as error:
         return _explain(error.format_message(), USAGE, trail)
+    except Interrupted as signal:
+        trail.say("warning", f"ended by {signal.name}; {trail.what_was_written()}", exit=signal.exit_code)
+        return signal.exit_code
     except (KeyboardInterrupt, click.Abort):
-        trail.say("warning", "interrupted; nothing was written", exit=INTERRUPTED)
+        trail.say("warning", f"interrupted; {trail.what_was_written()}", exit=INTERRUPTED)
         return INTERRUPTED
+    except MemoryError:
+        return _explain("this process has too little memory: raise its limit (ulimit)", ENVIRONMENT, trail)
+    except OSError as error:
+        if error.errno not in ENVIRONMENTAL:
+            return _explain(_bug_message(error), BUG, trail)
+        if error.errno in (errno.EBADF, errno.ENOSPC, errno.EIO, errno.EPIPE) and error.filename is None:
+            return _explain(str(stdout_failure(error)), ENVIRONMENT, trail)
+        return _explain(f"the system refuses: {error}; mend it and run again", ENVIRONMENT, trail)
     except Exception as error:  # noqa: BLE001 - the last door: whatever else arrives here is our fault
         return _explain(_bug_message(error), BUG, trail)
     return result if isinstance(result, int) else 0
@@ -51,6 +71,8 @@ def _explain(message: str, code: int, trail: Trail) -> int:
 
     if trail.keeps_debug and not trail.speaks_json:
         traceback.print_exc()
+    written = [path for path in trail.written() if path not in message]
+    message += f"; {', '.join(written)} was already written" if written else ""
     trail.say("error", one_line(message, MOST), exit=code)
     folder = trail.write_debug() if trail.keeps_debug else None
     if folder is not None:

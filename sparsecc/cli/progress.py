@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import click
+from sparsecc.cli.streams import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -61,7 +61,7 @@ class Progress:
         text = f"{stage}: {note}" if note else stage
         if self._lines and text != self._last_line:
             self._last_line = text
-            click.echo(f"sparsecc: [{time.monotonic() - self._started:6.1f} s] {text}", err=True)
+            say(f"sparsecc: [{time.monotonic() - self._started:6.1f} s] {text}")
 
     def _show(self) -> None:
         from rich.console import Console

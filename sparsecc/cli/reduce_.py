@@ -9,14 +9,17 @@ import click
 
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Line
+from sparsecc.options.places import default_reduced
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Reduce, and say how far it went."""
     from sparsecc import api
 
+    trail().will_write(given.get("output") or default_reduced(given["model"]))
     with terminal.progress() as on_event:
         found = api.reduce(given.pop("model"), **given, on_event=on_event)
     terminal.result(found, reduce_view)

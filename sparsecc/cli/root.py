@@ -9,6 +9,7 @@ import click
 
 from sparsecc.cli.failure import installed_version
 from sparsecc.cli.run_log import DEBUG
+from sparsecc.errors import EXIT_CODES
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile_", "Make a model smaller and faster for the runtime it will run on."),
@@ -23,19 +24,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reduce": ("reduce_", "Shrink a failing model to the fewest nodes that still fail."),
     "cache": ("cache_", "Show what the cache holds, and make room."),
     "doctor": ("doctor", "Show which targets and devices work here, and what the others need."),
-    "devices": ("devices", "Add, list and test the devices to measure on."),
+    "devices": ("devices", "Add, remove, list and test the devices to measure on."),
 }
 
-EPILOG = """\b
+
+def exit_codes() -> str:
+    """The table of exit codes as lines of the help."""
+    return "\n".join(f"  {code:3d}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+EPILOG = f"""\b
 Examples:
   sparsecc inspect model.onnx
   sparsecc compile model.onnx --target onnxruntime --ratio 0.5 -o out/
   sparsecc compare model.onnx out/
 
 \b
-Exit codes: 0 done; 1 goal not met; 2 usage or bad input; 3 target or device not
-available here; 4 inconclusive; 5 a worker ran out of time or memory, or was killed;
-6 the environment failed (disk, permission); 70 a bug in sparsecc.
+Exit codes of all commands:
+{exit_codes()}
 
 \b
 Shell completion (bash; zsh and fish alike):

@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from sparsecc.cli.streams import say
+
 DEBUG = "On an error, show the traceback and keep a folder for a bug report."
 """The help of `--debug`."""
 KEPT = 2000
@@ -31,6 +33,22 @@ class Trail:
     arguments: Sequence[str]
     options: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+
+    outputs: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    """Paths that the command is about to write -> what was there before."""
+
+    def will_write(self, path: str | os.PathLike[str]) -> None:
+        """From here on a message says whether `path` was written: a bundle's folder, or a file."""
+        self.outputs[os.fspath(path)] = _identity(path)
+
+    def written(self) -> list[str]:
+        """Those of the outputs that are others than before."""
+        return [path for path, before in self.outputs.items() if _identity(path) != before]
+
+    def what_was_written(self) -> str:
+        """The end of a message about a command that was ended."""
+        written = ", ".join(self.written())
+        return f"{written} was already written" if written else "nothing was written"
 
     @property
     def speaks_json(self) -> bool:
@@ -48,14 +66,14 @@ class Trail:
         event = {"time": now, "level": level, **facts}
         self.events = [*self.events[-KEPT + 1 :], event]
         if self.speaks_json:
-            click.echo(json.dumps(event, default=str), err=True)
+            say(json.dumps(event, default=str))
 
     def say(self, level: str, line: str, **facts: Any) -> None:
         """One line on stderr, as text or as JSON."""
         self.add(level, {**facts, "message": line})
         if not self.speaks_json:
             start = "error: " if level == "error" else ""
-            click.echo(f"sparsecc: {start}{line}", err=True)
+            say(f"sparsecc: {start}{line}")
 
     def write_debug(self) -> Path | None:
         """Write the folder about the exception that is being handled; None where no folder can be written."""
@@ -78,6 +96,15 @@ class Trail:
         except (OSError, RuntimeError):  # no home, no room: the error itself still reaches the user
             return None
         return folder
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """What changes when a file or folder is replaced; None where there is none."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, *((facts.st_mtime_ns, facts.st_size) if os.path.isfile(path) else ())
 
 
 def trail() -> Trail:

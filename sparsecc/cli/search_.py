@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.options import SearchCall, rows_of
+from sparsecc.options.places import default_search
 from sparsecc.options.row import Row
 from sparsecc.options.table import TRIED
 
@@ -18,7 +21,10 @@ from sparsecc.options.table import TRIED
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Search, and show the front."""
     from sparsecc.search.api import search
+    from sparsecc.search.ledger import NAME
 
+    folder = Path(given.get("output") or default_search(given["model"]))
+    trail().will_write(folder / NAME)  # a line for each finished point
     with terminal.progress() as on_event:
         found = search(given.pop("model"), **given, on_event=on_event)
     terminal.result(found, search_view)

@@ -9,6 +9,7 @@ import click
 
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
+from sparsecc.cli.run_log import trail
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Line
 
@@ -16,7 +17,9 @@ from sparsecc.cli.view import Block, Line
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
     """Sign the bundle."""
     from sparsecc import api
+    from sparsecc.bundle.folder import SIGNATURE
 
+    trail().will_write(f"{given['bundle']}/{SIGNATURE}")
     with terminal.progress() as on_event:
         signed = api.sign(given["bundle"], given["key"], on_event=on_event)
     terminal.result(signed, sign_view)

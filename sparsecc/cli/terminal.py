@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.cli.run_log import trail
+from sparsecc.cli.streams import stdout_failure
 from sparsecc.errors import SystemFailureError
+from sparsecc.system.files import write_whole
 
 if TYPE_CHECKING:
     from sparsecc.cli.progress import OnEvent
@@ -84,12 +86,15 @@ def write_stdout(text: str) -> None:
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from error
+    except OSError as error:
+        raise stdout_failure(error) from error
 
 
 def write_file(path: str, text: str) -> None:
     """Write `text` to a file the user named. SystemFailureError when the file cannot be written."""
+    trail().will_write(path)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        write_whole(Path(path), text.encode())
     except OSError as error:
         raise SystemFailureError(
             f"cannot write {path}: {error.strerror}; choose another path or free the disk"

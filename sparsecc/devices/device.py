@@ -99,7 +99,7 @@ def parse_device(spec: str) -> DeviceAddress:
     address, asks, python = spec.partition("?python=")
     if asks and not _PYTHON.fullmatch(python):
         raise InputError(
-            f"device {quoted(spec)}: {quoted(python)} is no path of a Python: write ?python=PATH"
+            f"device {quoted(spec)}: {quoted(python)} is no program: write ?python=/PATH/TO/python3"
         )
     if found := _SSH.fullmatch(address):
         port = int(found[3] or 0)

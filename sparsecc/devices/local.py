@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -66,14 +67,12 @@ class LocalDevice(Device):
             try:
                 status = child.wait(timeout)
             except subprocess.TimeoutExpired as e:
-                _stop(child)
                 name = one_line(arguments[0], 80)
                 raise WorkerError(
                     f"{name} took more than {timeout:g} s and was stopped: allow it more time"
                 ) from e
-            except KeyboardInterrupt:
+            finally:
                 _stop(child)
-                raise
             texts = [_text_of(stream) for stream in (out, err)]
         return Completed(status, texts[0], texts[1], time.monotonic() - began)
 
@@ -86,10 +85,9 @@ class LocalDevice(Device):
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    if hasattr(os, "killpg"):
+    """End a command that has not ended, and whatever it left in its session."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
     child.wait()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sparsecc.api import takes
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, SearchCall, Tried, rows_of
+from sparsecc.options.places import default_search
 from sparsecc.options.renamed import warned
 
 
@@ -31,7 +32,7 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         raise InputError(f"{model}: no such file: a search needs a model on disk")
     given = warned(options, 2)
     call = SearchCall.of(given)
-    folder = Path(call.output) if call.output is not None else Path(f"{path.stem}.search")
+    folder = Path(call.output) if call.output is not None else default_search(path)
     base = {name: getattr(call, name) for name in rows_of(CompileOptions) if name in given}
     return run_search(
         path,

@@ -16,7 +16,7 @@ import onnx
 from sparsecc.errors import InputError
 from sparsecc.ir.extract import cut_out
 from sparsecc.loading.open_model import open_model
-from sparsecc.system.files import file_sha256
+from sparsecc.system.files import file_sha256, write_whole
 from sparsecc.system.temp_folders import temporary_folder
 
 Fails = Callable[[onnx.ModelProto], bool]
@@ -50,7 +50,7 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
         if wanted == 0:
             raise InputError(f"the check gives exit code 0 for {path.name}: it must fail there")
         result = reduce_nodes(opened.proto, lambda model: command.run(model) == wanted, emit)
-    output.write_bytes(result.model.SerializeToString())
+    write_whole(output, result.model.SerializeToString())
     return {
         "schema": "sparsecc.reduce/1",
         "output": str(output),

@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import importlib
 import json
+import mmap
 import os
 import resource
 import signal
@@ -17,11 +18,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from sparsecc.errors import SparseccError
-from sparsecc.worker.protocol import EVENT_LIMIT, RESULT_LIMIT, is_task
+from sparsecc.worker.protocol import EVENT_LIMIT, OUT_OF_MEMORY, RESULT_LIMIT, is_task
 
 _PR_SET_PDEATHSIG = 1
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
-"""What native libraries call it when an allocation failed and they raise an exception of their own."""
+_HEADROOM = 32 << 20
+"""Bytes that must still be there for a fault not to be one of memory."""
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -71,9 +72,18 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel) -> d
     except MemoryError:
         return {"memory": True}
     except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
-        if any(phrase in str(e) for phrase in _OUT_OF_MEMORY):
+        if any(phrase in str(e) for phrase in OUT_OF_MEMORY) or _is_starved():
             return {"memory": True}
         return {"fault": f"{type(e).__name__}: {e}", "traceback": _traced(e)}
+
+
+def _is_starved() -> bool:
+    """Whether hardly anything can be allocated any more: what fails then fails for that, whatever it says."""
+    try:
+        mmap.mmap(-1, _HEADROOM, flags=mmap.MAP_PRIVATE).close()
+    except OSError:
+        return True
+    return False
 
 
 def _traced(error: Exception) -> str:

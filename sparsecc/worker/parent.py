@@ -22,7 +22,7 @@ from sparsecc.escaping import one_line
 from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.crash import write_report
-from sparsecc.worker.protocol import RESULT_LIMIT, InWorker, error_named, is_task
+from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, InWorker, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
 """Called with each progress event; its "stage", when it has one, is named if the worker dies."""
@@ -31,6 +31,8 @@ _BOOT = (
     "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
     "from sparsecc.worker.child import serve; serve(config)"
 )
+LEAST_MEMORY = 256 << 20
+"""Bytes below which the libraries of a worker do not load: they exit, spin or fault, each in its own way."""
 _TICK = 0.05
 _LOG_KEPT = 64 << 10
 _SIGNAL_MEANS = {
@@ -56,6 +58,11 @@ def run(
     child is raised here as the same class with the same message; a child that crashed, hung or ran out of
     memory is a WorkerError; any other exception in it is an InternalError that names a crash report.
     """
+    if memory is not None and memory < LEAST_MEMORY:
+        given, least = (one_line(f"{size / (1 << 20):.4g} MiB") for size in (memory, LEAST_MEMORY))
+        raise WorkerError(
+            f"a memory limit of {given} is below the {least} that a worker starts with: raise it"
+        )
     with Worker(memory=memory) as worker:
         return worker.run(task, request, deadline=deadline, on_event=on_event)
 
@@ -224,11 +231,11 @@ class Worker:
         _kill(child.process)
         _read_log(child)
         code = child.process.returncode
+        if any(phrase.encode() in child.tail for phrase in OUT_OF_MEMORY):
+            return self._out_of_memory(child)
         if code >= 0:
             fault = f"the worker ended with status {code} and no answer"
             return InternalError(fault + _report(child, task, request, fault, ""))
-        if b"bad_alloc" in child.tail or b"MemoryError" in child.tail:
-            return self._out_of_memory(child)
         name = signal.Signals(-code).name
         means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
         fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"

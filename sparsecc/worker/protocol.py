@@ -23,6 +23,12 @@ EVENT_LIMIT = 1 << 20
 RESULT_LIMIT = 64 << 20
 """Bytes of one line of any kind: the result is plain data, arrays travel in files."""
 
+OUT_OF_MEMORY = (
+    *("bad_alloc", "bad allocation", "MemoryError", "Failed to allocate memory", "Cannot allocate memory"),
+    *("Memory allocation still failed", "failed to map segment"),
+)
+"""What native libraries and the loader call it when an allocation failed."""
+
 _TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z]\w*", re.ASCII)
 
 
