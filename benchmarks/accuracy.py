@@ -38,20 +38,22 @@ from benchmarks.accuracy_peers import PEERS, at_equal_work, takes
 from benchmarks.accuracy_tables import MARKS, Row, compared, draw, line_of, matrices, ranked, tables
 from sparsecc.allocators import ALLOCATORS, WITH_CURVES
 from sparsecc.axes.algebra import Keep
+from sparsecc.compilation import Compilation
 from sparsecc.criteria import CRITERIA
-from sparsecc.decide.channels import Source, choose
+from sparsecc.data.samples import CalibrationSet
+from sparsecc.decide.channels import choose
 from sparsecc.errors import SparseccError
-from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.reconstruct.layerwise import Kept, Settings, repair
+from sparsecc.reconstruct.layerwise import Kept, repair
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
+from sparsecc.system.scratch import Scratch
 
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
@@ -154,18 +156,10 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     options = CompileOptions(
         ratio=point.ratio, criterion=criterion, allocator=allocator, calib="samples", seed=point.seed
     )
-    analysis = analyse(normalise(load_ir(pair.model)))
+    compilation = compilation_of(pair, options, folder)
+    analysis = compilation.begin(normalise(load_ir(pair.model)))
     groups = find_groups(analysis, prune=options.prune)
-    general = pair.general
-    seen, held_out = pair.samples.divided(whole_batches=not takes_any_batch(analysis.model))
-    source = Source(
-        lambda: seen,
-        folder,
-        general=None if general is None else lambda: general,
-        again=lambda: analyse(analysis.model.clone()),
-        held_out=lambda: held_out,
-    )
-    chosen = choose(analysis, groups, options, point.ratio, source)
+    chosen = choose(compilation, analysis, groups, point.ratio)
     kept = kept_values(analysis, chosen.keep)
     cut = _name_of(point.pair, groups, chosen.keep)
     remove(analysis, chosen.keep)
@@ -181,6 +175,14 @@ def by_sparsecc(point: Point, folder: Path) -> list[Row]:
     ]
 
 
+def compilation_of(pair: Pair, options: CompileOptions, folder: Path) -> Compilation:
+    """A compile of the pair's model with its samples."""
+    general = None if pair.general is None else CalibrationSet.of(pair.general)
+    whole_batches = not takes_any_batch(load_ir(pair.model))
+    samples = CalibrationSet.of(*pair.samples.divided(whole_batches=whole_batches))
+    return Compilation(pair.model, options, Scratch(folder), calibration=samples, general=general)
+
+
 def _scored(pair: Pair, pruned: ir.Model, kept: Kept, method: str, cut: str, folder: Path) -> Row:
     """The quality of a cut model after a repair; measured once for each (cut, repair)."""
     if (cut, method) not in _SCORED:
@@ -188,7 +190,8 @@ def _scored(pair: Pair, pruned: ir.Model, kept: Kept, method: str, cut: str, fol
         model = pruned.clone()
         if method != "none":
             dense = normalise(load_ir(pair.model))
-            repair(dense, model, kept, pair.samples, folder, Settings(method))
+            compilation = compilation_of(pair, CompileOptions(), folder)
+            repair(compilation, dense, model, kept, pair.samples, method)
         seconds = round(time.perf_counter() - begun, 2)
         runner = open_session(write(model, folder / "pruned.onnx"), threads=1)
         _SCORED[cut, method] = {"score": round(pair.accuracy(runner.run), 4), "repair_s": seconds}

@@ -26,15 +26,18 @@ import onnx
 from onnx import TensorProto, helper
 
 from sparsecc.calibrate.layer_statistics import collect
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.options import CompileOptions
 from sparsecc.options.reading import size
-from sparsecc.reconstruct.layerwise import Settings, repair
+from sparsecc.reconstruct.layerwise import repair
 from sparsecc.reconstruct.stage import kept_values
+from sparsecc.system.scratch import Scratch
 
 TOKENS, WIDTH, INNER, LAYERS, WORDS = 64, 896, 4864, 24, 151936
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
@@ -140,11 +143,10 @@ def step(case: str, what: str, path: Path, number: int, memory: int) -> dict[str
             keep = {g.atom: np.arange(g.size) % 4 != 0 for g in free}
             kept = kept_values(analysis, keep)
             remove(analysis, keep)
-            settings = Settings("reconstruct", memory=memory)
-            dense = normalise(load_ir(path))
-            found: dict[str, Any] = {
-                "layers": len(repair(dense, analysis.model, kept, samples, Path(scratch), settings).layers)
-            }
+            options = CompileOptions(working_memory=memory)
+            compilation, dense = Compilation(path, options, Scratch(Path(scratch))), normalise(load_ir(path))
+            mended = repair(compilation, dense, analysis.model, kept, samples, "reconstruct")
+            found: dict[str, Any] = {"layers": len(mended.layers)}
         else:
             found = collect(analysis, samples, Path(scratch), memory=memory).facts
     seconds, cpu = round(time.perf_counter() - begun, 1), round(time.process_time() - used, 1)

@@ -103,7 +103,7 @@ def table_row(path: Path, ratio: float, folder: Path) -> dict[str, Any]:
     begun, table = time.perf_counter(), LatencyTable()
     cost = latency_model(analysis, table)
     learnt = time.perf_counter() - begun
-    keep = choose(analysis, find_groups(analysis), options, ratio).keep
+    keep = choose(compilation, analysis, find_groups(analysis), ratio).keep
     told = cost.total({}) / cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
     remove(analysis, keep)
     found = measure_pair(

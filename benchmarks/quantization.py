@@ -35,13 +35,16 @@ from benchmarks.quantization_cases import CASES, ROOT, UNTRAINED, Case, large, s
 from benchmarks.quantization_peers import onnxruntime, onnxsim
 from benchmarks.quantization_tables import tables
 from sparsecc import api
+from sparsecc.compilation import Compilation
 from sparsecc.measure.interleave import Budget, compare
-from sparsecc.passes.base import Pass, PassContext
+from sparsecc.options import CompileOptions
+from sparsecc.passes.base import Pass
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import Feeds
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
 from sparsecc.runtime.kernel_census import census
+from sparsecc.system.scratch import Scratch
 from sparsecc.targets import TARGETS
 
 OUT = ROOT / "out" / "benchmarks" / "quantization.json"
@@ -55,7 +58,9 @@ def passed(step: Pass, case: Case, folder: Path) -> tuple[Path, Facts]:
     """The model after one of our passes."""
     model, path = ir.load(case.path), folder / "model.onnx"
     target = TARGETS["tensorrt" if isinstance(step, Sparsify) else "onnxruntime"]
-    result = step.run(model, Plan({}), PassContext(target, folder, case.calibration, measure=False))
+    options = CompileOptions(target=target.name, measure=False)
+    compilation = Compilation(Path(), options, Scratch(folder), pass_feeds=case.calibration)
+    result = step.run(model, Plan({}), compilation)
     ir.save(model, path)
     return path, _layer_means(result.facts)
 
@@ -95,8 +100,8 @@ def as_fast(speedup: float, case: Case, folder: Path) -> tuple[Path, Facts]:
 def mixed(quantize: Quantize, calibration: Sequence[Feeds], case: Case, folder: Path) -> tuple[Path, Facts]:
     """What a pass makes, with the facts that the table shows."""
     model, path = ir.load(case.path), folder / "model.onnx"
-    context = PassContext(TARGETS["onnxruntime"], folder, calibration)
-    facts = quantize.run(model, Plan({}), context).facts
+    compilation = Compilation(Path(), CompileOptions(), Scratch(folder), pass_feeds=calibration)
+    facts = quantize.run(model, Plan({}), compilation).facts
     ir.save(model, path)
     names = ("chosen", "uniform", "predicted_error", "error", "gain_of_widths", "speedup")
     kept = {key: facts[key] for key in names if key in facts}

@@ -32,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import Pair, cifar, cifar_batch
 from benchmarks.cifar_data import FOLDER, module, training_images
+from sparsecc.compilation import Compilation
+from sparsecc.data.samples import CalibrationSet
 from sparsecc.data.samples import Samples as Calibration
-from sparsecc.decide.channels import Source, choose
+from sparsecc.decide.channels import choose
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -41,9 +43,10 @@ from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.reconstruct.layerwise import Settings, repair
+from sparsecc.reconstruct.layerwise import repair
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.session import open_session
+from sparsecc.system.scratch import Scratch
 from sparsecc.torch.onnx_ops.module import from_onnx
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
 from sparsecc.torch.training.distillation import FAR, RATES, Budget, distill, gap
@@ -82,8 +85,8 @@ def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
     begun = time.perf_counter()
     analysis = analyse(normalise(load_ir(dense)))
     options = CompileOptions(ratio=ratio, calib="samples", allocator="distortion")
-    source = Source(lambda: samples, folder)
-    chosen = choose(analysis, find_groups(analysis, prune=options.prune), options, ratio, source)
+    compilation = Compilation(dense, options, Scratch(folder), calibration=CalibrationSet.of(samples))
+    chosen = choose(compilation, analysis, find_groups(analysis, prune=options.prune), ratio)
     kept = kept_values(analysis, chosen.keep)
     values = [v.name or "" for node in analysis.model.graph for v in node.outputs]
     ranks = {v.name: len(axes) for v, axes in analysis.record.axes.items()}
@@ -95,7 +98,7 @@ def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
         begun = time.perf_counter()
         model = analysis.model.clone()
         if method != "none":
-            repair(normalise(load_ir(dense)), model, kept, samples, folder, Settings(method))
+            repair(compilation, normalise(load_ir(dense)), model, kept, samples, method)
         write(model, folder / f"{method}.onnx")
         found[f"{method}_s"] = time.perf_counter() - begun
     facts.write_text(json.dumps(found, indent=1))

@@ -44,19 +44,22 @@ def peak_mb() -> int:
 
 def steps(nodes: int, ratio: float) -> dict[str, Any]:
     """Analysis, groups, choice, plan and rewriting of a long residual network."""
+    from sparsecc.compilation import Compilation
     from sparsecc.decide.channels import choose
     from sparsecc.graph.analysis import analyse
     from sparsecc.graph.groups import find_groups
     from sparsecc.graph.rewrite import remove
     from sparsecc.options import CompileOptions
     from sparsecc.plan import make_plan
+    from sparsecc.system.scratch import Scratch
     from tests.zoo.synthetic import synthetic_graph
 
     clock, model = Clock(), synthetic_graph(nodes)
+    compilation = Compilation(Path(), CompileOptions(), Scratch(Path()))
     bare = peak_mb()
     analysis = clock.time("analyse", lambda: analyse(model))
     groups = clock.time("groups", lambda: find_groups(analysis))
-    choice = clock.time("choose", lambda: choose(analysis, groups, CompileOptions(), ratio))
+    choice = clock.time("choose", lambda: choose(compilation, analysis, groups, ratio))
     clock.time("plan", lambda: make_plan(analysis, groups, choice.keep, {}))
     clock.time("rewrite", lambda: remove(analysis, choice.keep))
     total = round(sum(clock.seconds.values()), 2)

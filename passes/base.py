@@ -1,40 +1,22 @@
-"""What a pass is: a frozen dataclass whose fields are its options, from a model and a plan to a model."""
+"""What a pass is: a frozen dataclass whose fields are its options, from a model and a plan to a model.
+
+Of the compilation a pass takes what it needs: the target, the scratch folder, and the inputs `pass_feeds`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
-from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.remarks import Remark
 
 if TYPE_CHECKING:
+    from sparsecc.compilation import Compilation
     from sparsecc.plan import Plan
     from sparsecc.targets import Target
-
-
-@dataclass(frozen=True)
-class PassContext:
-    """What a pass may use besides the model and the plan.
-
-    `memory` is how many bytes calibration may hold, `measure` whether anything may be timed; `analysed` gives a
-    model its axes at sizes that it runs at.
-    """
-
-    target: Target
-    scratch: Path
-    calibration: Sequence[Mapping[str, np.ndarray]] = ()
-    seed: int = 0
-    progress: Callable[[str, float], None] = lambda what, share: None
-    memory: int = 2 << 30
-    measure: bool = True
-    analysed: Callable[[ir.Model], Analysis] = analyse
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,7 @@ class Pass:
         """InputError for options that cannot be on this target, or not without calibration data: asked before a model
         is read, and again by `run`."""
 
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         raise NotImplementedError
 
     def __str__(self) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.graph.residual_blocks import goes_with
-from sparsecc.passes.base import Pass, PassContext, PassResult
+from sparsecc.passes.base import Pass, PassResult
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
@@ -26,7 +27,7 @@ class DropBlocks(Pass):
     name: ClassVar[str] = "drop_blocks"
     branches: tuple[str, ...] = ()
 
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Edit the model, and list the nodes that are gone in `plan.dropped_nodes`."""
         gone = drop(model, self.branches)
         plan.dropped_nodes.extend(gone)

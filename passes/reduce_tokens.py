@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import atoms_of
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir.constants import add_constant
-from sparsecc.passes.base import Pass, PassContext, PassResult
+from sparsecc.passes.base import Pass, PassResult
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
@@ -36,11 +37,11 @@ class ReduceTokens(Pass):
     patches: int = 1
     keep: int = 1
 
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Edit the model: first all tokens go on, then the sizes of all that follows are mended."""
         builder = _Builder(model, self)
         chosen = builder.insert()
-        analysis = context.analysed(model)
+        analysis = compilation.analysed(model)
         (atom,) = atoms_of(analysis.record.axes[chosen][1])
         remove(analysis, {atom: np.arange(self.patches) < self.keep})
         builder.go_on_with(self.keep)

@@ -130,10 +130,12 @@ class Compilation:
     """The slots of graph inputs and outputs that go with `--prune-io`; none until `choose` decided."""
     dense: Dense = field(init=False, repr=False)
     """The model as it was given."""
-    calibration: CalibrationSet | None = field(init=False, repr=False)
+    calibration: CalibrationSet | None = None
     """The samples of `--calib`, read once; None without it and with `--calib synthetic`."""
-    general: CalibrationSet | None = field(init=False, repr=False)
+    general: CalibrationSet | None = None
     """The samples of `--calib-general`, read once; None without it."""
+    pass_feeds: Sequence[Feeds] = ()
+    """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
     """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
     parts: tuple[Part, ...] = ()
@@ -174,10 +176,10 @@ class Compilation:
         self._require_known_inputs(model)
         self.dense = Dense(model, options, self.scratch)
         self.reference = self.dense.runner
-        self.calibration = None if options.samples is None else CalibrationSet(options.samples, model)
-        self.general = None
-        if (spec := options.calib_general) is not None:
-            self.general = CalibrationSet(str(spec), model, "--calib-general")
+        if self.calibration is None and options.samples is not None:
+            self.calibration = CalibrationSet(options.samples, model)
+        if self.general is None and options.calib_general is not None:
+            self.general = CalibrationSet(str(options.calib_general), model, "--calib-general")
 
     def _require_known_inputs(self, model: ir.Model) -> None:
         ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}
@@ -319,8 +321,14 @@ class Compilation:
         """A compile of the same model with other options, on the same inputs and samples; it begins with the notes
         made so far, and keeps its own from there."""
         other = copy.copy(self)
-        other.options, other.emit, other.narrowed = options, emit, Narrowed()
+        other.options, other.emit, other.narrowed, other.pass_feeds = options, emit, Narrowed(), ()
         other.records, other.warnings, other.remarks = [*self.records], [*self.warnings], [*self.remarks]
+        return other
+
+    def within(self, folder: str) -> Compilation:
+        """This compile, with its files in a folder of their own."""
+        other = copy.copy(self)
+        other.scratch = Scratch(self.scratch.folder / folder)
         return other
 
 

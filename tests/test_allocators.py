@@ -18,9 +18,9 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.axes.sizes import at
 from sparsecc.cost.model import CostModel, Term
 from sparsecc.data.samples import Samples
-from sparsecc.decide.channels import POOR, Source, choose
+from sparsecc.decide.channels import POOR, choose
 from sparsecc.graph.groups import find_groups
-from sparsecc.options import CompileOptions
+from tests.compilations import compilation
 from tests.repair_models import analysed, normal
 
 
@@ -142,15 +142,15 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
     weights = {"w1": normal(6, 32, seed=1), "w2": normal(6, 32, seed=2), "v1": normal(32, 3, seed=3)}
     analysis = analysed(text, {**weights, "v2": 0.001 * normal(32, 3, seed=4)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
-    options = CompileOptions(calib="samples", align=1)
-    found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
+    given = compilation(folder=tmp_path, samples=samples, calib="samples", align=1)
+    found = choose(given, analysis, find_groups(analysis), 0.4)
     assert found.method == {"criterion": "obs", "allocator": "rehearsed", "curves": True, "tried": "joint"}
     kept = sorted(int(slots.sum()) for slots in found.keep.values())
     assert kept[0] <= 8
     assert found.predicted is not None
     assert found.predicted < 0.05
     assert found.advised is None
-    harsh = choose(analysis, find_groups(analysis), options, 0.88, Source(lambda: samples, tmp_path))
+    harsh = choose(given, analysis, find_groups(analysis), 0.88)
     assert harsh.predicted is not None
     assert harsh.predicted > POOR
     assert harsh.advised is not None
@@ -164,8 +164,8 @@ def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_i
     analysis = analysed(text, {"w1": normal(6, 32), "w2": normal(32, 3)})
     samples = Samples(({"x": normal(128, 6, seed=5)},), True)
     monkeypatch.setattr("sparsecc.allocators.output_error.WORK", 1.0)
-    options = CompileOptions(calib="samples", align=1)
-    found = choose(analysis, find_groups(analysis), options, 0.4, Source(lambda: samples, tmp_path))
+    given = compilation(folder=tmp_path, samples=samples, calib="samples", align=1)
+    found = choose(given, analysis, find_groups(analysis), 0.4)
     assert found.method == {"criterion": "fluctuation", "allocator": "global", "curves": False}
     assert found.reached
     assert found.predicted is None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +25,12 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.cost.model import CostModel, Term
 from sparsecc.data.samples import Samples
-from sparsecc.decide.channels import Choice, Source, choose
+from sparsecc.decide.channels import Choice, choose
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
-from sparsecc.options import CompileOptions
 from sparsecc.reference.masked_channels import masked
+from tests.compilations import compilation
 from tests.repair_models import analysed, mlp, normal
 
 BATCH = Samples(({"x": normal(128, 6, seed=9)},), True)
@@ -68,8 +69,9 @@ def _one_each(c: Candidate) -> Term:
 
 
 def chosen(analysis: Analysis, name: str, ratio: float, folder: Path, **given: object) -> Choice:
-    options = CompileOptions(calib="samples", allocator=name, align=1, **given)  # type: ignore[arg-type]
-    return choose(analysis, find_groups(analysis), options, ratio, Source(lambda: BATCH, folder))
+    options: dict[str, Any] = {"calib": "samples", "allocator": name, "align": 1, **given}
+    asked = compilation(folder=folder, samples=BATCH, **options)
+    return choose(asked, analysis, find_groups(analysis), ratio)
 
 
 # The joint loss --------------------------------------------------------------------------------------
@@ -383,8 +385,9 @@ def test_the_block_that_changes_nothing_goes_first(name: str, tmp_path: Path) ->
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     analysis = mlp()
-    options = CompileOptions(calib="samples", allocator="evolution", align=1)
-    source = Source(lambda: BATCH, tmp_path, lambda what, share: told.append((what, share)))
-    choose(analysis, find_groups(analysis), options, 0.5, source)
+    options: dict[str, Any] = {"calib": "samples", "allocator": "evolution", "align": 1}
+    given = compilation(folder=tmp_path, samples=BATCH, **options)
+    given.emit = lambda event: told.append((event["stage"], event["share"]))
+    choose(given, analysis, find_groups(analysis), 0.5)
     assert told[0][0] == "try cut 1"
     assert all(0 <= share <= 1 for _, share in told)

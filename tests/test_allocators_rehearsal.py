@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,17 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import CalibrationSet, Samples
-from sparsecc.decide.channels import Choice, Source, choose
+from sparsecc.decide.channels import Choice, choose
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.reconstruct.layerwise import Settings
 from sparsecc.reference.masked_channels import masked
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import begin
+from tests.compilations import compilation
 from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -57,8 +58,9 @@ def rehearsal_of(
     generator = np.random.default_rng(3)
     groups = [g for g in find_groups(analysis) if g.is_free]
     candidates = [Candidate(g.atom, g.size, generator.random(g.size), 1, 1) for g in groups]
-    sides = samples.divided(whole_batches=not takes_any_batch(analysis.model))
-    stage = Stage.of(analysis, *sides, folder, Settings(method), lambda: twin_of(analysis))
+    fitted, held_out = samples.divided(whole_batches=not takes_any_batch(analysis.model))
+    given = compilation(folder=folder, samples=fitted, held_out=held_out)
+    stage = Stage.of(given, analysis, method, lambda: twin_of(analysis))
     assert stage is not None
     return Rehearsal(analysis, candidates, collect(analysis, samples, folder), stage), candidates, stage
 
@@ -117,8 +119,9 @@ def test_repair_is_part_of_it(tmp_path: Path) -> None:
     stats = collect(analysis, BATCH, tmp_path)
     losses = {}
     for method in ("none", "reconstruct"):
-        sides = BATCH.divided(whole_batches=False)
-        stage = Stage.of(analysis, *sides, tmp_path, Settings(method), lambda: twin_of(analysis))
+        fitted, held_out = BATCH.divided(whole_batches=False)
+        given = compilation(folder=tmp_path, samples=fitted, held_out=held_out)
+        stage = Stage.of(given, analysis, method, lambda: twin_of(analysis))
         assert stage is not None
         candidate = Candidate(group.atom, group.size, np.array([0.0, *range(1, 8)]), 1, 1)
         losses[method] = Rehearsal(analysis, [candidate], stats, stage)({group.atom: 7})
@@ -146,7 +149,7 @@ def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None
     first.keep()
     again, candidates, _ = rehearsal_of(analysis, BATCH, tmp_path)
     assert (again(halves(candidates)), again.runs) == (loss, 0)
-    other = replace(stage, settings=Settings("none"))
+    other = replace(stage, method="none")
     plain = Rehearsal(analysis, candidates, collect(analysis, BATCH, tmp_path), other)
     assert plain(halves(candidates)) != loss
 
@@ -199,12 +202,11 @@ def deep() -> Analysis:
 
 
 def chosen(folder: Path, samples: Samples = BATCH, **given: object) -> Choice:
-    analysis = deep()
-    options = CompileOptions(calib="samples", align=1, **given)  # type: ignore[arg-type]
-    again = lambda: twin_of(analysis)  # noqa: E731
-    seen, held_out = samples.divided(whole_batches=False)
-    source = Source(lambda: seen, folder, again=again, held_out=lambda: held_out)
-    return choose(analysis, find_groups(analysis), options, 0.5, source)
+    options: dict[str, Any] = {"calib": "samples", "align": 1, **given}
+    fitted, held_out = samples.divided(whole_batches=False)
+    asked = compilation(folder=folder, samples=fitted, held_out=held_out, **options)
+    analysis = asked.begin(deep().model)
+    return choose(asked, analysis, find_groups(analysis), 0.5)
 
 
 def lost(cut: dict[Atom, np.ndarray]) -> list[list[bool]]:

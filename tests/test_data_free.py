@@ -17,9 +17,10 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loss.measure import Reference
-from sparsecc.reconstruct.layerwise import Settings, repair
+from sparsecc.reconstruct.layerwise import repair
 from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.session import open_session
+from tests.compilations import compilation
 from tests.repair_models import analysed, normal
 
 WIDTH, DEPTH = 16, 12
@@ -99,13 +100,13 @@ def test_noise_matched_to_batch_norms_mends_what_plain_noise_does_not(method: st
         dense, keep = cut(analysis, 4)
         kept = kept_values(analysis, keep)
         if way == "plain":
-            repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
+            repair(compilation(folder=tmp_path / way), dense, analysis.model, kept, NOISE, method)
         elif way == "matched":
             with (
                 matched(dense, NOISE, tmp_path / way, threads=1, memory=1 << 24),
                 matched_pair(dense, analysis.model, kept),
             ):
-                repair(dense, analysis.model, kept, NOISE, tmp_path / way, Settings(method))
+                repair(compilation(folder=tmp_path / way), dense, analysis.model, kept, NOISE, method)
         errors[way] = Reference([outputs(normed().model, feeds)]).loss([outputs(analysis.model, feeds)])
     assert errors["matched"] < (0.5 if method == "reconstruct" else 0.95) * errors["none"]
     assert errors["matched"] < 0.8 * errors["plain"]
@@ -119,7 +120,7 @@ def test_nothing_pruned_changes_nothing(tmp_path: Path) -> None:
         matched(dense, NOISE, tmp_path, threads=1, memory=1 << 24),
         matched_pair(dense, analysis.model, lambda name, axis: None),
     ):
-        repair(dense, analysis.model, lambda name, axis: None, NOISE, tmp_path, Settings("bn"))
+        repair(compilation(folder=tmp_path), dense, analysis.model, lambda name, axis: None, NOISE, "bn")
     for name, value in analysis.model.graph.initializers.items():
         assert value.const_value is not None
         np.testing.assert_array_equal(value.const_value.numpy(), before[name])
@@ -146,7 +147,7 @@ def test_biases_keep_the_signal_of_a_deep_network_alive(tmp_path: Path) -> None:
         dense, keep = cut(analysis, 2)
         if method == "bias":
             kept = kept_values(analysis, keep)
-            repair(dense, analysis.model, kept, Samples((feeds,), True), tmp_path, Settings(method))
+            repair(compilation(folder=tmp_path), dense, analysis.model, kept, Samples((feeds,), True), method)
         found = outputs(analysis.model, feeds)["y"]
         strength[method] = float((found.std(axis=0) / (np.abs(found.mean(axis=0)) + 1e-9)).mean())
     wanted = outputs(deep().model, feeds)["y"]

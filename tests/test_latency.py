@@ -16,8 +16,8 @@ from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.options import CompileOptions
 from sparsecc.system.cache import Cache
+from tests.compilations import compilation
 
 DIGITS = Path(__file__).resolve().parent.parent / "models" / "digits_resnet.onnx"
 CONV = ShapeClass("Conv", 32, 48, (1, 8, 8), (3, 3), (("pads", (1, 1, 1, 1)),))
@@ -100,7 +100,7 @@ def test_the_model_of_a_network_foretells_the_pruned_one(table: LatencyTable) ->
     dense = math.fsum(ms for _, _, ms in profile_kernels(analysis, 1))
     assert cost.unit == "ms"
     assert cost.total({}) == pytest.approx(dense, rel=0.35)
-    choice = choose(analysis, find_groups(analysis), CompileOptions(), 0.6)
+    choice = choose(compilation(), analysis, find_groups(analysis), 0.6)
     kept = {atom: int(slots.sum()) for atom, slots in choice.keep.items()}
     told = cost.total({}) / cost.total(kept)
     remove(analysis, choice.keep)
@@ -111,6 +111,6 @@ def test_the_model_of_a_network_foretells_the_pruned_one(table: LatencyTable) ->
 def test_a_budget_of_milliseconds_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     analysis = analyse(normalise(load_ir(DIGITS)))
-    choice = choose(analysis, find_groups(analysis), CompileOptions(metric="latency"), 0.3)
+    choice = choose(compilation(metric="latency"), analysis, find_groups(analysis), 0.3)
     assert choice.reached
     assert 0.3 <= choice.removed < 0.45

@@ -25,8 +25,9 @@ from sparsecc.passes.weights.low_rank import (
     timed_rank,
 )
 from sparsecc.plan import Plan
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
-from tests.test_quantize import Decisions, apply, context, operators, outputs, relative_error
+from tests.test_quantize import Decisions, apply, operators, outputs, relative_error
 
 
 def layer(seed: int, outputs_: int = 12, inputs: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,7 +101,7 @@ def test_a_rank_that_takes_too_long_is_halved_and_then_dropped() -> None:
 
 
 def test_the_clock_sees_what_a_path_costs(tmp_path: Path) -> None:
-    given_ = replace(context(), scratch=tmp_path)
+    given_ = compilation(folder=tmp_path)
     plain = WeightOnlyOptions("rtn", 32)
     clock = layer_clock(given_, lambda model: quantize_weights(model, Plan({}), given_, plain))
     site = next(s for s in find_sites(transformer())[0] if s.name == "MatMul_up.weight")
@@ -128,7 +129,7 @@ def test_the_path_is_in_the_model_and_brings_it_nearer(
         model = build()  # type: ignore[operator]
         feeds = feeds_for(model, batch=32)
         before = outputs(model, feeds)
-        given_ = replace(context(target, [feeds]), measure=False)
+        given_ = compilation(target, [feeds], measure=False)
         result = replace(step, eora=share).run(model, Decisions(), given_)  # type: ignore[arg-type]
         errors[share], counts[share] = relative_error(before, outputs(model, feeds)), operators(model)
     facts = result.facts.get("layers") or result.facts["low_rank"]
@@ -218,7 +219,7 @@ def test_the_output_of_the_model_may_be_compensated() -> None:
     model.graph.initializers["fc.bias"].const_value = bias
     model.graph.outputs[0].shape = ir.Shape(["n", 64])
     feeds = feeds_for(model)
-    given_ = replace(context("onnxruntime", [feeds]), measure=False)
+    given_ = compilation("onnxruntime", [feeds], measure=False)
     Quantize(type="int4", eora=0.6).run(model, Decisions(), given_)  # type: ignore[arg-type]
     assert model.graph.outputs[0].name == "logits"
     producer = model.graph.outputs[0].producer()

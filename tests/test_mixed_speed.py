@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.errors import GoalError, InputError
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.mixed_speed import choose_within_time
 from sparsecc.plan import Plan
-from sparsecc.targets import TARGETS
+from tests.compilations import compilation
 from tests.quantize_models import feeds_for, transformer
 
 LAYERS = st.lists(st.tuples(st.floats(1e-6, 1), st.floats(0.01, 0.15)), min_size=1, max_size=6)
@@ -93,13 +92,13 @@ def test_where_times_add_up_nothing_better_is_left(layers: list[tuple[float, flo
 def test_a_real_model(speedup: float, in_float: bool, tmp_path: Path) -> None:
     """At a fifth of the speed all may stay in float; fifty times as fast no type makes it."""
     model = transformer()
-    context = PassContext(TARGETS["onnxruntime"], tmp_path, [feeds_for(model)])
+    given = compilation(feeds=[feeds_for(model)], folder=tmp_path)
     quantize = Quantize(type="mixed", speedup=speedup, types=("int8",))
     if not in_float:
         with pytest.raises(GoalError, match="out of reach by types alone, the fastest gives"):
-            quantize.run(model, Plan({}), context)
+            quantize.run(model, Plan({}), given)
         return
-    facts = quantize.run(model, Plan({}), context).facts
+    facts = quantize.run(model, Plan({}), given).facts
     assert set(facts["types"].values()) == {"float"}
     assert facts["error"] < 1e-12
     assert facts["speedup"]["ci95"][0] > speedup
@@ -120,6 +119,6 @@ def test_what_cannot_be_asked(
     options: dict[str, float], target: str, measure: bool, message: str, tmp_path: Path
 ) -> None:
     model = transformer()
-    context = PassContext(TARGETS[target], tmp_path, [feeds_for(model)], measure=measure)
+    given = compilation(target, [feeds_for(model)], tmp_path, measure=measure)
     with pytest.raises(InputError, match=message):
-        Quantize(type="mixed", **options).run(model, Plan({}), context)  # type: ignore[arg-type]
+        Quantize(type="mixed", **options).run(model, Plan({}), given)  # type: ignore[arg-type]

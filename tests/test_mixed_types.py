@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from sparsecc import api
 from sparsecc.errors import GoalError, InputError
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.mixed_precision import FLOAT, Point, allocate, gain, widths
 from sparsecc.plan import Plan
 from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
-from sparsecc.targets import TARGETS
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +92,8 @@ def mix(
     model: ir.Model, feeds: list[dict[str, np.ndarray]], folder: Path, target: str = "onnxruntime",
     **options: object,
 ) -> PassResult:  # fmt: skip
-    context = PassContext(TARGETS[target], folder, feeds)
-    return Quantize(type="mixed", **options).run(model, Plan({}), context)  # type: ignore[arg-type]
+    given = compilation(target, feeds, folder)
+    return Quantize(type="mixed", **options).run(model, Plan({}), given)  # type: ignore[arg-type]
 
 
 def bytes_of(model: ir.Model, folder: Path) -> int:

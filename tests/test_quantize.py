@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.errors import InputError
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import METHODS
 from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
@@ -25,7 +24,7 @@ from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
 from sparsecc.runtime.numerics import decibels
 from sparsecc.runtime.session import open_session
-from sparsecc.targets import TARGETS
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
 
 
@@ -37,15 +36,11 @@ class Decisions:
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def context(target: str = "onnxruntime", feeds: list[dict[str, np.ndarray]] | None = None) -> PassContext:
-    return PassContext(TARGETS[target], Path(tempfile.gettempdir()), feeds or [])
-
-
 def apply(
     step: Any, model: ir.Model, target: str = "onnxruntime", feeds: list[dict[str, np.ndarray]] | None = None
 ) -> tuple[PassResult, Decisions]:
     plan = Decisions()
-    return step.run(model, plan, context(target, feeds)), plan
+    return step.run(model, plan, compilation(target, feeds)), plan
 
 
 def outputs(model: ir.Model, feeds: dict[str, np.ndarray], level: str = "all") -> np.ndarray:

@@ -21,8 +21,9 @@ from sparsecc.passes.quantize.spec import quantize_weight, weight_scale
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
 from sparsecc.passes.weights.input_moments import damped, output_error
 from sparsecc.passes.weights.linear_layers import find_sites
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
-from tests.test_quantize import apply, context, outputs, relative_error
+from tests.test_quantize import apply, outputs, relative_error
 
 
 def scale_constant(model: ir.Model, name: str, factor: np.ndarray | float) -> None:
@@ -273,7 +274,7 @@ def test_a_layer_alone_in_int8_behind_moved_numbers_has_their_range() -> None:
     sites = find_sites(model)[0]
     (last,) = (site.name for site in sites if site.op_type == "Gemm")
     others = tuple(site.name for site in sites if site.name != last)
-    quantizer = StaticQuantizer(model, context("onnxruntime", [feeds]), StaticOptions())
+    quantizer = StaticQuantizer(model, compilation("onnxruntime", [feeds]), StaticOptions())
     assert not quantizer.whole.values.keys() >= quantizer.decide(model, others).values.keys()
     quantizer.lower(model, others)
     assert 0 < relative_error(before, outputs(model, feeds)) < 1e-3

@@ -17,10 +17,11 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.damping import DAMPINGS, LEAST, MANY, Halves, damping_for, in_second_half
-from sparsecc.reconstruct.layerwise import Repair, Settings, repair
+from sparsecc.reconstruct.layerwise import Repair, repair
 from sparsecc.reconstruct.stage import kept_values, left_alone
 from sparsecc.runtime.segments import MEMORY
 from sparsecc.runtime.session import open_session
+from tests.compilations import compilation
 from tests.repair_models import analysed, mlp, normal
 
 ROWS = 400
@@ -191,10 +192,8 @@ def mended(
         {n: a[: len(a) // 2] for n, a in feeds.items()},
         {n: a[len(a) // 2 :] for n, a in feeds.items()},
     )
-    settings = Settings(method, memory=memory)
-    return repair(
-        dense, analysis.model, kept_values(analysis, keep), Samples(batches, True), folder, settings
-    )
+    given, kept = compilation(folder=folder, working_memory=memory), kept_values(analysis, keep)
+    return repair(given, dense, analysis.model, kept, Samples(batches, True), method)
 
 
 def test_a_duplicated_channel_goes_for_free(tmp_path: Path) -> None:

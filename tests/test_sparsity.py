@@ -23,8 +23,9 @@ from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
 from sparsecc.passes.weights.input_moments import walk_inputs
 from sparsecc.passes.weights.linear_layers import find_sites
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
-from tests.test_quantize import apply, context, outputs, relative_error
+from tests.test_quantize import apply, outputs, relative_error
 
 BUILDERS = {"convolutions": convolutions, "transformer": transformer}
 
@@ -120,7 +121,7 @@ def test_moments_are_those_of_the_convolution_itself() -> None:
     for model in (convolutions(), convolutions(group=4, kernel=2)):
         feeds = feeds_for(model, batch=2)
         sites, _ = find_sites(model)
-        for inputs in walk_inputs(model, sites, context("tensorrt", [feeds])):
+        for inputs in walk_inputs(model, sites, compilation("tensorrt", [feeds])):
             (site,) = inputs.sites
             seen = inputs.moments()
             np.testing.assert_allclose(inputs.mean(), seen.mean)

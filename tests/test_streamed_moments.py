@@ -9,14 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.passes.weights.input_moments import InputMoments, walk_inputs
 from sparsecc.passes.weights.linear_layers import find_sites
+from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for
-from tests.test_quantize import Decisions, context, outputs
+from tests.test_quantize import Decisions, outputs
 
 
 def chain(layers: int, width: int) -> ir.Model:
@@ -37,7 +38,7 @@ def chain(layers: int, width: int) -> ir.Model:
     return model
 
 
-def moments(model: ir.Model, given: PassContext) -> dict[str, InputMoments]:
+def moments(model: ir.Model, given: Compilation) -> dict[str, InputMoments]:
     """Copies, as blocks on disk go with the walk."""
     found = {}
     for inputs in walk_inputs(model, find_sites(model)[0], given):
@@ -49,9 +50,9 @@ def moments(model: ir.Model, given: PassContext) -> dict[str, InputMoments]:
 
 def test_a_small_memory_takes_more_passes_and_finds_the_same() -> None:
     model, rng = chain(3, 320), np.random.default_rng(1)
-    given = context(feeds=[{"h0": rng.standard_normal((40, 320)).astype(np.float32)} for _ in range(3)])
-    whole = moments(model, given)
-    split = moments(model, replace(given, memory=1 << 20))
+    feeds = [{"h0": rng.standard_normal((40, 320)).astype(np.float32)} for _ in range(3)]
+    whole = moments(model, compilation(feeds=feeds))
+    split = moments(model, compilation(feeds=feeds, working_memory=1 << 20))
     assert len(split) == 3
     for name, seen in split.items():
         assert [b.columns for b in seen.blocks] == [slice(0, 128), slice(128, 256), slice(256, 320)], name
@@ -74,7 +75,7 @@ def test_values_that_wait_on_disk_change_nothing(step: Quantize | Sparsify) -> N
         model = convolutions()
         feeds = feeds_for(model, batch=64)
         target = "tensorrt" if isinstance(step, Sparsify) else "onnxruntime"
-        given = replace(context(target, [feeds, feeds_for(model, batch=64, seed=2)]), memory=memory)
+        given = compilation(target, [feeds, feeds_for(model, batch=64, seed=2)], working_memory=memory)
         step.run(model, Decisions(), given)  # type: ignore[arg-type]
         results.append(outputs(model, feeds))
     np.testing.assert_array_equal(results[0], results[1])
@@ -84,9 +85,10 @@ def test_the_memory_does_not_grow_with_the_model() -> None:
     def peak(layers: int) -> int:
         model = chain(layers, 256)
         rng = np.random.default_rng(1)
-        given = context(feeds=[{"h0": rng.standard_normal((1000, 256)).astype(np.float32)} for _ in range(2)])
+        feeds = [{"h0": rng.standard_normal((1000, 256)).astype(np.float32)} for _ in range(2)]
+        given = compilation(feeds=feeds, working_memory=16 << 20)
         tracemalloc.start()
-        for inputs in walk_inputs(model, find_sites(model)[0], replace(given, memory=16 << 20)):
+        for inputs in walk_inputs(model, find_sites(model)[0], given):
             inputs.moments()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -102,7 +104,7 @@ def test_wide_layers_are_rounded_by_the_blocks_that_fit() -> None:
     places = np.arange(320)
     mixing = np.exp(-np.abs(places[:, None] - places) / 8).astype(np.float32)  # neighbours are alike
     feeds = {"h0": rng.standard_normal((400, 320)).astype(np.float32) @ mixing}
-    small = replace(context(feeds=[feeds]), memory=1 << 20)
+    small = compilation(feeds=[feeds], working_memory=1 << 20)
     exact, errors = outputs(model, feeds), {}
     for algorithm in ("rtn", "gptq"):
         rounded = model.clone()
@@ -117,6 +119,6 @@ def test_wide_layers_are_rounded_by_the_blocks_that_fit() -> None:
 
 def test_an_infinite_value_is_named() -> None:
     model = chain(2, 32)
-    given = context(feeds=[{"h0": np.full((4, 32), np.inf, np.float32)}])
+    given = compilation(feeds=[{"h0": np.full((4, 32), np.inf, np.float32)}])
     with pytest.raises(InputError, match="value 'h0' holds NaN or infinity"):
         moments(model, given)

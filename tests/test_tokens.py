@@ -21,7 +21,6 @@ from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
@@ -29,7 +28,6 @@ from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
-from sparsecc.targets import target_named
 from tests.rule_checks import model_of
 from tests.zoo.export import Exporter, ZooUnavailable, onnx_path
 
@@ -165,8 +163,7 @@ class Case:
     def reduced(self, keep: int) -> ir.Model:
         site, twin = self.site, self.model.clone()
         one = ReduceTokens(site.stream.name or "", site.attention.name or "", site.first, site.patches, keep)
-        context = PassContext(target_named("onnxruntime"), self.folder, analysed=self.compilation.analysed)
-        result = one.run(twin, Plan({}), context)
+        result = one.run(twin, Plan({}), self.compilation)
         assert result.facts == {"kept": keep, "of": site.patches, "behind": site.stream.name}
         return twin
 

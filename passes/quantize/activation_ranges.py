@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.passes.base import PassContext
 from sparsecc.runtime.segments import activations
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
@@ -38,7 +38,7 @@ class ValueStats:
 def collect(
     model: ir.Model,
     names: Sequence[str],
-    context: PassContext,
+    compilation: Compilation,
     *,
     histogram: bool,
     level: str = "all",
@@ -50,7 +50,7 @@ def collect(
     """
     stats = {name: ValueStats() for name in names}
     for look in (_widen, _count) if histogram else (_widen,):
-        for name, array in observed(model, names, context, level=level, infinite=infinite):
+        for name, array in observed(model, names, compilation, level=level, infinite=infinite):
             look(stats[name], array)
     return stats
 
@@ -58,7 +58,7 @@ def collect(
 def observed(
     model: ir.Model,
     names: Sequence[str],
-    context: PassContext,
+    compilation: Compilation,
     *,
     level: str = "all",
     infinite: bool = False,
@@ -67,9 +67,14 @@ def observed(
 
     InputError on NaN or infinity; where these are allowed they are left out of the array.
     """
-    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=compilation.scratch.folder) as folder:
         for name, array in activations(
-            model, names, context.calibration, Path(folder), memory=context.memory, level=level
+            model,
+            names,
+            compilation.pass_feeds,
+            Path(folder),
+            memory=compilation.options.working_memory,
+            level=level,
         ):
             finite = np.isfinite(array) if array.dtype.kind == "f" else np.True_
             if not infinite and not finite.all():

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.lower_onnxruntime import restored_weight
 from sparsecc.passes.weights.input_moments import walk_inputs
 from sparsecc.passes.weights.linear_layers import Site, constant_array, is_float_constant
@@ -18,7 +18,7 @@ def correct_biases(
     model: ir.Model,
     sites: Iterable[Site],
     before: Mapping[str, ir.TensorProtocol],
-    context: PassContext,
+    compilation: Compilation,
     *,
     per_channel: bool,
     limit: int,
@@ -33,7 +33,7 @@ def correct_biases(
         if site.op_type != "MatMul" and (site.bias is None or is_float_constant(site.bias))
     ]
     shifts: dict[str, np.ndarray] = {}
-    for inputs in walk_inputs(model, wanted, context):
+    for inputs in walk_inputs(model, wanted, compilation):
         mean = inputs.mean()
         for site in inputs.sites:
             exact = before[site.name].numpy() if site.name in before else site.array()

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.weights.input_moments import InputMoments, damped, walk_inputs
 from sparsecc.passes.weights.linear_layers import Site
@@ -78,7 +78,7 @@ def round_row_by_output(matrix: np.ndarray, gram: np.ndarray, limit: int) -> np.
 
 
 def round_weights(
-    model: ir.Model, sites: Iterable[Site], context: PassContext, limit: int
+    model: ir.Model, sites: Iterable[Site], compilation: Compilation, limit: int
 ) -> tuple[dict[str, ir.TensorProtocol], list[Remark]]:
     """Let every site's weight hold numbers of its int8 grid per output channel, chosen by the layer's output.
 
@@ -88,8 +88,8 @@ def round_weights(
     own = [site for site in sites if len(site.weight.uses()) == 1]
     shared = [site for site in sites if len(site.weight.uses()) > 1]
     left = [Remark(site.name, "its weight is shared: rounded to nearest") for site in shared]
-    spool, before = Spool(context.scratch), {}
-    for inputs in walk_inputs(model, own, context):
+    spool, before = Spool(compilation.scratch.folder), {}
+    for inputs in walk_inputs(model, own, compilation):
         seen = inputs.moments()
         for site in inputs.sites:
             if not seen.is_whole:

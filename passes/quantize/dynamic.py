@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
 from sparsecc.passes.quantize.spec import (
     QuantizationPlan,
@@ -32,7 +33,7 @@ DYNAMIC_OPSET = 11
 def quantize_dynamic(
     model: ir.Model,
     plan: QuantizationPlan,
-    context: PassContext,
+    compilation: Compilation,
     exclude: Collection[str],
     *,
     reduce_range: bool,

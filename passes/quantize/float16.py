@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.ir.value_types import _type_string, value_types
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
 from sparsecc.passes.weights.linear_layers import constant_array
@@ -39,7 +40,7 @@ KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp",
 def convert_to_half(
     model: ir.Model,
     plan: QuantizationPlan,
-    context: PassContext,
+    compilation: Compilation,
     type_: str,
     exclude: Collection[str] = (),
     *,
@@ -49,10 +50,10 @@ def convert_to_half(
     raise_opset(model, MINIMUM_OPSET[type_])
     kept = dict.fromkeys(exclude, "left in float")
     for node in model.graph:
-        if (reason := context.target.no_kernel.get((type_, node.op_type))) is not None:
+        if (reason := compilation.target.no_kernel.get((type_, node.op_type))) is not None:
             kept[node.name or ""] = reason
-    if type_ == "fp16" and context.calibration:
-        kept.update(_overflowing(model, context))
+    if type_ == "fp16" and compilation.pass_feeds:
+        kept.update(_overflowing(model, compilation))
     conversion = _HalfConversion(model, type_, kept, keep_io)
     conversion.run()
     for name in conversion.halved_constants:
@@ -66,7 +67,7 @@ def convert_to_half(
     return PassResult(facts, tuple(conversion.skipped))
 
 
-def _overflowing(model: ir.Model, context: PassContext) -> dict[str, str]:
+def _overflowing(model: ir.Model, compilation: Compilation) -> dict[str, str]:
     """Nodes that read or write values near the limit of fp16 on the calibration data.
 
     Infinity is no such value: masks and logarithms of zero have it on purpose, and fp16 has it too.
@@ -80,7 +81,7 @@ def _overflowing(model: ir.Model, context: PassContext) -> dict[str, str]:
     ]
     if not floats:
         return {}
-    stats = collect(model, floats, context, histogram=False, level="none", infinite=True)
+    stats = collect(model, floats, compilation, histogram=False, level="none", infinite=True)
     large = {name for name, seen in stats.items() if max(-seen.low, seen.high) > LARGE}
     reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
     return {

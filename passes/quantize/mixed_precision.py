@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.allocators.dynamic_program import additive_allocate
+from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.ir.graph_editor import raise_opset
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.float16 import convert_to_half
 from sparsecc.passes.quantize.mixed_speed import Choice, Stopwatch, choose_within_time
@@ -98,18 +99,18 @@ class Writer:
     """Writes any choice of forms into the model or a clone of it. `forms` are those that each layer may have."""
 
     model: ir.Model
-    context: PassContext
+    compilation: Compilation
     options: MixOptions
     forms: dict[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        to_onnxruntime = self.context.target.dialect == "onnxruntime"
+        to_onnxruntime = self.compilation.target.dialect == "onnxruntime"
         if "int4" in self.options.types and not to_onnxruntime:
             raise_opset(self.model, BLOCKED_OPSET)
         self.static = next((t for t in self.options.types if t in STATIC), "")
         self.quantizer, integer = None, set()
         if self.static:
-            self.quantizer = StaticQuantizer(self.model, self.context, self.options.static)
+            self.quantizer = StaticQuantizer(self.model, self.compilation, self.options.static)
             integer = {site.name for site in self.quantizer.decide(self.model, self.options.exclude).sites}
         sites, self.skipped = find_sites(self.model, SINGLE_OR_HALF)
         self.forms = {}
@@ -139,34 +140,36 @@ class Writer:
             facts |= self.quantizer.facts(decision)
             if algorithm == "gptq":
                 limit = 63 if self.options.static.reduce_range else 127
-                round_weights(model, decision.sites, self.context, limit)
+                round_weights(model, decision.sites, self.compilation, limit)
             self.quantizer.lower(model, exclude)
         for block in BLOCKS:
             exclude = tuple(name for name in self.forms if choice[name] != f"int4/{block}")
             if len(exclude) < len(self.forms):
                 how = WeightOnlyOptions(algorithm, block)
-                quantize_weights(model, plan, self.context, how, exclude)
+                quantize_weights(model, plan, self.compilation, how, exclude)
         return facts
 
     def complete(self, model: ir.Model) -> ir.Model:
         """What is left in float in the type of the rest."""
         if self.options.rest:
             keep_io = self.options.keep_io
-            convert_to_half(model, Plan({}), self.context, self.options.rest, (), keep_io=keep_io)
+            convert_to_half(model, Plan({}), self.compilation, self.options.rest, (), keep_io=keep_io)
         return model
 
 
 def mix_types(
-    model: ir.Model, plan: QuantizationPlan, context: PassContext, options: MixOptions
+    model: ir.Model, plan: QuantizationPlan, compilation: Compilation, options: MixOptions
 ) -> PassResult:
     """Give every layer the type that loses least in all within the budget. GoalError where it is out of reach.
 
     Losses of single layers are added up to choose; the choice itself, and every type alone, are measured again,
     and where one type alone is better within the budget, that is taken.
     """
-    writer = Writer(model, context, options)
+    writer = Writer(model, compilation, options)
     judge = Judge(
-        writer, Meter(model, context), Stopwatch(model, context) if options.speedup is not None else None
+        writer,
+        Meter(model, compilation),
+        Stopwatch(model, compilation) if options.speedup is not None else None,
     )
     whole = judge.untimed(dict.fromkeys(writer.forms, FLOAT))
     table = measured(judge, whole)
@@ -250,7 +253,7 @@ def measured(judge: Judge, whole: Point) -> Table:
         table[name] = {FLOAT: Point(0.0, whole.bytes)}
         for form in forms[1:]:
             table[name][form] = judge.untimed({**floats, name: form})
-        writer.context.progress("types", (number + 1) / len(writer.forms))
+        writer.compilation.progress("types", (number + 1) / len(writer.forms))
     return table
 
 
@@ -283,7 +286,10 @@ def _fast(
     times = {FLOAT: 1.0} | {form: point.time for form, point in uniform.items()}
     form = min(times, key=lambda one: times[one])
     losses = {name: {form: point.error for form, point in row.items()} for name, row in table.items()}
-    base, progress = _uniform(judge.writer.forms, form), partial(judge.writer.context.progress, "time types")
+    base, progress = (
+        _uniform(judge.writer.forms, form),
+        partial(judge.writer.compilation.progress, "time types"),
+    )
     choice = choose_within_time(losses, base, times[form], judge.time, speedup, progress)
     return choice, judge.point(choice)
 

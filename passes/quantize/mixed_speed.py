@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from sparsecc.allocators.dynamic_program import additive_allocate
+from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.measure.statistics import LogRatio
-from sparsecc.passes.base import PassContext
 from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import open_session
 
@@ -37,16 +37,16 @@ class Stopwatch:
     """Times models beside one in float, interleaved, on the first of the calibration inputs."""
 
     model: ir.Model
-    context: PassContext
+    compilation: Compilation
     _feeds: Feeds = field(init=False)
     _float: Callable[[], object] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not (self.context.target.timed_here and self.context.measure):
+        if not (self.compilation.target.timed_here and self.compilation.options.measure):
             raise InputError(
                 "quantize: speedup is timed on this machine: use --target onnxruntime, and not --no-measure"
             )
-        self._feeds = self.context.calibration[0]
+        self._feeds = self.compilation.pass_feeds[0]
         self._float = open_session(self.model).prepared(self._feeds)
 
     def ratio(self, changed: ir.Model, *, brief: bool = True) -> LogRatio:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.base import PassContext
+from sparsecc.compilation import Compilation
 from sparsecc.runtime.runner import Feeds, Runner
 from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import BESIDE, weight_bytes
@@ -20,9 +20,9 @@ FEEDS = 4
 class Meter:
     """Measures models against the outputs of `model`, as it is when this is made."""
 
-    def __init__(self, model: ir.Model, context: PassContext) -> None:
-        self.context = context
-        self.feeds: list[Feeds] = list(context.calibration[:FEEDS])
+    def __init__(self, model: ir.Model, compilation: Compilation) -> None:
+        self.compilation = compilation
+        self.feeds: list[Feeds] = list(compilation.pass_feeds[:FEEDS])
         self.reference = self._outputs(open_session(model))
 
     def error(self, changed: ir.Model) -> float:
@@ -32,12 +32,12 @@ class Meter:
 
     def measure(self, changed: ir.Model) -> tuple[float, int]:
         """`error`, and the bytes of the file that the target gets."""
-        by_onnxruntime = self.context.target.dialect == "onnxruntime"
+        by_onnxruntime = self.compilation.target.dialect == "onnxruntime"
         if weight_bytes(changed) > BESIDE:
             return self.error(changed), weight_bytes(changed)
         if not by_onnxruntime:
             return self.error(changed), len(ir.to_proto(changed).SerializeToString())
-        with tempfile.TemporaryDirectory(dir=self.context.scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=self.compilation.scratch.folder) as folder:
             file = Path(folder) / "model.onnx"
             return self._error(open_session(changed, level="extended", optimized=file)), file.stat().st_size
 

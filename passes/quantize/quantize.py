@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.ir.graph_editor import prepare
-from sparsecc.passes.base import Pass, PassContext, PassResult, require_data
+from sparsecc.passes.base import Pass, PassResult, require_data
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.dynamic import quantize_dynamic
@@ -77,17 +78,17 @@ class Quantize(Pass):
     speedup: float | None = None
     types: tuple[str, ...] = ()
 
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
-        self.require(context.target, has_data=bool(context.calibration))
+        self.require(compilation.target, has_data=bool(compilation.pass_feeds))
         prepare(model)
         skip = None if self.type in HALF_TYPES else already_quantized(model)
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
-        before = float_outputs(model, context)
+        before = float_outputs(model, compilation)
         folded, left = (0, []) if self.type in (*HALF_TYPES, "int4") else fold_batch_norms(model)
-        result = self._convert_rest(self._convert(model, plan, context), model, plan, context)
-        lost = fidelity(model, before, context)
+        result = self._convert_rest(self._convert(model, plan, compilation), model, plan, compilation)
+        lost = fidelity(model, before, compilation)
         self._refuse_loss(lost.get("output_sqnr_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
         facts = {
@@ -136,18 +137,18 @@ class Quantize(Pass):
     def _weight_options(self) -> WeightOnlyOptions:
         return WeightOnlyOptions(self.algorithm, self.block, eora=self.eora)
 
-    def _convert(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def _convert(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         if self.type in HALF_TYPES:
-            return convert_to_half(model, plan, context, self.type, self.exclude, keep_io=self.keep_io)
+            return convert_to_half(model, plan, compilation, self.type, self.exclude, keep_io=self.keep_io)
         if self.type == "int8-dynamic":
-            return quantize_dynamic(model, plan, context, self.exclude, reduce_range=self.reduce_range)
+            return quantize_dynamic(model, plan, compilation, self.exclude, reduce_range=self.reduce_range)
         if self.type == "int4":
-            return quantize_weights(model, plan, context, self._weight_options(), self.exclude)
+            return quantize_weights(model, plan, compilation, self._weight_options(), self.exclude)
         if self.type == "mixed":
-            return mix_types(model, plan, context, self._mix(context))
-        return self._static(model, plan, context)
+            return mix_types(model, plan, compilation, self._mix(compilation))
+        return self._static(model, plan, compilation)
 
-    def _mix(self, context: PassContext) -> MixOptions:
+    def _mix(self, compilation: Compilation) -> MixOptions:
         types = self.types or ("int8", "int4")
         static = self._static_options("fp8" if "fp8" in types else "int8")
         return MixOptions(
@@ -168,11 +169,11 @@ class Quantize(Pass):
         )
 
     def _convert_rest(
-        self, result: PassResult, model: ir.Model, plan: Plan, context: PassContext
+        self, result: PassResult, model: ir.Model, plan: Plan, compilation: Compilation
     ) -> PassResult:
         if not self.rest:
             return result
-        done = convert_to_half(model, plan, context, self.rest, self.exclude, keep_io=self.keep_io)
+        done = convert_to_half(model, plan, compilation, self.rest, self.exclude, keep_io=self.keep_io)
         warnings = [*result.facts.pop("warnings", []), *done.facts.pop("warnings", [])]
         facts = {**result.facts, "rest": done.facts, "warnings": warnings}
         return PassResult(facts, (*result.skipped, *done.skipped))
@@ -189,10 +190,10 @@ class Quantize(Pass):
                     "allow more, or leave sensitive nodes out with exclude"
                 )
 
-    def _static(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def _static(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         facts: dict[str, Any] = {"type": self.type}
-        self._improve(model, context, facts)
-        quantizer = StaticQuantizer(model, context, self._static_options(self.type))
+        self._improve(model, compilation, facts)
+        quantizer = StaticQuantizer(model, compilation, self._static_options(self.type))
         exclude = self.exclude
         if self.max_drop is not None:
             mixed = choose_float_layers(quantizer, self.max_drop, exclude)
@@ -203,21 +204,21 @@ class Quantize(Pass):
         facts["weight_sqnr_db"] = weight_noise(decision, self.per_channel)
         facts.update(quantizer.facts(decision))
         quantizer.spec(decision).record(plan)
-        left = self._round(model, decision, context, facts)
+        left = self._round(model, decision, compilation, facts)
         return PassResult(facts, (*quantizer.lower(model, exclude).skipped, *left))
 
     def _round(
-        self, model: ir.Model, decision: Decision, context: PassContext, facts: dict[str, Any]
+        self, model: ir.Model, decision: Decision, compilation: Compilation, facts: dict[str, Any]
     ) -> list[Remark]:
         """Give the weights their rounded numbers, and the biases what that shifts; what was left alone."""
         before: dict[str, ir.TensorProtocol] = {}
         left: list[Remark] = []
         limit = 63 if self.reduce_range else 127
         if self.algorithm == "gptq":
-            before, left = round_weights(model, decision.sites, context, limit)
+            before, left = round_weights(model, decision.sites, compilation, limit)
         if self.correct_bias:
             facts["corrected"] = correct_biases(
-                model, decision.sites, before, context, per_channel=self.per_channel, limit=limit
+                model, decision.sites, before, compilation, per_channel=self.per_channel, limit=limit
             )
         return left
 
@@ -229,9 +230,9 @@ class Quantize(Pass):
                 f"quantize: no rounding '{self.algorithm}' for {what}: it is one of {', '.join(allowed)}"
             )
 
-    def _improve(self, model: ir.Model, context: PassContext, facts: dict[str, Any]) -> None:
+    def _improve(self, model: ir.Model, compilation: Compilation, facts: dict[str, Any]) -> None:
         """Exact changes of the float model that make it lose less in 8 bits."""
         if self.equalize:
             facts["equalized"] = equalize_convolutions(model)
         if self.smooth:
-            facts["smoothed"] = smooth_activations(model, context, self.smooth)
+            facts["smoothed"] = smooth_activations(model, compilation, self.smooth)

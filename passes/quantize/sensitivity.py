@@ -45,7 +45,7 @@ def choose_float_layers(
     Every layer is measured alone, the set is chosen by dynamic programming as if losses added up, and the
     result is measured again; when they add up to more, the budget is tightened.
     """
-    meter = Meter(quantizer.model, quantizer.context)
+    meter = Meter(quantizer.model, quantizer.compilation)
 
     def error_beside(left: tuple[str, ...]) -> float:
         """With everything but these quantized."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.passes.base import PassContext
+from sparsecc.compilation import Compilation
 from sparsecc.passes.quantize.activation_ranges import observed
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
 from sparsecc.passes.weights.linear_layers import Site, find_sites
 
 
-def smooth_activations(model: ir.Model, context: PassContext, alpha: float) -> dict[str, bool]:
+def smooth_activations(model: ir.Model, compilation: Compilation, alpha: float) -> dict[str, bool]:
     """Scale the inputs of matrix products by max|x|^alpha / max|w|^(1-alpha), exactly undone in the weights.
 
     Only where the division folds into a LayerNormalization, so that it costs nothing at run time.
@@ -23,7 +23,7 @@ def smooth_activations(model: ir.Model, context: PassContext, alpha: float) -> d
         if site.op_type != "Conv":
             by_value.setdefault(site.data.name or "", []).append(site)
     foldable = {name: readers for name, readers in by_value.items() if _is_foldable(readers)}
-    largest = _largest_inputs(model, list(foldable), context)
+    largest = _largest_inputs(model, list(foldable), compilation)
     smoothed = dict.fromkeys(by_value, False)
     for name, readers in foldable.items():
         weights = np.max([np.abs(site.matrix(site.array())).max(axis=0) for site in readers], axis=0)
@@ -40,10 +40,10 @@ def _is_foldable(readers: list[Site]) -> bool:
     return set(value.consumers()) == {site.node for site in readers}
 
 
-def _largest_inputs(model: ir.Model, names: list[str], context: PassContext) -> dict[str, np.ndarray]:
+def _largest_inputs(model: ir.Model, names: list[str], compilation: Compilation) -> dict[str, np.ndarray]:
     """max|x| per channel (last axis) of each value over the calibration set."""
     largest: dict[str, np.ndarray] = {}
-    for name, array in observed(model, names, context):
+    for name, array in observed(model, names, compilation):
         top = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
         largest[name] = np.maximum(largest[name], top) if name in largest else top
     return largest

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.ir.graph_editor import raise_opset
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
     choose_range,
@@ -59,17 +59,19 @@ class StaticQuantizer:
     """Statistics collected once; `lower` may then be asked for any subset of the sites."""
 
     model: ir.Model
-    context: PassContext
+    compilation: Compilation
     options: StaticOptions
 
     def __post_init__(self) -> None:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
-        self.is_tensorrt = self.context.target.dialect == "tensorrt"
+        self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
         self.whole = self.decide(self.model, ())
         names = list(self.whole.values)
         self.stats: dict[str, ValueStats] = {}
         if names:
-            self.stats = collect(self.model, names, self.context, histogram=self.options.method != "minmax")
+            self.stats = collect(
+                self.model, names, self.compilation, histogram=self.options.method != "minmax"
+            )
         self.ranges = {
             name: choose_range(seen, self.options.method, percentile=self.options.percentile)
             for name, seen in self.stats.items()
@@ -78,7 +80,7 @@ class StaticQuantizer:
     @property
     def fuses_matmul(self) -> bool:
         """Whether matrix products become ONNX Runtime's own operator instead of standard Q/DQ."""
-        return self.context.target.dialect == "onnxruntime" and self.options.scheme == "auto"
+        return self.compilation.target.dialect == "onnxruntime" and self.options.scheme == "auto"
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
@@ -103,7 +105,7 @@ class StaticQuantizer:
                 model, decision, scales, self.options.per_channel, limit, self.fuses_matmul
             ).run()
             if self.options.scheme == "qoperator":
-                to_integer_operators(model, self.context.scratch)
+                to_integer_operators(model, self.compilation.scratch.folder)
         return decision
 
     def range(self, name: str) -> tuple[float, float]:
@@ -126,7 +128,7 @@ class StaticQuantizer:
             return "fp8", True
         if self.is_tensorrt:
             return "int8", True
-        type_ = self.context.target.activation
+        type_ = self.compilation.target.activation
         return type_, type_ == "int8" and self.range(name)[0] < 0
 
     def spec(self, decision: Decision) -> QuantizationSpec:

@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import PassContext, PassResult
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_by_output
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
@@ -57,23 +58,23 @@ class WeightOnlyOptions:
 def quantize_weights(
     model: ir.Model,
     plan: QuantizationPlan,
-    context: PassContext,
+    compilation: Compilation,
     options: WeightOnlyOptions,
     exclude: Collection[str] = (),
 ) -> PassResult:
     """Store the weights of Gemm and MatMul in 4 bits. Convolutions stay float: no runtime has int4 ones."""
-    to_onnxruntime = context.target.dialect == "onnxruntime"
+    to_onnxruntime = compilation.target.dialect == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
     chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
     names = {site.name: site.weight.name or "" for site in chosen}
     if options.algorithm == "awq":
-        _scale_all(model, chosen, context, options, symmetric=not to_onnxruntime)
-    editor = GraphEditor(model, Spool(context.scratch))
-    paths = Paths(editor, options.eora, clock=_clock(context, options) if to_onnxruntime else None)
+        _scale_all(model, chosen, compilation, options, symmetric=not to_onnxruntime)
+    editor = GraphEditor(model, Spool(compilation.scratch.folder))
+    paths = Paths(editor, options.eora, clock=_clock(compilation, options) if to_onnxruntime else None)
     spec, noise, stored = QuantizationSpec(), {}, []
     store, lower = (_store_packed, _lower_onnxruntime) if to_onnxruntime else (_store_blocked, _lower_blocked)
-    for site, blocks in _rounded(model, chosen, context, options, paths, symmetric=not to_onnxruntime):
+    for site, blocks in _rounded(model, chosen, compilation, options, paths, symmetric=not to_onnxruntime):
         name = names[site.name]
         stored.append((site, store(editor, site, blocks)))
         noise[name] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
@@ -104,12 +105,12 @@ def _divided(
     return chosen, skipped
 
 
-def _clock(context: PassContext, options: WeightOnlyOptions) -> Clock | None:
+def _clock(compilation: Compilation, options: WeightOnlyOptions) -> Clock | None:
     """Times layers on this machine, where it is the target's and timing is wanted."""
-    if not context.measure or not context.target.timed_here:
+    if not compilation.options.measure or not compilation.target.timed_here:
         return None
     plain = WeightOnlyOptions("rtn", options.block, options.accuracy_level)
-    return layer_clock(context, lambda model: quantize_weights(model, Plan({}), context, plain))
+    return layer_clock(compilation, lambda model: quantize_weights(model, Plan({}), compilation, plain))
 
 
 def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
@@ -127,14 +128,14 @@ def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
 def _scale_all(
     model: ir.Model,
     sites: list[Site],
-    context: PassContext,
+    compilation: Compilation,
     options: WeightOnlyOptions,
     *,
     symmetric: bool,
 ) -> None:
     """AWQ: one input scale per activation, for all the sites that read it."""
     scales = []
-    for inputs in walk_inputs(model, sites, context):
+    for inputs in walk_inputs(model, sites, compilation):
         matrices = [site.matrix(site.array()) for site in inputs.sites]
         scale = awq_scale(matrices, inputs.moments(), options.block, symmetric=symmetric)
         scales.append((inputs.sites, scale))
@@ -146,7 +147,7 @@ def _scale_all(
 def _rounded(
     model: ir.Model,
     sites: list[Site],
-    context: PassContext,
+    compilation: Compilation,
     options: WeightOnlyOptions,
     paths: Paths,
     *,
@@ -157,10 +158,10 @@ def _rounded(
     if options.algorithm != "gptq" and not options.eora:
         for number, site in enumerate(sites):
             yield site, _nearest(site, options, symmetric=symmetric)
-            context.progress("int4", (number + 1) / len(sites))
+            compilation.progress("int4", (number + 1) / len(sites))
         return
-    spool = Spool(context.scratch)
-    for inputs in walk_inputs(model, sites, context):
+    spool = Spool(compilation.scratch.folder)
+    for inputs in walk_inputs(model, sites, compilation):
         seen, rows = inputs.moments(max(MULTIPLE, options.block)), inputs.places()
         for site in inputs.sites:
             if options.algorithm == "gptq":

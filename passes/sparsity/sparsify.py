@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError, InternalError
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import Pass, PassContext, PassResult, require_data
+from sparsecc.passes.base import Pass, PassResult, require_data
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import reorder
@@ -84,13 +85,13 @@ class Sparsify(Pass):
         if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
             require_data(f"sparsity with {'eora' if self.eora else self.method}", has_data=has_data)
 
-    def run(self, model: ir.Model, plan: Plan, context: PassContext) -> PassResult:
+    def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Zero in place. InputError when the target runs no such pattern faster."""
-        self.require(context.target, has_data=bool(context.calibration))
+        self.require(compilation.target, has_data=bool(compilation.pass_feeds))
         pattern = parse_pattern(self.pattern)
         prepare(model)
         sites, skipped = find_sites(model, SINGLE_OR_HALF)
-        job = _Job(self, pattern, model, context)
+        job = _Job(self, pattern, model, compilation)
         chosen = []
         for site in sites:
             reason = job.why_not(site)
@@ -114,17 +115,17 @@ class _Job:
     options: Sparsify
     pattern: Pattern
     model: ir.Model
-    context: PassContext
+    compilation: Compilation
     spool: Spool = field(init=False)
     paths: Paths = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spool = Spool(self.context.scratch)
+        self.spool = Spool(self.compilation.scratch.folder)
         self.paths = Paths(GraphEditor(self.model, self.spool), self.options.eora, SPEED)
 
     @property
     def method(self) -> str:
-        if self.options.method == "auto" and not self.context.calibration:
+        if self.options.method == "auto" and not self.compilation.pass_feeds:
             return "magnitude"
         return self.options.method
 
@@ -143,7 +144,9 @@ class _Job:
         least = self.options.min_channels
         if not least:
             least = (
-                self.context.target.gemm_multiple if self.context.target.device == "gpu" else self.pattern.m
+                self.compilation.target.gemm_multiple
+                if self.compilation.target.device == "gpu"
+                else self.pattern.m
             )
         if min(inputs, outputs // site.group) < least:
             return f"{inputs} inputs and {outputs // site.group} outputs: fewer than {least}"
@@ -151,9 +154,9 @@ class _Job:
 
     def reorder(self, chosen: list[Site]) -> list[Remark]:
         """Move input channels where their whole group can follow; layers whose channels stay are named."""
-        before = float_outputs(self.model, self.context)
-        reasons = reorder(self.model, chosen, self.pattern, self.context.seed, self.spool)
-        after = float_outputs(self.model, self.context)
+        before = float_outputs(self.model, self.compilation)
+        reasons = reorder(self.model, chosen, self.pattern, self.compilation.options.seed, self.spool)
+        after = float_outputs(self.model, self.compilation)
         for name, old in before.items():
             if old.dtype.kind == "f" and sqnr(old, after[name]) < LEAST_SQNR:
                 raise InternalError("sparsity: reordering channels changed the outputs: leave permute out")
@@ -164,11 +167,11 @@ class _Job:
 
         With data, what makes up for zeros does so for what the layers before, with their zeros, give.
         """
-        if not self.context.calibration or (self.method == "magnitude" and not self.options.eora):
+        if not self.compilation.pass_feeds or (self.method == "magnitude" and not self.options.eora):
             return {site.name: self._zero_by_magnitude(site) for site in chosen}
         layers, multiple = {}, math.lcm(MULTIPLE, self.pattern.m or 1)
         sparse = []
-        for inputs in walk_inputs(self.model, chosen, self.context):
+        for inputs in walk_inputs(self.model, chosen, self.compilation):
             seen = inputs.moments(multiple)
             for site in inputs.sites:
                 before, dense = site.weight.const_value, site.matrix(site.array())

@@ -8,28 +8,28 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.passes.base import PassContext
 from sparsecc.runtime.numerics import sqnr
 from sparsecc.runtime.session import open_session
 
 LOWEST_SQNR = 20.0
 
 
-def float_outputs(model: ir.Model, context: PassContext) -> dict[str, np.ndarray]:
+def float_outputs(model: ir.Model, compilation: Compilation) -> dict[str, np.ndarray]:
     """Outputs for the first set of calibration inputs; empty without calibration."""
-    if not context.calibration:
+    if not compilation.pass_feeds:
         return {}
-    return open_session(model, level="basic").run(context.calibration[0])
+    return open_session(model, level="basic").run(compilation.pass_feeds[0])
 
 
-def fidelity(model: ir.Model, before: Mapping[str, np.ndarray], context: PassContext) -> dict[str, Any]:
+def fidelity(model: ir.Model, before: Mapping[str, np.ndarray], compilation: Compilation) -> dict[str, Any]:
     """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it. An output
     whose size follows from values, as a list of what was found, may have another size now: that is said instead."""
     if not before:
         return {}
     try:
-        after = open_session(model, level="basic").run(context.calibration[0])
+        after = open_session(model, level="basic").run(compilation.pass_feeds[0])
     except InputError:
         return {"output_sqnr_db": None}
     found: dict[str, float] = {}

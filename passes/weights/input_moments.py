@@ -14,8 +14,8 @@ import onnx_ir as ir
 from sparsecc.calibrate.layer_statistics import column_blocks, widest_block
 from sparsecc.calibrate.linear_layers import Consumer
 from sparsecc.calibrate.moments import Moments
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.weights.linear_layers import Site, ints_attribute
 from sparsecc.runtime.segments import Walk
 
@@ -110,10 +110,10 @@ class Inputs:
         return np.asarray(np.load(file, mmap_mode="r"))
 
 
-def walk_inputs(model: ir.Model, sites: Iterable[Site], context: PassContext) -> Iterator[Inputs]:
+def walk_inputs(model: ir.Model, sites: Iterable[Site], compilation: Compilation) -> Iterator[Inputs]:
     """What the sites multiply, those with the same rows together, in the order of the graph.
 
-    The model is walked once; at most about `context.memory` bytes are held, half for values between layers, which
+    The model is walked once; at most about `--calib-memory` bytes are held, half for values between layers, which
     wait on disk beyond that, half for the sums of one layer. Weights that the caller changes in place are seen
     by the layers behind them.
     """
@@ -123,18 +123,18 @@ def walk_inputs(model: ir.Model, sites: Iterable[Site], context: PassContext) ->
     if not alike:
         return
     model.graph.sort()
-    half = context.memory // 2
-    with tempfile.TemporaryDirectory(dir=context.scratch) as name:
+    half = compilation.options.working_memory // 2
+    with tempfile.TemporaryDirectory(dir=compilation.scratch.folder) as name:
         folder = Path(name)
-        walk = Walk(model, [dict(feeds) for feeds in context.calibration], folder, memory=half)
+        walk = Walk(model, [dict(feeds) for feeds in compilation.pass_feeds], folder, memory=half)
         place = {
             readers[0].name: min(walk.place[site.node] for site in readers) for readers in alike.values()
         }
         ordered = sorted(alike.values(), key=lambda readers: place[readers[0].name])
         for number, readers in enumerate(ordered):
             walk.advance(place[readers[0].name])
-            yield Inputs(readers, walk, folder, half, context.seed)
-            context.progress("calibrating", (number + 1) / len(ordered))
+            yield Inputs(readers, walk, folder, half, compilation.options.seed)
+            compilation.progress("calibrating", (number + 1) / len(ordered))
 
 
 def _consumer(site: Site) -> Consumer:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.measure.interleave import Budget, compare
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.weights.input_moments import InputMoments, output_error
 from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
 from sparsecc.remarks import Remark
@@ -162,7 +162,7 @@ class Paths:
             add_path(self.editor, site, factors, (results or {}).get(site.name))
 
 
-def layer_clock(context: PassContext, compress: Callable[[ir.Model], object]) -> Clock:
+def layer_clock(compilation: Compilation, compress: Callable[[ir.Model], object]) -> Clock:
     """Times a matrix product of a site's sizes on this machine: in float, as `compress` leaves it, and that with a
     path. Sizes that were timed are remembered."""
 
@@ -177,7 +177,7 @@ def layer_clock(context: PassContext, compress: Callable[[ir.Model], object]) ->
         compress(whole)
         editor, path = GraphEditor(whole), Path(np.ones((rank, inputs)), np.ones((outputs, rank)))
         add_path(editor, site, store_path(editor, site, path), whole.graph.outputs[0])
-        runs = [_runner(model, feeds, context) for model in (in_float, coarse, whole)]
+        runs = [_runner(model, feeds, compilation) for model in (in_float, coarse, whole)]
         return Timed(
             *(math.exp(compare(one, runs[2], budget=_BUDGET).ratio().median) for one in (runs[1], runs[0]))
         )
@@ -203,7 +203,7 @@ def _product(rows: int, inputs: int, outputs: int) -> ir.Model:
     return model
 
 
-def _runner(model: ir.Model, feeds: Feeds, context: PassContext) -> Run:
+def _runner(model: ir.Model, feeds: Feeds, compilation: Compilation) -> Run:
     return open_session(model).prepared(feeds)
 
 

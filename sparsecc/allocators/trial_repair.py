@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.joint_error import CutLosses
@@ -12,11 +11,11 @@ from sparsecc.allocators.output_error import Bench, affordable
 from sparsecc.axes.algebra import Atom, Axis, Keep, atoms_of
 from sparsecc.calibrate.layer_statistics import Stats
 from sparsecc.calibrate.routers import mixtures_of
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loss.parts import parts_of_outputs
-from sparsecc.reconstruct.layerwise import Settings
 from sparsecc.reconstruct.stage import kept_values, repair_from
 
 PLANS = 4
@@ -29,30 +28,27 @@ _RUNS = 12 * PLANS
 
 @dataclass(frozen=True)
 class Stage:
-    """What a rehearsal needs besides the plan: the samples, those kept back, a folder, how the compile repairs, and
-    the same model analysed once more, which removal spends.
+    """What a rehearsal needs besides the plan: the compilation, the samples, those kept back, how the compile repairs,
+    and the same model analysed once more, which removal spends.
     """
 
+    compilation: Compilation
     seen: Samples
     held_out: Samples
-    scratch: Path
-    settings: Settings
+    method: str
     again: Callable[[], Analysis]
 
     @staticmethod
     def of(
-        analysis: Analysis,
-        samples: Samples,
-        held_out: Samples,
-        scratch: Path,
-        settings: Settings,
-        again: Callable[[], Analysis],
+        compilation: Compilation, analysis: Analysis, method: str, again: Callable[[], Analysis]
     ) -> Stage | None:
         """With as many samples as time allows; None where these are too few, or none are held out."""
+        samples, held_out = compilation.samples, compilation.held_out
         seen = affordable(analysis, samples, _RUNS, MOST)
         if seen is None or not samples.real or not held_out.batches:
             return None
-        return Stage(seen, held_out.first(max(1, seen.number // 4)), scratch / "rehearsal", settings, again)
+        judges = held_out.first(max(1, seen.number // 4))
+        return Stage(compilation.within("rehearsal"), seen, judges, method, again)
 
 
 class Rehearsal(CutLosses):
@@ -61,13 +57,13 @@ class Rehearsal(CutLosses):
     def __init__(
         self, analysis: Analysis, candidates: Sequence[Candidate], stats: Stats, stage: Stage
     ) -> None:
-        entry = f"rehearsal-{stage.settings.method}-{stage.seen.number}"
-        super().__init__(candidates, stats, entry, PLANS, stage.settings.progress)
+        entry = f"rehearsal-{stage.method}-{stage.seen.number}"
+        super().__init__(candidates, stats, entry, PLANS, stage.compilation.progress)
         self._analysis = analysis
         self._stage = stage
-        self._bench = Bench(
-            analysis.model, stage.held_out, stage.scratch, stage.settings.threads, parts_of_outputs(analysis)
-        )
+        scratch, threads = stage.compilation.scratch.folder, stage.compilation.options.threads
+        parts = parts_of_outputs(analysis)
+        self._bench = Bench(analysis.model, stage.held_out, scratch, threads, parts)
 
     def _loss(self, cut: Keep, share: float) -> float:
         stage, twin = self._stage, self._stage.again()
@@ -79,7 +75,7 @@ class Rehearsal(CutLosses):
         remove(twin, keep)
         mixtures = mixtures_of(twin)
         repair_from(
-            self._analysis.model, twin.model, kept, stage.seen, stage.scratch, stage.settings, mixtures
+            stage.compilation, self._analysis.model, twin.model, kept, stage.seen, stage.method, mixtures
         )
         return self._bench.moved(twin.model, share)
 

@@ -64,6 +64,15 @@ class CalibrationSet:
         self._source = feeds_from(spec, self._inputs)
         self._first: Feeds | None = None
 
+    @staticmethod
+    def of(fitted: Samples, held_out: Samples | None = None) -> CalibrationSet:
+        """Samples that are in memory already."""
+        found = CalibrationSet("", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10))
+        found.samples, found.held_out = fitted, held_out or Samples((), real=True)
+        found._divided = list(fitted.batches), list(found.held_out.batches)
+        found._first = next(iter(fitted.batches), {})
+        return found
+
     @property
     def first(self) -> Feeds:
         """The first batch; {} where there is none. No other is read for it. InputError on bad data."""

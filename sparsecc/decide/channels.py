@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,18 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.batch_norm_matching import matched
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.layer_statistics import Stats, collect
+from sparsecc.compilation import Compilation
 from sparsecc.cost.model import CostModel, macs_model, params_model, slots_model
 from sparsecc.criteria import CRITERIA, FOR_EXPERTS, FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
 from sparsecc.criteria.weights import SlotWeights
-from sparsecc.data.samples import Samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.options import CompileOptions
-from sparsecc.reconstruct.stage import settings_for
+from sparsecc.reconstruct.stage import method_for
 from sparsecc.system.gc_pause import collector_paused
 from sparsecc.targets import Target, target_named
 
@@ -42,21 +41,6 @@ FLOOR = 0.1
 POOR = 0.4
 """Predicted squared error of the outputs, relative to their variance, above which a ratio is too much: beyond it
 measured models lost two points of accuracy or nearly so, below it small tasks less than four (docs/methods.md)."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where samples come from when a method needs them, a folder to work in, and who hears how far it is.
-
-    `general` gives those that the samples are compared with, where there are such; `again` the model analysed anew.
-    """
-
-    samples: Callable[[], Samples]
-    scratch: Path
-    progress: Callable[[str, float], None] = lambda what, share: None
-    general: Callable[[], Samples] | None = None
-    again: Callable[[], Analysis] | None = None
-    held_out: Callable[[], Samples] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,24 +68,19 @@ class Choice:
         return 1 - self.after / self.before if self.before else 0.0
 
 
-def choose(
-    analysis: Analysis,
-    groups: Sequence[Group],
-    options: CompileOptions,
-    ratio: float,
-    source: Source | None = None,
-) -> Choice:
+def choose(compilation: Compilation, analysis: Analysis, groups: Sequence[Group], ratio: float) -> Choice:
     """Which slots of the free groups stay so that `ratio` of the metric goes."""
+    options = compilation.options
     require_methods(options)
     free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
     if not free or ratio == 0:
         return Choice({}, ratio, before, before, ratio == 0)
-    evidence = evidence_for(analysis, options, source)
+    evidence = evidence_for(compilation, analysis)
     candidates = scored(analysis, free, options, evidence)
-    if source is not None and options.calib is not None:
-        candidates = informed(analysis, free, candidates, options, evidence, source)
+    if options.calib is not None:
+        candidates = informed(compilation, analysis, free, candidates, evidence)
     measured = all(c.curve is not None for c in candidates)
     criterion = criterion_for(options)
     if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
@@ -109,8 +88,8 @@ def choose(
         candidates = scored(analysis, free, options, evidence, criterion)
     allocator = allocator_named(options.allocator, has_curves=measured)
     losses = None
-    if source is not None and evidence.stats is not None:
-        losses = cut_losses(analysis, candidates, evidence.stats, source, options, measured=measured)
+    if evidence.stats is not None:
+        losses = cut_losses(compilation, analysis, candidates, evidence.stats, measured=measured)
     problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=losses)
     selection = allocator.allocate(problem)
     if losses is not None:
@@ -151,21 +130,22 @@ def criterion_for(options: CompileOptions) -> str:
     return WITHOUT_DATA if options.samples is None else WITH_DATA
 
 
-def evidence_for(analysis: Analysis, options: CompileOptions, source: Source | None) -> Evidence:
+def evidence_for(compilation: Compilation, analysis: Analysis) -> Evidence:
     """Weights, and statistics where the criterion or the allocator wants them."""
+    options, scratch = compilation.options, compilation.scratch.folder
     weights = SlotWeights(analysis, options.seed)
     row = criterion_named(criterion_for(options))
     wants = options.samples is not None and allocator_for(options).uses in ("curves", "joint", "rehearsals")
-    if source is None or not (row.needs_data or wants):
+    if not (row.needs_data or wants):
         return Evidence(weights)
-    samples = source.samples()
-    general = source.general() if row.needs_general and source.general else None
+    samples, others = compilation.samples, compilation.general
+    general = others.samples if row.needs_general and others is not None else None
     gradients = Gradients(analysis, samples, options.seed, general).of
     walked = {"threads": options.threads, "memory": options.working_memory}
     settings = {"seed": options.seed, **walked}
-    channels = Channels(analysis, samples, source.scratch, **walked).of
-    with nullcontext() if samples.real else matched(analysis.model, samples, source.scratch, **walked):
-        stats = collect(analysis, samples, source.scratch, **settings)
+    channels = Channels(analysis, samples, scratch, **walked).of
+    with nullcontext() if samples.real else matched(analysis.model, samples, scratch, **walked):
+        stats = collect(analysis, samples, scratch, **settings)
     if general is not None:
         stats.facts["general_samples"] = general.number
     return Evidence(weights, stats, gradients, channels)
@@ -177,52 +157,48 @@ def allocator_for(options: CompileOptions) -> Allocator:
 
 
 def informed(
+    compilation: Compilation,
     analysis: Analysis,
     free: Sequence[Group],
     candidates: list[Candidate],
-    options: CompileOptions,
     evidence: Evidence,
-    source: Source,
 ) -> list[Candidate]:
     """The candidates with what the allocator wants of samples; without loss curves where they take too long."""
-    uses, threads, scratch = allocator_for(options).uses, options.threads, source.scratch
+    options, scratch = compilation.options, compilation.scratch.folder
+    uses, threads = allocator_for(options).uses, options.threads
     if uses == "angles":
-        found = turns(analysis, free, source.samples(), scratch, threads, options.working_memory)
+        found = turns(analysis, free, compilation.samples, scratch, threads, options.working_memory)
         return [replace(c, turn=found[c.atom]) for c in candidates]
     if uses == "scores" or evidence.stats is None:
         return candidates
-    curves = known_or_measured(analysis, candidates, evidence.stats, source.samples(), scratch, threads)
+    curves = known_or_measured(analysis, candidates, evidence.stats, compilation.samples, scratch, threads)
     return candidates if curves is None else [replace(c, curve=curves[c.atom]) for c in candidates]
 
 
 def cut_losses(
+    compilation: Compilation,
     analysis: Analysis,
     candidates: Sequence[Candidate],
     stats: Stats,
-    source: Source,
-    options: CompileOptions,
     *,
     measured: bool,
 ) -> CutLosses | None:
     """What the allocator tries cuts with, where it does. InputError where it must and that would take too long."""
+    options = compilation.options
     uses = allocator_named(options.allocator, has_curves=measured).uses
-    can_rehearse = source.again is not None and source.held_out is not None and not options.prune_io
-    if measured and uses == "rehearsals" and can_rehearse:
-        assert source.again is not None
-        assert source.held_out is not None
-        settings = settings_for(options, analysis.model, source.progress)
-        stage = Stage.of(
-            analysis, source.samples(), source.held_out(), source.scratch, settings, source.again
-        )
+    if measured and uses == "rehearsals" and compilation.has_begun and not options.prune_io:
+        method = method_for(options, analysis.model)
+        again = lambda: compilation.analysed(analysis.model.clone())  # noqa: E731
+        stage = Stage.of(compilation, analysis, method, again)
         if stage is not None:
             return Rehearsal(analysis, candidates, stats, stage)
     few = PLANS if measured else 0
     runs = {"joint": RUNS, "curves": few, "rehearsals": few}.get(uses, 0)
     if not runs:
         return None
-    bench = Bench.for_runs(analysis, source.samples(), runs, source.scratch, options.threads)
+    bench = Bench.for_runs(analysis, compilation.samples, runs, compilation.scratch.folder, options.threads)
     if bench is not None:
-        return Joint(analysis, candidates, stats, bench, source.progress)
+        return Joint(analysis, candidates, stats, bench, compilation.progress)
     if uses != "joint":
         return None
     name = options.allocator

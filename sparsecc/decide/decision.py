@@ -9,7 +9,7 @@ from sparsecc.calibrate.layer_statistics import RUN_FACTS
 from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.criteria import criterion_named
-from sparsecc.decide.channels import POOR, Choice, Source, choose, criterion_for
+from sparsecc.decide.channels import POOR, Choice, choose, criterion_for
 from sparsecc.decide.layers import Depth
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
@@ -34,16 +34,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     options = compilation.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
-    general = compilation.general
-    source = Source(
-        lambda: compilation.samples,
-        compilation.scratch.folder,
-        compilation.progress,
-        None if general is None else lambda: general.samples,
-        again=lambda: compilation.analysed(analysis.model.clone()),
-        held_out=lambda: compilation.held_out,
-    )
-    choice = depth.joined(choose(analysis, groups, options, left, source), options.ratio)
+    choice = depth.joined(choose(compilation, analysis, groups, left), options.ratio)
     note_choice(compilation, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
     warn_of_choice(compilation, choice, is_free)

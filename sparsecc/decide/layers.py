@@ -27,7 +27,6 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, check_ids, find_groups
 from sparsecc.graph.residual_blocks import Block, find_blocks
 from sparsecc.ir.save import write
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
@@ -153,8 +152,7 @@ def _drop(compilation: Compilation, model: ir.Model, chosen: Sequence[Block]) ->
     branches, scratch = _branches(chosen), compilation.scratch
     reference = compilation.loaded(write(silenced(model, branches), scratch.silenced))
     plan = Plan({})
-    context = PassContext(compilation.target, scratch.folder, seed=compilation.options.seed)
-    DropBlocks(branches).run(model, plan, context)
+    DropBlocks(branches).run(model, plan, compilation)
     shorter = compilation.loaded(write(model, scratch.shorter))
     compilation.rest_on(reference)
     require_same(compilation, shorter, f"the model without {len(chosen)} layers")

@@ -16,7 +16,6 @@ from sparsecc.graph.token_sites import CannotReduceError, TokenSite, find_site
 from sparsecc.graph.zero_masks import idle_masks
 from sparsecc.ir.save import write
 from sparsecc.loss.quality import told
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
@@ -69,10 +68,7 @@ def _cut(compilation: Compilation, analysis: Analysis, site: TokenSite, kept: in
     tokens |= {"first": site.first, "patches": site.patches, "kept": kept}
     reference = compilation.loaded(write(unseen(model, tokens), scratch.unseen))
     one = ReduceTokens(stream, attention, site.first, site.patches, kept)
-    context = PassContext(
-        compilation.target, scratch.folder, seed=compilation.options.seed, analysed=compilation.analysed
-    )
-    result = one.run(model, Plan({}), context)
+    result = one.run(model, Plan({}), compilation)
     fewer = compilation.loaded(write(model, scratch.fewer))
     compilation.rest_on(reference)
     worst = require_same(compilation, fewer, f"the model of {kept} tokens")

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.mixtures import Inner, Mixture, Seen
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
-from sparsecc.reconstruct.layerwise import UNCHANGED, Kept, Repair, Settings
+from sparsecc.reconstruct.layerwise import UNCHANGED, Kept, Repair
 from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import Walk
 
@@ -50,18 +50,18 @@ class _Rows:
 
 
 def mend_experts(
+    compilation: Compilation,
     mixtures: Sequence[Mixture],
     dense: ir.Model,
     pruned: ir.Model,
     kept: Kept,
     samples: Samples,
-    scratch: Path,
-    settings: Settings,
 ) -> Repair:
     """Edit the experts of `pruned` in place so that its mixtures give what those of `dense` do."""
-    if not mixtures or settings.method != "reconstruct":
+    if not mixtures:
         return Repair()
-    settings.progress("repair experts", 0.0)
+    options, scratch = compilation.options, compilation.scratch.folder
+    compilation.progress("repair experts", 0.0)
     names = [name for mixture in mixtures for name in mixture.names]
     one, other = (
         Walk(
@@ -69,12 +69,12 @@ def mend_experts(
             samples.batches,
             scratch / folder,
             wanted=names,
-            threads=settings.threads,
-            memory=settings.memory // 2,
+            threads=options.threads,
+            memory=options.working_memory // 2,
         )
         for model, folder in ((dense, "dense_experts"), (pruned, "pruned_experts"))
     )
-    return refit_experts(mixtures, one, other, kept, settings.seed)
+    return refit_experts(mixtures, one, other, kept, options.seed)
 
 
 def refit_experts(mixtures: Sequence[Mixture], dense: Walk, pruned: Walk, kept: Kept, seed: int) -> Repair:

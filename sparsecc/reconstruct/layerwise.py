@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.linear_layers import Consumer, consumer_of
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
@@ -19,7 +19,7 @@ from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
 from sparsecc.reconstruct.damping import Halves, damping_for, in_second_half
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
 from sparsecc.remarks import Remark
-from sparsecc.runtime.segments import MEMORY, Walk
+from sparsecc.runtime.segments import Walk
 
 Kept = Callable[[str, int], np.ndarray | None]
 """(value of the dense model, axis) -> boolean mask of its slots that are left, None where all are."""
@@ -37,23 +37,19 @@ class Repair:
     skipped: list[Remark] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to repair: a method of `METHODS` but `none`; `residual` mends sums instead of their summands."""
-
-    method: str
-    residual: bool = True
-    seed: int = 0
-    threads: int = 1
-    memory: int = MEMORY
-    progress: Callable[[str, float], None] = lambda what, share: None
-
-
 def repair(
-    dense: ir.Model, pruned: ir.Model, kept: Kept, samples: Samples, scratch: Path, settings: Settings
+    compilation: Compilation,
+    dense: ir.Model,
+    pruned: ir.Model,
+    kept: Kept,
+    samples: Samples,
+    method: str,
 ) -> Repair:
-    """Edit the weights of `pruned` in place so that its layers give what those of `dense` do."""
-    return _Sweep(dense, pruned, kept, samples, scratch, settings).run()
+    """Edit the weights of `pruned` in place so that its layers give what those of `dense` do.
+
+    `method` is one of RECOVERIES but `auto`, `none` and `distill`.
+    """
+    return _Sweep(compilation, dense, pruned, kept, samples, method).run()
 
 
 class _Sweep:
@@ -61,15 +57,17 @@ class _Sweep:
 
     def __init__(
         self,
+        compilation: Compilation,
         dense: ir.Model,
         pruned: ir.Model,
         kept: Kept,
         samples: Samples,
-        scratch: Path,
-        settings: Settings,
+        method: str,
     ) -> None:
         self.kept = kept
-        self.settings = settings
+        self.method = method
+        self.seed, self.memory = compilation.options.seed, compilation.options.working_memory
+        self.progress, scratch = compilation.progress, compilation.scratch.folder
         self.found = Repair()
         self.outlets = self._outlets(pruned)
         known = {v.name for node in dense.graph for v in node.outputs}
@@ -77,7 +75,7 @@ class _Sweep:
         norms = [n for n in pruned.graph if n.op_type == "BatchNormalization"]
         wanted |= {n.inputs[0].name or "" for n in norms if n.inputs[0] is not None}
         self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
-        half, threads = settings.memory // 2, settings.threads
+        half, threads = self.memory // 2, compilation.options.threads
         self.dense = Walk(
             dense,
             samples.batches,
@@ -93,7 +91,7 @@ class _Sweep:
         for node in pruned.graph:
             consumer = consumer_of(node)
             outlet = outlet_of(consumer) if isinstance(consumer, Consumer) else consumer
-            if isinstance(outlet, Outlet) and not (self.settings.method == "bias" and feeds_norm(outlet)):
+            if isinstance(outlet, Outlet) and not (self.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
             elif isinstance(outlet, str):
                 self.found.skipped.append(Remark(node.name or "", outlet))
@@ -104,7 +102,7 @@ class _Sweep:
             if node in self.outlets:
                 self.pruned.advance(number)
                 self._mend(self.outlets[node])
-                self.settings.progress("repair", number / len(self.pruned.nodes))
+                self.progress("repair", number / len(self.pruned.nodes))
             elif node.op_type == "BatchNormalization":
                 self.pruned.advance(number)
                 self._restate(node)
@@ -112,7 +110,7 @@ class _Sweep:
 
     def _mend(self, outlet: Outlet) -> None:
         consumer = outlet.consumer
-        if self.settings.method == "reconstruct" and self._is_wide(consumer):
+        if self.method == "reconstruct" and self._is_wide(consumer):
             self._mend_in_parts(outlet)
             return
         target, other = self._target(outlet)
@@ -135,13 +133,13 @@ class _Sweep:
 
     def _is_wide(self, consumer: Consumer) -> bool:
         groups, outputs, columns = consumer.sizes
-        half = self.settings.memory // 2
+        half = self.memory // 2
         return groups == 1 and wide.needs_parts(outputs, columns, self._rows(consumer), half)
 
     def _rows(self, consumer: Consumer) -> int:
         """Rows of a batch that are looked at."""
         data = self.pruned.value(consumer.data, 0)
-        return len(consumer.picks(data, 0, self.pruned.batches, self.settings.seed))
+        return len(consumer.picks(data, 0, self.pruned.batches, self.seed))
 
     def _mend_in_parts(self, outlet: Outlet) -> None:
         """As `_mend`, for a layer too large to be held: to its own output, from the dense layer's inputs."""
@@ -153,7 +151,7 @@ class _Sweep:
             )
             return
         bias = outlet.bias(layer.outputs)
-        new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.settings.memory // 2)
+        new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.memory // 2)
         for value in (outlet.own, outlet.total):
             if value is not None:
                 self.dense.release(value.name or "")
@@ -193,7 +191,7 @@ class _Sweep:
         """A pass over the batches: the same rows of the pruned and of the dense layer's inputs."""
         for batch in range(self.pruned.batches):
             data = self.pruned.value(consumer.data, batch)
-            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
             before = self.dense.value(dense.data, batch)
             odd = self._odd(consumer, data, picks, batch)
             yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0], odd
@@ -201,7 +199,7 @@ class _Sweep:
     def _target(self, outlet: Outlet) -> tuple[str, str]:
         """The dense value to match, and the pruned model's other summand of a sum that is at hand."""
         total, other = outlet.total, outlet.other
-        if not self.settings.residual or self.settings.method != "reconstruct":
+        if self.method != "reconstruct":
             return outlet.own.name or "", ""
         if total is None or other is None or not self.pruned.has(other.name or ""):
             return outlet.own.name or "", ""
@@ -221,7 +219,7 @@ class _Sweep:
                 wanted = wanted - partner
             if wanted.shape[axis] != groups * outputs:
                 return None
-            picks = consumer.picks(data, batch, self.pruned.batches, self.settings.seed)
+            picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
             rows = consumer.outputs(wanted, picks).reshape(len(picks), groups, outputs)
             odd = self._odd(consumer, data, picks, batch)
             halves.add(consumer.rows(data, picks), rows.transpose(1, 0, 2), odd)
@@ -240,7 +238,7 @@ class _Sweep:
         before = solve.relative_error(weight, shaped, moments)
         if before < UNCHANGED:
             return
-        method, damping, new = self.settings.method, None, weight
+        method, damping, new = self.method, None, weight
         if method == "reconstruct":
             damping = damping_for(weight, halves, intercept=has_bias)
             new = solve.refit(weight, moments, intercept=has_bias, damping=damping)
@@ -284,6 +282,6 @@ class _Sweep:
             (self._left(self.dense.value(name, b), name, 1), self.pruned.value(name, b))
             for b in range(self.pruned.batches)
         )
-        restated = shift_offset if self.settings.method == "bias" else shift_statistics
+        restated = shift_offset if self.method == "bias" else shift_statistics
         self.found.changed += restated(node, pairs)
         self.dense.release(name)

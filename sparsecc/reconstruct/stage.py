@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, Keep, mask
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norms_of
 from sparsecc.calibrate.mixtures import Mixture
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import SYNTHETIC, CompileOptions
 from sparsecc.reconstruct.experts import mend_experts
-from sparsecc.reconstruct.layerwise import Kept, Repair, Settings, repair
+from sparsecc.reconstruct.layerwise import Kept, Repair, repair
 
 
 def method_for(options: CompileOptions, model: ir.Model) -> str:
@@ -47,57 +48,44 @@ def kept_values(analysis: Analysis, keep: Keep) -> Kept:
 
 
 def run_repair(
-    pruned: ir.Model,
+    compilation: Compilation,
     dense: Path,
+    pruned: ir.Model,
     kept: Kept,
-    samples: Samples,
-    options: CompileOptions,
-    scratch: Path,
-    progress: Callable[[str, float], None],
     mixtures: Sequence[Mixture] = (),
 ) -> Repair:
     """Repair a pruned model in place against the dense one on disk: first the experts of its mixtures.
 
     Random inputs are matched to what batch norms remember, where there are any; experts are left alone then.
     """
-    settings = settings_for(options, pruned, progress)
-    wide = normalise(load_ir(dense))
+    options, samples = compilation.options, compilation.samples
+    method, wide = method_for(options, pruned), normalise(load_ir(dense))
     if samples.real:
-        return repair_from(wide, pruned, kept, samples, scratch, settings, mixtures)
+        return repair_from(compilation, wide, pruned, kept, samples, method, mixtures)
+    walked = {"threads": options.threads, "memory": options.working_memory}
     with (
-        matched(wide, samples, scratch, threads=options.threads, memory=options.working_memory),
+        matched(wide, samples, compilation.scratch.folder, **walked),
         matched_pair(wide, pruned, kept),
     ):
-        return repair(wide, pruned, kept, samples, scratch, settings)
-
-
-def settings_for(
-    options: CompileOptions, model: ir.Model, progress: Callable[[str, float], None]
-) -> Settings:
-    """How a compile repairs."""
-    return Settings(
-        method_for(options, model),
-        seed=options.seed,
-        threads=options.threads,
-        memory=options.working_memory,
-        progress=progress,
-    )
+        return repair(compilation, wide, pruned, kept, samples, method)
 
 
 def repair_from(
+    compilation: Compilation,
     dense: ir.Model,
     pruned: ir.Model,
     kept: Kept,
     samples: Samples,
-    scratch: Path,
-    settings: Settings,
+    method: str,
     mixtures: Sequence[Mixture] = (),
 ) -> Repair:
     """Repair a pruned model in place on real samples: first the experts of its mixtures, then layer after layer."""
-    if settings.method == "none":
+    if method == "none":
         return Repair()
-    experts = mend_experts(mixtures, dense, pruned, kept, samples, scratch, settings)
-    found = repair(dense, pruned, kept, samples, scratch, settings)
+    experts = Repair()
+    if method == "reconstruct":
+        experts = mend_experts(compilation, mixtures, dense, pruned, kept, samples)
+    found = repair(compilation, dense, pruned, kept, samples, method)
     return Repair(
         experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
     )

@@ -14,7 +14,6 @@ from sparsecc.decide.passes import passes_for
 from sparsecc.errors import InputError
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
-from sparsecc.passes.base import PassContext
 from sparsecc.passes.quantize import Quantize
 from sparsecc.plan import Plan
 from sparsecc.remarks import Remark
@@ -55,12 +54,13 @@ def quantized_part(compilation: Compilation) -> Path | None:
     path, options = compilation.scratch.quantized, compilation.options
     path.parent.mkdir(exist_ok=True)
     model = ir.load(compilation.scratch.dense)
-    context = PassContext(compilation.target, path.parent, compilation.feeds[:1], options.seed)
+    alone = compilation.again(options).within(path.parent.name)
+    alone.pass_feeds = compilation.feeds[:1]
     try:
         for one in passes_for(options):
             if isinstance(one, Quantize):
                 one = replace(one, method="minmax", algorithm="rtn", max_drop=None, correct_bias=False)
-            one.run(model, Plan({}), context)
+            one.run(model, Plan({}), alone)
     except InputError as e:
         reason = f"not timed against the quantized model: {e}"
         compilation.remarks.append(("measure", Remark(compilation.file.name, reason)))

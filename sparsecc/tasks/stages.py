@@ -22,7 +22,6 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, GUARDED, normalise
-from sparsecc.passes.base import PassContext
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
@@ -136,9 +135,7 @@ def repair(work: Work) -> None:
         scratch.fewer if plan.tokens else scratch.dense
     )  # tokens that went have nothing to be compared with
     kept, mixtures = kept_values(analysis, work.decision.choice.keep), mixtures_of(analysis)
-    found = run_repair(
-        analysis.model, dense, kept, samples, options, scratch.folder, compilation.progress, mixtures
-    )
+    found = run_repair(compilation, dense, analysis.model, kept, mixtures)
     plan.repaired = sorted(set(found.changed))
     compilation.remarks.extend(("repair", remark) for remark in found.skipped)
     if told := left_alone(found):
@@ -161,22 +158,14 @@ def repair(work: Work) -> None:
 
 def run_passes(work: Work) -> None:
     """Patterns and quantization over what is left."""
-    compilation, options = work.compilation, work.compilation.options
-    passes = passes_for(options)
+    compilation = work.compilation
+    passes = passes_for(compilation.options)
     if not passes:
         return
-    context = PassContext(
-        compilation.target,
-        compilation.scratch.folder,
-        compilation.calibration_feeds(),
-        options.seed,
-        compilation.progress,
-        options.working_memory,
-        options.measure,
-    )
+    compilation.pass_feeds = compilation.calibration_feeds()
     for one in passes:
         begun = time.perf_counter()
-        result = one.run(work.analysis.model, work.decision.plan, context)
+        result = one.run(work.analysis.model, work.decision.plan, compilation)
         compilation.remarks.extend((one.name, remark) for remark in result.skipped)
         compilation.warnings.extend(result.facts.get("warnings", ()))
         compilation.note(str(one), result.facts, begun=begun)
