@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from onnx import parser
 
+from sparsecc import compilation
 from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import InputError, SparseccError
 from sparsecc.escaping import escape
-from sparsecc.verify import prove
 from sparsecc.worker import Worker
 
 SECONDS = 60.0
@@ -92,7 +92,7 @@ LOOP = """<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y)
 def test_a_run_on_random_inputs_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsecc.tasks.compile import compile_model
 
-    monkeypatch.setattr(prove, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(compilation, "PROBE_SECONDS", 0.3)
     (tmp_path / "m.onnx").write_bytes(parser.parse_model(LOOP).SerializeToString())
     request = {"model": str(tmp_path / "m.onnx"), "output": str(tmp_path / "out"), "options": {}}
     begun = time.perf_counter()
