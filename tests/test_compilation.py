@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from sparsecc.tasks import compile_to_goal
 from sparsecc.tasks.compile import compile_model
 from sparsecc.tasks.stages import DECIDING, MAKING, STAGES, Work, begin, walk
 from tests.repair_models import mlp, normal
+from tests.test_layout import SHIPPED
 
 COUNTED = """
 import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +113,13 @@ def test_progress_never_falls_and_every_stage_is_told(models_dir: Path, tmp_path
     assert shares == sorted(shares)  # type: ignore[type-var]
     names = [event["stage"] for event in told]
     assert [name for name in names if name in {stage.name for stage in STAGES}] == [s.name for s in STAGES]
+
+
+def test_every_name_in_the_scratch_folder_is_typed_in_one_file() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in SHIPPED:
+        for name in re.findall(r'(?:scratch(?:\.folder)?|self\.folder) / f?"([^"]+)"', path.read_text()):
+            if path.parent.name not in ("bundle", "devices", "backends", "nvidia"):
+                homes.setdefault(name, set()).add(path.name)
+    assert homes["pruned"] == homes["dense"] == {"scratch.py"}
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
