@@ -127,7 +127,7 @@ def profile(
     request["device"] = device
     with _file(model) as path:
         request["model"] = str(path)
-        found: dict[str, Any] = _run("sparsecc.tasks.inspect:profile", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.profile:profile", request, None, None, on_event)
     return found
 
 
@@ -149,7 +149,7 @@ def compare(
             "threads": threads,
             "inputs": _shapes(inputs),
         }
-        found: dict[str, Any] = _run("sparsecc.tasks.inspect:compare", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.compare:compare", request, None, None, on_event)
     return found
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.backends import backend_named
 from sparsecc.bundle.folder import SIGNATURE, Bundle
 from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
-from sparsecc.compilation import Compilation
 from sparsecc.cost.model import macs_model, params_model
-from sparsecc.data.random_inputs import feeds_from, random_feeds
+from sparsecc.data.random_inputs import random_feeds
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
@@ -24,9 +22,6 @@ from sparsecc.graph.residual_blocks import Block, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.loss.quality import told
-from sparsecc.measure.interleave import Budget
-from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.report.assemble import pinned_reasons
@@ -36,9 +31,8 @@ from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.files import file_sha256, size_of
-from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
-from sparsecc.targets import target_named
+from sparsecc.tasks.inputs import model_file
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
 
@@ -139,59 +133,6 @@ def _unfollowed(analysis: Analysis) -> list[dict[str, Any]]:
     return [{"op": op, "nodes": number, "reason": reason} for (op, reason), number in found.most_common()]
 
 
-def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Latency of one model, per layer where asked."""
-    path, threads = _model_file(Path(request["model"])), int(request.get("threads") or 1)
-    target = target_named(request.get("target") or "onnxruntime")
-    backend, where = backend_named(target.backend), str(request.get("device") or "local")
-    if where != "local":
-        emit({"stage": "ask the device", "share": 0.0})
-        backend.require_device(where, (path,), times=True, builds=False)
-    emit({"stage": "load", "share": 0.0})
-    feeds = _feeds(path, request)
-    emit({"stage": "measure", "share": 0.2})
-    return {
-        "schema": "sparsecc.profile/1",
-        "model": path.name,
-        "target": {"name": target.name, **({"threads": threads} if target.device == "cpu" else {})},
-        "inputs": {name: list(a.shape) for name, a in feeds.items()},
-        **backend.latency(
-            path,
-            feeds,
-            lambda what, share: emit({"stage": what, "share": share}),
-            device=where,
-            threads=threads,
-            layers=bool(request.get("layers")),
-        ),
-    }
-
-
-def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Outputs and latency of two models, side by side, interleaved."""
-    a, b = (_model_file(Path(request[side])) for side in ("a", "b"))
-    threads = int(request.get("threads") or 1)
-    emit({"stage": "load", "share": 0.0})
-    first, second = (open_session(path, threads=threads) for path in (a, b))
-    feeds = _feeds(a, request)
-    reference, found = first.run(feeds), second.run(feeds)
-    if set(reference) != set(found):
-        raise InputError(
-            f"{b.name} has outputs {', '.join(found)}, not {', '.join(reference)}: compare like with like"
-        )
-    emit({"stage": "measure", "share": 0.2})
-    timed = compare_runs(
-        first.prepared(feeds), second.prepared(feeds), budget=Budget(seconds=15), threads=threads
-    )
-    return {
-        "schema": "sparsecc.compare/1",
-        "a": str(a),
-        "b": str(b),
-        "outputs": {"max_relative_error": worst_error(reference, found), **told([reference], [found])},
-        "latency": timed.to_json(),
-        "bytes": {"before": a.stat().st_size, "after": b.stat().st_size},
-    }
-
-
 def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Check a bundle: manifest, that it runs, and, with the original, its plan and numerics."""
     bundle = Bundle.open(Path(request["bundle"]))
@@ -201,7 +142,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     ]
     if request.get("key") or (bundle.folder / SIGNATURE).exists():
         checks.append(signature_check(bundle, request.get("key")))
-    compiled = _model_file(Path(request["bundle"]))
+    compiled = model_file(Path(request["bundle"]))
     emit({"stage": "load", "share": 0.2})
     by_parts = not memory.fits(size_of(bundle.folder))
     runner = PartedRunner(load_ir(compiled)) if by_parts else open_session(compiled)
@@ -275,27 +216,3 @@ def _compared_integers(bundle: Bundle) -> dict[str, np.ndarray]:
     ):
         raise InputError("report.json does not say at which integers the models were compared: compile again")
     return {name: array.astype(np.int64) for name, array in arrays.items()}
-
-
-def _model_file(path: Path) -> Path:
-    """The model to run: the file itself, or the artefact of a bundle."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"{path}: no such file: check the path")
-        return path
-    for name in ("model.ort", "model.onnx"):
-        if (path / name).is_file():
-            return path / name
-    raise InputError(f"{path}: neither a model nor a bundle: give a .onnx file or the folder of a compile")
-
-
-def _feeds(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The first sample of the user's data, or random inputs at sizes the model runs at."""
-    model = normalise(load_ir(path))
-    if request.get("data"):
-        return dict(next(iter(feeds_from(request["data"], model))))
-    options = CompileOptions.of({"inputs": request.get("inputs") or {}})
-    with temporary_folder("scratch") as scratch:
-        compilation = Compilation(path, options, Scratch(Path(scratch)))
-        compilation.begin(model)
-        return compilation.feeds[0]

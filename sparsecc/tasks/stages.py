@@ -25,7 +25,7 @@ from sparsecc.loading.normalise import FIXED, GUARDED, normalise
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
-from sparsecc.report import assemble
+from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
 from sparsecc.verify.probes import Probes
 from sparsecc.verify.prove import prove
@@ -187,7 +187,7 @@ def verify(work: Work) -> None:
 
 def measure(work: Work) -> None:
     """How fast, how large, and how close to the dense model."""
-    work.measured = assemble.measure(work.compilation, work.backend, work.compiled, work.probes)
+    work.measured = measured(work.compilation, work.backend, work.compiled, work.probes)
 
 
 def score_compiled(work: Work) -> None:

@@ -1,0 +1,73 @@
+"""Measuring what was built: latency beside the dense model, footprints, kernels, quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.backends.base import NotTimedError
+from sparsecc.compilation import Compilation
+from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
+from sparsecc.measure.footprint import footprint
+from sparsecc.remarks import Remark
+from sparsecc.tasks.ablation import against_parts
+
+if TYPE_CHECKING:
+    from sparsecc.backends.base import Backend
+    from sparsecc.verify.probes import Probes
+
+
+LOST = UnavailableError, SystemFailureError, WorkerError
+"""What a device raises that answered when it was asked first: out of reach, its disk full, too slow."""
+
+
+def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """Latency interleaved with the dense model, kernel census of both, fidelity."""
+    facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
+    dense, asked = compilation.dense, compilation.options
+    if dense.by_parts:
+        _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
+        return facts
+    if backend.runs_here:
+        facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
+    return facts | _timed(compilation, backend, compiled) if asked.measure else facts
+
+
+def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[str, Any]:
+    """Latency beside the dense model, and what else a clock or a meter tells.
+
+    A device that was lost since it was asked costs only the figures: {"unmeasured": why}.
+    """
+    asked, facts = compilation.options, dict[str, Any]()
+    feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
+    try:
+        told = backend.compare(compilation.dense.path, compiled, feeds, asked, compilation.scratch.folder)
+        if told is not None:
+            facts["latency"] = told.to_json()
+        if not backend.runs_here:
+            return facts
+        if asked.device == "local":
+            facts |= _footprints(compilation, compiled)
+        return facts | against_parts(compilation, compiled)
+    except NotTimedError as e:
+        found = _unmeasured(compilation, str(e))
+        return found if asked.device != "local" and isinstance(e.__cause__, LOST) else {}
+    except LOST as e:
+        if asked.device == "local":
+            raise
+        return facts | _unmeasured(compilation, f"not measured on {asked.device}: {e}")
+
+
+def _unmeasured(compilation: Compilation, reason: str) -> dict[str, Any]:
+    compilation.remarks.append(("measure", Remark(compilation.file.name, reason)))
+    compilation.warnings.append(reason)
+    return {"unmeasured": reason}
+
+
+def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:
+    """Load time, first inference and memory of the given model and of the compiled one, each in a process of its
+    own on this machine."""
+    dense, small = compilation.feeds[0], compilation.small_feeds
+    models = {"before": (compilation.file, dense), "after": (compiled, dense if small is None else small)}
+    threads = compilation.options.threads
+    return {"footprint": {s: footprint(m, f, threads=threads).to_json() for s, (m, f) in models.items()}}
