@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.accuracy_pairs import Pair, cifar, cifar_batch
 from benchmarks.cifar_data import FOLDER, module, training_images
 from sparsecc.compilation import Compilation
-from sparsecc.data.samples import CalibrationSet
-from sparsecc.data.samples import Samples as Calibration
+from sparsecc.data.samples import CalibrationSet, Samples
 from sparsecc.decide.channels import choose
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
@@ -51,7 +50,7 @@ from sparsecc.torch.onnx_ops.module import from_onnx
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
 from sparsecc.torch.training.distillation import FAR, RATES, Budget, distill, gap
 from sparsecc.torch.training.loop import Training
-from sparsecc.torch.training.samples import Samples
+from sparsecc.torch.training.samples import TrainingData
 
 ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("none", "bias", "bn", "reconstruct")
@@ -81,7 +80,7 @@ def prepare(name: str, ratio: float, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     given, _ = cifar_batch(0)
     batches = tuple({"image": given[i : i + 64]} for i in range(0, CALIBRATION, 64))
-    samples, dense = Calibration(batches, True), pair(name).model
+    samples, dense = Samples(batches, True), pair(name).model
     begun = time.perf_counter()
     analysis = analyse(normalise(load_ir(dense)))
     options = CompileOptions(ratio=ratio, calib="samples", allocator="distortion")
@@ -185,7 +184,7 @@ def taught(small: nn.Module, name: str, budget: str) -> dict[str, Any]:
     teacher = from_onnx(pair(name).model).eval()
     (output,) = teacher.output_names
     feeds, device = [{"image": images()}], torch.device("cpu")
-    samples = Samples.of(feeds, teacher.model, batch=BATCH, seed=0, augment=True, device=device)
+    samples = TrainingData.of(feeds, teacher.model, batch=BATCH, seed=0, augment=True, device=device)
     recipe = {"peer": name, "budget": budget, "elements": sum(p.numel() for p in small.parameters())}
     student = Named(small).eval()
 

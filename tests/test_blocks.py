@@ -15,7 +15,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.decide.layers import Greedy, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
-from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -275,7 +275,7 @@ def test_an_outer_block_counts_its_inner_ones_once() -> None:
 
 
 def test_free_blocks_are_those_that_may_go() -> None:
-    found: list[Block] = find_blocks(analysed(chain()), prune=["channels"])
+    found: list[ResidualBlock] = find_blocks(analysed(chain()), prune=["channels"])
     assert {b.pinned for b in found[1:-1]} == {"layer groups were not asked to be pruned"}
 
 

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc.calibrate.layer_statistics import collect
-from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.data import samples as sampling
 from sparsecc.data.samples import CalibrationSet, Samples, merged, random_samples
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
+from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
 from sparsecc.runtime.segments import Walk
 from sparsecc.runtime.session import open_session
 from tests.repair_models import MLP, analysed, mlp, model_of, normal
@@ -32,9 +32,9 @@ def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return open_session(model, level="none").run(feeds)
 
 
-def layer_of(model: ir.Model) -> Consumer:
-    found = consumer_of(next(iter(model.graph)))
-    assert isinstance(found, Consumer)
+def layer_of(model: ir.Model) -> LinearLayer:
+    found = own_layer_of(next(iter(model.graph)))
+    assert isinstance(found, LinearLayer)
     return found
 
 
@@ -42,7 +42,7 @@ def assert_rows_give_outputs(model: ir.Model, data: np.ndarray) -> None:
     layer = layer_of(model)
     wanted = outputs(model, {"x": data})["y"]
     picks = np.arange(int(np.prod(layer.places(data))))[::2]
-    made = np.matmul(layer.rows(data, picks), layer.matrix().transpose(0, 2, 1))
+    made = np.matmul(layer.rows(data, picks), layer.matrices().transpose(0, 2, 1))
     flat = made.transpose(1, 0, 2).reshape(len(picks), -1)
     np.testing.assert_allclose(flat, layer.outputs(wanted, picks), rtol=1e-4, atol=1e-4)
 
@@ -68,20 +68,20 @@ def test_rows_of_a_product(node: str, shape: tuple[int, int]) -> None:
 def test_a_stored_matrix_reads_back() -> None:
     model = model_of("g (float[n,6] x) => (float[n,4] y) { y = MatMul(x, w) }", {"w": normal(6, 4)})
     layer = layer_of(model)
-    layer.store(layer.matrix() * 2)
+    layer.store(layer.matrices() * 2)
     np.testing.assert_allclose(layer.weight.const_value.numpy(), normal(6, 4) * 2)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
-        ("Gemm<alpha=2.0>(x, w)", "scales"),
+        ("Gemm<alpha=2.0>(x, w)", "alpha"),
         ("Gemm(x, w) z = Gemm(x, w)", "shared by 2"),
     ],
 )
 def test_what_is_no_layer_of_its_own_says_why(node: str, reason: str) -> None:
     model = model_of(f"g (float[n,6] x) => (float[n,4] y) {{ y = {node} }}", {"w": normal(6, 4)})
-    found = consumer_of(next(iter(model.graph)))
+    found = own_layer_of(next(iter(model.graph)))
     assert isinstance(found, str)
     assert reason in found
 

@@ -158,7 +158,7 @@ def test_the_greedy_costs_add_up_to_the_error_of_one_refit(tmp_path: Path) -> No
     found = greedy(group_of(analysis).atom, 8, stats)
     assert found is not None
     layer = next(stats.of(group_of(analysis).atom))
-    weight, covariance = layer.consumer.matrix()[0], next(layer.blocks()).covariance.astype(np.float64)
+    weight, covariance = layer.consumer.matrices()[0], next(layer.blocks()).covariance.astype(np.float64)
     damped = covariance + DAMPING * np.trace(covariance) / 8 * np.eye(8)
     gone, kept = found.order[:5], np.sort(found.order[5:])
     schur = damped[np.ix_(gone, gone)] - damped[np.ix_(gone, kept)] @ np.linalg.solve(

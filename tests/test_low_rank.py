@@ -15,7 +15,7 @@ from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
 from sparsecc.passes.sparsity import Sparsify
-from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.passes.weights.low_rank import (
     MULTIPLE,
     Timed,
@@ -104,7 +104,7 @@ def test_the_clock_sees_what_a_path_costs(tmp_path: Path) -> None:
     given_ = compilation(folder=tmp_path)
     plain = WeightOnlyOptions("rtn", 32)
     clock = layer_clock(given_, lambda model: quantize_weights(model, Plan({}), given_, plain))
-    site = next(s for s in find_sites(transformer())[0] if s.name == "MatMul_up.weight")
+    site = next(s for s in find_layers(transformer())[0] if s.name == "MatMul_up.weight")
     thin, thick = clock(site, 512, 8), clock(site, 512, 64)
     assert thick.to_layer > thin.to_layer > 0.8
     assert thick.to_float / thick.to_layer == pytest.approx(thin.to_float / thin.to_layer, rel=0.5)

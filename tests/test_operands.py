@@ -13,11 +13,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from sparsecc.graph.linear_layers import SINGLE_OR_HALF
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.loading.constant_weights import LARGEST, MOST_NODES, store_operands
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import FIXED, normalise
-from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.shapes.infer import evaluated
 
 from .zoo.export import onnx_path
@@ -223,7 +224,7 @@ def test_an_export_without_the_optimizer_has_as_many_layers(name: str, tied: int
     for form in ("plain", "unoptimized"):
         model = normalise(load_ir(onnx_path(name, "dynamo", form)))
         prepare(model)
-        sites, skipped = find_sites(model, SINGLE_OR_HALF)
+        sites, skipped = find_layers(model, SINGLE_OR_HALF)
         found.append((len(sites), [s.reason for s in skipped if s.reason != "both operands are activations"]))
     (plain, _), (unoptimized, reasons) = found
     assert (unoptimized, len(reasons)) == (plain - tied, tied)

@@ -20,7 +20,7 @@ from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import quantize_weight, weight_scale
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
 from sparsecc.passes.weights.input_moments import damped, output_error
-from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply, outputs, relative_error
@@ -271,7 +271,7 @@ def test_a_layer_alone_in_int8_behind_moved_numbers_has_their_range() -> None:
     model = convolutions()
     feeds = feeds_for(model)
     before = outputs(model, feeds)
-    sites = find_sites(model)[0]
+    sites = find_layers(model)[0]
     (last,) = (site.name for site in sites if site.op_type == "Gemm")
     others = tuple(site.name for site in sites if site.name != last)
     quantizer = StaticQuantizer(model, compilation("onnxruntime", [feeds]), StaticOptions())

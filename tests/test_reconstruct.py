@@ -210,7 +210,7 @@ def test_a_refit_in_parts_is_that_of_the_whole(problem: tuple[np.ndarray, np.nda
     rows, targets, weight = problem
     odd = np.arange(ROWS) % 2 == 1
     identity, present = np.eye(5), np.ones(5)
-    layer = wide.Layer(
+    layer = wide.LayerPair(
         lambda chunk: weight[chunk].copy(),
         lambda chunk: identity[chunk],
         np.zeros(5),

@@ -34,8 +34,7 @@ SEPARATE = {
     "sparsecc/loading/maxpool_padding.py": "results that are never negative",
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
     "passes/quantize/select_layers.py": "kernels of one runtime: on integers of one scale",
-    "passes/weights/linear_layers.py": "layers that are one matrix",
-    "sparsecc/calibrate/linear_layers.py": "layers that are one matrix",
+    "sparsecc/graph/linear_layers.py": "layers that are one matrix",
 }
 """Files with a list of operators that lies inside a trait and is still another fact."""
 

@@ -22,7 +22,7 @@ from sparsecc.passes.sparsity.refit import refit_rows
 from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
 from sparsecc.passes.weights.input_moments import walk_inputs
-from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
 from tests.test_quantize import apply, outputs, relative_error
@@ -120,9 +120,9 @@ def test_moments_are_those_of_the_convolution_itself() -> None:
     """W X^T X W^T from the moments equals the energy of the real outputs, for strides, pads and groups."""
     for model in (convolutions(), convolutions(group=4, kernel=2)):
         feeds = feeds_for(model, batch=2)
-        sites, _ = find_sites(model)
+        sites, _ = find_layers(model)
         for inputs in walk_inputs(model, sites, compilation("tensorrt", [feeds])):
-            (site,) = inputs.sites
+            (site,) = inputs.layers
             seen = inputs.moments()
             np.testing.assert_allclose(inputs.mean(), seen.mean)
             parts = np.split(site.matrix(site.array()).astype(np.float64), site.group)
@@ -199,7 +199,7 @@ def gated() -> ir.Model:
 def test_channels_move_through_residual_sums_and_gates_and_the_function_stays(tmp_path: Path) -> None:
     model = gated()
     feeds = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
-    before, sites = outputs(model, feeds), find_sites(model)[0]
+    before, sites = outputs(model, feeds), find_layers(model)[0]
     first = {name: weight(model, name).copy() for name in ("embed", "gate", "up", "down", "head")}
     assert reorder(model, sites, parse_pattern("2:4"), 0, Spool(tmp_path)) == {"r": "graph input 'x'"}
     assert relative_error(before, outputs(model, feeds)) < 1e-10

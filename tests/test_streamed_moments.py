@@ -14,7 +14,7 @@ from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.passes.weights.input_moments import InputMoments, walk_inputs
-from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for
 from tests.test_quantize import Decisions, outputs
@@ -41,10 +41,10 @@ def chain(layers: int, width: int) -> ir.Model:
 def moments(model: ir.Model, given: Compilation) -> dict[str, InputMoments]:
     """Copies, as blocks on disk go with the walk."""
     found = {}
-    for inputs in walk_inputs(model, find_sites(model)[0], given):
+    for inputs in walk_inputs(model, find_layers(model)[0], given):
         seen = inputs.moments()
         blocks = tuple(replace(block, gram=np.array(block.gram)) for block in seen.blocks)
-        found[inputs.sites[0].name] = replace(seen, blocks=blocks)
+        found[inputs.layers[0].name] = replace(seen, blocks=blocks)
     return found
 
 
@@ -88,7 +88,7 @@ def test_the_memory_does_not_grow_with_the_model() -> None:
         feeds = [{"h0": rng.standard_normal((1000, 256)).astype(np.float32)} for _ in range(2)]
         given = compilation(feeds=feeds, working_memory=16 << 20)
         tracemalloc.start()
-        for inputs in walk_inputs(model, find_sites(model)[0], given):
+        for inputs in walk_inputs(model, find_layers(model)[0], given):
             inputs.moments()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -42,7 +42,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """One layer of an engine: the ONNX nodes in it, the kernel picked, and whether that kernel is sparse.
 
     `channels` and `padded` are the output channels of the model and those the kernel computes (None when
@@ -66,7 +66,7 @@ class Layer:
         return self.outputs[0].type if self.outputs else ""
 
 
-def parse_layers(text: str) -> list[Layer]:
+def parse_layers(text: str) -> list[EngineLayer]:
     """Layers from the inspector's JSON or a file of `trtexec --exportLayerInfo`. InputError on other text.
 
     An engine built without detailed verbosity gives names only; its layers then have empty kinds.
@@ -83,7 +83,7 @@ def parse_layers(text: str) -> list[Layer]:
     return [_layer(entry) for entry in layers]
 
 
-def census(layers: Sequence[Layer]) -> dict[str, Any]:
+def census(layers: Sequence[EngineLayer]) -> dict[str, Any]:
     """Counts by kind and by type, and how many layers got a sparse kernel."""
     return {
         "layers": len(layers),
@@ -93,7 +93,7 @@ def census(layers: Sequence[Layer]) -> dict[str, Any]:
     }
 
 
-def sparsity_table(layers: Sequence[Layer], log: Iterable[str] = ()) -> list[dict[str, Any]]:
+def sparsity_table(layers: Sequence[EngineLayer], log: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Rows of eligible against picked, for layers whose weights are 2:4 or that the builder's log names.
 
     `log` holds the builder's lines on sparsity, as `tensorrt_build.sparsity_lines` returns them.
@@ -128,20 +128,20 @@ def sparsity_of_log(lines: Iterable[str]) -> tuple[set[str], set[str]]:
     return found["eligible"], found["picked"]
 
 
-def as_rows(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+def as_rows(layers: Sequence[EngineLayer]) -> list[dict[str, Any]]:
     """The layers as plain data for the report."""
     return [asdict(layer) | {"type": layer.type} for layer in layers]
 
 
-def _layer(entry: object) -> Layer:
+def _layer(entry: object) -> EngineLayer:
     if not isinstance(entry, Mapping):
-        return Layer(_text(entry), "", (), "", (), (), None, False)
+        return EngineLayer(_text(entry), "", (), "", (), (), None, False)
     tactic = _text(entry.get("TacticName") or entry.get("TacticValue") or "")
     outputs = _ports(entry.get("Outputs"))
     weights = entry.get("HasSparseWeights", entry.get("SparseWeights"))
     kind = _text(entry.get("ParameterSubType") or entry.get("LayerType") or entry.get("ParameterType") or "")
     channels = _number(entry.get("OutMaps", entry.get("NbOutputMaps")))
-    return Layer(
+    return EngineLayer(
         name=_text(entry.get("Name", "")),
         kind=kind,
         nodes=_nodes(entry),

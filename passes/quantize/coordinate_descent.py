@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.weights.input_moments import InputMoments, damped, walk_inputs
-from sparsecc.passes.weights.linear_layers import Site
 from sparsecc.remarks import Remark
 
 ROUNDS = 4
@@ -78,27 +78,27 @@ def round_row_by_output(matrix: np.ndarray, gram: np.ndarray, limit: int) -> np.
 
 
 def round_weights(
-    model: ir.Model, sites: Iterable[Site], compilation: Compilation, limit: int
+    model: ir.Model, layers: Iterable[LinearLayer], compilation: Compilation, limit: int
 ) -> tuple[dict[str, ir.TensorProtocol], list[Remark]]:
-    """Let every site's weight hold numbers of its int8 grid per output channel, chosen by the layer's output.
+    """Let every layer's weight hold numbers of its int8 grid per output channel, chosen by the layer's output.
 
     Gives the weights as they were, by node name. Those that several nodes read, or whose inputs are too many for
     the memory, are left, to be rounded to nearest. Each layer is rounded for what the rounded ones before it give.
     """
-    own = [site for site in sites if len(site.weight.uses()) == 1]
-    shared = [site for site in sites if len(site.weight.uses()) > 1]
-    left = [Remark(site.name, "its weight is shared: rounded to nearest") for site in shared]
+    own = [layer for layer in layers if len(layer.weight.uses()) == 1]
+    shared = [layer for layer in layers if len(layer.weight.uses()) > 1]
+    left = [Remark(layer.name, "its weight is shared: rounded to nearest") for layer in shared]
     spool, before = Spool(compilation.scratch.folder), {}
     for inputs in walk_inputs(model, own, compilation):
         seen = inputs.moments()
-        for site in inputs.sites:
+        for layer in inputs.layers:
             if not seen.is_whole:
-                left.append(Remark(site.name, "too many inputs for --working-memory: rounded to nearest"))
+                left.append(Remark(layer.name, "too many inputs for --working-memory: rounded to nearest"))
                 continue
-            assert site.weight.const_value is not None
-            before[site.name] = site.weight.const_value
-            rounded = site.from_matrix(_rounded(site.matrix(site.array()), site.group, seen, limit))
-            site.weight.const_value = spool.keep(ir.tensor(rounded, name=site.weight.name))
+            assert layer.weight.const_value is not None
+            before[layer.name] = layer.weight.const_value
+            rounded = layer.from_matrix(_rounded(layer.matrix(layer.array()), layer.group, seen, limit))
+            layer.weight.const_value = spool.keep(ir.tensor(rounded, name=layer.weight.name))
     return before, left
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
@@ -23,7 +24,7 @@ from sparsecc.passes.quantize.spec import (
     weight_scale,
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
-from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.passes.weights.linear_layers import find_layers, trailing_bias
 from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import sqnr
 
@@ -40,20 +41,20 @@ def quantize_dynamic(
 ) -> PassResult:
     """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM an integer LSTM."""
     raise_opset(model, DYNAMIC_OPSET)
-    sites, skipped = find_sites(model)
+    layers, skipped = find_layers(model)
     limit = 63 if reduce_range else 127
     lowering = _Dynamic(GraphEditor(model), limit)
     spec = QuantizationSpec()
     noise: dict[str, float] = {}
-    for site in sites:
-        if site.op_type == "Conv":
-            skipped.append(Remark(site.name, "convolution: dynamic int8 convolution is slower than float"))
-        elif site.name in exclude:
-            skipped.append(Remark(site.name, "left in float"))
+    for layer in layers:
+        if layer.op_type == "Conv":
+            skipped.append(Remark(layer.name, "convolution: dynamic int8 convolution is slower than float"))
+        elif layer.name in exclude:
+            skipped.append(Remark(layer.name, "left in float"))
         else:
-            spec.nodes.append(site.name)
-            spec.values[site.weight.name or ""] = ValueSpec("int8", "weight", "channel", site.out_axis)
-            noise[site.weight.name or ""] = round(lowering.lower(site), 2)
+            spec.nodes.append(layer.name)
+            spec.values[layer.weight.name or ""] = ValueSpec("int8", "weight", "channel", layer.out_axis)
+            noise[layer.weight.name or ""] = round(lowering.lower(layer), 2)
     for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
         reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
         if reason:
@@ -77,18 +78,18 @@ class _Dynamic:
         self._data: dict[str, list[ir.Value]] = {}
         self._weights: dict[tuple[str, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def lower(self, site: Site) -> float:
-        """Replace one site; the weight's signal to noise in dB."""
-        weight = site.matrix(site.array()).T
+    def lower(self, layer: LinearLayer) -> float:
+        """Replace one layer; the weight's signal to noise in dB."""
+        weight = layer.matrix(layer.array()).T
         scale = weight_scale(weight, 1, limit=self.limit)
         levels = quantize_weight(weight, scale, 1, limit=self.limit)
-        key = (site.weight.name or "", site.out_axis)
+        key = (layer.weight.name or "", layer.out_axis)
         if key not in self._weights:
             self._weights[key] = self._store(key[0], levels, scale)
         bias, result = (
-            (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
+            (layer.bias, layer.node.outputs[0]) if layer.op_type == "Gemm" else trailing_bias(layer.node)
         )
-        product = self._product(site, self._weights[key], bias)
+        product = self._product(layer, self._weights[key], bias)
         self.editor.replace_value(result, product)
         return sqnr(weight, levels * scale)
 
@@ -117,17 +118,17 @@ class _Dynamic:
         return self._data[name]
 
     def _product(
-        self, site: Site, weight: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value | None
+        self, layer: LinearLayer, weight: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value | None
     ) -> ir.Value:
         """MatMulInteger -> Cast -> Mul (-> Add): ONNX Runtime fuses this into one kernel."""
-        levels, step, zero = self._quantized_data(site.data)
+        levels, step, zero = self._quantized_data(layer.data)
         stored, weight_step, weight_zero = weight
 
         def add(
             op_type: str, inputs: list[ir.Value], what: str, dtype: ir.DataType, **attributes: int
         ) -> ir.Value:
-            base = f"{site.name}_{what}"
-            return self.editor.add(op_type, inputs, attributes, base=base, before=site.node, dtype=dtype)
+            base = f"{layer.name}_{what}"
+            return self.editor.add(op_type, inputs, attributes, base=base, before=layer.node, dtype=dtype)
 
         float_ = ir.DataType.FLOAT
         total = add("MatMulInteger", [levels, stored, zero, weight_zero], "int32", ir.DataType.INT32)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.weights.linear_layers import Site, constant_array, find_sites
+from sparsecc.passes.weights.linear_layers import constant_array, find_layers
 
 ROUNDS = 4
 
@@ -17,22 +18,22 @@ def equalize_convolutions(model: ir.Model) -> list[str]:
     s = sqrt(r1 / r2) with r the largest weights of the channel on either side. Gives the names of the first
     convolutions. Depthwise convolutions count as readers and writers of one channel each.
     """
-    sites, _ = find_sites(model)
-    by_node = {site.node: site for site in sites if site.op_type == "Conv"}
+    layers, _ = find_layers(model)
+    by_node = {layer.node: layer for layer in layers if layer.op_type == "Conv"}
     pairs = [
-        (site, reader) for site in by_node.values() if (reader := _only_reader(site, by_node)) is not None
+        (layer, reader) for layer in by_node.values() if (reader := _only_reader(layer, by_node)) is not None
     ]
     editor = GraphEditor(model)
-    for site in {site for pair in pairs for site in pair}:
-        _own(editor, site)
+    for layer in {layer for pair in pairs for layer in pair}:
+        _own(editor, layer)
     for _ in range(ROUNDS):
         for first, second in pairs:
             _balance(first, second)
     return [first.name for first, _ in pairs]
 
 
-def _only_reader(site: Site, by_node: dict[ir.Node, Site]) -> Site | None:
-    value = site.node.outputs[0]
+def _only_reader(layer: LinearLayer, by_node: dict[ir.Node, LinearLayer]) -> LinearLayer | None:
+    value = layer.node.outputs[0]
     for _ in range(2):
         uses = value.uses()
         if len(uses) != 1 or value.is_graph_output():
@@ -48,19 +49,19 @@ def _only_reader(site: Site, by_node: dict[ir.Node, Site]) -> Site | None:
     return None
 
 
-def _own(editor: GraphEditor, site: Site) -> None:
+def _own(editor: GraphEditor, layer: LinearLayer) -> None:
     """Give the convolution constants that nothing else reads."""
     for index in (1, 2):
-        value = site.node.inputs[index] if index < len(site.node.inputs) else None
+        value = layer.node.inputs[index] if index < len(layer.node.inputs) else None
         if value is not None and value.const_value is not None and len(value.uses()) > 1:
-            site.node.replace_input_with(index, editor.constant(f"{value.name}_own", constant_array(value)))
-    weight = site.node.inputs[1]
+            layer.node.replace_input_with(index, editor.constant(f"{value.name}_own", constant_array(value)))
+    weight = layer.node.inputs[1]
     assert weight is not None
-    site.weight = weight
-    site.bias = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+    layer.weight = weight
+    layer.bias = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
 
 
-def _balance(first: Site, second: Site) -> None:
+def _balance(first: LinearLayer, second: LinearLayer) -> None:
     out, into = first.array(), second.array()
     depthwise = second.group > 1
     written = np.abs(out).reshape(len(out), -1).max(axis=1)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.linear_layers import is_float_constant
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.weights.linear_layers import (
-    constant_array,
-    float_attribute,
-    int_attribute,
-    is_float_constant,
-)
+from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
 
 
@@ -46,7 +42,7 @@ def _why_not(node: ir.Node) -> str:
     assert producer is not None
     if len(data.uses()) != 1 or data.is_graph_output():
         return "the convolution's output is read elsewhere too"
-    if int_attribute(node, "training_mode", 0):
+    if node.attributes.get_int("training_mode", 0):
         return "it is in training mode"
     if not all(is_float_constant(value) for value in node.inputs[1:5]):
         return "its statistics are not float32 constants"
@@ -62,14 +58,14 @@ def _fold(editor: GraphEditor, node: ir.Node) -> None:
     conv = data.producer()
     assert conv is not None
     scale, shift, mean, variance = (_numbers(value) for value in node.inputs[1:5])
-    factor = scale / np.sqrt(variance + float_attribute(node, "epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     weight = _numbers(conv.inputs[1])
     has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
     bias = _numbers(conv.inputs[2]) if has_bias else np.zeros_like(mean)
     if conv.op_type == "Conv":
         folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     else:
-        group = int_attribute(conv, "group", 1)
+        group = conv.attributes.get_int("group", 1)
         inputs, outputs, *kernel = weight.shape
         split = weight.reshape(group, inputs // group, outputs, *kernel)
         folded = (split * factor.reshape(group, 1, outputs, *[1] * len(kernel))).reshape(weight.shape)

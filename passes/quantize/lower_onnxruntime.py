@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
 from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, along, quantize_weight, weight_scale
-from sparsecc.passes.weights.linear_layers import Site, constant_array
+from sparsecc.passes.weights.linear_layers import constant_array
 
 
 @dataclass
@@ -36,19 +37,19 @@ class OnnxRuntimeLowering:
     def run(self) -> None:
         """Edit the model in place."""
         self.editor = GraphEditor(self.model)
-        for site in self.decision.sites:
-            self._lower_weight(site)
+        for layer in self.decision.layers:
+            self._lower_weight(layer)
         values = dict(self.decision.values)
         for node in self.decision.followers:
             values.update({o.name or "": o for o in node.outputs if o.name in self.decision.aliases})
         for name, value in values.items():
             self._lower_value(name, value)
-        integer_nodes = [site.node for site in self.decision.sites] + self.decision.followers
+        integer_nodes = [layer.node for layer in self.decision.layers] + self.decision.followers
         for node in integer_nodes:
             self._route(node)
-        for site in self.decision.sites if self.fuses_matmul else ():
-            if site.op_type == "MatMul":
-                fuse_integer_matmul(self.editor, site.node)
+        for layer in self.decision.layers if self.fuses_matmul else ():
+            if layer.op_type == "MatMul":
+                fuse_integer_matmul(self.editor, layer.node)
         self.editor.finish()
 
     def _lower_value(self, name: str, value: ir.Value) -> None:
@@ -77,27 +78,27 @@ class OnnxRuntimeLowering:
             if value is not None and value.name in self._readers:
                 node.replace_input_with(index, self._readers[value.name])
 
-    def _lower_weight(self, site: Site) -> None:
-        data_scale = self.scales[self.decision.root(site.data.name or "")].scale
-        axis = site.out_axis if self.per_channel else None
-        weight = site.array()
+    def _lower_weight(self, layer: LinearLayer) -> None:
+        data_scale = self.scales[self.decision.root(layer.data.name or "")].scale
+        axis = layer.out_axis if self.per_channel else None
+        weight = layer.array()
         scale = weight_scale(weight, axis, limit=self.weight_limit)
         bias = None
-        if site.bias is not None:
-            bias = constant_array(site.bias).astype(np.float64).reshape(-1)
+        if layer.bias is not None:
+            bias = constant_array(layer.bias).astype(np.float64).reshape(-1)
             least = np.abs(bias) / (float(data_scale) * 2.0**30)
             least = least if scale.ndim else least.max(initial=0.0)
             scale = np.maximum(scale, least.astype(np.float32))
-        restored, scale = self._weight(site, weight, scale, axis)
-        site.node.replace_input_with(1, restored)
-        if bias is not None and site.bias is not None:
-            site.node.replace_input_with(2, self._bias(site.bias, bias, scale * data_scale))
+        restored, scale = self._weight(layer, weight, scale, axis)
+        layer.node.replace_input_with(1, restored)
+        if bias is not None and layer.bias is not None:
+            layer.node.replace_input_with(2, self._bias(layer.bias, bias, scale * data_scale))
 
     def _weight(
-        self, site: Site, weight: np.ndarray, scale: np.ndarray, axis: int | None
+        self, layer: LinearLayer, weight: np.ndarray, scale: np.ndarray, axis: int | None
     ) -> tuple[ir.Value, np.ndarray]:
-        """The dequantized weight; one copy for all sites that share the initializer at the same scale."""
-        name = site.weight.name or ""
+        """The dequantized weight; one copy for all layers that share the initializer at the same scale."""
+        name = layer.weight.name or ""
         known = self._weights.get((name, axis))
         if known is not None and np.array_equal(known[1], scale):
             return known
@@ -109,7 +110,7 @@ class OnnxRuntimeLowering:
         attributes = {"axis": axis} if axis is not None else {}
         restored = self.editor.add(
             "DequantizeLinear", [stored, step, zero], attributes, base=f"{name}_restored",
-            dtype=ir.DataType.FLOAT, like=site.weight,
+            dtype=ir.DataType.FLOAT, like=layer.weight,
         )  # fmt: skip
         self._weights[(name, axis)] = (restored, scale)
         return restored, scale
@@ -126,9 +127,9 @@ class OnnxRuntimeLowering:
         )  # fmt: skip
 
 
-def restored_weight(site: Site, *, per_channel: bool = True, limit: int = 127) -> np.ndarray:
-    """The site's weight after int8 rounding, in float, for error measures."""
-    axis = site.out_axis if per_channel else None
-    weight = site.array()
+def restored_weight(layer: LinearLayer, *, per_channel: bool = True, limit: int = 127) -> np.ndarray:
+    """The layer's weight after int8 rounding, in float, for error measures."""
+    axis = layer.out_axis if per_channel else None
+    weight = layer.array()
     scale = weight_scale(weight, axis, limit=limit)
     return np.asarray(quantize_weight(weight, scale, axis, limit=limit) * along(scale, axis, weight.ndim))

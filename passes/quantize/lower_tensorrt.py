@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, weight_scale
-from sparsecc.passes.weights.linear_layers import Site
 
 
 @dataclass
@@ -35,9 +35,9 @@ class TensorRTLowering:
         self.editor = GraphEditor(self.model)
         for name, value in self.decision.values.items():
             self._readers[name] = self._pair(value, self.scales[name].scale, None)
-        for site in self.decision.sites:
-            site.node.replace_input_with(0, self._readers[site.data.name or ""])
-            site.node.replace_input_with(1, self._weight(site))
+        for layer in self.decision.layers:
+            layer.node.replace_input_with(0, self._readers[layer.data.name or ""])
+            layer.node.replace_input_with(1, self._weight(layer))
         for node in self.decision.followers:
             self._route_residual(node)
         self.editor.finish()
@@ -53,11 +53,11 @@ class TensorRTLowering:
             node.replace_input_with(index, self._readers[value.name])
             return
 
-    def _weight(self, site: Site) -> ir.Value:
-        key = (site.weight.name or "", site.out_axis)
+    def _weight(self, layer: LinearLayer) -> ir.Value:
+        key = (layer.weight.name or "", layer.out_axis)
         if key not in self._weights:
-            scale = weight_scale(site.array(), site.out_axis, self.type)
-            self._weights[key] = self._pair(site.weight, scale, site.out_axis)
+            scale = weight_scale(layer.array(), layer.out_axis, self.type)
+            self._weights[key] = self._pair(layer.weight, scale, layer.out_axis)
         return self._weights[key]
 
     def _pair(self, value: ir.Value, scale: np.ndarray, axis: int | None) -> ir.Value:

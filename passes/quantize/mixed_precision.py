@@ -18,6 +18,7 @@ import onnx_ir as ir
 from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
+from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
 from sparsecc.ir.graph_editor import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_weights
@@ -32,7 +33,7 @@ from sparsecc.passes.quantize.weight_only import (
     quantize_weights,
     why_not_int4,
 )
-from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.plan import Plan
 from sparsecc.remarks import Remark
 
@@ -111,15 +112,15 @@ class Writer:
         self.quantizer, integer = None, set()
         if self.static:
             self.quantizer = StaticQuantizer(self.model, self.compilation, self.options.static)
-            integer = {site.name for site in self.quantizer.decide(self.model, self.options.exclude).sites}
-        sites, self.skipped = find_sites(self.model, SINGLE_OR_HALF)
+            integer = {layer.name for layer in self.quantizer.decide(self.model, self.options.exclude).layers}
+        layers, self.skipped = find_layers(self.model, SINGLE_OR_HALF)
         self.forms = {}
-        for site in sites:
-            found = [self.static] if site.name in integer else []
-            if "int4" in self.options.types and site.name not in self.options.exclude:
-                fitting = [b for b in BLOCKS if b == BLOCKS[0] or _padding(site, b) < PADDED]
-                found += [f"int4/{b}" for b in fitting if not why_not_int4(site, b, to_onnxruntime)]
-            self.forms[site.name] = (FLOAT, *found)
+        for layer in layers:
+            found = [self.static] if layer.name in integer else []
+            if "int4" in self.options.types and layer.name not in self.options.exclude:
+                fitting = [b for b in BLOCKS if b == BLOCKS[0] or _padding(layer, b) < PADDED]
+                found += [f"int4/{b}" for b in fitting if not why_not_int4(layer, b, to_onnxruntime)]
+            self.forms[layer.name] = (FLOAT, *found)
 
     def written(self, choice: Choice) -> ir.Model:
         """A clone in these forms, rounded to nearest."""
@@ -140,7 +141,7 @@ class Writer:
             facts |= self.quantizer.facts(decision)
             if algorithm == "gptq":
                 limit = 63 if self.options.static.reduce_range else 127
-                round_weights(model, decision.sites, self.compilation, limit)
+                round_weights(model, decision.layers, self.compilation, limit)
             self.quantizer.lower(model, exclude)
         for block in BLOCKS:
             exclude = tuple(name for name in self.forms if choice[name] != f"int4/{block}")
@@ -257,9 +258,9 @@ def measured(judge: Judge, whole: Point) -> Table:
     return table
 
 
-def _padding(site: Site, block: int) -> float:
+def _padding(layer: LinearLayer, block: int) -> float:
     """The share of columns that whole blocks have beyond the layer's."""
-    inputs = site.shape[site.in_axis]
+    inputs = layer.shape[layer.in_axis]
     return -(-inputs // block) * block / inputs - 1
 
 
@@ -356,7 +357,7 @@ def gain(losses: np.ndarray, numbers: np.ndarray) -> float:
 
 def _gain(writer: Writer, table: Table) -> float | None:
     """How much free widths could win at most, by the losses of the coarsest form; None without losses."""
-    sites = {site.name: site for site in find_sites(writer.model, SINGLE_OR_HALF)[0]}
-    rows = [(max(p.error for p in row.values()), np.prod(sites[name].shape)) for name, row in table.items()]
+    layers = {layer.name: layer for layer in find_layers(writer.model, SINGLE_OR_HALF)[0]}
+    rows = [(max(p.error for p in row.values()), np.prod(layers[name].shape)) for name, row in table.items()]
     known = np.array([row for row in rows if row[0] > 0], np.float64)
     return round(gain(known[:, 0], known[:, 1]), 4) if len(known) else None

@@ -200,7 +200,7 @@ class Quantize(Pass):
             facts["mixed_precision"] = mixed.to_json()
             exclude = (*exclude, *mixed.left_in_float)
         decision = quantizer.decide(model, exclude)
-        facts["nodes"] = [site.name for site in decision.sites]
+        facts["nodes"] = [layer.name for layer in decision.layers]
         facts["weight_sqnr_db"] = weight_noise(decision, self.per_channel)
         facts.update(quantizer.facts(decision))
         quantizer.spec(decision).record(plan)
@@ -215,10 +215,10 @@ class Quantize(Pass):
         left: list[Remark] = []
         limit = 63 if self.reduce_range else 127
         if self.algorithm == "gptq":
-            before, left = round_weights(model, decision.sites, compilation, limit)
+            before, left = round_weights(model, decision.layers, compilation, limit)
         if self.correct_bias:
             facts["corrected"] = correct_biases(
-                model, decision.sites, before, compilation, per_channel=self.per_channel, limit=limit
+                model, decision.layers, before, compilation, per_channel=self.per_channel, limit=limit
             )
         return left
 

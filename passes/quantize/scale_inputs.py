@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.graph.linear_layers import LinearLayer, is_float_constant
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.passes.weights.linear_layers import Site, constant_array, is_float_constant
+from sparsecc.passes.weights.linear_layers import constant_array
 
 
-def scale_inputs(model: ir.Model, readers: Sequence[Site], scale: np.ndarray) -> bool:
+def scale_inputs(model: ir.Model, readers: Sequence[LinearLayer], scale: np.ndarray) -> bool:
     """Divide the shared input of `readers` (Gemm, MatMul) by `scale` (k,), multiply their weights by it.
 
     The division goes into the LayerNormalization before when nothing else reads its output (True), else into
@@ -19,22 +20,22 @@ def scale_inputs(model: ir.Model, readers: Sequence[Site], scale: np.ndarray) ->
     """
     editor = GraphEditor(model)
     value = readers[0].data
-    for site in readers:
-        shape = (-1, 1) if site.in_axis == 0 else (1, -1)
-        scaled = editor.constant(f"{site.weight.name}_scaled", site.array() * scale.reshape(shape))
-        site.node.replace_input_with(1, scaled)
-        site.weight = scaled
+    for layer in readers:
+        shape = (-1, 1) if layer.in_axis == 0 else (1, -1)
+        scaled = editor.constant(f"{layer.weight.name}_scaled", layer.array() * scale.reshape(shape))
+        layer.node.replace_input_with(1, scaled)
+        layer.weight = scaled
     producer = value.producer()
-    others = [node for node in value.consumers() if node not in {site.node for site in readers}]
+    others = [node for node in value.consumers() if node not in {layer.node for layer in readers}]
     if producer is not None and not others and not value.is_graph_output() and _fold(editor, producer, scale):
         return True
     inverse = editor.constant(f"{value.name}_inverse_scale", (1 / scale).astype(np.float32))
     smooth = editor.add_behind(
         value, "Mul", [value, inverse], base=f"{value.name}_smooth", dtype=ir.DataType.FLOAT, like=value
     )
-    for site in readers:
-        site.node.replace_input_with(0, smooth)
-        site.data = smooth
+    for layer in readers:
+        layer.node.replace_input_with(0, smooth)
+        layer.data = smooth
     return False
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from sparsecc.passes.weights.linear_layers import Site, constant_array, int_attribute
+from sparsecc.graph.linear_layers import LinearLayer
+from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
@@ -35,7 +36,7 @@ class Decision:
     are those whose integer form replaces the float one for every consumer, because their producer is integer.
     """
 
-    sites: list[Site] = field(default_factory=list)
+    layers: list[LinearLayer] = field(default_factory=list)
     followers: list[ir.Node] = field(default_factory=list)
     values: dict[str, ir.Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -54,34 +55,34 @@ class Decision:
 
 def decide_onnxruntime(
     model: ir.Model,
-    sites: Iterable[Site],
+    layers: Iterable[LinearLayer],
     exclude: Collection[str],
     outputs: Collection[str] = QUANTIZED_OUTPUTS,
 ) -> Decision:
     """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between."""
     decision = Decision()
     chosen = {}
-    for site in sites:
-        reason = "left in float" if site.name in exclude else _why_not_onnxruntime(site)
+    for layer in layers:
+        reason = "left in float" if layer.name in exclude else _why_not_onnxruntime(layer)
         if reason:
-            decision.skipped.append(Remark(site.name, reason))
+            decision.skipped.append(Remark(layer.name, reason))
         else:
-            chosen[site.node] = site
+            chosen[layer.node] = layer
     model.graph.sort()
     for node in model.graph:
         if node in chosen:
-            _take_site(decision, chosen[node], outputs)
+            _take_layer(decision, chosen[node], outputs)
         elif node.domain in ("", "ai.onnx") and node.name not in exclude:
             _follow(decision, node)
     return decision
 
 
-def _take_site(decision: Decision, site: Site, outputs: Collection[str]) -> None:
-    decision.sites.append(site)
-    if not decision.holds(site.data):
-        decision.values[site.data.name or ""] = site.data
-    if site.op_type in outputs:
-        result = fused_result(site.node)
+def _take_layer(decision: Decision, layer: LinearLayer, outputs: Collection[str]) -> None:
+    decision.layers.append(layer)
+    if not decision.holds(layer.data):
+        decision.values[layer.data.name or ""] = layer.data
+    if layer.op_type in outputs:
+        result = fused_result(layer.node)
         decision.values[result.name or ""] = result
         decision.full.add(result.name or "")
 
@@ -115,28 +116,28 @@ def fused_result(node: ir.Node) -> ir.Value:
     return output
 
 
-def _why_not_onnxruntime(site: Site) -> str:
-    if site.bias is None:
+def _why_not_onnxruntime(layer: LinearLayer) -> str:
+    if layer.bias is None:
         return ""
-    if site.bias.const_value is None or site.bias.is_graph_input():
+    if layer.bias.const_value is None or layer.bias.is_graph_input():
         return "its bias is not a constant"
-    channels = constant_array(site.weight).shape[site.out_axis]
-    if constant_array(site.bias).size != channels:
+    channels = constant_array(layer.weight).shape[layer.out_axis]
+    if constant_array(layer.bias).size != channels:
         return "its bias is not one number per output channel"
     return ""
 
 
-def decide_tensorrt(model: ir.Model, sites: Iterable[Site], exclude: Collection[str]) -> Decision:
+def decide_tensorrt(model: ir.Model, layers: Iterable[LinearLayer], exclude: Collection[str]) -> Decision:
     """Inputs of Conv, Gemm and MatMul and the residual operand of Add, where TensorRT has integer tactics."""
     decision = Decision()
-    for site in sites:
-        reason = "left in float" if site.name in exclude else _why_not_tensorrt(site)
+    for layer in layers:
+        reason = "left in float" if layer.name in exclude else _why_not_tensorrt(layer)
         if reason:
-            decision.skipped.append(Remark(site.name, reason))
+            decision.skipped.append(Remark(layer.name, reason))
             continue
-        decision.sites.append(site)
-        decision.values[site.data.name or ""] = site.data
-    produced = {site.node: site for site in decision.sites if site.op_type == "Conv"}
+        decision.layers.append(layer)
+        decision.values[layer.data.name or ""] = layer.data
+    produced = {layer.node: layer for layer in decision.layers if layer.op_type == "Conv"}
     for node in model.graph:
         if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
             continue
@@ -147,7 +148,7 @@ def decide_tensorrt(model: ir.Model, sites: Iterable[Site], exclude: Collection[
     return decision
 
 
-def _residual_operand(node: ir.Node, produced: dict[ir.Node, Site]) -> ir.Value | None:
+def _residual_operand(node: ir.Node, produced: dict[ir.Node, LinearLayer]) -> ir.Value | None:
     """The operand of an Add that is the skip branch beside a quantized convolution, if there is one."""
     left, right = node.inputs
     if left is None or right is None or left.const_value is not None or right.const_value is not None:
@@ -159,16 +160,16 @@ def _residual_operand(node: ir.Node, produced: dict[ir.Node, Site]) -> ir.Value 
     return None
 
 
-def _why_not_tensorrt(site: Site) -> str:
-    shape = constant_array(site.weight).shape
-    if site.op_type == "Conv":
-        channels = (int(shape[0]), int(shape[1]) * site.group)
+def _why_not_tensorrt(layer: LinearLayer) -> str:
+    shape = constant_array(layer.weight).shape
+    if layer.op_type == "Conv":
+        channels = (int(shape[0]), int(shape[1]) * layer.group)
         if min(channels) < MIN_TENSORRT_CHANNELS:
             return f"Conv with {min(channels)} channels: no integer tactic under {MIN_TENSORRT_CHANNELS}"
         return ""
     if min(shape) < MIN_TENSORRT_CHANNELS:
         return f"matrix product of {shape[0]}x{shape[1]}: TensorRT has no integer tactic under 16"
-    if _is_vector(site.data, int_attribute(site.node, "transA", 0)):
+    if _is_vector(layer.data, layer.node.attributes.get_int("transA", 0)):
         return "matrix-vector product: bound by memory, integers only add casts"
     return ""
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparsecc.allocators.dynamic_program import additive_allocate
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.passes.quantize.model_error import Meter
 from sparsecc.passes.quantize.static import StaticQuantizer
-from sparsecc.passes.weights.linear_layers import Site, ints_attribute
 
 FLOAT_COST, INTEGER_COST = 1.0, 0.36
 """Time per multiply-accumulate, float and int8: the ratio measured for ResNet-50 on x64 with VNNI."""
@@ -56,10 +56,10 @@ def choose_float_layers(
     whole = error_beside(())
     if whole <= max_drop:
         return MixedPrecision((), whole, whole)
-    sites = quantizer.decide(quantizer.model, exclude).sites
-    names = [site.name for site in sites]
+    layers = quantizer.decide(quantizer.model, exclude).layers
+    names = [layer.name for layer in layers]
     alone = [error_beside(tuple(n for n in names if n != name)) for name in names]
-    work = [_work(quantizer, site) for site in sites]
+    work = [_work(quantizer, layer) for layer in layers]
     cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
     loss = [[value, 0.0] for value in alone]
     sensitivity = dict(zip(names, alone, strict=True))
@@ -74,10 +74,10 @@ def choose_float_layers(
     return MixedPrecision(tuple(names), 0.0, whole, sensitivity)
 
 
-def _work(quantizer: StaticQuantizer, site: Site) -> float:
+def _work(quantizer: StaticQuantizer, layer: LinearLayer) -> float:
     """Multiply-accumulates of a layer over the calibration set, up to padding."""
-    weight = site.array()
-    value = quantizer.decide(quantizer.model, ()).root(site.data.name or "")
-    positions = quantizer.stats[value].count / (weight.shape[site.in_axis] * site.group)
-    strides = ints_attribute(site.node, "strides") or [1]
+    weight = layer.array()
+    value = quantizer.decide(quantizer.model, ()).root(layer.data.name or "")
+    positions = quantizer.stats[value].count / (weight.shape[layer.in_axis] * layer.group)
+    strides = layer.node.attributes.get_ints("strides") or [1]
     return float(weight.size * positions / np.prod(strides))

@@ -33,7 +33,7 @@ from sparsecc.passes.quantize.spec import (
     scale_of_range,
 )
 from sparsecc.passes.quantize.unsupported import without_kernel
-from sparsecc.passes.weights.linear_layers import find_sites
+from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.remarks import Remark
 from sparsecc.rules import Trait, traits_of
 from sparsecc.runtime.numerics import sqnr
@@ -56,7 +56,7 @@ class StaticOptions:
 
 @dataclass
 class StaticQuantizer:
-    """Statistics collected once; `lower` may then be asked for any subset of the sites."""
+    """Statistics collected once; `lower` may then be asked for any subset of the layers."""
 
     model: ir.Model
     compilation: Compilation
@@ -84,12 +84,12 @@ class StaticQuantizer:
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
-        sites, skipped = find_sites(model)
+        layers, skipped = find_layers(model)
         if self.is_tensorrt:
-            decision = decide_tensorrt(model, sites, exclude)
+            decision = decide_tensorrt(model, layers, exclude)
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
-            decision = decide_onnxruntime(model, sites, exclude, outputs)
+            decision = decide_onnxruntime(model, layers, exclude, outputs)
         decision.skipped[:0] = [*skipped, *without_kernel(model, ())]
         return decision
 
@@ -133,18 +133,18 @@ class StaticQuantizer:
 
     def spec(self, decision: Decision) -> QuantizationSpec:
         """The neutral spec of a decision, for the plan."""
-        spec = QuantizationSpec(nodes=[site.name for site in decision.sites])
+        spec = QuantizationSpec(nodes=[layer.name for layer in decision.layers])
         for name in decision.values:
             low, high = self.range(name)
             type_, symmetric = self.activation_form(name)
             spec.values[name] = ValueSpec(
                 type_, "activation", symmetric=symmetric, source=self.options.method, low=low, high=high
             )
-        for site in decision.sites:
+        for layer in decision.layers:
             granularity = "channel" if self.options.per_channel or self.is_tensorrt else "tensor"
-            axis = site.out_axis if granularity == "channel" else None
+            axis = layer.out_axis if granularity == "channel" else None
             weight_type = "fp8" if self.options.type == "fp8" else "int8"
-            spec.values[site.weight.name or ""] = ValueSpec(weight_type, "weight", granularity, axis)
+            spec.values[layer.weight.name or ""] = ValueSpec(weight_type, "weight", granularity, axis)
         return spec
 
     def facts(self, decision: Decision) -> dict[str, Any]:
@@ -166,8 +166,10 @@ class StaticQuantizer:
 def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
     """Signal to noise of every weight in dB; call before lowering."""
     return {
-        site.weight.name or "": round(sqnr(site.array(), restored_weight(site, per_channel=per_channel)), 2)
-        for site in decision.sites
+        layer.weight.name or "": round(
+            sqnr(layer.array(), restored_weight(layer, per_channel=per_channel)), 2
+        )
+        for layer in decision.layers
     }
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
+from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import PassResult
@@ -20,13 +21,7 @@ from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round
 from sparsecc.passes.quantize.scale_inputs import scale_inputs
 from sparsecc.passes.quantize.spec import QuantizationPlan, QuantizationSpec, ValueSpec
 from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, walk_inputs
-from sparsecc.passes.weights.linear_layers import (
-    SINGLE_OR_HALF,
-    Site,
-    constant_array,
-    find_sites,
-    trailing_bias,
-)
+from sparsecc.passes.weights.linear_layers import constant_array, find_layers, trailing_bias
 from sparsecc.passes.weights.low_rank import Clock, Paths, layer_clock
 from sparsecc.plan import Plan
 from sparsecc.remarks import Remark
@@ -67,22 +62,22 @@ def quantize_weights(
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
     chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
-    names = {site.name: site.weight.name or "" for site in chosen}
+    names = {layer.name: layer.weight.name or "" for layer in chosen}
     if options.algorithm == "awq":
         _scale_all(model, chosen, compilation, options, symmetric=not to_onnxruntime)
     editor = GraphEditor(model, Spool(compilation.scratch.folder))
     paths = Paths(editor, options.eora, clock=_clock(compilation, options) if to_onnxruntime else None)
     spec, noise, stored = QuantizationSpec(), {}, []
     store, lower = (_store_packed, _lower_onnxruntime) if to_onnxruntime else (_store_blocked, _lower_blocked)
-    for site, blocks in _rounded(model, chosen, compilation, options, paths, symmetric=not to_onnxruntime):
-        name = names[site.name]
-        stored.append((site, store(editor, site, blocks)))
-        noise[name] = round(noise_db(site.matrix(constant_array(site.weight)), blocks), 2)
-        spec.nodes.append(site.name)
+    for layer, blocks in _rounded(model, chosen, compilation, options, paths, symmetric=not to_onnxruntime):
+        name = names[layer.name]
+        stored.append((layer, store(editor, layer, blocks)))
+        noise[name] = round(noise_db(layer.matrix(constant_array(layer.weight)), blocks), 2)
+        spec.nodes.append(layer.name)
         spec.values[name] = ValueSpec(
-            "int4", "weight", "block", site.in_axis, options.block, not to_onnxruntime, options.algorithm
+            "int4", "weight", "block", layer.in_axis, options.block, not to_onnxruntime, options.algorithm
         )
-    paths.add({site.name: lower(editor, site, constants, options) for site, constants in stored})
+    paths.add({layer.name: lower(editor, layer, constants, options) for layer, constants in stored})
     editor.finish()
     spec.record(plan)
     facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
@@ -92,16 +87,16 @@ def quantize_weights(
 
 def _divided(
     model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
-) -> tuple[list[Site], list[Remark]]:
+) -> tuple[list[LinearLayer], list[Remark]]:
     """The layers that get 4 bits, and why the others do not."""
-    sites, skipped = find_sites(model, SINGLE_OR_HALF)
+    layers, skipped = find_layers(model, SINGLE_OR_HALF)
     chosen = []
-    for site in sites:
-        reason = "left in float" if site.name in exclude else why_not_int4(site, block, to_onnxruntime)
+    for layer in layers:
+        reason = "left in float" if layer.name in exclude else why_not_int4(layer, block, to_onnxruntime)
         if reason:
-            skipped.append(Remark(site.name, reason))
+            skipped.append(Remark(layer.name, reason))
         else:
-            chosen.append(site)
+            chosen.append(layer)
     return chosen, skipped
 
 
@@ -113,11 +108,11 @@ def _clock(compilation: Compilation, options: WeightOnlyOptions) -> Clock | None
     return layer_clock(compilation, lambda model: quantize_weights(model, Plan({}), compilation, plain))
 
 
-def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
+def why_not_int4(layer: LinearLayer, block: int, to_onnxruntime: bool) -> str:
     """The reason why a layer cannot have 4 bits, or nothing."""
-    if site.op_type == "Conv":
+    if layer.op_type == "Conv":
         return "convolution: no target has int4 ones, and a 1x1 as MatMulNBits is slower than in float"
-    inputs = site.shape[site.in_axis]
+    inputs = layer.shape[layer.in_axis]
     if inputs < MIN_INPUTS:
         return f"{inputs} inputs: too few for int4"
     if not to_onnxruntime and inputs % block:
@@ -127,18 +122,18 @@ def why_not_int4(site: Site, block: int, to_onnxruntime: bool) -> str:
 
 def _scale_all(
     model: ir.Model,
-    sites: list[Site],
+    layers: list[LinearLayer],
     compilation: Compilation,
     options: WeightOnlyOptions,
     *,
     symmetric: bool,
 ) -> None:
-    """AWQ: one input scale per activation, for all the sites that read it."""
+    """AWQ: one input scale per activation, for all the layers that read it."""
     scales = []
-    for inputs in walk_inputs(model, sites, compilation):
-        matrices = [site.matrix(site.array()) for site in inputs.sites]
+    for inputs in walk_inputs(model, layers, compilation):
+        matrices = [layer.matrix(layer.array()) for layer in inputs.layers]
         scale = awq_scale(matrices, inputs.moments(), options.block, symmetric=symmetric)
-        scales.append((inputs.sites, scale))
+        scales.append((inputs.layers, scale))
     for readers, scale in scales:
         if np.ptp(scale) > 0:
             scale_inputs(model, readers, scale.astype(np.float32))
@@ -146,46 +141,46 @@ def _scale_all(
 
 def _rounded(
     model: ir.Model,
-    sites: list[Site],
+    layers: list[LinearLayer],
     compilation: Compilation,
     options: WeightOnlyOptions,
     paths: Paths,
     *,
     symmetric: bool,
-) -> Iterator[tuple[Site, Blocks]]:
+) -> Iterator[tuple[LinearLayer, Blocks]]:
     """The weights in 4 bits, one at a time. What looks at the inputs looks at those that the layers before, as they
     are now, give."""
     if options.algorithm != "gptq" and not options.eora:
-        for number, site in enumerate(sites):
-            yield site, _nearest(site, options, symmetric=symmetric)
-            compilation.progress("int4", (number + 1) / len(sites))
+        for number, layer in enumerate(layers):
+            yield layer, _nearest(layer, options, symmetric=symmetric)
+            compilation.progress("int4", (number + 1) / len(layers))
         return
     spool = Spool(compilation.scratch.folder)
-    for inputs in walk_inputs(model, sites, compilation):
+    for inputs in walk_inputs(model, layers, compilation):
         seen, rows = inputs.moments(max(MULTIPLE, options.block)), inputs.places()
-        for site in inputs.sites:
+        for layer in inputs.layers:
             if options.algorithm == "gptq":
-                blocks = _round_by_output(site, seen, options, symmetric=symmetric)
+                blocks = _round_by_output(layer, seen, options, symmetric=symmetric)
             else:
-                blocks = _nearest(site, options, symmetric=symmetric)
-            dense, now = site.matrix(site.array()), blocks.real()
-            added = paths.make(site, dense, now, seen, rows) if options.eora else None
-            yield site, blocks
-            if len(site.weight.uses()) == 1:
+                blocks = _nearest(layer, options, symmetric=symmetric)
+            dense, now = layer.matrix(layer.array()), blocks.real()
+            added = paths.make(layer, dense, now, seen, rows) if options.eora else None
+            yield layer, blocks
+            if len(layer.weight.uses()) == 1:
                 now = now if added is None else now + added
-                array = site.from_matrix(now).astype(site.dtype.numpy(), copy=False)
-                site.weight.const_value = spool.keep(ir.tensor(array, name=site.weight.name))
+                array = layer.from_matrix(now).astype(layer.dtype.numpy(), copy=False)
+                layer.weight.const_value = spool.keep(ir.tensor(array, name=layer.weight.name))
 
 
-def _nearest(site: Site, options: WeightOnlyOptions, *, symmetric: bool) -> Blocks:
-    matrix = site.matrix(constant_array(site.weight))
+def _nearest(layer: LinearLayer, options: WeightOnlyOptions, *, symmetric: bool) -> Blocks:
+    matrix = layer.matrix(constant_array(layer.weight))
     return round_to_nearest(matrix, options.block, symmetric=symmetric, stored=matrix.dtype)
 
 
 def _round_by_output(
-    site: Site, seen: InputMoments, options: WeightOnlyOptions, *, symmetric: bool
+    layer: LinearLayer, seen: InputMoments, options: WeightOnlyOptions, *, symmetric: bool
 ) -> Blocks:
-    matrix = site.matrix(constant_array(site.weight))
+    matrix = layer.matrix(constant_array(layer.weight))
     return Blocks.joined(
         [
             round_by_output(matrix[:, block.columns], block.gram[0], options.block, symmetric=symmetric)
@@ -194,9 +189,9 @@ def _round_by_output(
     )
 
 
-def _store_packed(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Value]:
+def _store_packed(editor: GraphEditor, layer: LinearLayer, blocks: Blocks) -> list[ir.Value]:
     """Numbers, scales and zero points as MatMulNBits wants them."""
-    name = site.weight.name or ""
+    name = layer.weight.name or ""
     outputs, inputs = blocks.levels.shape
     count = blocks.scale.shape[1]
     padded = np.zeros((outputs, count * blocks.size), np.uint8)
@@ -206,50 +201,52 @@ def _store_packed(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Va
     zeros[:, :count] = blocks.zero
     return [
         editor.constant(f"{name}_int4", packed),
-        editor.constant(f"{name}_scale", blocks.scale.reshape(-1).astype(site.dtype.numpy())),
+        editor.constant(f"{name}_scale", blocks.scale.reshape(-1).astype(layer.dtype.numpy())),
         editor.constant(f"{name}_zero_point", (zeros[:, 0::2] | (zeros[:, 1::2] << 4)).reshape(-1)),
     ]
 
 
 def _lower_onnxruntime(
-    editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
+    editor: GraphEditor, layer: LinearLayer, constants: list[ir.Value], options: WeightOnlyOptions
 ) -> ir.Value:
     """The value that the layer, with its bias, now gives."""
     attributes = {
-        "K": site.shape[site.in_axis], "N": site.shape[site.out_axis], "bits": 4,
+        "K": layer.shape[layer.in_axis], "N": layer.shape[layer.out_axis], "bits": 4,
         "block_size": options.block, "accuracy_level": options.accuracy_level,
     }  # fmt: skip
-    bias, result = (site.bias, site.node.outputs[0]) if site.op_type == "Gemm" else trailing_bias(site.node)
+    bias, result = (
+        (layer.bias, layer.node.outputs[0]) if layer.op_type == "Gemm" else trailing_bias(layer.node)
+    )
     product = editor.add(
-        "MatMulNBits", [site.data, *constants], attributes, base=f"{site.name}_int4", before=site.node,
-        domain="com.microsoft", dtype=site.dtype, like=result,
+        "MatMulNBits", [layer.data, *constants], attributes, base=f"{layer.name}_int4", before=layer.node,
+        domain="com.microsoft", dtype=layer.dtype, like=result,
     )  # fmt: skip
     if bias is not None:
         product = editor.add(
-            "Add", [product, bias], base=f"{site.name}_biased", before=site.node, dtype=site.dtype
+            "Add", [product, bias], base=f"{layer.name}_biased", before=layer.node, dtype=layer.dtype
         )
     editor.replace_value(result, product)
     return product
 
 
-def _store_blocked(editor: GraphEditor, site: Site, blocks: Blocks) -> list[ir.Value]:
+def _store_blocked(editor: GraphEditor, layer: LinearLayer, blocks: Blocks) -> list[ir.Value]:
     """An int4 constant in the layout of the weight, with a scale per block of inputs."""
-    name = site.weight.name or ""
+    name = layer.weight.name or ""
     levels = (blocks.levels.astype(np.int8) - 8).astype(ml_dtypes.int4)
-    scale = blocks.scale.astype(site.dtype.numpy())
-    if site.out_axis == 1:
+    scale = blocks.scale.astype(layer.dtype.numpy())
+    if layer.out_axis == 1:
         levels, scale = np.ascontiguousarray(levels.T), np.ascontiguousarray(scale.T)
     return [editor.constant(f"{name}_int4", levels), editor.constant(f"{name}_scale", scale)]
 
 
 def _lower_blocked(
-    editor: GraphEditor, site: Site, constants: list[ir.Value], options: WeightOnlyOptions
+    editor: GraphEditor, layer: LinearLayer, constants: list[ir.Value], options: WeightOnlyOptions
 ) -> ir.Value:
     """The weight from behind a DequantizeLinear; the value that the layer, with its bias, gives."""
-    result = site.node.outputs[0] if site.op_type == "Gemm" else trailing_bias(site.node)[1]
+    result = layer.node.outputs[0] if layer.op_type == "Gemm" else trailing_bias(layer.node)[1]
     restored = editor.add(
-        "DequantizeLinear", constants, {"axis": site.in_axis, "block_size": options.block},
-        base=f"{site.weight.name}_restored", dtype=site.dtype, like=site.weight,
+        "DequantizeLinear", constants, {"axis": layer.in_axis, "block_size": options.block},
+        base=f"{layer.weight.name}_restored", dtype=layer.dtype, like=layer.weight,
     )  # fmt: skip
-    site.node.replace_input_with(1, restored)
+    layer.node.replace_input_with(1, restored)
     return result

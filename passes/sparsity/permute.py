@@ -16,39 +16,39 @@ from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, parts_of, reso
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.sparsity.pattern import Pattern
-from sparsecc.passes.weights.linear_layers import Site
 
 Orders = Mapping[Atom, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Movable:
-    """Channels that may change places, and the sites that read them along their reduction axis."""
+    """Channels that may change places, and the layers that read them along their reduction axis."""
 
     atom: Atom
-    readers: list[Site]
+    readers: list[LinearLayer]
 
 
-def find_movable(analysis: Analysis, sites: Sequence[Site]) -> tuple[list[Movable], dict[str, str]]:
-    """The channels that sites read and that may move; by node name, why the channels of the others may not."""
+def find_movable(analysis: Analysis, layers: Sequence[LinearLayer]) -> tuple[list[Movable], dict[str, str]]:
+    """The channels that layers read and that may move; by node name, why the channels of the others may not."""
     free = {group.atom: group for group in find_groups(analysis)}
-    found: dict[Atom, list[Site]] = {}
+    found: dict[Atom, list[LinearLayer]] = {}
     reasons: dict[str, str] = {}
-    for site in sites:
-        axis = analysis.record.uses.get((site.node, 1), [])
-        inner = _innermost(axis[site.in_axis]) if site.group == 1 and axis else None
+    for layer in layers:
+        axis = analysis.record.uses.get((layer.node, 1), [])
+        inner = _innermost(axis[layer.in_axis]) if layer.group == 1 and axis else None
         group = free.get(inner) if inner is not None else None
-        if site.group != 1:
-            reasons[site.name] = "a grouped convolution"
+        if layer.group != 1:
+            reasons[layer.name] = "a grouped convolution"
         elif inner is None or group is None:
-            reasons[site.name] = "its channels are joined or split between layers"
+            reasons[layer.name] = "its channels are joined or split between layers"
         elif not group.is_free or group.least > 1:
-            reasons[site.name] = group.pinned or "some are chosen by their number at run time"
+            reasons[layer.name] = group.pinned or "some are chosen by their number at run time"
         else:
-            found.setdefault(inner, []).append(site)
+            found.setdefault(inner, []).append(layer)
     return [Movable(atom, readers) for atom, readers in found.items()], reasons
 
 
@@ -60,9 +60,9 @@ def _innermost(axis: Axis) -> Atom | None:
     return axis if isinstance(axis, Atom) else None
 
 
-def channel_scores(site: Site, channels: int) -> np.ndarray:
+def channel_scores(layer: LinearLayer, channels: int) -> np.ndarray:
     """(rows, channels): magnitudes; every output, kernel position and head is a row."""
-    weight = np.moveaxis(np.abs(site.array()), site.in_axis, -1)
+    weight = np.moveaxis(np.abs(layer.array()), layer.in_axis, -1)
     return np.asarray(weight.reshape(-1, channels))
 
 
@@ -167,20 +167,20 @@ def _store(
 
 
 def reorder(
-    model: ir.Model, sites: Sequence[Site], pattern: Pattern, seed: int, spool: Spool
+    model: ir.Model, layers: Sequence[LinearLayer], pattern: Pattern, seed: int, spool: Spool
 ) -> dict[str, str]:
-    """Move the channels that `sites` read so that an N:M pattern keeps more of them; why some did not."""
+    """Move the channels that `layers` read so that an N:M pattern keeps more of them; why some did not."""
     try:
         analysis = analyse(model)
     except InputError as e:
-        return {site.name: str(e) for site in sites}
-    movable, reasons = find_movable(analysis, sites)
+        return {layer.name: str(e) for layer in layers}
+    movable, reasons = find_movable(analysis, layers)
     orders: dict[Atom, np.ndarray] = {}
     for one in movable:
         assert isinstance(one.atom.size, int)
-        scores = np.concatenate([channel_scores(site, one.atom.size) for site in one.readers])
+        scores = np.concatenate([channel_scores(layer, one.atom.size) for layer in one.readers])
         orders[one.atom] = best_order(scores, pattern.n, pattern.m, seed)
     apply_orders(analysis, orders, spool)
-    for site in sites:
-        site.refresh()
+    for layer in layers:
+        layer.refresh()
     return reasons

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError, InternalError
+from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import Pass, PassResult, require_data
@@ -23,7 +24,7 @@ from sparsecc.passes.sparsity.sparsegpt import sparsegpt
 from sparsecc.passes.sparsity.validity import invalid_groups
 from sparsecc.passes.weights.fidelity import float_outputs
 from sparsecc.passes.weights.input_moments import MULTIPLE, InputMoments, output_error, walk_inputs
-from sparsecc.passes.weights.linear_layers import SINGLE_OR_HALF, Site, constant_array, find_sites
+from sparsecc.passes.weights.linear_layers import constant_array, find_layers
 from sparsecc.passes.weights.low_rank import Paths, require_share
 from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import sqnr
@@ -90,23 +91,23 @@ class Sparsify(Pass):
         self.require(compilation.target, has_data=bool(compilation.pass_feeds))
         pattern = parse_pattern(self.pattern)
         prepare(model)
-        sites, skipped = find_sites(model, SINGLE_OR_HALF)
+        layers, skipped = find_layers(model, SINGLE_OR_HALF)
         job = _Job(self, pattern, model, compilation)
         chosen = []
-        for site in sites:
-            reason = job.why_not(site)
+        for layer in layers:
+            reason = job.why_not(layer)
             if reason:
-                skipped.append(Remark(site.name, reason))
+                skipped.append(Remark(layer.name, reason))
             else:
-                chosen.append(site)
+                chosen.append(layer)
         if self.permute and pattern.is_grouped:
             skipped.extend(job.reorder(chosen))
-        layers = job.zero(chosen)
-        for site in chosen:
-            plan.patterns[site.weight.name or ""] = {"pattern": pattern.text, "axis": site.in_axis}
+        zeroed = job.zero(chosen)
+        for layer in chosen:
+            plan.patterns[layer.weight.name or ""] = {"pattern": pattern.text, "axis": layer.in_axis}
         model.graph.sort()
         skipped.extend(job.paths.left)
-        facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": layers}
+        facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": zeroed}
         return PassResult(facts, tuple(skipped))
 
 
@@ -129,14 +130,14 @@ class _Job:
             return "magnitude"
         return self.options.method
 
-    def why_not(self, site: Site) -> str:
+    def why_not(self, layer: LinearLayer) -> str:
         """The reason why a layer stays dense, or nothing."""
-        if site.name in self.options.exclude:
+        if layer.name in self.options.exclude:
             return "left dense"
-        others = [node for node, index in site.weight.uses() if node is not site.node]
+        others = [node for node, index in layer.weight.uses() if node is not layer.node]
         if others:
             return f"its weight is also read by '{others[0].name}'"
-        inputs, outputs = site.shape[site.in_axis], site.shape[site.out_axis]
+        inputs, outputs = layer.shape[layer.in_axis], layer.shape[layer.out_axis]
         if not self.pattern.is_grouped:
             return ""
         if inputs % self.pattern.m:
@@ -148,11 +149,11 @@ class _Job:
                 if self.compilation.target.device == "gpu"
                 else self.pattern.m
             )
-        if min(inputs, outputs // site.group) < least:
-            return f"{inputs} inputs and {outputs // site.group} outputs: fewer than {least}"
+        if min(inputs, outputs // layer.group) < least:
+            return f"{inputs} inputs and {outputs // layer.group} outputs: fewer than {least}"
         return ""
 
-    def reorder(self, chosen: list[Site]) -> list[Remark]:
+    def reorder(self, chosen: list[LinearLayer]) -> list[Remark]:
         """Move input channels where their whole group can follow; layers whose channels stay are named."""
         before = float_outputs(self.model, self.compilation)
         reasons = reorder(self.model, chosen, self.pattern, self.compilation.options.seed, self.spool)
@@ -162,79 +163,81 @@ class _Job:
                 raise InternalError("sparsity: reordering channels changed the outputs: leave permute out")
         return [Remark(name, f"channels not reordered: {reason}") for name, reason in reasons.items()]
 
-    def zero(self, chosen: list[Site]) -> dict[str, dict[str, Any]]:
+    def zero(self, chosen: list[LinearLayer]) -> dict[str, dict[str, Any]]:
         """Write the pattern into every chosen weight; what each layer kept and lost.
 
         With data, what makes up for zeros does so for what the layers before, with their zeros, give.
         """
         if not self.compilation.pass_feeds or (self.method == "magnitude" and not self.options.eora):
-            return {site.name: self._zero_by_magnitude(site) for site in chosen}
+            return {layer.name: self._zero_by_magnitude(layer) for layer in chosen}
         layers, multiple = {}, math.lcm(MULTIPLE, self.pattern.m or 1)
         sparse = []
         for inputs in walk_inputs(self.model, chosen, self.compilation):
             seen = inputs.moments(multiple)
-            for site in inputs.sites:
-                before, dense = site.weight.const_value, site.matrix(site.array())
-                layers[site.name] = self._zero_by_output(site, seen)
-                sparse.append((site.weight, site.weight.const_value))
+            for layer in inputs.layers:
+                before, dense = layer.weight.const_value, layer.matrix(layer.array())
+                layers[layer.name] = self._zero_by_output(layer, seen)
+                sparse.append((layer.weight, layer.weight.const_value))
                 if self.method in MASKS and not self.options.eora:
-                    site.weight.const_value = before
+                    layer.weight.const_value = before
                 if self.options.eora:
-                    now = site.matrix(site.array())
-                    self._see_path(site, self.paths.make(site, dense, now, seen, inputs.places()))
+                    now = layer.matrix(layer.array())
+                    self._see_path(layer, self.paths.make(layer, dense, now, seen, inputs.places()))
         for weight, tensor in sparse:
             weight.const_value = tensor
         self.paths.add()
-        return {site.name: layers[site.name] | self.paths.facts.get(site.name, {}) for site in chosen}
+        return {layer.name: layers[layer.name] | self.paths.facts.get(layer.name, {}) for layer in chosen}
 
-    def _see_path(self, site: Site, added: np.ndarray | None) -> None:
+    def _see_path(self, layer: LinearLayer, added: np.ndarray | None) -> None:
         """Let the layers behind see what a path adds, until it is really there."""
         if added is not None:
-            whole = site.from_matrix(site.matrix(site.array()) + added).astype(site.dtype.numpy(), copy=False)
-            site.weight.const_value = self.spool.keep(ir.Tensor(whole, name=site.weight.name))
+            whole = layer.from_matrix(layer.matrix(layer.array()) + added).astype(
+                layer.dtype.numpy(), copy=False
+            )
+            layer.weight.const_value = self.spool.keep(ir.Tensor(whole, name=layer.weight.name))
 
-    def _zero_by_magnitude(self, site: Site) -> dict[str, Any]:
+    def _zero_by_magnitude(self, layer: LinearLayer) -> dict[str, Any]:
         """Write the pattern into one weight, without data."""
         if self.pattern.is_grouped:
-            weight, kept_share = by_magnitude(constant_array(site.weight), site.in_axis, self.pattern)
-            return self._stored(site, weight, kept_share)
-        dense = site.matrix(site.array())
-        mask = np.concatenate([self.pattern.mask(np.abs(part)) for part in np.split(dense, site.group)])
-        return self._stored(site, site.from_matrix(np.where(mask, dense, 0.0)), _kept(dense, mask))
+            weight, kept_share = by_magnitude(constant_array(layer.weight), layer.in_axis, self.pattern)
+            return self._stored(layer, weight, kept_share)
+        dense = layer.matrix(layer.array())
+        mask = np.concatenate([self.pattern.mask(np.abs(part)) for part in np.split(dense, layer.group)])
+        return self._stored(layer, layer.from_matrix(np.where(mask, dense, 0.0)), _kept(dense, mask))
 
-    def _stored(self, site: Site, weight: np.ndarray, kept_share: float) -> dict[str, Any]:
+    def _stored(self, layer: LinearLayer, weight: np.ndarray, kept_share: float) -> dict[str, Any]:
         """Put the new weight in its place; the facts about it."""
-        tensor = ir.Tensor(weight.astype(site.dtype.numpy(), copy=False), name=site.weight.name)
-        site.weight.const_value = self.spool.keep(tensor)
-        wide = min(site.shape[site.in_axis], site.shape[site.out_axis]) >= PAYS_FROM
+        tensor = ir.Tensor(weight.astype(layer.dtype.numpy(), copy=False), name=layer.weight.name)
+        layer.weight.const_value = self.spool.keep(tensor)
+        wide = min(layer.shape[layer.in_axis], layer.shape[layer.out_axis]) >= PAYS_FROM
         facts: dict[str, Any] = {
-            "weight": site.weight.name,
-            "axis": site.in_axis,
+            "weight": layer.weight.name,
+            "axis": layer.in_axis,
             "kept_saliency": round(kept_share, 4),
             "large_enough_to_pay": wide,
         }
-        return facts | (self._validity(site, weight) if self.pattern.is_grouped else {})
+        return facts | (self._validity(layer, weight) if self.pattern.is_grouped else {})
 
-    def _zero_by_output(self, site: Site, seen: InputMoments) -> dict[str, Any]:
+    def _zero_by_output(self, layer: LinearLayer, seen: InputMoments) -> dict[str, Any]:
         """Write the pattern into one weight by what its inputs are, group by group and block by block."""
-        dense = site.matrix(site.array()).astype(np.float64)
+        dense = layer.matrix(layer.array()).astype(np.float64)
         new, mask, errors = np.zeros_like(dense), np.zeros(dense.shape, bool), []
-        rows = len(dense) // site.group
-        for group, block in itertools.product(range(site.group), seen.blocks):
+        rows = len(dense) // layer.group
+        for group, block in itertools.product(range(layer.group), seen.blocks):
             place = slice(group * rows, (group + 1) * rows), block.columns
             part, gram = dense[place], block.gram[group]
             new[place], mask[place] = self._zero_matrix(
                 part, gram, seen.root_mean_square[group, block.columns]
             )
             errors.append(output_error(new[place] - part, part, gram))
-        facts = self._stored(site, site.from_matrix(new), _kept(dense, mask))
+        facts = self._stored(layer, layer.from_matrix(new), _kept(dense, mask))
         return facts | {"output_error": float(np.mean(errors))}
 
-    def _validity(self, site: Site, weight: np.ndarray) -> dict[str, int]:
-        invalid, groups = invalid_groups(weight, site.in_axis, self.pattern.n, self.pattern.m)
+    def _validity(self, layer: LinearLayer, weight: np.ndarray) -> dict[str, int]:
+        invalid, groups = invalid_groups(weight, layer.in_axis, self.pattern.n, self.pattern.m)
         if invalid:
             raise InternalError(
-                f"sparsity: '{site.weight.name}' has {invalid} of {groups} groups off the pattern"
+                f"sparsity: '{layer.weight.name}' has {invalid} of {groups} groups off the pattern"
             )
         return {"groups": groups, "invalid_groups": invalid}
 

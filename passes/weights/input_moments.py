@@ -1,4 +1,4 @@
-"""X^T X of what a site multiplies, over the calibration set: for every method that minimises output error."""
+"""X^T X of what a layer multiplies, over the calibration set: for every method that minimises output error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.layer_statistics import column_blocks, widest_block
-from sparsecc.calibrate.linear_layers import Consumer
 from sparsecc.calibrate.moments import Moments
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.passes.weights.linear_layers import Site, ints_attribute
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.runtime.segments import Walk
 
 MULTIPLE = 128
@@ -24,8 +23,8 @@ MULTIPLE = 128
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some columns of the rows that a site multiplies, and `gram` (group, n, n), the sum of x x^T over them."""
+class GramBlock:
+    """Some columns of the rows that a layer multiplies, and `gram` (group, n, n), the sum of x x^T over them."""
 
     columns: slice
     gram: np.ndarray
@@ -33,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class InputMoments:
-    """What calibration says of the rows x that a site multiplies; columns are in the order of `Site.matrix`.
+    """What calibration says of the rows x that a layer multiplies; columns are in the order of `LinearLayer.matrix`.
 
     `mean` and `root_mean_square` are (group, k). `blocks` is one of all columns, or, where X^T X does not fit
     the memory, those on its diagonal, mapped from disk.
@@ -41,7 +40,7 @@ class InputMoments:
 
     mean: np.ndarray
     root_mean_square: np.ndarray
-    blocks: tuple[Block, ...]
+    blocks: tuple[GramBlock, ...]
 
     @property
     def is_whole(self) -> bool:
@@ -51,9 +50,9 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `sites` multiply: all of them the same rows. To be asked while the walk stands at them."""
+    """What `layers` multiply: all of them the same rows. To be asked while the walk stands at them."""
 
-    sites: list[Site]
+    layers: list[LinearLayer]
     walk: Walk
     folder: Path
     memory: int
@@ -70,7 +69,7 @@ class Inputs:
     def moments(self, multiple: int = MULTIPLE) -> InputMoments:
         """One pass over the samples where X^T X fits the memory, else one for each of its diagonal blocks, which
         are multiples of `multiple` columns wide."""
-        groups, _, columns = _consumer(self.sites[0]).sizes
+        groups, _, columns = self.layers[0].sizes
         parts = column_blocks(columns, widest_block(groups, columns, multiple, self.memory))
         mean, size, blocks = np.zeros((groups, columns)), np.zeros((groups, columns)), []
         for part in parts:
@@ -80,27 +79,27 @@ class Inputs:
             mean[:, part] = sums.mean
             diagonal = np.einsum("gkk->gk", sums.xx)
             size[:, part] = np.sqrt(np.maximum(diagonal, 0) / max(1, sums.rows))
-            blocks.append(Block(part, sums.xx if len(parts) == 1 else self._stored(part, sums.xx)))
+            blocks.append(GramBlock(part, sums.xx if len(parts) == 1 else self._stored(part, sums.xx)))
         return InputMoments(mean, size, tuple(blocks))
 
     def places(self) -> int:
         """How many rows the first set of samples has."""
-        consumer = _consumer(self.sites[0])
-        return math.prod(consumer.places(self.walk.value(consumer.data, 0)))
+        layer = self.layers[0]
+        return math.prod(layer.places(self.walk.value(layer.source, 0)))
 
     def _rows(self) -> Iterator[np.ndarray]:
         """(group, n, k) of every batch. InputError on NaN or infinity."""
-        consumer = _consumer(self.sites[0])
+        layer = self.layers[0]
         for batch in range(self.walk.batches):
-            data = self.walk.value(consumer.data, batch)
-            rows = consumer.rows(data, consumer.picks(data, batch, self.walk.batches, self.seed))
+            data = self.walk.value(layer.source, batch)
+            rows = layer.rows(data, layer.picks(data, batch, self.walk.batches, self.seed))
             if not np.isfinite(rows).all():
                 raise InputError(
-                    f"calibration: value '{consumer.data}' holds NaN or infinity: check the calibration data "
+                    f"calibration: value '{layer.source}' holds NaN or infinity: check the calibration data "
                     "and the model"
                 )
             groups, number, columns = rows.shape
-            cells = rows.reshape(groups, number, columns // consumer.cells, consumer.cells)
+            cells = rows.reshape(groups, number, columns // layer.cells, layer.cells)
             yield cells.swapaxes(2, 3).reshape(rows.shape)
 
     def _stored(self, part: slice, gram: np.ndarray) -> np.ndarray:
@@ -110,16 +109,16 @@ class Inputs:
         return np.asarray(np.load(file, mmap_mode="r"))
 
 
-def walk_inputs(model: ir.Model, sites: Iterable[Site], compilation: Compilation) -> Iterator[Inputs]:
-    """What the sites multiply, those with the same rows together, in the order of the graph.
+def walk_inputs(model: ir.Model, layers: Iterable[LinearLayer], compilation: Compilation) -> Iterator[Inputs]:
+    """What the layers multiply, those with the same rows together, in the order of the graph.
 
     The model is walked once; at most about `--calib-memory` bytes are held, half for values between layers, which
     wait on disk beyond that, half for the sums of one layer. Weights that the caller changes in place are seen
     by the layers behind them.
     """
-    alike: dict[tuple[object, ...], list[Site]] = {}
-    for site in sites:
-        alike.setdefault(_geometry(site), []).append(site)
+    alike: dict[tuple[object, ...], list[LinearLayer]] = {}
+    for layer in layers:
+        alike.setdefault(layer.reads, []).append(layer)
     if not alike:
         return
     model.graph.sort()
@@ -128,36 +127,13 @@ def walk_inputs(model: ir.Model, sites: Iterable[Site], compilation: Compilation
         folder = Path(name)
         walk = Walk(model, [dict(feeds) for feeds in compilation.pass_feeds], folder, memory=half)
         place = {
-            readers[0].name: min(walk.place[site.node] for site in readers) for readers in alike.values()
+            readers[0].name: min(walk.place[layer.node] for layer in readers) for readers in alike.values()
         }
         ordered = sorted(alike.values(), key=lambda readers: place[readers[0].name])
         for number, readers in enumerate(ordered):
             walk.advance(place[readers[0].name])
             yield Inputs(readers, walk, folder, half, compilation.options.seed)
             compilation.progress("calibrating", (number + 1) / len(ordered))
-
-
-def _consumer(site: Site) -> Consumer:
-    cells = math.prod(site.shape[2:]) if site.op_type == "Conv" else 1
-    return Consumer(site.node, site.weight, site.group, cells, site.op_type != "Conv" and site.out_axis == 1)
-
-
-def _geometry(site: Site) -> tuple[object, ...]:
-    """Sites with the same key multiply the same rows."""
-    name = site.data.name or ""
-    if site.op_type != "Conv":
-        return (name,)
-    node = site.node
-    keys = ("strides", "pads", "dilations")
-    auto = node.attributes.get("auto_pad")
-    padding = auto.as_string() if auto is not None else ""
-    return (
-        name,
-        site.group,
-        site.shape[2:],
-        padding,
-        *(tuple(ints_attribute(node, key) or ()) for key in keys),
-    )
 
 
 def damped(gram: np.ndarray, share: float = 0.01) -> np.ndarray:

@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
+from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.measure.interleave import Budget, compare
 from sparsecc.passes.weights.input_moments import InputMoments, output_error
-from sparsecc.passes.weights.linear_layers import Site, find_sites, trailing_bias
+from sparsecc.passes.weights.linear_layers import find_layers, trailing_bias
 from sparsecc.remarks import Remark
 from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import open_session
@@ -34,7 +35,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Path:
-    """y + up (down x): `down` (rank, k) in the columns of `Site.matrix`, `up` (out, rank)."""
+    """y + up (down x): `down` (rank, k) in the columns of `LinearLayer.matrix`, `up` (out, rank)."""
 
     down: np.ndarray
     up: np.ndarray
@@ -100,15 +101,15 @@ def timed_rank(rank: int, share: float, clock: Callable[[int], Timed]) -> tuple[
     return 0, reason
 
 
-Clock = Callable[[Site, int, int], Timed]
-"""(site, rows, rank) -> how long it takes with a path of that rank."""
+Clock = Callable[[LinearLayer, int, int], Timed]
+"""(layer, rows, rank) -> how long it takes with a path of that rank."""
 
 
 @dataclass
 class Paths:
     """The paths of a model's compressed layers: made while their inputs are known, added when all are.
 
-    A path may take `share` of a layer's time: by `clock` (site, rows, rank), or without one by its
+    A path may take `share` of a layer's time: by `clock` (layer, rows, rank), or without one by its
     multiply-accumulates, of which the layer does `speed` in the time of one.
     """
 
@@ -118,33 +119,35 @@ class Paths:
     clock: Clock | None = None
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     left: list[Remark] = field(default_factory=list)
-    _stored: list[tuple[Site, tuple[ir.Value, ir.Value]]] = field(default_factory=list)
+    _stored: list[tuple[LinearLayer, tuple[ir.Value, ir.Value]]] = field(default_factory=list)
 
     def make(
-        self, site: Site, dense: np.ndarray, coarse: np.ndarray, moments: InputMoments, rows: int
+        self, layer: LinearLayer, dense: np.ndarray, coarse: np.ndarray, moments: InputMoments, rows: int
     ) -> np.ndarray | None:
         """What a path adds to the matrix `coarse` (out, k) of a layer, to be nearer to `dense`; None without one.
 
         `rows` is how many it multiplies at a time.
         """
-        rank, reason = self._rank(site, dense.shape, moments, rows)
+        rank, reason = self._rank(layer, dense.shape, moments, rows)
         if not rank:
-            self.left.append(Remark(site.name, f"no low-rank path: {reason}"))
+            self.left.append(Remark(layer.name, f"no low-rank path: {reason}"))
             return None
         gram = moments.blocks[0].gram[0]
         path = eora(dense - coarse, gram, rank)
         added = path.matrix()
-        self.facts[site.name] = {
+        self.facts[layer.name] = {
             "rank": rank,
             "output_error": output_error(coarse - dense, dense, gram),
             "output_error_with_path": output_error(coarse + added - dense, dense, gram),
         }
-        self._stored.append((site, store_path(self.editor, site, path)))
+        self._stored.append((layer, store_path(self.editor, layer, path)))
         return added
 
-    def _rank(self, site: Site, shape: tuple[int, ...], moments: InputMoments, rows: int) -> tuple[int, str]:
+    def _rank(
+        self, layer: LinearLayer, shape: tuple[int, ...], moments: InputMoments, rows: int
+    ) -> tuple[int, str]:
         outputs, inputs = shape
-        if site.group != 1:
+        if layer.group != 1:
             return 0, "a grouped convolution"
         if not moments.is_whole:
             return 0, "too many inputs for --working-memory"
@@ -154,16 +157,16 @@ class Paths:
         if self.clock is None:
             return rank, ""
         clock = self.clock
-        return timed_rank(rank, self.share, lambda tried: clock(site, rows, tried))
+        return timed_rank(rank, self.share, lambda tried: clock(layer, rows, tried))
 
     def add(self, results: Mapping[str, ir.Value] | None = None) -> None:
         """Write all paths, behind what the layers of these names now give."""
-        for site, factors in self._stored:
-            add_path(self.editor, site, factors, (results or {}).get(site.name))
+        for layer, factors in self._stored:
+            add_path(self.editor, layer, factors, (results or {}).get(layer.name))
 
 
 def layer_clock(compilation: Compilation, compress: Callable[[ir.Model], object]) -> Clock:
-    """Times a matrix product of a site's sizes on this machine: in float, as `compress` leaves it, and that with a
+    """Times a matrix product of a layer's sizes on this machine: in float, as `compress` leaves it, and that with a
     path. Sizes that were timed are remembered."""
 
     @functools.cache
@@ -173,17 +176,17 @@ def layer_clock(compilation: Compilation, compress: Callable[[ir.Model], object]
         in_float = _product(rows, inputs, outputs)
         coarse, whole = in_float.clone(), in_float.clone()
         compress(coarse)
-        (site,) = find_sites(whole)[0]
+        (layer,) = find_layers(whole)[0]
         compress(whole)
         editor, path = GraphEditor(whole), Path(np.ones((rank, inputs)), np.ones((outputs, rank)))
-        add_path(editor, site, store_path(editor, site, path), whole.graph.outputs[0])
+        add_path(editor, layer, store_path(editor, layer, path), whole.graph.outputs[0])
         runs = [_runner(model, feeds, compilation) for model in (in_float, coarse, whole)]
         return Timed(
             *(math.exp(compare(one, runs[2], budget=_BUDGET).ratio().median) for one in (runs[1], runs[0]))
         )
 
-    def clock(site: Site, rows: int, rank: int) -> Timed:
-        return timed(rows, site.shape[site.in_axis], site.shape[site.out_axis], rank)
+    def clock(layer: LinearLayer, rows: int, rank: int) -> Timed:
+        return timed(rows, layer.shape[layer.in_axis], layer.shape[layer.out_axis], rank)
 
     return clock
 
@@ -207,11 +210,11 @@ def _runner(model: ir.Model, feeds: Feeds, compilation: Compilation) -> Run:
     return open_session(model).prepared(feeds)
 
 
-def store_path(editor: GraphEditor, site: Site, path: Path) -> tuple[ir.Value, ir.Value]:
-    """The two factors as constants in the layout and type of the site's weight."""
-    name, dtype = site.weight.name or "", site.dtype.numpy()
-    if site.op_type == "Conv":
-        out, channels, *kernel = site.shape
+def store_path(editor: GraphEditor, layer: LinearLayer, path: Path) -> tuple[ir.Value, ir.Value]:
+    """The two factors as constants in the layout and type of the layer's weight."""
+    name, dtype = layer.weight.name or "", layer.dtype.numpy()
+    if layer.op_type == "Conv":
+        out, channels, *kernel = layer.shape
         down = np.moveaxis(path.down.reshape(path.rank, *kernel, channels), -1, 1)
         up = path.up.reshape(out, path.rank, *(1 for _ in kernel))
     else:
@@ -223,19 +226,21 @@ def store_path(editor: GraphEditor, site: Site, path: Path) -> tuple[ir.Value, i
 
 
 def add_path(
-    editor: GraphEditor, site: Site, factors: Sequence[ir.Value], result: ir.Value | None = None
+    editor: GraphEditor, layer: LinearLayer, factors: Sequence[ir.Value], result: ir.Value | None = None
 ) -> None:
-    """Add the path to `result`, by default what the site gives with its bias: two products and an Add."""
+    """Add the path to `result`, by default what the layer gives with its bias: two products and an Add."""
     if result is None:
-        result = site.node.outputs[0] if site.op_type != "MatMul" else trailing_bias(site.node)[1]
+        result = layer.node.outputs[0] if layer.op_type != "MatMul" else trailing_bias(layer.node)[1]
     producer = result.producer()
     assert producer is not None
     readers = tuple(result.uses())
     down, up = factors
-    kind = "Conv" if site.op_type == "Conv" else "MatMul"
-    attributes = dict(site.node.attributes) if kind == "Conv" else {}
-    base, dtype = site.name, site.dtype
-    narrow = editor.add(kind, [site.data, down], attributes, base=f"{base}_down", after=producer, dtype=dtype)
+    kind = "Conv" if layer.op_type == "Conv" else "MatMul"
+    attributes = dict(layer.node.attributes) if kind == "Conv" else {}
+    base, dtype = layer.name, layer.dtype
+    narrow = editor.add(
+        kind, [layer.data, down], attributes, base=f"{base}_down", after=producer, dtype=dtype
+    )
     wide = editor.add(
         kind, [narrow, up], base=f"{base}_up", after=narrow.producer(), dtype=dtype, like=result
     )

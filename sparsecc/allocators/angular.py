@@ -18,7 +18,7 @@ from sparsecc.axes.algebra import Atom, atoms_of
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis, prunable_atoms
 from sparsecc.graph.groups import Group
-from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.runtime.segments import Walk
 
 STRENGTH = 0.5
@@ -89,7 +89,7 @@ def channels_of(analysis: Analysis, value: ir.Value) -> list[int]:
     return found or list(range(min(1, len(axes) - 1), len(axes)))
 
 
-def _home(group: Group, blocks: Sequence[Block]) -> Block | None:
+def _home(group: Group, blocks: Sequence[ResidualBlock]) -> ResidualBlock | None:
     """The smallest block that reads all weights of a group."""
     weights = {name for name, _ in group.members}
     around = [b for b in blocks if weights <= {v.name for n in b.nodes for v in n.inputs if v is not None}]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.output_error import Bench
 from sparsecc.axes.algebra import Atom, Keep, atoms_of
-from sparsecc.calibrate.layer_statistics import Layer, Stats
+from sparsecc.calibrate.layer_statistics import LayerStatistics, Stats
 from sparsecc.graph.analysis import Analysis
 from sparsecc.reference.masked_channels import masked
 from sparsecc.system.code_hash import code_hash
@@ -105,7 +105,7 @@ class Joint(CutLosses):
             replace(layer.consumer, weight=weight).store(self._refits[key])
 
 
-def left_of(layer: Layer, cut: Keep) -> np.ndarray:
+def left_of(layer: LayerStatistics, cut: Keep) -> np.ndarray:
     """Which columns of a layer are left: (groups, columns)."""
     stays = np.ones(layer.mean.shape, dtype=bool)
     for atom in atoms_of(layer.axis):
@@ -115,9 +115,9 @@ def left_of(layer: Layer, cut: Keep) -> np.ndarray:
     return stays
 
 
-def refitted(layer: Layer, stays: np.ndarray) -> np.ndarray:
+def refitted(layer: LayerStatistics, stays: np.ndarray) -> np.ndarray:
     """The layer's dense-shaped matrix with removed columns zero and the others refitted."""
-    weight = layer.consumer.matrix()
+    weight = layer.consumer.matrices()
     result = np.zeros_like(weight)
     for block in layer.blocks():
         left, covariance = stays[block.group, block.columns], block.covariance.astype(np.float64)

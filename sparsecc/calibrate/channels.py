@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsecc.calibrate.layer_statistics import SAMPLES
-from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
 from sparsecc.runtime.segments import Walk
 
 Measure = Callable[[Iterator[np.ndarray]], np.ndarray]
@@ -34,16 +34,16 @@ class Channels:
             walk = Walk(self._analysis.model, batches, folder, threads=self._threads, memory=self._memory)
             found: dict[str, np.ndarray] = {}
             for number, node in enumerate(walk.nodes):
-                consumer = consumer_of(node)
-                if isinstance(consumer, Consumer):
+                consumer = own_layer_of(node)
+                if isinstance(consumer, LinearLayer):
                     walk.advance(number)
-                    if walk.has(consumer.data):
+                    if walk.has(consumer.source):
                         found[consumer.name] = measure(_inputs(walk, consumer))
             self._known[measure] = found
         return self._known[measure]
 
 
-def _inputs(walk: Walk, consumer: Consumer) -> Iterator[np.ndarray]:
+def _inputs(walk: Walk, consumer: LinearLayer) -> Iterator[np.ndarray]:
     for batch in range(walk.batches):
-        data = walk.value(consumer.data, batch)
+        data = walk.value(consumer.source, batch)
         yield np.moveaxis(data, 1 if consumer.is_conv else data.ndim - 1, min(1, data.ndim - 1))

@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, atoms_of, owners_of
-from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.routers import Router, Watch, mixtures_of
 from sparsecc.calibrate.routers import facts_of as router_facts
 from sparsecc.calibrate.statistics_cache import Shelf, digest_of
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
 from sparsecc.runtime.segments import MEMORY, Walk
 
 SAMPLES = 256
@@ -30,7 +30,7 @@ _BYTES_PER_ENTRY = 32
 
 
 @dataclass(frozen=True)
-class Block:
+class CovarianceBlock:
     """Columns of one group of a layer, and their covariance: (n, n), float32, mapped from disk."""
 
     group: int
@@ -39,27 +39,27 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerStatistics:
     """A consumer of the dense model, the axis of the channels it reads, and its moments on disk.
 
     `mean` and `variance` are (groups, columns). Where a covariance would be too large, only its blocks of
     `width` columns on the diagonal are known.
     """
 
-    consumer: Consumer
+    consumer: LinearLayer
     axis: Axis
     mean: np.ndarray
     variance: np.ndarray
     file: Path
     width: int
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[CovarianceBlock]:
         """The covariance, block by block; one block per group unless the layer is very wide."""
         entries, start = np.load(self.file, mmap_mode="r"), 0
         for group in range(len(self.mean)):
             for columns in column_blocks(self.mean.shape[1], self.width):
                 n = columns.stop - columns.start
-                yield Block(group, columns, entries[start : start + n * n].reshape(n, n))
+                yield CovarianceBlock(group, columns, entries[start : start + n * n].reshape(n, n))
                 start += n * n
 
     def owners(self, atom: Atom) -> np.ndarray:
@@ -80,7 +80,7 @@ class Stats:
 
     def __init__(
         self,
-        layers: list[Layer],
+        layers: list[LayerStatistics],
         digest: str,
         facts: dict[str, Any],
         shelf: Shelf,
@@ -91,12 +91,12 @@ class Stats:
         self.shelf = shelf
         self.digest = digest
         self.facts = facts
-        self._by_atom: dict[Atom, list[Layer]] = {}
+        self._by_atom: dict[Atom, list[LayerStatistics]] = {}
         for layer in layers:
             for atom in atoms_of(layer.axis):
                 self._by_atom.setdefault(atom, []).append(layer)
 
-    def of(self, atom: Atom) -> Iterator[Layer]:
+    def of(self, atom: Atom) -> Iterator[LayerStatistics]:
         """The layers that sum over slots of the atom."""
         yield from (layer for layer in self._by_atom.get(atom, ()) if layer.mixes)
 
@@ -140,39 +140,41 @@ def collect(
 
 def _walked(
     analysis: Analysis, walk: Walk, watch: Watch, shelf: Shelf, digest: str, seed: int, memory: int
-) -> list[Layer]:
-    layers: list[Layer] = []
-    seen: dict[tuple[object, ...], Layer] = {}
+) -> list[LayerStatistics]:
+    layers: list[LayerStatistics] = []
+    seen: dict[tuple[object, ...], LayerStatistics] = {}
     for number, node in enumerate(walk.nodes):
         watch.look(walk, number)
         found = _reader(analysis, node)
         if found is None:
             continue
         consumer, axis = found
-        twin = seen.get(_geometry(consumer))
+        twin = seen.get(consumer.reads)
         if twin is not None:
             layers.append(replace(twin, consumer=consumer, axis=axis))
             continue
         walk.advance(number)
-        if not walk.has(consumer.data):
+        if not walk.has(consumer.source):
             continue
         entry = f"{digest}-{number}"
         layers.append(_measured(walk, consumer, axis, shelf.path(entry), seed, memory))
         shelf.keep(entry)
-        seen[_geometry(consumer)] = layers[-1]
+        seen[consumer.reads] = layers[-1]
     return layers
 
 
-def _reader(analysis: Analysis, node: ir.Node) -> tuple[Consumer, Axis] | None:
+def _reader(analysis: Analysis, node: ir.Node) -> tuple[LinearLayer, Axis] | None:
     """A node as a consumer with the axis of the channels it reads."""
-    consumer = consumer_of(node)
+    consumer = own_layer_of(node)
     data = node.inputs[0] if node.inputs else None
-    if not isinstance(consumer, Consumer) or data not in analysis.record.axes:
+    if not isinstance(consumer, LinearLayer) or data not in analysis.record.axes:
         return None
     return consumer, analysis.record.axes[data][1 if consumer.is_conv else -1]
 
 
-def _measured(walk: Walk, consumer: Consumer, axis: Axis, file: Path, seed: int, memory: int) -> Layer:
+def _measured(
+    walk: Walk, consumer: LinearLayer, axis: Axis, file: Path, seed: int, memory: int
+) -> LayerStatistics:
     """The moments of one layer's inputs; a covariance too large for the memory block by block, a pass each."""
     groups, _, columns = consumer.sizes
     width = widest_block(groups, columns, consumer.cells, memory)
@@ -188,7 +190,7 @@ def _measured(walk: Walk, consumer: Consumer, axis: Axis, file: Path, seed: int,
             entries[group].append(covariance[group].astype(np.float32).ravel())
     with file.open("wb") as opened:
         np.save(opened, np.concatenate([part for group in entries for part in group]))
-    return Layer(consumer, axis, mean, variance, file, width)
+    return LayerStatistics(consumer, axis, mean, variance, file, width)
 
 
 def widest_block(groups: int, columns: int, cells: int, memory: int) -> int:
@@ -197,16 +199,18 @@ def widest_block(groups: int, columns: int, cells: int, memory: int) -> int:
     return columns if columns <= fits else max(cells, fits // cells * cells)
 
 
-def _moments(walk: Walk, consumer: Consumer, seed: int, block: slice) -> Moments:
-    moments = Moments.empty(consumer.groups, block.stop - block.start)
+def _moments(walk: Walk, consumer: LinearLayer, seed: int, block: slice) -> Moments:
+    moments = Moments.empty(consumer.group, block.stop - block.start)
     for batch in range(walk.batches):
-        data = walk.value(consumer.data, batch)
+        data = walk.value(consumer.source, batch)
         picks = consumer.picks(data, batch, walk.batches, seed)
         moments.add(consumer.rows(data, picks)[:, :, block])
     return moments
 
 
-def _known(analysis: Analysis, shelf: Shelf, digest: str) -> tuple[list[Layer], list[Router]] | None:
+def _known(
+    analysis: Analysis, shelf: Shelf, digest: str
+) -> tuple[list[LayerStatistics], list[Router]] | None:
     """Layers and routers as an earlier trial or compile left them; None where something is missing."""
     index = shelf.find(f"{digest}-index")
     if index is None:
@@ -220,7 +224,7 @@ def _known(analysis: Analysis, shelf: Shelf, digest: str) -> tuple[list[Layer], 
             if reader is None or file is None:
                 return None
             mean, variance = found[f"mean{number}"], found[f"variance{number}"]
-            layers.append(Layer(*reader, mean, variance, file, int(found["widths"][number])))
+            layers.append(LayerStatistics(*reader, mean, variance, file, int(found["widths"][number])))
         routers = [
             Router.of(mixture, lambda name, i=i: found[f"router{i}.{name}"])  # type: ignore[misc]
             for i, mixture in enumerate(mixtures_of(analysis))
@@ -228,7 +232,7 @@ def _known(analysis: Analysis, shelf: Shelf, digest: str) -> tuple[list[Layer], 
     return layers, routers
 
 
-def _keep_index(layers: list[Layer], routers: list[Router], shelf: Shelf, digest: str) -> None:
+def _keep_index(layers: list[LayerStatistics], routers: list[Router], shelf: Shelf, digest: str) -> None:
     """Written last, so that who finds it finds the rest."""
     arrays = {f"mean{number}": layer.mean for number, layer in enumerate(layers)}
     arrays |= {f"variance{number}": layer.variance for number, layer in enumerate(layers)}
@@ -242,7 +246,7 @@ def _keep_index(layers: list[Layer], routers: list[Router], shelf: Shelf, digest
     shelf.keep(f"{digest}-index")
 
 
-def _facts(layers: list[Layer], samples: Samples, source: str, shelf: Shelf) -> dict[str, Any]:
+def _facts(layers: list[LayerStatistics], samples: Samples, source: str, shelf: Shelf) -> dict[str, Any]:
     """For the report. RUN_FACTS differ from run to run."""
     files = {layer.file: layer.file.stat().st_size for layer in layers}
     wide = sorted(y.consumer.name for y in layers if y.width < y.mean.shape[1])
@@ -256,13 +260,3 @@ def _facts(layers: list[Layer], samples: Samples, source: str, shelf: Shelf) -> 
 
 RUN_FACTS = frozenset({"seconds", "source", "peak_bytes", "cache_refused"})
 """What a report leaves out when it must be the same bytes every time."""
-
-
-def _geometry(consumer: Consumer) -> tuple[object, ...]:
-    """Layers with the same key see the same rows."""
-    if not consumer.is_conv:
-        return (consumer.data, "product")
-    attributes = consumer.node.attributes
-    lists = tuple(tuple(attributes.get_ints(n) or ()) for n in ("pads", "strides", "dilations"))
-    mode = attributes.get_string("auto_pad", "NOTSET")
-    return (consumer.data, consumer.groups, consumer.cells, mode, *lists)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsecc.calibrate.channels import Measure
-from sparsecc.calibrate.layer_statistics import Layer
+from sparsecc.calibrate.layer_statistics import LayerStatistics
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
 from sparsecc.graph.groups import Group
@@ -31,7 +31,7 @@ def by_channel(group: Group, evidence: Evidence, measure: Measure) -> np.ndarray
     assert evidence.channels is not None
     found = evidence.channels(measure)
 
-    def spread(layer: Layer) -> np.ndarray:
+    def spread(layer: LayerStatistics) -> np.ndarray:
         return np.asarray(
             np.repeat(found[layer.consumer.name], layer.consumer.cells).reshape(layer.mean.shape)
         )
@@ -39,9 +39,9 @@ def by_channel(group: Group, evidence: Evidence, measure: Measure) -> np.ndarray
     return summed(group, evidence, spread)
 
 
-def _energy(layer: Layer) -> np.ndarray:
+def _energy(layer: LayerStatistics) -> np.ndarray:
     """Squared norm of each column of the weight: (groups, columns)."""
-    return np.asarray(np.square(layer.consumer.matrix()).sum(axis=1))
+    return np.asarray(np.square(layer.consumer.matrices()).sum(axis=1))
 
 
 def summed(group: Group, evidence: Evidence, value: object) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.axes.algebra import Atom
-from sparsecc.calibrate.layer_statistics import Layer, Stats
+from sparsecc.calibrate.layer_statistics import LayerStatistics, Stats
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
 from sparsecc.graph.groups import Group
@@ -64,8 +64,8 @@ def greedy(atom: Atom, size: int, stats: Stats) -> Removal | None:
     return Removal(np.array(order), np.array(losses))
 
 
-def _readers(layer: Layer, atom: Atom) -> Iterator[_Reader]:
-    owners, weight = layer.owners(atom), layer.consumer.matrix()
+def _readers(layer: LayerStatistics, atom: Atom) -> Iterator[_Reader]:
+    owners, weight = layer.owners(atom), layer.consumer.matrices()
     for block in layer.blocks():
         own = owners[block.group, block.columns]
         if (own >= 0).any():

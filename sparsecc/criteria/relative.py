@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sparsecc.axes.algebra import Axis, owners_of
-from sparsecc.calibrate.layer_statistics import Layer
+from sparsecc.calibrate.layer_statistics import LayerStatistics
 from sparsecc.criteria.activation import summed
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
@@ -23,8 +23,8 @@ def cfsp(group: Group, evidence: Evidence) -> np.ndarray:
     return summed(group, evidence, _shares)
 
 
-def _shares(layer: Layer) -> np.ndarray:
-    sizes = np.abs(layer.consumer.matrix())
+def _shares(layer: LayerStatistics) -> np.ndarray:
+    sizes = np.abs(layer.consumer.matrices())
     rows = sizes.sum(axis=2, keepdims=True)
     share = sizes / np.where(rows > 0, rows, 1.0)
     return np.asarray(share.sum(axis=1) * np.sqrt(layer.variance + np.square(layer.mean)))
@@ -38,7 +38,7 @@ def beta_rank(group: Group, evidence: Evidence) -> np.ndarray:
     """
     total, made = np.zeros(group.size), False
     for layer, axis in _makers(group, evidence):
-        weight = layer.consumer.matrix()
+        weight = layer.consumer.matrices()
         spread = np.zeros(weight.shape[:2])
         for block in layer.blocks():
             part = weight[block.group][:, block.columns]
@@ -53,7 +53,7 @@ def beta_rank(group: Group, evidence: Evidence) -> np.ndarray:
     return total if made else l2(group, evidence)
 
 
-def _makers(group: Group, evidence: Evidence) -> Iterator[tuple[Layer, Axis]]:
+def _makers(group: Group, evidence: Evidence) -> Iterator[tuple[LayerStatistics, Axis]]:
     """The layers with statistics whose outputs are slots of the group, and the axis of these outputs."""
     layers = evidence.stats.layers if evidence.stats is not None else {}
     for value, position, axis in evidence.weights.values(group):

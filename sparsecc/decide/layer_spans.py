@@ -14,14 +14,14 @@ import numpy as np
 from sparsecc.allocators.angular import angles_between, channels_of
 from sparsecc.data.samples import Feeds
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.residual_blocks import Block, follows
+from sparsecc.graph.residual_blocks import ResidualBlock, follows
 from sparsecc.runtime.segments import Walk
 
-Cost = Callable[[Sequence[Block]], float]
-Span = Sequence[Block]
+Cost = Callable[[Sequence[ResidualBlock]], float]
+Span = Sequence[ResidualBlock]
 
 
-def straightest(analysis: Analysis, spans: Sequence[Span], walk: Walk) -> list[Block]:
+def straightest(analysis: Analysis, spans: Sequence[Span], walk: Walk) -> list[ResidualBlock]:
     """The span with the smallest mean angle over all samples and places; of equal ones the last.
 
     `walk` holds what enters and leaves every span (`ends`); none where there are no spans.
@@ -49,7 +49,7 @@ def walked(
     return walk
 
 
-def spans_of(free: Sequence[Block], budget: float, cost: Cost, *, overshoot: bool) -> list[Span]:
+def spans_of(free: Sequence[ResidualBlock], budget: float, cost: Cost, *, overshoot: bool) -> list[Span]:
     """From every layer on, as few layers as use up the budget, or without `overshoot` as many as fit in it.
 
     Whole runs of layers where none is long enough.
@@ -68,11 +68,11 @@ def _from(run: Span, budget: float, cost: Cost, overshoot: bool) -> Span:
     return next((run[:n] for n in reversed(lengths) if cost(run[:n]) <= budget), [])
 
 
-def _runs(free: Sequence[Block]) -> list[Span]:
+def _runs(free: Sequence[ResidualBlock]) -> list[Span]:
     """Layers that follow each other: whole repeats where there are any, else the outermost branches."""
     offered = [b for b in free if len(b.branches) > 1] or list(free)
     outer = [b for b in offered if not any(set(b.nodes) < set(other.nodes) for other in offered)]
-    runs: list[list[Block]] = []
+    runs: list[list[ResidualBlock]] = []
     for block in outer:
         if runs and follows(runs[-1][-1], block):
             runs[-1].append(block)

@@ -25,7 +25,7 @@ from sparsecc.decide.output_distances import DISTANCES, Distance, distances, rel
 from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, check_ids, find_groups
-from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
@@ -56,7 +56,7 @@ class Depth:
     says of tokens left out; `macs` are the dense ones by node where these changed, `added` how many nodes came.
     """
 
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[ResidualBlock] = ()
     dropped: frozenset[str] = frozenset()
     nodes: Sequence[str] = ()
     removed: float = 0.0
@@ -92,7 +92,7 @@ class Depth:
         return [row(b, self.dropped.issuperset(_branches([b]))) for b in numbered]
 
 
-def row(block: Block, dropped: bool) -> dict[str, Any]:
+def row(block: ResidualBlock, dropped: bool) -> dict[str, Any]:
     """A block as a group of one slot."""
     return {
         "id": block.id,
@@ -147,7 +147,7 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     )
 
 
-def _drop(compilation: Compilation, model: ir.Model, chosen: Sequence[Block]) -> Plan:
+def _drop(compilation: Compilation, model: ir.Model, chosen: Sequence[ResidualBlock]) -> Plan:
     """Run the pass, and hold its result against the dense model in which these branches add zeros."""
     branches, scratch = _branches(chosen), compilation.scratch
     reference = compilation.loaded(write(silenced(model, branches), scratch.silenced))
@@ -175,13 +175,13 @@ def require_same(compilation: Compilation, found: Runs, what: str) -> float:
     return worst
 
 
-def _branches(blocks: Iterable[Block]) -> tuple[str, ...]:
+def _branches(blocks: Iterable[ResidualBlock]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(branch.title for block in blocks for branch in block.branches))
 
 
 def _chosen(
-    compilation: Compilation, analysis: Analysis, blocks: Sequence[Block]
-) -> tuple[list[Block], float]:
+    compilation: Compilation, analysis: Analysis, blocks: Sequence[ResidualBlock]
+) -> tuple[list[ResidualBlock], float]:
     """The blocks to leave out, and by how much the outputs change without them."""
     options, scratch = compilation.options, compilation.scratch
     free = [b for b in blocks if b.is_free]
@@ -216,7 +216,7 @@ class Greedy:
     With `overshoot` the last block may take more than is left of the budget; without it none may.
     """
 
-    free: Sequence[Block]
+    free: Sequence[ResidualBlock]
     board: Switchboard
     samples: Sequence[Feeds]
     budget: float
@@ -229,9 +229,9 @@ class Greedy:
         self.dense = [self.board.run(feeds, frozenset()) for feeds in self.samples]
         self.nodes = {b.id: set(b.nodes) for b in self.free}
 
-    def choose(self) -> tuple[list[Block], float]:
+    def choose(self) -> tuple[list[ResidualBlock], float]:
         """The blocks in the order in which they went, and the relative change of the outputs without them."""
-        taken: list[Block] = []
+        taken: list[ResidualBlock] = []
         change, used = 0.0, 0.0
         last = {block.id: 0.0 for block in self.free}
         while used < self.budget:
@@ -247,7 +247,7 @@ class Greedy:
             change, used = found[best.id], self.cost(taken)
         return taken, change
 
-    def _candidates(self, taken: Sequence[Block], left: float) -> list[Block]:
+    def _candidates(self, taken: Sequence[ResidualBlock], left: float) -> list[ResidualBlock]:
         """Blocks of which something is still there, and which fit."""
         gone = {node for block in taken for node in self.nodes[block.id]}
         here = [b for b in self.free if self.nodes[b.id] - gone]
@@ -255,7 +255,7 @@ class Greedy:
             return here
         return [b for b in here if self.cost([*taken, b]) - self.cost(taken) <= left]
 
-    def cost(self, blocks: Sequence[Block]) -> float:
+    def cost(self, blocks: Sequence[ResidualBlock]) -> float:
         """What these blocks cost together; a block inside another one counts once."""
         outermost = [
             b for b in blocks
@@ -263,7 +263,7 @@ class Greedy:
         ]  # fmt: skip
         return float(sum(b.params if self.is_params else b.macs for b in outermost))
 
-    def _price(self, block: Block, taken: Sequence[Block], change: float) -> float:
+    def _price(self, block: ResidualBlock, taken: Sequence[ResidualBlock], change: float) -> float:
         """The change per unit of work saved so far, a little more for early layers."""
         earliness = 1 + self.earliness * (1 - block.position)
         return change * earliness / max(self.cost([*taken, block]), 1.0)

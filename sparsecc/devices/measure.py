@@ -23,7 +23,7 @@ _MOST_WATTS = 10_000
 
 
 @dataclass(frozen=True)
-class Samples:
+class PairTimes:
     """Raw interleaved samples. Arrays have one entry per pair, in the order taken; times are in nanoseconds.
 
     `b_first` says which model of the pair ran first. `facts` holds the machine, ONNX Runtime's version there,
@@ -49,7 +49,7 @@ def sample_on(
     threads: int = 1,
     seed: int = 0,
     timeout: float = 1800.0,
-) -> Samples:
+) -> PairTimes:
     """Copy runner, models and feeds over (each checked by hash) and take `pairs` interleaved samples.
 
     UnavailableError when the device lacks Python, numpy or onnxruntime; InputError when a model does not run
@@ -76,7 +76,7 @@ def sample_on(
     return believed(done.stdout, nonce=nonce, pairs=pairs, seconds=done.seconds, where=device.spec)
 
 
-def believed(text: str, *, nonce: str, pairs: int, seconds: float, where: str) -> Samples:
+def believed(text: str, *, nonce: str, pairs: int, seconds: float, where: str) -> PairTimes:
     """The samples of an answer, checked: schema, nonce, count, each time possible, their sum in the run."""
     answer = _parsed(text, where)
     if answer.get("schema") != runner.SCHEMA or answer.get("nonce") != nonce:
@@ -94,7 +94,7 @@ def believed(text: str, *, nonce: str, pairs: int, seconds: float, where: str) -
     if type(energy) is int and 0 < energy < _MOST_WATTS * seconds * 1e6:
         facts["energy_uj"] = energy
     b_first, wall_a, cpu_a, wall_b, cpu_b = table.T
-    return Samples(b_first.astype(bool), wall_a, cpu_a, wall_b, cpu_b, facts)
+    return PairTimes(b_first.astype(bool), wall_a, cpu_a, wall_b, cpu_b, facts)
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """Branches that are left out together: one, or the branches of a whole repeat.
 
     `nodes` are all that go, the Adds and what only these branches share with them. `params` counts the elements
@@ -106,7 +106,7 @@ def find_blocks(
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     prune: Sequence[str] = tuple(KINDS),
-) -> list[Block]:
+) -> list[ResidualBlock]:
     """All blocks in the model's order, those of one branch first; ids count from `first_id`.
 
     `keep`, `only` and `prune` are those of `find_groups`: a block is kept where a pattern of `keep` names any
@@ -219,7 +219,7 @@ class _Finder:
         """A layer multiplies; the sums inside an activation function are none."""
         return any(node in self.analysis.record.macs for node in branch.nodes)
 
-    def block(self, branches: tuple[Branch, ...]) -> Block:
+    def block(self, branches: tuple[Branch, ...]) -> ResidualBlock:
         """With the weights that only these branches read, and their cost."""
         going = goes_with(*((b.add, b.operand) for b in branches)) | {b.add for b in branches}
         nodes = tuple(sorted(going, key=self.place.__getitem__))
@@ -240,7 +240,7 @@ class _Finder:
             for node in nodes
             for axes in self.analysis.record.macs.get(node, ())
         )
-        return Block(0, branches, nodes, tuple(members), sum(members.values()), int(macs))
+        return ResidualBlock(0, branches, nodes, tuple(members), sum(members.values()), int(macs))
 
 
 def _lines(branches: Sequence[Branch]) -> list[list[Branch]]:
@@ -263,7 +263,7 @@ def _lines(branches: Sequence[Branch]) -> list[list[Branch]]:
     return lines
 
 
-def follows(first: Block, second: Block) -> bool:
+def follows(first: ResidualBlock, second: ResidualBlock) -> bool:
     """Whether a block starts where another ended, or one norm or activation later."""
     start = second.branches[0]
     return _next(first.branches[-1], {start.entry: start}) is start
@@ -301,7 +301,7 @@ def _signature(branch: Branch) -> tuple[object, ...]:
     return tuple(sorted(node.op_type for node in branch.nodes)), tuple(sorted(shapes, key=str))
 
 
-def _ends(blocks: Sequence[Block]) -> tuple[frozenset[ir.Node], frozenset[ir.Node]]:
+def _ends(blocks: Sequence[ResidualBlock]) -> tuple[frozenset[ir.Node], frozenset[ir.Node]]:
     """The Adds of the first and of the last innermost block, or of the repeats that they are in."""
     sets = [frozenset(b.add for b in block.branches) for block in blocks]
     insides = [frozenset(node for b in block.branches for node in b.nodes) for block in blocks]
@@ -316,7 +316,7 @@ def _ends(blocks: Sequence[Block]) -> tuple[frozenset[ir.Node], frozenset[ir.Nod
     return first, last
 
 
-def _pin(block: Block, ends: tuple[frozenset[ir.Node], frozenset[ir.Node]]) -> str | None:
+def _pin(block: ResidualBlock, ends: tuple[frozenset[ir.Node], frozenset[ir.Node]]) -> str | None:
     gone = set(block.nodes)
     for adds, which in zip(ends, ("first", "last"), strict=True):
         if gone & adds:

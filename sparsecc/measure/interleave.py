@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsecc.errors import InputError
-from sparsecc.measure.statistics import LogRatio, Percentiles, Samples, log_ratio, ratio_of_rounds
+from sparsecc.measure.statistics import LogRatio, Percentiles, Times, log_ratio, ratio_of_rounds
 from sparsecc.system.gc_pause import collector_paused
 
 Run = Callable[[], object]
@@ -51,10 +51,10 @@ class Comparison:
     each round of fresh sessions holds; empty means that all pairs come from one.
     """
 
-    cpu_before: Samples
-    cpu_after: Samples
-    wall_before: Samples
-    wall_after: Samples
+    cpu_before: Times
+    cpu_after: Times
+    wall_before: Times
+    wall_after: Times
     clock: Clock
     repeats: int
     threads: int
@@ -125,7 +125,7 @@ class Comparison:
             "speedup": self.ratio(clock).to_json(),
         }
 
-    def _samples(self, clock: Clock) -> tuple[Samples, Samples]:
+    def _samples(self, clock: Clock) -> tuple[Times, Times]:
         if clock == "cpu":
             return self.cpu_before, self.cpu_after
         return self.wall_before, self.wall_after
@@ -164,7 +164,7 @@ def compare(
     return Comparison(one[:, 0], two[:, 0], one[:, 1], two[:, 1], clock, repeats, threads, seed)
 
 
-def time_alone(run: Run, *, budget: Budget | None = None) -> tuple[Samples, Samples]:
+def time_alone(run: Run, *, budget: Budget | None = None) -> tuple[Times, Times]:
     """(CPU, wall) milliseconds per run of one model; for profiles, not for comparisons."""
     budget = budget or Budget()
     repeats = _repeats(_warm_up(run, budget))

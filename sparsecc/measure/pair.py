@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from sparsecc.devices import Device, open_device
-from sparsecc.devices.measure import Samples, sample_on
+from sparsecc.devices.measure import PairTimes, sample_on
 from sparsecc.devices.runner import energy_between, read_energy
 from sparsecc.errors import UnavailableError
 from sparsecc.measure.fresh_sessions import Start, clock_for, compare_fresh
 from sparsecc.measure.interleave import Budget, Comparison, time_alone
-from sparsecc.measure.statistics import Samples as FloatSamples
+from sparsecc.measure.statistics import Times
 
 DEVICE_ROUNDS = 4
 """Rounds on a device: each starts the runner anew, and copies both models over."""
@@ -56,7 +56,7 @@ def measure_pair(
 
 def time_on(
     device: str, model: Path, feeds: Mapping[str, np.ndarray], *, threads: int = 1
-) -> tuple[FloatSamples, FloatSamples, dict[str, Any]]:
+) -> tuple[Times, Times, dict[str, Any]]:
     """(CPU, wall) milliseconds per run of one model on a device, and what the device says of itself.
 
     `energy_mj`, millijoules a run of the whole processor, is among the facts where the device counts them.
@@ -118,7 +118,7 @@ def compare_on(
     return total
 
 
-def _comparison(samples: Samples, swapped: bool, threads: int, seed: int, spec: str) -> Comparison:
+def _comparison(samples: PairTimes, swapped: bool, threads: int, seed: int, spec: str) -> Comparison:
     a = samples.cpu_a / _NANOSECONDS, samples.wall_a / _NANOSECONDS
     b = samples.cpu_b / _NANOSECONDS, samples.wall_b / _NANOSECONDS
     before, after = (b, a) if swapped else (a, b)

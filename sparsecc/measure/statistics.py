@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Samples = npt.NDArray[np.float64]
+Times = npt.NDArray[np.float64]
 RESAMPLES = 2000
 _CHUNK = 4_000_000
 
@@ -26,7 +26,7 @@ class Percentiles:
     n: int
 
     @staticmethod
-    def of(milliseconds: Samples) -> Percentiles:
+    def of(milliseconds: Times) -> Percentiles:
         """Of at least one sample."""
         p50, p90, p99 = (float(q) for q in np.percentile(milliseconds, (50, 90, 99)))
         return Percentiles(p50, p90, p99, float(np.mean(milliseconds)), len(milliseconds))
@@ -53,7 +53,7 @@ class LogRatio:
         return {"estimate": self.speedup, "ci95": [math.exp(-self.high), math.exp(-self.low)]}
 
 
-def log_ratio(before: Samples, after: Samples, *, seed: int, resamples: int = RESAMPLES) -> LogRatio:
+def log_ratio(before: Times, after: Times, *, seed: int, resamples: int = RESAMPLES) -> LogRatio:
     """The paired comparison of two equally long series of positive times.
 
     The interval is the percentile bootstrap of the median over the pairs, from `seed` alone.
@@ -63,7 +63,7 @@ def log_ratio(before: Samples, after: Samples, *, seed: int, resamples: int = RE
     return LogRatio(float(np.median(differences)), low, high)
 
 
-def ratio_of_rounds(differences: Sequence[Samples], *, confidence: float = 0.95) -> LogRatio:
+def ratio_of_rounds(differences: Sequence[Times], *, confidence: float = 0.95) -> LogRatio:
     """The mean over rounds of each round's median d, with Student's interval over the rounds; two at least.
 
     Pairs of one round share their sessions, and where a session's memory lies moves its speed: pairs are no
@@ -78,10 +78,10 @@ def ratio_of_rounds(differences: Sequence[Samples], *, confidence: float = 0.95)
     return LogRatio(middle, middle - reach, middle + reach)
 
 
-def bootstrap_median(values: Samples, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_median(values: Times, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The 2.5 % and 97.5 % points of the median over resampled `values`."""
     generator = np.random.default_rng(seed)
-    medians: list[Samples] = []
+    medians: list[Times] = []
     step = max(1, _CHUNK // len(values))
     for start in range(0, resamples, step):
         picks = generator.integers(0, len(values), size=(min(step, resamples - start), len(values)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.calibrate.linear_layers import Consumer
+from sparsecc.graph.linear_layers import LinearLayer, added_bias, sum_behind
 from sparsecc.ir.constants import add_constant
 
 
@@ -18,7 +18,7 @@ class Outlet:
     `own` is the result with its bias; `total` is its sum with the activation `other`, where there is one.
     """
 
-    consumer: Consumer
+    consumer: LinearLayer
     adder: ir.Node | None
     own: ir.Value
     total: ir.Value | None
@@ -67,18 +67,17 @@ class Outlet:
         return inputs[2] if len(inputs) > 2 and self.consumer.node.op_type != "MatMul" else None
 
 
-def outlet_of(consumer: Consumer) -> Outlet | str:
+def outlet_of(consumer: LinearLayer) -> Outlet | str:
     """Where a consumer's result goes; a reason where its bias is no constant."""
     node = consumer.node
     own, adder = node.outputs[0], None
     if len(node.inputs) > 2 and node.inputs[2] is not None and node.inputs[2].const_value is None:
         return "its bias is computed by other nodes"
-    following = _sum_after(own)
-    width = consumer.matrix().shape[0] * consumer.matrix().shape[1]
-    if node.op_type == "MatMul" and following is not None and _is_bias(following[1], width):
-        adder = following[0]
+    biased = added_bias(node, consumer.shape[consumer.out_axis]) if node.op_type == "MatMul" else None
+    if biased is not None:
+        adder = biased[0]
         own = adder.outputs[0]
-        following = _sum_after(own)
+    following = sum_behind(own)
     if following is None or following[1].const_value is not None:
         return Outlet(consumer, adder, own, None, None)
     return Outlet(consumer, adder, own, following[0].outputs[0], following[1])
@@ -94,19 +93,3 @@ def _constant(node: ir.Node, array: np.ndarray) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     return add_constant(graph, f"{node.name}.bias", array)
-
-
-def _sum_after(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """The Add that alone reads a value, and its other operand."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add":
-        return None
-    other = uses[0].node.inputs[1 - uses[0].idx]
-    return None if other is None or other is value else (uses[0].node, other)
-
-
-def _is_bias(value: ir.Value, width: int) -> bool:
-    tensor = value.const_value
-    if tensor is None or not value.is_initializer():
-        return False
-    return tensor.size == width and int(tensor.shape[-1]) == width  # type: ignore[arg-type]

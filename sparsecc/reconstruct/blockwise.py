@@ -38,7 +38,7 @@ def _widest(memory: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerPair:
     """A layer as matrices: `present` weight and bias, `wanted` those of the dense layer; (outputs, columns)."""
 
     present: Callable[[slice], np.ndarray]
@@ -68,7 +68,7 @@ class Refitted:
         return noise / self.signal if self.signal > 0 else 0.0
 
 
-def refit_in_parts(layer: Layer, bias: np.ndarray | None, *, rows: int, memory: int) -> Refitted:
+def refit_in_parts(layer: LayerPair, bias: np.ndarray | None, *, rows: int, memory: int) -> Refitted:
     """As `solve.refit`, then `solve.rescaled` and `solve.bias_for`. `bias` is the present one, or None where
     there can be none; variances are restored with one only. `rows` are those of a batch. The first chunk of
     outputs tells how much the refit of a block is damped.
@@ -101,7 +101,7 @@ def refit_in_parts(layer: Layer, bias: np.ndarray | None, *, rows: int, memory: 
     return found
 
 
-def _residual(layer: Layer, chunk: slice, block: slice, weight: np.ndarray) -> Halves:
+def _residual(layer: LayerPair, chunk: slice, block: slice, weight: np.ndarray) -> Halves:
     """Moments of a block's inputs with what all columns together still miss."""
     halves = Halves.empty(1, block.stop - block.start, len(weight))
     for data, made, wanted, odd in _passes(layer, chunk, weight):
@@ -140,7 +140,7 @@ class _Sums:
         return float(np.maximum(squares + 2 * crossed, 0.0).sum()) / self.rows
 
 
-def _sums(layer: Layer, chunk: slice, weight: np.ndarray) -> _Sums:
+def _sums(layer: LayerPair, chunk: slice, weight: np.ndarray) -> _Sums:
     zeros = [np.zeros(len(weight)) for _ in range(5)]
     sums = _Sums(0, *zeros)
     for _, made, wanted, _ in _passes(layer, chunk, weight):
@@ -154,7 +154,7 @@ def _sums(layer: Layer, chunk: slice, weight: np.ndarray) -> _Sums:
 
 
 def _passes(
-    layer: Layer, chunk: slice, weight: np.ndarray
+    layer: LayerPair, chunk: slice, weight: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Per batch: the rows, what `weight` makes of them, what the dense layer gives, which rows are of odd samples.
 

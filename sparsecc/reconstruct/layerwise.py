@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.calibrate.linear_layers import Consumer, consumer_of
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
+from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
 from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
@@ -89,8 +89,8 @@ class _Sweep:
     def _outlets(self, pruned: ir.Model) -> dict[ir.Node, Outlet]:
         outlets = {}
         for node in pruned.graph:
-            consumer = consumer_of(node)
-            outlet = outlet_of(consumer) if isinstance(consumer, Consumer) else consumer
+            consumer = own_layer_of(node)
+            outlet = outlet_of(consumer) if isinstance(consumer, LinearLayer) else consumer
             if isinstance(outlet, Outlet) and not (self.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
             elif isinstance(outlet, str):
@@ -131,14 +131,14 @@ class _Sweep:
             return
         self._settle(outlet, halves, matched=not other)
 
-    def _is_wide(self, consumer: Consumer) -> bool:
+    def _is_wide(self, consumer: LinearLayer) -> bool:
         groups, outputs, columns = consumer.sizes
         half = self.memory // 2
         return groups == 1 and wide.needs_parts(outputs, columns, self._rows(consumer), half)
 
-    def _rows(self, consumer: Consumer) -> int:
+    def _rows(self, consumer: LinearLayer) -> int:
         """Rows of a batch that are looked at."""
-        data = self.pruned.value(consumer.data, 0)
+        data = self.pruned.value(consumer.source, 0)
         return len(consumer.picks(data, 0, self.pruned.batches, self.seed))
 
     def _mend_in_parts(self, outlet: Outlet) -> None:
@@ -159,21 +159,21 @@ class _Sweep:
         errors = (new.error(new.before), new.error(new.after))
         self._write(outlet, new.weight[None], offset, errors, new.damping)
 
-    def _wide_layer(self, consumer: Consumer) -> wide.Layer | None:
+    def _wide_layer(self, consumer: LinearLayer) -> wide.LayerPair | None:
         """A layer beside that of the dense model, whose inputs are then at hand; None where there is none."""
-        twin = next((n for n in self.dense.nodes if n.name == consumer.name), None)
-        dense = consumer_of(twin) if twin is not None else None
-        place = outlet_of(dense) if isinstance(dense, Consumer) else None
-        if not isinstance(dense, Consumer) or not isinstance(place, Outlet):
+        same_node = next((n for n in self.dense.nodes if n.name == consumer.name), None)
+        dense = own_layer_of(same_node) if same_node is not None else None
+        place = outlet_of(dense) if isinstance(dense, LinearLayer) else None
+        if not isinstance(dense, LinearLayer) or not isinstance(place, Outlet):
             return None
         _, outputs, columns = consumer.sizes
         left = self.kept(place.own.name or "", 1 if consumer.is_conv else -1)
         chosen = np.arange(dense.sizes[1]) if left is None else np.flatnonzero(left)
-        if dense.groups > 1 or len(chosen) != outputs:
+        if dense.group > 1 or len(chosen) != outputs:
             return None
-        self.dense.reach(dense.data)
+        self.dense.reach(dense.source)
         bias = place.bias(dense.sizes[1])
-        return wide.Layer(
+        return wide.LayerPair(
             consumer.part,
             lambda chunk: dense.part(chosen[chunk]),
             np.zeros(outputs) if bias is None else bias[chosen],
@@ -182,17 +182,17 @@ class _Sweep:
             columns,
         )
 
-    def _odd(self, consumer: Consumer, data: np.ndarray, picks: np.ndarray, batch: int) -> np.ndarray:
+    def _odd(self, consumer: LinearLayer, data: np.ndarray, picks: np.ndarray, batch: int) -> np.ndarray:
         """Which of the rows picked belong to the second half of the samples."""
         rows, first = math.prod(consumer.places(data)), sum(self.lengths[:batch])
         return in_second_half(picks, rows, self.lengths[batch], first, sum(self.lengths))
 
-    def _pairs(self, consumer: Consumer, dense: Consumer) -> Iterator[wide.Rows]:
+    def _pairs(self, consumer: LinearLayer, dense: LinearLayer) -> Iterator[wide.Rows]:
         """A pass over the batches: the same rows of the pruned and of the dense layer's inputs."""
         for batch in range(self.pruned.batches):
-            data = self.pruned.value(consumer.data, batch)
+            data = self.pruned.value(consumer.source, batch)
             picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
-            before = self.dense.value(dense.data, batch)
+            before = self.dense.value(dense.source, batch)
             odd = self._odd(consumer, data, picks, batch)
             yield consumer.rows(data, picks)[0], dense.rows(before, picks)[0], odd
 
@@ -205,12 +205,12 @@ class _Sweep:
             return outlet.own.name or "", ""
         return total.name or "", other.name or ""
 
-    def _halves(self, consumer: Consumer, target: str, other: str) -> Halves | None:
+    def _halves(self, consumer: LinearLayer, target: str, other: str) -> Halves | None:
         groups, outputs, columns = consumer.sizes
         halves = Halves.empty(groups, columns, outputs)
         axis = 1 if consumer.is_conv else -1
         for batch in range(self.pruned.batches):
-            data = self.pruned.value(consumer.data, batch)
+            data = self.pruned.value(consumer.source, batch)
             wanted = self._left(self.dense.value(target, batch), target, axis)
             if other:
                 partner = self.pruned.value(other, batch)
@@ -231,7 +231,7 @@ class _Sweep:
 
     def _settle(self, outlet: Outlet, halves: Halves, matched: bool) -> None:
         """Decide the new weights and write them down where they are better than the old ones."""
-        weight, moments = outlet.consumer.matrix(), halves.whole()
+        weight, moments = outlet.consumer.matrices(), halves.whole()
         bias = outlet.bias(weight.shape[0] * weight.shape[1])
         has_bias = bias is not None
         shaped = None if bias is None else bias.reshape(weight.shape[:2])

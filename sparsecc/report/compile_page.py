@@ -31,7 +31,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerBar:
     """One bar: the channels of a node before and after."""
 
     name: str
@@ -59,7 +59,7 @@ class CompilePage:
     title: str
     headline: str
     cards: Sequence[Card]
-    layers: Sequence[Layer]
+    layers: Sequence[LayerBar]
     layers_open: int
     latency: Distributions | None
     latency_rows: Sequence[tuple[str, str, str, str]]
@@ -128,19 +128,19 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     return cards
 
 
-def _layers(report: Mapping[str, Any]) -> list[Layer]:
+def _layers(report: Mapping[str, Any]) -> list[LayerBar]:
     rows = [row for row in report.get("layers") or () if row["before"] is not None]
     widest = max((row["before"] for row in rows), default=1)
     return [_layer(row, widest) for row in rows]
 
 
-def _layer(row: Mapping[str, Any], widest: int) -> Layer:
+def _layer(row: Mapping[str, Any], widest: int) -> LayerBar:
     before, after = row["before"], row["after"]
     cut = row.get("macs_before") != row.get("macs_after")
     macs = numbers.change(row.get("macs_before"), row.get("macs_after")) if cut else ""
     # A square root, so that a layer of 16 channels beside one of 2,048 can still be seen.
     width, kept_width = ((100 * (channels / widest) ** 0.5) for channels in (before, after))
-    return Layer(
+    return LayerBar(
         str(row["name"] or "(no name)"), row["op"], before, after, round(width, 2), round(kept_width, 2), macs
     )
 

@@ -18,7 +18,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import Group, check_ids, find_groups, nodes_holding
-from sparsecc.graph.residual_blocks import Block, find_blocks
+from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -100,7 +100,7 @@ def _group_facts(group: Group, macs: float, nodes: Sequence[str]) -> dict[str, A
     }
 
 
-def _block_facts(block: Block) -> dict[str, Any]:
+def _block_facts(block: ResidualBlock) -> dict[str, Any]:
     """A layer as a group of one slot, from the value at its entry to that at its exit."""
     return {
         "id": block.id,

@@ -26,7 +26,7 @@ from sparsecc.torch.training.batch_norms import LEAST, fold, put_back
 from sparsecc.torch.training.checkpoints import Checkpoints, key_of
 from sparsecc.torch.training.loop import STATISTICS, Progress, Training
 from sparsecc.torch.training.losses import relative_error
-from sparsecc.torch.training.samples import Feed, Samples
+from sparsecc.torch.training.samples import Feed, TrainingData
 
 Feeds = Iterable[Mapping[str, np.ndarray]]
 Kept = Callable[[str, int], "np.ndarray | None"]
@@ -100,7 +100,7 @@ def distill(
     recipe = {"budget": str(budget), "seed": seed, "rate": rate, "batch": batch, "augment": augment}
     checkpoints = Checkpoints(key_of(files, feeds, recipe), device) if resume else None
     teacher, student = (from_onnx(file).to(device) for file in files)
-    samples = Samples.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
+    samples = TrainingData.of(feeds, student.model, batch=batch, seed=seed, augment=augment, device=device)
     teach, features = _lessons(teacher, student, samples, kept)
     training = _training(teach, student, samples, limit, rate, checkpoints)
     norms = len(student.norms)
@@ -111,7 +111,7 @@ def distill(
 
 
 def _lessons(
-    teacher: OnnxModule, student: OnnxModule, samples: Samples, kept: Kept | None
+    teacher: OnnxModule, student: OnnxModule, samples: TrainingData, kept: Kept | None
 ) -> tuple[Callable[[Feed], dict[str, Tensor]], list[str]]:
     """What the teacher says to inputs, cut to the slots that the student has; the names of the inner values."""
     features = _shared_values(teacher, student, samples.held_out[0], kept)
@@ -126,7 +126,7 @@ def _lessons(
 def _training(
     teach: Callable[[Feed], Mapping[str, Tensor]],
     student: OnnxModule,
-    samples: Samples,
+    samples: TrainingData,
     limit: Budget,
     rate: float | None,
     checkpoints: Checkpoints | None,
@@ -144,7 +144,7 @@ def gap(
     teach: Callable[[Feed], Mapping[str, Tensor]],
     student: nn.Module,
     outputs: Sequence[str],
-    samples: Samples,
+    samples: TrainingData,
 ) -> float:
     """The relative squared error of the student's outputs on the inputs held out."""
     errors = []

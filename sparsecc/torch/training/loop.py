@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsecc.errors import InputError
 from sparsecc.torch.training.checkpoints import Checkpoints
 from sparsecc.torch.training.losses import agreement, relative_error
-from sparsecc.torch.training.samples import Feed, Samples
+from sparsecc.torch.training.samples import Feed, TrainingData
 
 Progress = Callable[[float, str], None]
 """(share of the budget used, one line) -> nothing."""
@@ -65,7 +65,7 @@ class Training:
         teach: Callable[[Feed], Mapping[str, Tensor]],
         student: nn.Module,
         outputs: Sequence[str],
-        samples: Samples,
+        samples: TrainingData,
         *,
         limit: Limit,
         rate: float,

@@ -21,7 +21,7 @@ SMALLEST_SIDE = 16
 Feed = dict[str, Tensor]
 
 
-class Samples:
+class TrainingData:
     """Batches without end. Inputs whose first dimension is free are pooled and cut into batches anew."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Samples:
         seed: int,
         augment: bool,
         device: torch.device,
-    ) -> Samples:
+    ) -> TrainingData:
         """Gather the feeds. InputError where there are too few to hold any out."""
         given = [{n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in feed.items()} for feed in feeds]
         if not given:
@@ -62,7 +62,7 @@ class Samples:
             if len(given) < 2:
                 raise InputError("one fixed batch of inputs is too little to learn from: give at least two")
             held = max(1, round(HELD_OUT * len(given)))
-            return Samples(given[held:], given[:held], batch, seed, augment, device)
+            return TrainingData(given[held:], given[:held], batch, seed, augment, device)
         whole = {n: torch.cat([feed[n] for feed in given]) for n in given[0]}
         rows = _rows(whole)
         if rows < 2:
@@ -70,7 +70,9 @@ class Samples:
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
         held = max(1, min(MOST_HELD_OUT, round(HELD_OUT * rows)))
         apart = [_taken(whole, part) for part in order[:held].split(batch)]
-        return Samples([_taken(whole, order[held:])], apart, min(batch, rows - held), seed, augment, device)
+        return TrainingData(
+            [_taken(whole, order[held:])], apart, min(batch, rows - held), seed, augment, device
+        )
 
     def batch(self) -> Feed:
         """The next training batch, on the device."""
