@@ -42,6 +42,11 @@ class NotTimedError(Exception):
     """Why two models were not timed: a remark in the report, and no end of the compile."""
 
 
+def with_switches(texts: Mapping[str, str]) -> dict[str, Any]:
+    """A builder's options with `true`, `off` and their like as switches."""
+    return {key: SWITCHES.get(text, text) if text.isalpha() else text for key, text in texts.items()}
+
+
 class Backend(ABC):
     """One runtime. Stateless: everything it needs is handed in. What it does not override it cannot do."""
 
@@ -86,15 +91,24 @@ class Backend(ABC):
         """
         if asked.emit is not None and asked.emit not in self.forms:
             raise InputError(f"--emit {asked.emit}: target {asked.target} emits {' or '.join(self.forms)}")
-        texts = dict(asked.build)
-        return {key: SWITCHES.get(text, text) if text.isalpha() else text for key, text in texts.items()}
+        return with_switches(dict(asked.build))
 
     def is_unfinished(self, folder: Path) -> bool:
         """Whether the bundle in `folder` is one that `finish` builds."""
         return False
 
-    def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
-        """Build what an earlier compile left to be built, on this machine or on a device."""
+    def finish(
+        self,
+        folder: Path,
+        progress: Progress,
+        *,
+        device: str | None = None,
+        own: Mapping[str, Any] | None = None,
+    ) -> Artefact:
+        """Build what an earlier compile left to be built, on this machine or on a device.
+
+        `own` are the user's options of the builder, which stand above those in `folder`.
+        """
         raise InputError(f"{self.name}: nothing is left to build")
 
     def numerics_file(self, path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -114,17 +114,22 @@ def profile(
     threads: int = 1,
     inputs: Inputs | None = None,
     data: str | None = None,
+    key: str | os.PathLike[str] | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
-    """Latency of a model or bundle, per layer where asked."""
+    """Latency of a model or bundle, per layer where asked.
+
+    An engine of someone else is only loaded with the public `key` (PEM) that its bundle is signed for.
+    """
     request = {
         "target": target,
         "layers": layers,
         "threads": threads,
         "inputs": _shapes(inputs),
         "data": data,
+        "device": device,
+        "key": os.path.abspath(key) if key is not None else None,
     }
-    request["device"] = device
     with _file(model) as path:
         request["model"] = str(path)
         found: dict[str, Any] = _run("sparsecc.tasks.profile:profile", request, None, None, on_event)
@@ -209,15 +214,18 @@ def build(
     bundle: str | os.PathLike[str],
     *,
     device: str | None = None,
+    build: Mapping[str, Any] | None = None,
     deadline: float | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Build the engine of a bundle that was compiled with `emit="onnx"`, here or on a device.
 
+    The options `build` stand above those of build.json, which may name neither plug-ins nor a timing cache.
+
     The bundle is replaced as a whole, its manifest with it; when this raises, it is as it was.
     """
     folder = Path(os.path.abspath(bundle))
-    request = {"bundle": str(folder), "device": device}
+    request = {"bundle": str(folder), "device": device, "options": dict(build or {})}
     with _swept(folder):
         made: dict[str, Any] = _run("sparsecc.tasks.build:build", request, deadline, None, on_event)
     return made

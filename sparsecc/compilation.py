@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.ir.save import write
+from sparsecc.loading.identity import identity_of
 from sparsecc.loss.answers import Question, questions
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SYNTHETIC, CompileOptions
@@ -157,6 +159,11 @@ class Compilation:
     @property
     def target(self) -> Target:
         return target_named(self.options.target)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The hashes of the user's model, its external data with it."""
+        return identity_of(self.file)
 
     # The model and its sizes
 

@@ -7,13 +7,9 @@ canary, and no test may find one.
 from __future__ import annotations
 
 import importlib.machinery
-import json
 import os
-import py_compile
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +17,12 @@ import pytest
 import yaml
 
 import sparsecc
-from sparsecc.bundle.folder import manifest_of, write_json
 from sparsecc.bundle.foreign import BUILD_KEYS, build_settings, file_rows, own_options
-from sparsecc.cli import main
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions
+from tests.foreign_files import MODEL, errors_of, seal
 
-MODEL = Path(__file__).resolve().parents[1] / "models" / "digits_lstm.onnx"
-
-TRAP = "open({canary!r}, 'w').close()\ndef f(*args):\n    open({canary!r}, 'w').close()\n    return 1.0\n"
-LIBRARY = '__attribute__((constructor)) static void spring(void) {{ fclose(fopen({canary}, "w")); }}'
-
-
-@pytest.fixture(scope="module")
-def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `x.py`, `x.pyc`, and where there is a compiler the libraries `x.so` and `x<suffix>`."""
-    folder = tmp_path_factory.mktemp("traps")
-    canary = str(folder / "canary")
-    (folder / "x.py").write_text(TRAP.format(canary=canary))
-    py_compile.compile(str(folder / "x.py"), cfile=str(folder / "x.pyc"), doraise=True)
-    if compiler := shutil.which("cc"):
-        source = folder / "x.c"
-        source.write_text("#include <stdio.h>\n" + LIBRARY.format(canary=json.dumps(canary)))
-        for name in ("x.so", f"x{importlib.machinery.EXTENSION_SUFFIXES[0]}"):
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", str(folder / name), str(source)], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("honest") / "out"
-    sparsecc.compile(MODEL, ratio=0.3, measure=False, output=out)
-    return out
-
-
-@pytest.fixture
-def bundle(honest: Path, traps: Path, tmp_path: Path) -> Iterator[Path]:
-    """A bundle full of traps, whose manifest agrees with all of them; none has sprung afterwards."""
-    out = tmp_path / "out"
-    shutil.copytree(honest, out)
-    for path in traps.iterdir():
-        shutil.copyfile(path, out / path.name)
-    seal(out)
-    yield out
-    assert not (traps / "canary").exists()
-
-
-def seal(bundle: Path) -> None:
-    write_json(bundle / "manifest.json", manifest_of(bundle, {}))
+pytest_plugins = ("tests.foreign_fixtures",)
 
 
 def test_the_traps_do_spring(traps: Path) -> None:
@@ -185,11 +139,6 @@ def recipe_with(bundle: Path, **options: Any) -> Path:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **options}))
     seal(bundle)
     return path
-
-
-def errors_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str]]:
-    code = main([str(one) for one in arguments])
-    return code, [line for line in capsys.readouterr().err.splitlines() if line.strip()]
 
 
 SPRUNG = [

@@ -11,11 +11,13 @@ import pytest
 
 import sparsecc
 from sparsecc.api import sign
+from sparsecc.backends.nvidia.plans import read_vouched
 from sparsecc.bundle.folder import SIGNATURE, Bundle, manifest_of, write_json
 from sparsecc.bundle.signing import PASSWORD, signature_check
 from sparsecc.bundle.signing import sign as sign_here
 from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError, SystemFailureError, UnavailableError
+from sparsecc.tasks.profile import accept_signed_bundle
 
 pytest.importorskip("model_signing", reason="needs the extra: pip install 'sparsecc[sign]'")
 from cryptography.hazmat.primitives import serialization as pem
@@ -67,6 +69,24 @@ def test_the_command_line_signs_and_verifies(place: Path, capsys: pytest.Capture
     assert main(["verify", out, "--json"]) == 0
     checks = {c["check"]: c for c in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["signature"]["ok"] is None
+
+
+def test_a_signature_vouches_for_an_engine(bundle: Bundle, place: Path) -> None:
+    """Of a key that the user names, over the very bytes; the manifest alone does not."""
+    engine = bundle.folder / "model.engine"
+    engine.write_bytes(b"an engine of the maker's")
+    (bundle.folder / SIGNATURE).unlink()
+    write_json(bundle.folder / "manifest.json", manifest_of(bundle.folder, {}))
+    sign(bundle.folder, place / "maker.pem")
+    with pytest.raises(InputError, match="with --key"):
+        read_vouched(engine)
+    with pytest.raises(GoalError, match="signature failed"):
+        accept_signed_bundle(bundle, str(place / "other.pub"))
+    accept_signed_bundle(bundle, str(place / "maker.pub"))
+    assert read_vouched(engine) == b"an engine of the maker's"
+    engine.write_bytes(b"an engine of a stranger")
+    with pytest.raises(InputError, match="with --key"):
+        read_vouched(engine)
 
 
 def test_a_copy_is_as_good(bundle: Bundle, place: Path) -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from sparsecc import api
-from sparsecc.bundle.folder import Bundle
+from sparsecc.bundle.folder import Bundle, manifest_of, write_json
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.report.compile_page import CompilePage
 from tests.sshd import Server
@@ -62,7 +62,8 @@ def test_it_finishes_on_a_device(bundle: Path, board: Server, tmp_path: Path) ->
     finished = Bundle.open(bundle)
     finished.require_intact()
     after = finished.manifest
-    assert set(after["files"]) - set(before["files"]) == {"model.engine", "model.layers.json", "build.log"}
+    added = {"model.engine", "model.engine.mac", "model.layers.json", "build.log"}
+    assert set(after["files"]) - set(before["files"]) == added
     assert after["input"] == before["input"]
     assert after["files"]["model.onnx"] == before["files"]["model.onnx"]
     assert finished.report["build"]["version"] == built["facts"]["version"]
@@ -92,13 +93,42 @@ def test_what_cannot_be_finished_says_so(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
 def test_profiling_says_what_it_lacks(bundle: Path, board: Server) -> None:
-    """An engine, a GPU, or a manifest that vouches for the engine: then nothing is sent to the board."""
+    """An engine, a GPU, or a key that vouches for the engine: then nothing is sent to the board."""
     with pytest.raises(InputError, match=r"holds no model\.engine: give the folder of a compile"):
         api.profile(bundle, target="tensorrt")
     (bundle / "model.engine").write_bytes(b"plan from elsewhere")
-    with pytest.raises(InputError, match=r"does not name 'model\.engine': compile again"):
+    with pytest.raises(InputError, match=r"was not built for this user at"):
         api.profile(bundle, target="tensorrt", device=board.spec)
     assert not [path for path in board.folder.iterdir() if path.name.startswith("tmp.")]
+
+
+def test_a_build_file_names_no_plugin_cache_or_device(
+    bundle: Path, board: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest agrees with it; what it may not say is said in a line each, and a plug-in is never loaded."""
+    settings = json.loads((bundle / "build.json").read_text())
+    hostile = {"plugins": str(tmp_path), "timing_cache": "/etc/passwd", "device": "ssh://nobody.invalid"}
+    settings["options"] |= {**hostile, "emit": "onnx"}
+    (bundle / "build.json").write_text(json.dumps(settings))
+    (tmp_path / "trap.so").write_bytes(b"never sent to the board")
+    write_json(bundle / "manifest.json", manifest_of(bundle, {}))
+    _, environment = home_for(board, tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsecc", "build", str(bundle), "--device", board.spec, "--json"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["facts"]
+    assert len(facts["left_out"]) == 3  # the device was given again
+    assert all(line.startswith("build.json: 'build ") for line in facts["left_out"])
+    assert not any("plugin" in part.lower() or "timingCache" in part for part in facts["command"])
+
+
+def test_a_bundle_whose_model_is_unsound_is_not_built(bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"ftrt" + bytes(64))
+    write_json(bundle / "manifest.json", manifest_of(bundle, {}))
+    with pytest.raises(InputError, match="a TensorRT engine"):
+        api.build(bundle)
 
 
 def test_a_bundle_of_another_target_has_nothing_to_build(tmp_path: Path, models_dir: Path) -> None:

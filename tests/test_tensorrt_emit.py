@@ -40,7 +40,8 @@ def test_emitted_bundle(tmp_path: Path) -> None:
     assert artefact.main == "model.onnx"
     assert set(artefact.files) == {"model.onnx", "build.sh", "build.py", "build.json"}
     assert {p.name for p in tmp_path.iterdir()} == set(artefact.files)
-    settings = read_settings(tmp_path)
+    settings, left = read_settings(tmp_path)
+    assert left == []
     assert settings.refit
     assert settings.emit == "engine"
     compile((tmp_path / "build.py").read_text(), "build.py", "exec")

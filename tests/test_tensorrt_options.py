@@ -32,9 +32,10 @@ from sparsecc.backends.nvidia.options import (
     parse_profile,
     parse_size,
 )
-from sparsecc.backends.nvidia.plans import read_vouched
-from sparsecc.errors import InputError, UnavailableError
+from sparsecc.backends.nvidia.plans import read_vouched, vouch
+from sparsecc.errors import InputError, SystemFailureError, UnavailableError
 from sparsecc.passes.prepare_tensorrt import prepare
+from sparsecc.system.user_key import code_of, is_code, key_path
 from tests.tensorrt_graphs import conv_residual
 
 NO_GPU = not Path("/dev/nvidia0").exists()
@@ -203,37 +204,73 @@ def test_broken_installation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         load(TENSORRT)
 
 
-def _bundle(folder: Path, entry: object) -> Path:
-    plan = folder / "model.engine"
-    plan.write_bytes(b"plan of ours")
-    (folder / "manifest.json").write_text(json.dumps({"files": {"model.engine": entry}}))
-    return plan
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """An engine that a process of this user built, in a bundle whose manifest agrees."""
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"plan of ours")
+    assert vouch(path) == "model.engine.mac"
+    entry = {"sha256": hashlib.sha256(b"plan of ours").hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"model.engine": entry}}))
+    return path
 
 
-def test_plans_that_the_manifest_vouches_for_are_read(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"plan of ours").hexdigest()
-    assert read_vouched(_bundle(tmp_path, digest)) == b"plan of ours"
-    assert read_vouched(_bundle(tmp_path, {"sha256": digest, "bytes": 12})) == b"plan of ours"
+def test_plans_of_this_user_are_read(plan: Path, tmp_path: Path) -> None:
+    assert read_vouched(plan) == b"plan of ours"
+    elsewhere = shutil.copytree(plan.parent, tmp_path.parent / "moved")
+    assert read_vouched(elsewhere / plan.name) == b"plan of ours"
 
 
-def test_changed_plans_never_reach_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = _bundle(tmp_path, hashlib.sha256(b"plan of ours").hexdigest())
-    good = plan.read_bytes()
-    monkeypatch.setattr("sparsecc.backends.nvidia.run.open_bytes", lambda *a: pytest.fail("it was loaded"))
-    for position in range(len(good)):
-        plan.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        with pytest.raises(InputError, match=r"not the file that manifest\.json vouches for"):
+def test_what_a_board_built_is_loaded_there_alone(plan: Path) -> None:
+    vouch(plan, "ssh://board")
+    assert read_vouched(plan, "ssh://board") == b"plan of ours"
+    for place in ("local", "ssh://other"):
+        with pytest.raises(InputError, match="was not built for this user at"):
+            read_vouched(plan, place)
+
+
+def test_no_plan_that_only_a_manifest_vouches_for_reaches_tensorrt(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever changes: the plan, its weights, the code, or who asks."""
+    monkeypatch.setattr("sparsecc.backends.nvidia.run.load", lambda *a: pytest.fail("it was loaded"))
+
+    def is_refused() -> None:
+        with pytest.raises(InputError, match="an engine runs code when it is loaded"):
             TensorrtEngine().load(plan)
 
+    for path in (plan, plan.with_name("model.onnx"), plan.with_name("model.engine.mac")):
+        good = path.read_bytes()
+        for position in range(len(good)):
+            path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+            is_refused()
+        path.write_bytes(good)
+    read_vouched(plan)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(plan.parent / "someone"))
+    is_refused()
+    vouch(plan)
+    read_vouched(plan)
+    plan.with_name("model.engine.mac").unlink()
+    is_refused()
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"files": []}', '{"files": {"other": "00"}}', '{"files": {"model.engine": 3}}']
-)
-def test_manifests_that_do_not_name_the_plan(text: str, tmp_path: Path) -> None:
-    plan = _bundle(tmp_path, "")
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match="compile again"):
-        read_vouched(plan)
+
+def test_the_key_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert not is_code("", "engine", b"x")
+    assert not key_path().exists()
+    code = code_of("engine", b"x")
+    assert stat.S_IMODE(key_path().stat().st_mode) == 0o600
+    assert is_code(code, "engine", b"x")
+    assert not is_code(code, "another purpose", b"x")
+    assert not is_code(code, "engine", b"y")
+    key_path().chmod(0o640)
+    with pytest.raises(SystemFailureError, match="is not private to this user"):
+        code_of("engine", b"x")
+    key_path().unlink()
+    key_path().symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SystemFailureError, match="cannot read or make the key"):
+        code_of("engine", b"x")
 
 
 def test_cache_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,8 +296,18 @@ def test_foreign_or_changed_caches_are_not_read(tmp_path: Path) -> None:
     assert tensorrt_cache.read_own(path) == b""
     tensorrt_cache.write_own(path, b"timings")
     (tmp_path / "link").symlink_to(path)
-    shutil.copy(tmp_path / "timing.sha256", tmp_path / "link.sha256")
+    shutil.copy(tmp_path / "timing.mac", tmp_path / "link.mac")
     assert tensorrt_cache.read_own(tmp_path / "link") == b""
+
+
+def test_a_folder_that_a_runtime_loads_holds_what_this_user_signed(tmp_path: Path) -> None:
+    """ONNX Runtime's TensorRT provider loads every engine in its cache by name: others' are removed before."""
+    (tmp_path / "ours.engine").write_bytes(b"built here")
+    tensorrt_cache.sign_all(tmp_path)
+    (tmp_path / "planted.engine").write_bytes(b"evil")
+    (tmp_path / "planted.engine.mac").write_bytes((tmp_path / "ours.engine.mac").read_bytes())
+    tensorrt_cache.keep_only_own(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.engine")} == {"ours.engine"}
 
 
 def test_caches_differ_by_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ from sparsecc.backends.nvidia.layer_types import (
     names_of,
 )
 from sparsecc.backends.nvidia.options import BuildOptions, Profile, Shape
-from sparsecc.backends.nvidia.plans import vouch_for
+from sparsecc.backends.nvidia.plans import vouch
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import quoted
 from sparsecc.runtime.runner import Progress
@@ -88,7 +88,7 @@ def build_plan(
     cache.keep(config)
     plan.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    vouch_for(digest)
+    vouch(plan)
     progress("plan written", 1.0)
     return facts | {
         "version": api.__version__,

@@ -1,12 +1,12 @@
 """The timing cache: one private file per TensorRT version and GPU, written and replaced whole.
 
-A cache is only read back when this user wrote it: its folder is 0700, and a file beside it holds its hash.
+A cache is only read back when this user wrote it: its folder is 0700, and a file beside it holds its code by this
+user's own key.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import tempfile
@@ -18,10 +18,13 @@ from typing import Any
 from sparsecc.backends.nvidia.api import RTX, Flavour
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.backends.nvidia.layer_types import IBuilderConfig
+from sparsecc.backends.nvidia.plans import CODE
 from sparsecc.errors import SystemFailureError
 from sparsecc.escaping import quoted
+from sparsecc.system.user_key import code_of, is_code
 
 _LARGEST = 1 << 30
+_PURPOSE = "runtime cache"
 _UNFINISHED = ".timing-"
 _STALE_SECONDS = 86_400.0
 
@@ -89,18 +92,18 @@ def read_own(path: Path) -> bytes:
         ):
             return b""
         data = path.read_bytes()
-        said = _hash_file(path).read_text(encoding="ascii").strip()
+        said = _code_file(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return b""
-    return data if hashlib.sha256(data).hexdigest() == said else b""
+    return data if is_code(said, _PURPOSE, data) else b""
 
 
 def write_own(path: Path, data: bytes) -> None:
-    """Replace the file and its hash, each in one rename, 0600. SystemFailureError when the disk refuses."""
-    digest = hashlib.sha256(data).hexdigest().encode("ascii")
+    """Replace the file and its code, each in one rename, 0600. SystemFailureError when the disk refuses."""
+    code = code_of(_PURPOSE, data).encode("ascii")
     try:
         _sweep(path.parent)
-        for target, content in ((path, data), (_hash_file(path), digest)):
+        for target, content in ((path, data), (_code_file(path), code)):
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_UNFINISHED)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -119,8 +122,28 @@ def _sweep(folder: Path) -> None:
                 left.unlink()
 
 
-def _hash_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
+def _code_file(path: Path) -> Path:
+    return path.with_name(path.name + CODE)
+
+
+def keep_only_own(folder: Path) -> None:
+    """Remove the files of a folder that a runtime fills and loads itself, but for those that `sign_all` signed."""
+    for path in _runtime_files(folder):
+        if not read_own(path):
+            path.unlink(missing_ok=True)
+
+
+def sign_all(folder: Path) -> None:
+    """Put a code beside every file that the runtime has just written."""
+    for path in _runtime_files(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process took it for a stranger's meanwhile
+            if not read_own(path):
+                write_own(path, path.read_bytes())
+
+
+def _runtime_files(folder: Path) -> list[Path]:
+    ours = (path for path in folder.iterdir() if path.suffix != CODE)
+    return [path for path in ours if not path.name.startswith(_UNFINISHED) and not path.is_dir()]
 
 
 def _gpu_name() -> str:

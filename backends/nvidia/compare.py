@@ -16,7 +16,7 @@ from sparsecc.backends.nvidia.engine import TensorrtEngine, save_onnx
 from sparsecc.backends.nvidia.layer_profile import dynamic_inputs
 from sparsecc.backends.nvidia.options import BuildOptions
 from sparsecc.backends.nvidia.remote import build_on, time_on
-from sparsecc.backends.nvidia.run import EngineRunner, open_bytes
+from sparsecc.backends.nvidia.run import EngineRunner, open_plan
 from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX
 from sparsecc.devices import Device, open_device
 from sparsecc.measure.interleave import Comparison
@@ -57,7 +57,7 @@ def compare_plans(
     runners: list[EngineRunner] = []
     try:
         for path in (folder / ENGINE, plan):
-            runners.append(open_bytes(backend.flavour, path.read_bytes(), path.name, path.with_name(ONNX)))
+            runners.append(open_plan(backend.flavour, path))
         return interleaved((runners[0], runners[1]), feeds, seed=seed)
     finally:
         for runner in runners:

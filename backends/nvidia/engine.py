@@ -15,9 +15,9 @@ from sparsecc.backends.nvidia.build import build_plan
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
 from sparsecc.backends.nvidia.engine_inspector import as_rows, census, parse_layers, sparsity_table
 from sparsecc.backends.nvidia.options import BuildOptions
-from sparsecc.backends.nvidia.plans import is_built_here
+from sparsecc.backends.nvidia.plans import CODE, is_vouched, vouch
 from sparsecc.backends.nvidia.remote import build_on, find_trtexec, local_trtexec
-from sparsecc.backends.nvidia.run import EngineRunner, open_bytes, open_plan
+from sparsecc.backends.nvidia.run import EngineRunner, open_plan
 from sparsecc.backends.nvidia.scripts import SETTINGS, read_settings, write_scripts
 from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX
 from sparsecc.devices import open_device
@@ -89,13 +89,26 @@ class TensorrtEngine(Backend):
     def is_unfinished(self, folder: Path) -> bool:
         return (folder / SETTINGS).is_file()
 
-    def finish(self, folder: Path, progress: Progress, *, device: str | None = None) -> Artefact:
-        """Build what `emit: onnx` left in `folder`, on this machine or on a device."""
-        chosen = read_settings(folder)
-        chosen = chosen if device is None else replace(chosen, device=device)
+    def finish(
+        self,
+        folder: Path,
+        progress: Progress,
+        *,
+        device: str | None = None,
+        own: Mapping[str, Any] | None = None,
+    ) -> Artefact:
+        """Build what `emit: onnx` left in `folder`, on this machine or on a device.
+
+        `own` are options of the user's that stand above build.json; the facts name what that may not set.
+        """
+        chosen, left = read_settings(folder)
+        given = {**(own or {}), **({} if device is None else {"device": device})}
+        asked = BuildOptions.from_mapping(given)
+        chosen = replace(chosen, **{name: getattr(asked, name) for name in given})
+        lines = [one.line(SETTINGS) for one in left if one.option.removeprefix("build ") not in given]
         self._require(chosen)
         files = tuple(name for name in (ONNX, f"{ONNX}.data") if (folder / name).is_file())
-        return self._built(folder, files, chosen, progress, {})
+        return self._built(folder, files, chosen, progress, {"left_out": lines} if lines else {})
 
     def load(self, path: Path, *, threads: int = 1) -> EngineRunner | OrtRunner:
         """A plan on the GPU here; an emitted `model.onnx` on the CPU, for its numerics.
@@ -108,8 +121,8 @@ class TensorrtEngine(Backend):
         return open_plan(self.flavour, path)
 
     def numerics_file(self, path: Path) -> Path:
-        """What `load` can run here: a plan that was built here for the GPU, else its `model.onnx`."""
-        return path if _has_gpu() and is_built_here(path) else path.with_name(ONNX)
+        """What `load` can run here: a plan that was built here for the GPU and this user, else its `model.onnx`."""
+        return path if _has_gpu() and is_vouched(path) else path.with_name(ONNX)
 
     def is_timed_here(self, path: Path, options: Mapping[str, Any]) -> bool:
         """Whether a plan just built can be timed: on the GPU here, or by trtexec where it was built."""
@@ -188,10 +201,11 @@ class TensorrtEngine(Backend):
         if self.uses_trtexec(chosen):
             with open_device(chosen.device) as device:
                 facts = facts | build_on(device, folder, chosen, progress)
-            files = (*files, ENGINE, LAYERS, "build.log")
+            vouch(folder / ENGINE, chosen.device)
+            files = (*files, ENGINE, f"{ENGINE}{CODE}", LAYERS, "build.log")
         else:
             facts = facts | build_plan(self.flavour, folder / ONNX, folder / ENGINE, chosen, progress)
-            files = (*files, ENGINE, *self._store_layers(folder, chosen))
+            files = (*files, ENGINE, f"{ENGINE}{CODE}", *self._store_layers(folder, chosen))
         if LAYERS in files:
             facts |= self.layers(folder / ENGINE, facts["sparsity"])
         return Artefact(ENGINE, files, facts)
@@ -199,8 +213,7 @@ class TensorrtEngine(Backend):
     def _store_layers(self, folder: Path, chosen: BuildOptions) -> tuple[str, ...]:
         if chosen.stripped or not _has_gpu():
             return ()
-        plan = (folder / ENGINE).read_bytes()
-        runner = open_bytes(self.flavour, plan, ENGINE, folder / ONNX)
+        runner = open_plan(self.flavour, folder / ENGINE)
         try:
             (folder / LAYERS).write_text(runner.layer_information(), encoding="utf-8")
         finally:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.loading.private_copy import require_sound
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +22,7 @@ def to_graphsurgeon(path: Path) -> gs.Graph:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
+    require_sound(path)
     try:
         return gs.import_onnx(onnx.load(path))
     except (OSError, DecodeError) as e:

@@ -32,7 +32,7 @@ def profile_plan(
     """Raw times in milliseconds with their percentiles, and per layer where asked.
 
     `device` is `local` or `ssh://…`, where trtexec runs the plan. InputError where the bundle has no plan or
-    its manifest does not vouch for it, UnavailableError where nothing can run it.
+    nothing vouches for it, UnavailableError where nothing can run it.
     """
     plan = bundle / ENGINE
     if not plan.is_file():
@@ -66,7 +66,7 @@ def _here(backend: TensorrtEngine, plan: Path, feeds: Feeds, layers: bool) -> Me
 
 
 def _on_device(spec: str, plan: Path, feeds: Feeds, layers: bool) -> Measured:
-    read_vouched(plan)
+    read_vouched(plan, spec)
     shapes = {name: feeds[name].shape for name in dynamic_inputs(plan.with_name(ONNX))}
     with open_device(spec) as device:
         times, per_layer, how = time_on(device, plan, shapes=shapes, iterations=RUNS, layers=layers)

@@ -1,62 +1,81 @@
-"""Which plans may be loaded. Deserializing one runs native code, so a manifest must vouch for it."""
+"""Which engines may be loaded. Deserializing one runs native code, and a stripped one takes weights from beside it.
+
+A manifest beside an engine is written by whoever wrote the engine, so it vouches for nothing: this user's own key
+does (`sparsecc/system/user_key.py`), for what was built by a process of this user, or a signature by a key that the
+user names. What a board built is only loaded there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.system.files import file_sha256
+from sparsecc.system.user_key import code_of, is_code
 
-MANIFEST = "manifest.json"
+CODE = ".mac"
+"""What stands behind an engine's name in that of the file with its code."""
 
-_built_here: set[str] = set()
-"""Hashes of the plans that this process built: a compile runs its plan before the manifest is written."""
+_WEIGHTS = ("model.onnx", "model.onnx.data")
+"""What a stripped engine is refitted from."""
 
-
-def vouch_for(digest: str) -> None:
-    """Remember the sha256 of a plan that this very process has just built."""
-    _built_here.add(digest)
-
-
-def is_built_here(path: Path) -> bool:
-    """Whether this very process built that plan, by its bytes."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in _built_here
+_signed: set[bytes] = set()
+"""Hashes of the engines that a signature vouches for, as this process has checked."""
 
 
-def read_vouched(path: Path) -> bytes:
-    """The bytes of a plan that this process built, or whose sha256 stands in the manifest beside it.
+def vouch(path: Path, place: str = "local") -> str:
+    """Say that a process of this user had the engine built at `place`; returns the name of the file that says so."""
+    beside = path.with_name(path.name + CODE)
+    beside.write_text(code_of(f"engine at {place}", *_digests(path, path.read_bytes())), encoding="ascii")
+    return beside.name
 
-    The bytes returned are those that were hashed. InputError when there is no manifest, it does not name the
-    file, or the hash differs: the plan is then never handed to TensorRT.
+
+def accept_signed(path: Path) -> None:
+    """Take an engine for good whose bundle's signature the caller has just checked."""
+    _signed.add(hashlib.sha256(path.read_bytes()).digest())
+
+
+def is_vouched(path: Path) -> bool:
+    """Whether the engine may be loaded here."""
+    with contextlib.suppress(InputError):
+        return bool(read_vouched(path))
+    return False
+
+
+def read_vouched(path: Path, place: str = "local") -> bytes:
+    """The bytes of an engine that may be loaded at `place`: built there or here for this user, or signed.
+
+    The bytes returned are those that were hashed. InputError for any other: it never reaches a runtime.
     """
     try:
         data = path.read_bytes()
     except OSError as e:
         raise InputError(f"{quoted(str(path))} cannot be read ({e.strerror}): check the path") from e
-    digest = hashlib.sha256(data).hexdigest()
-    if digest not in _built_here and digest != _expected_hash(path):
+    if hashlib.sha256(data).digest() in _signed:
+        return data
+    said, digests = _said(path), _digests(path, data)
+    if not any(is_code(said, f"engine at {one}", *digests) for one in ("local", place)):
         raise InputError(
-            f"{quoted(str(path))} is not the file that {MANIFEST} vouches for: compile again, never load it"
+            f"{quoted(str(path))} was not built for this user at {quoted(place)}, and an engine runs code when it is "
+            "loaded: build it again with sparsecc build, or name its maker's public key with --key"
         )
     return data
 
 
-def _expected_hash(path: Path) -> str:
-    manifest = path.parent / MANIFEST
+def _digests(path: Path, data: bytes) -> list[bytes]:
+    """Hashes of the engine and of the weights beside it."""
+    digests = [hashlib.sha256(data).digest()]
+    for weights in map(path.with_name, _WEIGHTS):
+        if weights.is_file():
+            digests.append(f"{weights.name} {file_sha256(weights)}".encode())
+    return digests
+
+
+def _said(path: Path) -> str:
     try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(
-            f"{quoted(str(path))} has no {MANIFEST} beside it: only plans in a bundle of sparsecc are loaded"
-        ) from e
-    except ValueError as e:
-        raise InputError(f"{quoted(str(manifest))} is damaged: compile again") from e
-    files = data.get("files") if isinstance(data, Mapping) else None
-    entry = files.get(path.name) if isinstance(files, Mapping) else None
-    digest = entry.get("sha256") if isinstance(entry, Mapping) else entry
-    if not isinstance(digest, str):
-        raise InputError(f"{quoted(str(manifest))} does not name {quoted(path.name)}: compile again")
-    return digest.lower()
+        return path.with_name(path.name + CODE).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return ""

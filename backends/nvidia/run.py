@@ -149,13 +149,8 @@ class EngineRunner:
 
 
 def open_plan(flavour: Flavour, path: Path) -> EngineRunner:
-    """Load a plan that the manifest beside it vouches for; a stripped one is refitted from `model.onnx`."""
-    plan = read_vouched(path)
-    return open_bytes(flavour, plan, path.name, path.with_name("model.onnx"))
-
-
-def open_bytes(flavour: Flavour, plan: bytes, where: str, weights: Path) -> EngineRunner:
-    """Load a plan that is known to be ours: just built, or checked by `read_vouched`."""
+    """Load a plan that `read_vouched` lets pass, the only way to one; a stripped one is refitted from `model.onnx`."""
+    plan, where = read_vouched(path), path.name
     api, log = load(flavour), Log()
     cuda = Cuda()
     logger = logger_into(api, log)
@@ -166,7 +161,7 @@ def open_bytes(flavour: Flavour, plan: bytes, where: str, weights: Path) -> Engi
             f"{where}: {flavour.title} {api.__version__} does not load it on this GPU: build it here again "
             "(plans belong to one version and one GPU model)"
         )
-    _refit(api, engine, logger, weights)
+    _refit(api, engine, logger, path.with_name("model.onnx"))
     return EngineRunner(api, engine, cuda, where)
 
 
@@ -176,7 +171,6 @@ def _refit(api: Api, engine: ICudaEngine, logger: object, weights: Path) -> None
     refitter = api.Refitter(engine, logger)
     if not refitter.get_missing_weights():
         return
-    read_vouched(weights)
     parser = api.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise InputError(

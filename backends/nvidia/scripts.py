@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsecc.backends.nvidia.options import BuildOptions, as_mapping
 from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX, Version, build_argv
+from sparsecc.bundle.foreign import LeftOut, build_settings
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 
@@ -122,16 +123,14 @@ def write_scripts(folder: Path, options: BuildOptions) -> tuple[str, ...]:
     (folder / SHELL).write_text(shell_script(options), encoding="utf-8")
     (folder / SHELL).chmod(0o755)
     (folder / PYTHON).write_text(python_script(options), encoding="utf-8")
-    settings = {
-        key: value for key, value in as_mapping(options).items() if key not in {"emit", "device", "plugins"}
-    }
+    settings, _ = build_settings(as_mapping(options))
     data = {"schema": _SCHEMA, "options": settings}
     (folder / SETTINGS).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return SHELL, PYTHON, SETTINGS
 
 
-def read_settings(folder: Path) -> BuildOptions:
-    """The options of an emitted bundle. InputError when `build.json` is missing or damaged."""
+def read_settings(folder: Path) -> tuple[BuildOptions, list[LeftOut]]:
+    """(the options of an emitted bundle, what no file may set). InputError when `build.json` is missing or damaged."""
     path = folder / SETTINGS
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +146,8 @@ def read_settings(folder: Path) -> BuildOptions:
         or not isinstance(data.get("options"), dict)
     ):
         raise InputError(f"{quoted(str(path))} is not of {_SCHEMA}: compile again with --emit onnx")
-    return BuildOptions.from_mapping(data["options"])
+    settings, left = build_settings(data["options"])
+    return BuildOptions.from_mapping(settings), left
 
 
 def shell_script(options: BuildOptions) -> str:

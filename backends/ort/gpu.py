@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.backends.base import Artefact, Availability, Backend
-from sparsecc.backends.nvidia.cache import private_folder
+from sparsecc.backends.nvidia.cache import keep_only_own, private_folder, sign_all
 from sparsecc.backends.nvidia.device import NoGpuError, gpus
+from sparsecc.backends.nvidia.plans import is_vouched, vouch
 from sparsecc.errors import InputError, UnavailableError
 from sparsecc.escaping import quoted
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
@@ -83,7 +84,7 @@ class OnnxRuntimeCuda(Backend):
         self._session(path, settings)
         files = [_MODEL, _SETTINGS]
         if (folder / _CONTEXT).is_file():
-            files.append(_CONTEXT)
+            files += [_CONTEXT, vouch(folder / _CONTEXT)]
         return Artefact(_MODEL, tuple(files), {"provider": self.provider, "settings": settings})
 
     def load(self, path: Path, *, threads: int = 1) -> OrtRunner:
@@ -133,7 +134,7 @@ class OnnxRuntimeCuda(Backend):
             providers.append(CPU)
         context = path.with_name(_CONTEXT)
         runner = open_session(
-            context if context.is_file() else path,
+            context if is_vouched(context) else path,
             where=f"{path.name} on {self.provider}",
             threads=threads,
             trace=trace,
@@ -141,11 +142,15 @@ class OnnxRuntimeCuda(Backend):
             entries=self.session_entries(path, settings),
             advice="set allow_fallback, or use another target",
         )
+        self.sign_engines(settings)
         if self.provider not in runner.providers:
             raise UnavailableError(
                 f"{self.name}: {self.provider} does not start: check its CUDA and cuDNN libraries"
             )
         return runner
+
+    def sign_engines(self, settings: Mapping[str, Any]) -> None:
+        """Let the next session load what this one has built; the CUDA provider builds nothing."""
 
     def _require(self) -> None:
         found = self.availability()
@@ -165,7 +170,7 @@ class OnnxRuntimeTensorrt(OnnxRuntimeCuda):
         if settings["workspace"]:
             options["trt_max_workspace_size"] = str(settings["workspace"])
         if settings["engine_cache"]:
-            cache = str(private_folder())
+            cache = str(_engine_folder())
             options |= {
                 "trt_engine_cache_enable": "True",
                 "trt_engine_cache_path": cache,
@@ -175,6 +180,19 @@ class OnnxRuntimeTensorrt(OnnxRuntimeCuda):
         if settings["context_model"]:
             options |= {"trt_dump_ep_context_model": "True", "trt_ep_context_file_path": _CONTEXT}
         return options
+
+    def sign_engines(self, settings: Mapping[str, Any]) -> None:
+        """Put codes beside the engines and timings that the session has just written."""
+        if settings["engine_cache"]:
+            sign_all(private_folder() / "onnxruntime")
+
+
+def _engine_folder() -> Path:
+    """Where the TensorRT provider keeps its engines: in a folder that holds none but this user's."""
+    folder = private_folder() / "onnxruntime"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    keep_only_own(folder)
+    return folder
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ JSON_LIMIT = 256 << 20
 
 
 _DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -189,7 +190,9 @@ class Bundle:
         path = self.folder / name
         shown = one_line(str(path), 120)
         try:
-            with path.open("rb") as file:
+            with os.fdopen(os.open(path, _READ_FLAGS), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise InputError(f"{shown} is not a plain file: it is not one of ours")
                 text = file.read(JSON_LIMIT + 1)
             if len(text) > JSON_LIMIT:
                 raise InputError(f"{shown} is over {JSON_LIMIT >> 20} MiB: it is not one of ours")

@@ -110,6 +110,7 @@ def _is_group(value: Any) -> bool:
 _AXIS = _record(size=_is_count, keep=_list_of(_is_count), summed=_is_flag)
 _AXES = _mapping(_is_index, _is_axis)
 _GROUP = _record(id=_is_count, kind=_is_text, size=_is_count, kept=_is_count, mixes=_is_flag)
+_MODEL, _DATA = _record(sha256=_is_text), _mapping(_is_text, _is_text)
 _ANY = _mapping(_is_text, lambda value: True)
 _LEFT = _mapping(_is_text, _mapping(_is_index, _list_of(_is_count)))
 _TOKENS = _record(
@@ -117,7 +118,7 @@ _TOKENS = _record(
 )
 _ABSENT: dict[str, Any] = {"io": {}, "repaired": [], "tokens": {}}
 _PARTS: dict[str, Test] = {
-    "model": _record(sha256=_is_text),
+    "model": lambda value: _MODEL(value) and _DATA(value.get("data", {})),
     "tensors": _mapping(_is_text, _is_tensor),
     "groups": _list_of(_is_group),
     "dropped_nodes": _list_of(_is_text),

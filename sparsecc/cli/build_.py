@@ -37,6 +37,7 @@ def build_view(built: Mapping[str, Any]) -> list[Block]:
         Line(""),
         Grid(("", ""), rows),
         Line(""),
+        *(Line(line, "warn") for line in facts.get("left_out", ())),
         Line(f"Bundle: {bundle}", "title"),
         Line(f"Next: sparsecc verify {bundle}", "dim"),
     ]
@@ -56,6 +57,7 @@ command = Command(
         "Where": (
             options.option("device", help="Where to build; NAME is one of `sparsecc devices list`."),
             options.option("deadline", help="Stop the build after this, e.g. 30min."),
-        )
+        ),
+        "How": (options.option("build"),),
     },
 )

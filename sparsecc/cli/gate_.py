@@ -93,13 +93,12 @@ def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[GateResult]:
 
 
 def _first_sample(spec: str, baseline: Path) -> Mapping[str, Any]:
-    import onnx_ir as ir
-
     from sparsecc.data.files import feeds_from
     from sparsecc.errors import InputError
     from sparsecc.gate.gate import model_file
+    from sparsecc.loading.models import load_ir
 
-    for sample in feeds_from(spec, ir.load(model_file(baseline))):
+    for sample in feeds_from(spec, load_ir(model_file(baseline))):
         return sample
     raise InputError(f"{spec}: holds no sample: give --data with one at least")
 

@@ -88,6 +88,11 @@ def devices() -> click.Option:
     )
 
 
+def key(help: str) -> click.Option:
+    """`--key`, a public one."""
+    return click.Option(["--key"], type=click.Path(), metavar="PEM", help=help)
+
+
 def data() -> click.Option:
     """`--data`."""
     return click.Option(

@@ -120,6 +120,9 @@ command = Command(
         "Target and measurement": (
             options.option("target"),
             options.devices(),
+            options.key(
+                "Load an engine that someone else built: its bundle is signed by this public key's owner."
+            ),
             click.Option(
                 ["--cluster"],
                 metavar="ADDRESS",

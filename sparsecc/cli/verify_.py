@@ -69,11 +69,8 @@ command = Command(
             options.option("calib_general"),
             options.option("evaluate"),
             options.option("build"),
-            click.Option(
-                ["--key"],
-                type=click.Path(),
-                metavar="PEM",
-                help="Check that the bundle is signed by the owner of this public key (see `sparsecc sign`).",
+            options.key(
+                "Check that the bundle is signed by the owner of this public key (see `sparsecc sign`)."
             ),
         )
     },

@@ -15,7 +15,6 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reference.pruned_io import Narrowed
-from sparsecc.system.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     costs = summary.costs(analysis, choice.keep)
     costs["before"].update(depth.before)
     facts = {
-        "sha256": file_sha256(compilation.file),
+        **compilation.identity,
         "nodes": len(analysis.model.graph) - depth.added + len(depth.nodes),
         "params": costs["before"]["params"],
         "macs": costs["before"]["macs"],

@@ -14,6 +14,7 @@ import numpy as np
 from sparsecc.devices import open_device
 from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError
+from sparsecc.loading.private_copy import require_sound
 from sparsecc.measure.interleave import Budget, Comparison
 from sparsecc.measure.pair import measure_pair
 from sparsecc.measure.statistics import LogRatio
@@ -125,6 +126,8 @@ def gate(
         )
     budget = budget or Budget(pairs=160, seconds=12.0, warmup_seconds=0.4)
     now, before = model_file(current), model_file(baseline)
+    for path in (now, before):
+        require_sound(path)
     if device != "local":
         with open_device(device) as there:
             require_ready(there, (now, before))
@@ -274,15 +277,14 @@ def _bytes(model: Path) -> int:
 
 def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:
     """Random inputs with which the baseline runs."""
-    import onnx_ir as ir
-
     from sparsecc.data.random_inputs import random_feeds
+    from sparsecc.loading.models import load_ir
     from sparsecc.runtime.session import open_session
     from sparsecc.shapes.dynamic_dims import candidate_dims
 
     if model.suffix == ".ort":
         raise InputError(f"{model.name}: inputs cannot be made up for the ORT format: give them with --data")
-    runner, graph = open_session(model), ir.load(model)
+    runner, graph = open_session(model), load_ir(model)
     failure: InputError | None = None
     for dims in candidate_dims(graph):
         feeds = random_feeds(graph, seed=seed, dynamic=dims)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,12 @@ class ExternalFiles:
     def payload(self, extent: Extent) -> np.ndarray:
         """The bytes of a checked extent as a read-only uint8 array over the mapped file, no copy."""
         return self._file(extent.location).read(extent.offset, extent.length)
+
+    def whole(self, location: str, piece: int) -> Iterator[np.ndarray]:
+        """All bytes of a file opened already, at most `piece` at once."""
+        file = self._opened[location]
+        for offset in range(0, file.size, piece):
+            yield file.read(offset, min(piece, file.size - offset))
 
     def names(self) -> list[str]:
         """The locations opened so far, sorted."""

@@ -37,7 +37,7 @@ class OpenedModel:
 def open_model(path: Path, limits: Limits = DEFAULT_LIMITS) -> OpenedModel:
     """Read and check a model file. InputError, one line, for anything that is not a sound ONNX model."""
     try:
-        data = _read(path, limits)
+        data = read_plain(path, limits)
         return open_bytes(data, limits, folder=path.parent)
     except InputError as e:
         raise InputError(f"{one_line(str(path), 120)}: {e}") from e
@@ -64,8 +64,11 @@ def open_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS, folder: Path | None
     return OpenedModel(model, files, tuple(notes))
 
 
-def _read(path: Path, limits: Limits) -> bytes:
-    """The bytes of a plain file no larger than the limit. A link is followed: the user named this file."""
+def read_plain(path: Path, limits: Limits, formats: tuple[bytes, ...] = ()) -> bytes:
+    """The bytes of a plain file no larger than the limit. A link is followed: the user named this file.
+
+    InputError for what is certainly no ONNX model, unless bytes 4 to 8 are one of `formats`.
+    """
     try:
         fd = os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as e:
@@ -77,7 +80,7 @@ def _read(path: Path, limits: Limits) -> bytes:
             raise InputError("is a folder: name the .onnx file in it")
         if not stat.S_ISREG(facts.st_mode):
             raise InputError("is not a plain file: write the model to a file first")
-        _refuse_early(fd, facts.st_size)
+        _refuse_early(fd, facts.st_size, formats)
         if facts.st_size > limits.file_bytes:
             raise InputError(
                 f"the file has {facts.st_size} bytes, over {limits.file_bytes}: store its weights as "
@@ -89,12 +92,12 @@ def _read(path: Path, limits: Limits) -> bytes:
         os.close(fd)
 
 
-def _refuse_early(fd: int, size: int) -> None:
+def _refuse_early(fd: int, size: int, formats: tuple[bytes, ...]) -> None:
     """Refuse what is certainly no model before its bytes are read, however large it is."""
     if not size:
         raise InputError(f"not an ONNX model but {looks_like(b'', 0)}")
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as view:
         head = view[:HEAD_BYTES]
         tail = view[max(0, size - (1 << 20)) :] if head[:2] == b"PK" else b""
-    if kind := looks_like(head, size, tail):
+    if head[4:8] not in formats and (kind := looks_like(head, size, tail)):
         raise InputError(f"not an ONNX model but {kind}")

@@ -82,6 +82,10 @@ class OperatorChecker:
 
     def check(self, node: onnx.NodeProto, where: str, opsets: dict[str, int]) -> None:
         """InputError unless the operator exists in its operator set and takes what the node gives it."""
+        if node.op_type == "EPContext":
+            raise InputError(
+                f"{where}: holds an engine, which runs code when it is loaded: give the model it is of"
+            )
         schema = self._schema(node, where, opsets)
         if schema is None:
             return

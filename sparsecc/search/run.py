@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsecc import worker
 from sparsecc.bundle.folder import write_json
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
 from sparsecc.errors import GoalError
+from sparsecc.loading.identity import digest_of
 from sparsecc.options import SYNTHETIC, CompileOptions, rows_of
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
 from sparsecc.search.runners import Runner
 from sparsecc.search.space import Space, between
-from sparsecc.system.files import file_sha256
 from sparsecc.system.versions import versions
 
 SCHEMA = "sparsecc.search/1"
@@ -39,7 +40,7 @@ def search(
 ) -> dict[str, Any]:
     """What `front.json` in `folder` then holds. GoalError where no point could be made."""
     space.require_known(base)
-    sha = file_sha256(model)
+    sha = digest_of(worker.run("sparsecc.loading.identity:identify", {"model": str(model)}))
     data = _data_of(base)
     with Ledger(folder, sha) as ledger:
         asked: set[str] = set()

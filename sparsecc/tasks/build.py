@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.backends import backend_named
-from sparsecc.backends.base import Backend
+from sparsecc.backends.base import Backend, with_switches
 from sparsecc.bundle.folder import MANIFEST, SIGNATURE, Bundle, BundleWriter
 from sparsecc.errors import InputError
+from sparsecc.loading.private_copy import require_sound
 from sparsecc.targets import target_named
 
 Emit = Callable[[dict[str, Any]], None]
@@ -28,6 +29,7 @@ def build(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     bundle.require_intact()
     report, plan = bundle.report, bundle.plan
     backend = _backend(bundle, report)
+    require_sound(bundle.folder / "model.onnx")  # NVIDIA's parser reads what a stranger may have written
     facts = {key: value for key, value in bundle.manifest.items() if key not in _OF_THE_MANIFEST}
     with BundleWriter(bundle.folder, force=True) as writer:
         writer.facts = facts
@@ -41,8 +43,11 @@ def build(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             writer.folder,
             lambda what, share: emit({"stage": what, "share": share}),
             device=request.get("device"),
+            own=with_switches(request.get("options") or {}),
         )
         report["build"] = artefact.facts
+        if not isinstance(report.get("after"), dict):
+            raise InputError(f"{bundle.folder}: report.json is not one of ours: compile again")
         report["after"]["engine_bytes"] = (writer.folder / artefact.main).stat().st_size
         writer.write_json("report.json", report)
         _write_page(writer.folder, report, plan)

@@ -7,11 +7,13 @@ from typing import Any
 
 from sparsecc.compilation import Emit
 from sparsecc.errors import InputError
+from sparsecc.loading.private_copy import private_copy
 from sparsecc.loss.quality import told
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
+from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks.inputs import feeds_of, model_file
 
 
@@ -20,7 +22,11 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     a, b = (model_file(Path(request[side])) for side in ("a", "b"))
     threads = int(request.get("threads") or 1)
     emit({"stage": "load", "share": 0.0})
-    first, second = (open_session(path, threads=threads) for path in (a, b))
+    with temporary_folder("scratch") as scratch:
+        first, second = (
+            open_session(private_copy(path, scratch / side), threads=threads)
+            for path, side in ((a, "a"), (b, "b"))
+        )
     feeds = feeds_of(a, request)
     reference, found = first.run(feeds), second.run(feeds)
     if set(reference) != set(found):

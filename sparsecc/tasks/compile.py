@@ -62,7 +62,8 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
 
     options = compilation.options
     recipe = yaml.safe_dump(options.to_recipe(), sort_keys=True)
-    bundle.facts = {"input": {"sha256": plan.model["sha256"]}, "versions": versions(), "seed": options.seed}
+    original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
+    bundle.facts = {"input": original, "versions": versions(), "seed": options.seed}
     bundle.write_json("plan.json", plan.to_json())
     bundle.write_json("report.json", report)
     (bundle.folder / "recipe.yaml").write_text(recipe)

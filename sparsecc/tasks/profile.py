@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.backends import backend_named
+from sparsecc.bundle.folder import Bundle
+from sparsecc.bundle.signing import signature_check
 from sparsecc.compilation import Emit
+from sparsecc.errors import GoalError
 from sparsecc.targets import target_named
 from sparsecc.tasks.inputs import feeds_of, model_file
 
 
 def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Latency of one model, per layer where asked."""
+    if request.get("key"):
+        accept_signed_bundle(Bundle.open(Path(request["model"])), str(request["key"]))
     path, threads = model_file(Path(request["model"])), int(request.get("threads") or 1)
     target = target_named(request.get("target") or "onnxruntime")
     backend, where = backend_named(target.backend), str(request.get("device") or "local")
@@ -36,3 +41,16 @@ def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             layers=bool(request.get("layers")),
         ),
     }
+
+
+def accept_signed_bundle(bundle: Bundle, key: str) -> None:
+    """Take a bundle's engine, if it has one, for good. GoalError where it is not signed by this key as it is."""
+    from sparsecc.backends.nvidia.plans import accept_signed
+    from sparsecc.backends.nvidia.trtexec import ENGINE
+
+    check = signature_check(bundle, key)
+    if not check["ok"]:
+        raise GoalError(f"{bundle.folder}: signature failed: {check['detail']}")
+    bundle.require_intact()
+    if (bundle.folder / ENGINE).is_file():
+        accept_signed(bundle.folder / ENGINE)
