@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sparsecc.fleet import profile_fleet
     from sparsecc.search.api import search
 
+if sys.platform == "win32":
+    raise ImportError("sparsecc runs on Linux and macOS: on Windows, use it in WSL")
+
 # ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

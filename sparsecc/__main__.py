@@ -1,9 +1,16 @@
-"""The `sparsecc` command, and `python -m sparsecc`."""
+"""The `sparsecc` command, and `python -m sparsecc`.
 
-from __future__ import annotations
+For `-m` Python puts the working folder first on its import path. It is taken off again here, before anything else is
+imported, unless sparsecc itself lies there. What Python has imported by then, the package `sparsecc` first of all, it
+may have found in that folder: the `sparsecc` command, and `python -I -m sparsecc`, never look there.
+"""
 
+import os
 import signal
 import sys
+
+if sys.path and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
+    del sys.path[0]
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -67,24 +68,30 @@ def compile(model: Model, **options: Any) -> CompileResult:
     criterion, … `output` is the bundle's folder, by default the model's name.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
-    from sparsecc.bundle.folder import check_destination
+    from sparsecc.bundle.folder import BundleWriter
+    from sparsecc.tasks.outside import beyond_sandbox
 
     call = CompileCall.of(warned(options, 2))
+    work = partial(
+        _run,
+        "sparsecc.tasks.compile_to_goal:compile_model",
+        on_event=call.on_event,
+        deadline=call.deadline,
+        memory=call.memory_limit,
+    )
     with _file(model) as path:
         folder = Path(call.output) if call.output is not None else default_bundle(path)
-        if not call.dry_run:
-            check_destination(folder, call.force)
-        request = {
-            "model": str(path),
-            "output": str(folder),
-            "force": call.force,
-            "dry_run": call.dry_run,
-            "options": call.to_recipe(),
-        }
-        task = "sparsecc.tasks.compile_to_goal:compile_model"
-        with _swept(folder):
-            made = _run(task, request, call.deadline, call.memory_limit, call.on_event)
-    return CompileResult(Path(made["bundle"]) if made["bundle"] else None, made["report"], made["plan"])
+        given = call.to_recipe()
+        request = {"model": str(path), "output": str(folder), "dry_run": call.dry_run, "options": given}
+        outside = beyond_sandbox(given)
+        if call.dry_run:
+            made = work(request, outside=outside)
+            return CompileResult(None, made["report"], made["plan"])
+        with BundleWriter(folder, force=call.force) as bundle:
+            request["folder"] = str(bundle.folder)
+            made = work(request, write=[bundle.folder], outside=outside)
+            bundle.facts = made["facts"]
+    return CompileResult(Path(made["bundle"]), made["report"], made["plan"])
 
 
 def inspect(
@@ -101,7 +108,7 @@ def inspect(
     options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
     with _file(model) as path:
         request = {"model": str(path), "options": options, "why": why}
-        found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, None, None, on_event)
+        found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, on_event)
     return found
 
 
@@ -130,9 +137,12 @@ def profile(
         "device": device,
         "key": os.path.abspath(key) if key is not None else None,
     }
+    from sparsecc.tasks.outside import beyond_sandbox
+
     with _file(model) as path:
         request["model"] = str(path)
-        found: dict[str, Any] = _run("sparsecc.tasks.profile:profile", request, None, None, on_event)
+        outside = beyond_sandbox(request)
+        found: dict[str, Any] = _run("sparsecc.tasks.profile:profile", request, on_event, outside=outside)
     return found
 
 
@@ -146,6 +156,8 @@ def compare(
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Outputs and latency of two models or bundles, side by side, interleaved."""
+    from sparsecc.tasks.outside import beyond_sandbox
+
     with _file(a) as first, _file(b) as second:
         request = {
             "a": str(first),
@@ -154,7 +166,8 @@ def compare(
             "threads": threads,
             "inputs": _shapes(inputs),
         }
-        found: dict[str, Any] = _run("sparsecc.tasks.compare:compare", request, None, None, on_event)
+        outside = beyond_sandbox(request)
+        found: dict[str, Any] = _run("sparsecc.tasks.compare:compare", request, on_event, outside=outside)
     return found
 
 
@@ -191,7 +204,10 @@ def verify(
         "key": os.path.abspath(key) if key is not None else None,
         "options": given,
     }
-    found: dict[str, Any] = _run("sparsecc.tasks.inspect:verify", request, None, None, on_event)
+    from sparsecc.tasks.outside import beyond_sandbox, target_of
+
+    outside = beyond_sandbox({"target": target_of(Path(bundle)), **given}) if reproduce else ""
+    found: dict[str, Any] = _run("sparsecc.tasks.inspect:verify", request, on_event, outside=outside)
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
@@ -206,7 +222,10 @@ def sign(
     The password of an encrypted key is read from the environment variable SPARSECC_KEY_PASSWORD.
     """
     request = {"bundle": str(bundle), "key": os.path.abspath(key)}
-    signed: dict[str, Any] = _run("sparsecc.bundle.signing:sign", request, None, None, on_event)
+    beside = Path(
+        os.path.abspath(bundle)
+    ).parent  # where the signature is written, and takes its place in one step
+    signed: dict[str, Any] = _run("sparsecc.bundle.signing:sign", request, on_event, write=[beside])
     return signed
 
 
@@ -227,7 +246,13 @@ def build(
     folder = Path(os.path.abspath(bundle))
     request = {"bundle": str(folder), "device": device, "options": dict(build or {})}
     with _swept(folder):
-        made: dict[str, Any] = _run("sparsecc.tasks.build:build", request, deadline, None, on_event)
+        made: dict[str, Any] = _run(
+            "sparsecc.tasks.build:build",
+            request,
+            on_event,
+            deadline=deadline,
+            outside="engines are built by drivers and programs of a GPU's maker",
+        )
     return made
 
 
@@ -247,7 +272,8 @@ def reduce(
     with _file(model) as path:
         made = Path(output) if output is not None else default_reduced(path)
         request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
-        found: dict[str, Any] = _run("sparsecc.tasks.reduce:reduce_model", request, None, None, on_event)
+        outside = "--check is a command of your own"
+        found: dict[str, Any] = _run("sparsecc.tasks.reduce:reduce_model", request, on_event, outside=outside)
     return found
 
 
@@ -259,11 +285,28 @@ def doctor() -> dict[str, Any]:
 
 
 def _run(
-    task: str, request: dict[str, Any], deadline: float | None, memory: int | None, on_event: Event | None
+    task: str,
+    request: dict[str, Any],
+    on_event: Event | None,
+    *,
+    write: Sequence[Path] = (),
+    outside: str = "",
+    deadline: float | None = None,
+    memory: int | None = None,
 ) -> Any:
+    """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`."""
     from sparsecc import worker
 
-    return worker.run(task, request, deadline=deadline or DEADLINE, memory=memory, on_event=on_event)
+    if outside and on_event is not None:
+        on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})
+    return worker.run(
+        task,
+        request,
+        deadline=deadline or DEADLINE,
+        memory=memory,
+        on_event=on_event,
+        write=None if outside else write,
+    )
 
 
 def _shapes(inputs: Inputs | None) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_other_commands_reach_the_api(api: Recorder) -> None:
     assert api.asked == {"arguments": ("out",), "model": "m.onnx"}
 
 
-OWN = {"recipe", "as_json", "quiet", "verbose", "html"}
+OWN = {"recipe", "as_json", "no_sandbox", "quiet", "verbose", "html"}
 """Options that a command settles itself."""
 
 

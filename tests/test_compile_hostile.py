@@ -23,8 +23,8 @@ ENDLESS = "loop_forever"
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    with Worker(memory=MEMORY) as one:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(memory=MEMORY, write=[tmp_path_factory.getbasetemp()]) as one:
         yield one
 
 

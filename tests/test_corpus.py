@@ -19,8 +19,8 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    with Worker(memory=4 << 30) as one:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(memory=4 << 30, write=[tmp_path_factory.getbasetemp()]) as one:
         yield one
 
 

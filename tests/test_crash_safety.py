@@ -93,8 +93,8 @@ def test_a_few_killed_compiles_leave_a_bundle_or_nothing(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    with Worker() as one:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(write=[tmp_path_factory.getbasetemp()]) as one:
         yield one
 
 

@@ -54,7 +54,14 @@ def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_the_same_in_another_process(model: Path, first: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere" / "deeper" / "out"
     again = compiled(
-        model, other, umask="077", PYTHONHASHSEED="77", OMP_NUM_THREADS="2", TZ="Asia/Tokyo", LC_ALL="C"
+        model,
+        other,
+        umask="077",
+        PYTHONHASHSEED="77",
+        OMP_NUM_THREADS="2",
+        OPENBLAS_NUM_THREADS="2",
+        TZ="Asia/Tokyo",
+        LC_ALL="C",
     )
     for name in (*again, "manifest.json"):
         if name:
@@ -107,3 +114,57 @@ def test_the_command_line_has_the_option(
 ) -> None:
     assert main(["verify", str(first), "--model", str(model), "--reproduce", "--json"]) == 0
     assert '"reproduce"' in capsys.readouterr().out
+
+
+def solved(model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, core: str) -> Path:
+    """A bundle whose weights are refitted by OpenBLAS kernels for another type of processor."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", core)
+    sparsecc.compile(model, ratio=0.4, measure=False, output=out, calib="synthetic", recover="reconstruct")
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    return out
+
+
+def test_a_processor_of_another_type_is_recorded_and_compared_within_rounding(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = solved(model, tmp_path / "there", monkeypatch, "Prescott")
+    here = solved(model, tmp_path / "here", monkeypatch, "")
+    if Bundle.open(there).manifest["processor"] == Bundle.open(here).manifest["processor"]:
+        pytest.skip("this BLAS is no OpenBLAS that can be told another type")
+    detail = sparsecc.verify(there, model=model, reproduce=True)["checks"][-1]["detail"]
+    assert "within rounding" in detail
+    assert "another type" in detail
+    same = sparsecc.verify(here, model=model, reproduce=True)["checks"][-1]["detail"]
+    assert same.endswith("byte by byte")
+
+
+def test_more_than_rounding_is_no_rounding(model: Path, first: Path, tmp_path: Path) -> None:
+    from sparsecc.verify.rounding import difference
+
+    names = ["model.onnx", "plan.json"]
+    assert difference(first, first, names) == 0
+    (tmp_path / "near").mkdir()
+    (tmp_path / "far").mkdir()
+    for folder, factor in (("near", 1 + 1e-6), ("far", 1.1)):
+        scaled(first / "model.onnx", tmp_path / folder / "model.onnx", factor)
+        (tmp_path / folder / "plan.json").write_bytes((first / "plan.json").read_bytes())
+    near = difference(first, tmp_path / "near", names)
+    assert near is not None
+    assert 0 < near < 1e-5
+    assert difference(first, tmp_path / "far", names) is None
+    assert difference(first, tmp_path / "near", ["absent.json"]) is None
+    plan = (first / "plan.json").read_text()
+    (tmp_path / "near" / "plan.json").write_text(plan.replace('"kept"', '"keeps"'))
+    assert difference(first, tmp_path / "near", ["plan.json"]) is None
+
+
+def scaled(source: Path, target: Path, factor: float) -> None:
+    """The model with one weight tensor multiplied."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(source)
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), tensor.name))
+    onnx.save(model, target)

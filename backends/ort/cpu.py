@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import onnx_ir as ir
 from sparsecc.backends.base import Artefact, Availability, Backend
 from sparsecc.errors import InputError, InternalError, SystemFailureError
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
-from sparsecc.system import memory
+from sparsecc.system import memory, process
 
 if TYPE_CHECKING:
     from sparsecc.measure.interleave import Comparison
@@ -285,37 +283,33 @@ def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
 
 def _convert_to_ort_format(built: Path, chosen: BuildOptions) -> None:
     """Add `model.ort` and the required-operators configuration (with types) of a minimal build."""
-    with tempfile.TemporaryDirectory(dir=built.parent) as out:
-        command = [
-            sys.executable,
-            "-m",
-            "onnxruntime.tools.convert_onnx_models_to_ort",
-            str(built / "model.onnx"),
+    with tempfile.TemporaryDirectory(dir=built.parent.absolute()) as out:
+        arguments = [
+            str(built.absolute() / "model.onnx"),
+            "--output_dir",
+            out,
+            "--optimization_style",
+            "Fixed",
         ]
-        command += ["--output_dir", out, "--optimization_style", "Fixed", "--enable_type_reduction"]
-        command += ["--target_platform", chosen.platform]
-        disable = {"none": "disable"}
-        environment = {
-            **os.environ,
-            "ORT_CONVERT_ONNX_MODELS_TO_ORT_OPTIMIZATION_LEVEL": disable.get(chosen.level, chosen.level),
-        }
+        arguments += ["--enable_type_reduction", "--target_platform", chosen.platform]
+        program = {"module": "onnxruntime.tools.convert_onnx_models_to_ort", "arguments": arguments}
+        level = {"none": "disable"}.get(chosen.level, chosen.level)
         try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=_ORT_FORMAT_SECONDS,
-                check=False,
+            ended = process.run(
+                "sparsecc.system.process:run_module",
+                program,
+                scratch=Path(out),
+                seconds=_ORT_FORMAT_SECONDS,
+                env={"ORT_CONVERT_ONNX_MODELS_TO_ORT_OPTIMIZATION_LEVEL": level},
             )
-        except subprocess.TimeoutExpired as e:
+        except TimeoutError as e:
             raise InternalError(
                 f"model.ort: the converter took over {_ORT_FORMAT_SECONDS} s: build without the ORT format"
             ) from e
         made = next(Path(out).glob("*.ort"), None)
         config = next(Path(out).glob("*.config"), None)
-        if done.returncode != 0 or made is None or config is None:
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        if ended.status != 0 or made is None or config is None:
+            last = (ended.printed.strip() or "no output").splitlines()[-1]
             raise InputError(
                 f"model.ort: ONNX Runtime's converter failed: {last}: build without the ORT format"
             )

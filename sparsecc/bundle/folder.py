@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.errors import GoalError, InputError, SystemFailureError
+from sparsecc.errors import GoalError, InputError, InternalError, SystemFailureError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import file_sha256
 from sparsecc.system.temp_folders import locked_folder, sweep_folders
@@ -77,16 +77,22 @@ class BundleWriter:
     Files are written into `folder`, a hidden sibling. When the block ends well, the manifest is added, all is
     brought to disk and one rename publishes it; when it raises, nothing is left. `facts` go into the manifest
     (plain JSON: the input's hash, the recipe, the seed). What a killed run left is swept by the next one.
+
+    Where `folder` is given, another process has made that one, and publishes it: this one only fills it. So a
+    sandbox need not leave more open than that folder.
     """
 
-    def __init__(self, destination: Path, *, force: bool = False) -> None:
+    def __init__(self, destination: Path, *, force: bool = False, folder: str | None = None) -> None:
         self.destination = Path(os.path.abspath(destination))
         self.force = force
         self.facts: dict[str, Any] = {}
-        self.folder = self.destination
+        self.folder = self.destination if folder is None else Path(folder)
+        self._publishes = folder is None
         self._lock = -1
 
     def __enter__(self) -> BundleWriter:
+        if not self._publishes:
+            return self
         check_destination(self.destination, self.force)
         with _disk_errors(self.destination):
             sweep(self.destination)
@@ -101,13 +107,16 @@ class BundleWriter:
                 if isinstance(error, OSError) and error.errno in _DISK_FAILURES:
                     raise _disk_failure(self.destination, error) from error
                 return
-            with _disk_errors(self.destination):
-                write_json(self.folder / MANIFEST, manifest_of(self.folder, self.facts))
-                _bring_to_disk(self.folder)
-                self._publish()
+            if self._publishes:
+                with _disk_errors(self.destination):
+                    _require_plain(self.folder)
+                    write_json(self.folder / MANIFEST, manifest_of(self.folder, self.facts))
+                    _bring_to_disk(self.folder)
+                    self._publish()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self._lock)
+            if self._publishes:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os.close(self._lock)
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the bundle."""
@@ -129,6 +138,13 @@ class BundleWriter:
                 ) from e
             raise
         _sync(self.destination.parent)
+
+
+def _require_plain(folder: Path) -> None:
+    """InternalError for a link or a pipe among the files: whoever filled the folder may not lead us out of it."""
+    for name in _files(folder):
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise InternalError(f"{quoted(name)} of the new bundle is no plain file: nothing was written")
 
 
 def sweep(destination: Path) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,6 +18,8 @@ MANY = 24
 """Options of which a short help shows those that most need."""
 ALL, RENAMED = "sparsecc.cli.all", "sparsecc.cli.renamed"
 """Keys of what a context knows besides: whether all options are shown; lines about old flags."""
+SWITCH = "SPARSECC_SANDBOX"
+"""Read by `sparsecc/system/sandbox.py`, which `--help` need not load."""
 
 Run = Callable[[Terminal, dict[str, Any]], int | None]
 """A command's body: the terminal, and the options that the user gave. Returns an exit code, or None for 0."""
@@ -34,6 +38,11 @@ def shared_options() -> list[click.Parameter]:
             help="Log every step to stderr, one JSON object a line: time, level, stage.",
         ),
         click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG),
+        click.Option(
+            ["--no-sandbox"],
+            is_flag=True,
+            help="Read files outside the sandbox that `sparsecc doctor` tells of.",
+        ),
     ]
 
 
@@ -128,9 +137,24 @@ def _call(run: Run, values: dict[str, Any], command: Command) -> int | None:
     for line in click.get_current_context().meta.get(RENAMED, ()):
         terminal.note(line)
     rows = {option.name for option in command.params if isinstance(option, RowOption)}
-    given = {name: value for name, value in values.items() if _is_given(value, name in rows)}
-    trail().options = dict(given)
-    return run(terminal, given)
+    with _switched(off=values.pop("no_sandbox")):
+        given = {name: value for name, value in values.items() if _is_given(value, name in rows)}
+        trail().options = dict(given)
+        return run(terminal, given)
+
+
+@contextmanager
+def _switched(*, off: bool) -> Iterator[None]:
+    """Without a sandbox, whatever the environment says, for as long as the command runs."""
+    before = os.environ.get(SWITCH)
+    if off:
+        os.environ[SWITCH] = "off"
+    try:
+        yield
+    finally:
+        if off:
+            os.environ.pop(SWITCH)
+            os.environ.update({} if before is None else {SWITCH: before})
 
 
 def _is_given(value: Any, is_row: bool) -> bool:

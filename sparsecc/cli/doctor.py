@@ -26,6 +26,10 @@ def doctor_view(found: Mapping[str, Any]) -> list[Block]:
         Line(""),
         Grid(("", "device", "version", "note"), [_row(row) for row in found.get("devices", ())]),
     ]
+    if sandbox := found.get("sandbox"):
+        told = f"sandbox of the worker: {sandbox['told']}"
+        more = f" ({sandbox['remedy']})" if sandbox["remedy"] else ""
+        blocks += [Line(""), Line(told + more, "" if sandbox["holds"] else "warn")]
     if about:
         blocks += [Line(""), Grid(("installed", "version"), about)]
     remedies = [f"For {row['name']}: {row['remedy']}" for row in missing if row.get("remedy")]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ import numpy as np
 
 from sparsecc.errors import InputError, WorkerError
 from sparsecc.runtime.runner import Feeds
+from sparsecc.system import process
 from sparsecc.system.temp_folders import temporary_folder
 
 _SECONDS = 300.0
@@ -43,20 +42,18 @@ def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _S
     """Load and run `path` once in a new process. WorkerError when it dies or takes over `seconds`."""
     with temporary_folder("scratch") as scratch:
         arrays = {f"{index}": _plain(array) for index, array in enumerate(feeds.values())}
-        np.savez(Path(scratch) / "feeds.npz", **arrays)  # type: ignore[arg-type]
-        task = {"model": str(path), "threads": threads, "names": list(feeds), "scratch": str(scratch)}
+        np.savez(scratch / "feeds.npz", **arrays)  # type: ignore[arg-type]
+        task = {"model": str(path.absolute()), "threads": threads, "names": list(feeds)}
         task["types"] = [array.dtype.name for array in feeds.values()]
-        command = [sys.executable, "-c", "from sparsecc.measure.footprint import child; child()"]
+        (scratch / "task.json").write_text(json.dumps(task), encoding="ascii")
+        entry, config = "sparsecc.measure.footprint:child", {"scratch": str(scratch)}
         try:
-            done = subprocess.run(
-                command, input=json.dumps(task), capture_output=True, text=True, timeout=seconds, check=False,
-                env={**os.environ, **_REPEATABLE},
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as e:
+            ended = process.run(entry, config, scratch=scratch, seconds=seconds, env=_REPEATABLE)
+        except TimeoutError as e:
             raise WorkerError(
                 f"{path.name}: one load and run took over {seconds:.0f} s: try smaller inputs"
             ) from e
-        return _read(path, Path(scratch) / "result.json", done.returncode)
+        return _read(path, scratch / "result.json", ended.status)
 
 
 def _read(path: Path, result: Path, returncode: int) -> Footprint:
@@ -68,13 +65,13 @@ def _read(path: Path, result: Path, returncode: int) -> Footprint:
     return Footprint(**answer)
 
 
-def child() -> None:
-    """The measuring process: the task as JSON on stdin, the answer in `result.json` of its scratch folder."""
+def child(config: Mapping[str, Any]) -> None:
+    """The measuring process: `task.json` in its scratch folder is read, `result.json` there is the answer."""
     # Imported before anything is counted: the memory and import time of ONNX Runtime are not the model's.
     from sparsecc.runtime.session import open_session
 
-    task = json.load(sys.stdin)
-    scratch = Path(task["scratch"])
+    scratch = Path(config["scratch"])
+    task = json.loads((scratch / "task.json").read_text())
     feeds = _feeds(task, scratch / "feeds.npz")
     at_rest = _memory()[0]
     try:

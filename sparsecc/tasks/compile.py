@@ -16,6 +16,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
 from sparsecc.system.files import size_of
+from sparsecc.system.processor import processor
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
@@ -23,7 +24,11 @@ from sparsecc.tasks.stages import DECIDING, Work, walk
 
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`."""
+    """Compile `request["model"]` with `request["options"]` into the bundle `request["output"]`.
+
+    Where the caller made a folder for it, `request["folder"]`, the files are written there, and the caller publishes
+    them with the "facts" of the result.
+    """
     options = CompileOptions.of(request["options"])
     require_methods(options)  # what cannot be done is refused before anything is loaded
     require_passes(options)
@@ -37,14 +42,16 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         work = walk(Work(compilation), DECIDING)
         report = assemble.report(compilation, work.decision, {}, {}, None)
         return {"bundle": None, "report": report, "plan": work.decision.plan.to_json()}
-    with BundleWriter(Path(request["output"]), force=bool(request.get("force"))) as bundle:
+    output, force = Path(request["output"]), bool(request.get("force"))
+    with BundleWriter(output, force=force, folder=request.get("folder")) as bundle:
         work = Work(compilation, bundle.folder)
         work.backend.require(work.backend.build_options(compilation.options))
         walk(work)
         plan = work.decision.plan
         report = assemble.report(compilation, work.decision, work.verification, _figures(work), work.accuracy)
         write_bundle(compilation, bundle, plan, report)
-    return {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
+    made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
+    return {**made, "facts": bundle.facts}
 
 
 def _figures(work: Work) -> dict[str, Any]:
@@ -63,7 +70,8 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
     options = compilation.options
     recipe = yaml.safe_dump(options.to_recipe(), sort_keys=True)
     original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
-    bundle.facts = {"input": original, "versions": versions(), "seed": options.seed}
+    about = {"input": original, "versions": versions(), "seed": options.seed}
+    bundle.facts = {**about, "processor": processor()}
     bundle.write_json("plan.json", plan.to_json())
     bundle.write_json("report.json", report)
     (bundle.folder / "recipe.yaml").write_text(recipe)

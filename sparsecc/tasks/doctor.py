@@ -9,6 +9,7 @@ from typing import Any
 from sparsecc.backends import backend_named
 from sparsecc.backends.base import Availability
 from sparsecc.errors import SparseccError
+from sparsecc.system import sandbox
 from sparsecc.system.versions import versions
 from sparsecc.targets import TARGETS, installed_runtimes
 
@@ -21,6 +22,7 @@ def examine() -> dict[str, Any]:
         "versions": versions(),
         "targets": [*(_target(name) for name in TARGETS), *_broken()],
         "devices": [{"name": "local", "ok": True, "version": platform.machine(), "reason": "", "remedy": ""}],
+        "sandbox": asdict(sandbox.state()),
     }
 
 

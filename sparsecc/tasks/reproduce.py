@@ -1,4 +1,4 @@
-"""Whether compiling again gives the same bytes."""
+"""Whether compiling again gives the same bytes, or, on a processor of another type, the same up to rounding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.foreign import LeftOut, not_given_again, read_recipe
 from sparsecc.errors import InputError
-from sparsecc.escaping import quoted
+from sparsecc.escaping import one_line, quoted
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
+from sparsecc.verify.rounding import difference
 
 MEASURED = {"report.json", "report.html", "recipe.yaml"}
 """Files that hold measurements, or whether there were any."""
@@ -40,16 +41,38 @@ def reproduced(
     with temporary_folder("scratch") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}
         compile_model(request, emit)
-        again = Bundle.open(Path(scratch) / "out").manifest["files"]
-    before = bundle.manifest["files"]
+        without = "".join(f", without '{one.option}' of its recipe" for one in missing)
+        ok, detail = _compared(bundle, Bundle.open(scratch / "out"))
+    return {"check": "reproduce", "ok": ok, "detail": detail + (without if ok else "")}
+
+
+def _compared(bundle: Bundle, made: Bundle) -> tuple[bool, str]:
+    """Whether what was made again is the bundle, and how that was found: by its bytes, or within rounding."""
+    before, again = bundle.manifest["files"], made.manifest["files"]
     other = [n for n in sorted({*before, *again} - MEASURED) if _hash(before, n) != _hash(again, n)]
     if not other:
-        without = "".join(f", without '{one.option}' of its recipe" for one in missing)
-        return {"check": "reproduce", "ok": True, "detail": f"{len(again)} files are the same again{without}"}
+        return True, f"{len(again)} files are the same again, byte by byte"
     detail = f"{', '.join(quoted(n) for n in other)} came out different"
+    there, here = bundle.manifest.get("processor"), made.manifest["processor"]
     if bundle.manifest.get("versions") != versions():
-        detail += "; it was compiled with other versions, see its manifest"
-    return {"check": "reproduce", "ok": False, "detail": detail}
+        return False, f"{detail}; it was compiled with other versions, see its manifest"
+    if there == here:
+        return False, detail
+    apart = difference(bundle.folder, made.folder, other)
+    types = f"it was compiled on a processor of another type ({_told(there)}; here {_told(here)})"
+    if apart is None:
+        return False, f"{detail}, by more than rounding; {types}"
+    count = len(again) - len(other)
+    return (
+        True,
+        f"{count} files are the same byte by byte, {len(other)} within rounding ({apart:.1g}): {types}",
+    )
+
+
+def _told(processor: object) -> str:
+    """Its parts; a manifest may come from anyone."""
+    parts = processor.values() if isinstance(processor, dict) else ()
+    return one_line(" ".join(str(part) for part in parts if part) or "not recorded", 80)
 
 
 def _hash(files: dict[str, Any], name: str) -> object:

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import importlib
 import json
 import mmap
 import os
-import resource
-import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsecc.errors import SparseccError
+from sparsecc.system import sandbox
+from sparsecc.system.process import limit_processor_time
 from sparsecc.worker.protocol import EVENT_LIMIT, OUT_OF_MEMORY, RESULT_LIMIT, is_task
 
-_PR_SET_PDEATHSIG = 1
 _HEADROOM = 32 << 20
 """Bytes that must still be there for a fault not to be one of memory."""
 
 
 def serve(config: dict[str, Any]) -> None:
     """Serve requests until the pipe closes. File descriptors 1 and 2 already lead to the parent's log."""
-    _die_with_parent(config["parent"])
-    _set_limits(config["memory"])
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")  # the kernel's first victim, before the user's own programs
     faulthandler.enable()
     for fd in (config["requests"], config["events"]):
         os.set_inheritable(fd, False)
     channel = _Channel(os.fdopen(config["events"], "wb", buffering=0))
+    room = _Room(config["folder"], config["write"])
     with os.fdopen(config["requests"], "rb") as requests:
         for line in requests:
-            answer = _answer(json.loads(line), config["allowed"], channel)
+            answer = _answer(json.loads(line), config["allowed"], channel, room)
             sys.stdout.flush()
             channel.send(answer, RESULT_LIMIT)
 
@@ -60,12 +60,36 @@ class _Channel:
                 view = view[self._stream.write(view) :]
 
 
-def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel) -> dict[str, Any]:
+@dataclass
+class _Room:
+    """Where tasks run: in the caller's folder, for what its paths mean, and in the sandbox, once code is loaded.
+
+    `write` are the folders that the sandbox leaves open; None: there is none.
+    """
+
+    folder: str | None
+    write: list[str] | None
+    is_entered: bool = False
+
+    def enter(self) -> None:
+        """Before the first task: our modules are imported by then, no file of the user's has been opened."""
+        if self.is_entered:
+            return
+        if self.write is not None:
+            sandbox.enter(map(Path, self.write))
+        if self.folder is not None:
+            os.chdir(self.folder)
+        self.is_entered = True
+
+
+def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel, room: _Room) -> dict[str, Any]:
     try:
         if not is_task(message["task"], allowed):
             return {"fault": f"'{message['task']}' is not a task"}
         module, _, function = message["task"].partition(":")
         work = getattr(importlib.import_module(module), function)
+        room.enter()
+        limit_processor_time(message["seconds"])
         return _plain({"result": work(message["request"], channel.emit)})
     except SparseccError as e:
         return {"error": type(e).__name__, "message": str(e), "traceback": _traced(e)}
@@ -94,26 +118,3 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     """The message, once it is known to be plain data: the fault must fall to the task, not to the channel."""
     json.dumps(message)
     return message
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _set_limits(memory: int) -> None:
-    """RLIMIT_DATA bounds what a process may allocate and leaves mapped files alone; RLIMIT_AS would forbid
-    mapping a model larger than the limit, which costs no memory."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("500")  # the kernel's first victim, before the user's own programs
-    for kind, wanted in _limits(memory):
-        _, hard = resource.getrlimit(kind)
-        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-
-
-def _limits(memory: int) -> Iterator[tuple[int, int]]:
-    yield resource.RLIMIT_CORE, 0
-    yield resource.RLIMIT_DATA, memory
-    yield resource.RLIMIT_NOFILE, 65536

@@ -9,9 +9,8 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any
 
 from sparsecc.errors import InternalError, SparseccError, WorkerError
 from sparsecc.escaping import one_line
+from sparsecc.system import process, sandbox
 from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.crash import write_report
@@ -27,10 +27,6 @@ from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, InWorker, erro
 Event = Callable[[dict[str, Any]], None]
 """Called with each progress event; its "stage", when it has one, is named if the worker dies."""
 
-_BOOT = (
-    "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
-    "from sparsecc.worker.child import serve; serve(config)"
-)
 LEAST_MEMORY = 256 << 20
 """Bytes below which the libraries of a worker do not load: they exit, spin or fault, each in its own way."""
 _TICK = 0.05
@@ -41,6 +37,8 @@ _SIGNAL_MEANS = {
     signal.SIGABRT: "a native library gave up",
     signal.SIGBUS: "a mapped file changed or shrank under it",
     signal.SIGKILL: "something outside, often the system short of memory, killed it",
+    signal.SIGXCPU: "it took more processor time than its deadline has room for",
+    signal.SIGSYS: "a native library made a system call that the sandbox ends a process for",
 }
 
 
@@ -51,19 +49,21 @@ def run(
     deadline: float = 600.0,
     memory: int | None = None,
     on_event: Event | None = None,
+    write: Sequence[Path] | None = (),
 ) -> Any:
     """Run `sparsecc.module:function` as `function(request, emit)` in a fresh child; return its plain result.
 
     `deadline` is in seconds, `memory` in bytes (None: nine tenths of the machine's). A SparseccError of the
     child is raised here as the same class with the same message; a child that crashed, hung or ran out of
-    memory is a WorkerError; any other exception in it is an InternalError that names a crash report.
+    memory is a WorkerError; any other exception in it is an InternalError that names a crash report. `write` are the
+    folders, beside its scratch and our cache, that its sandbox leaves open; None: it runs outside of any.
     """
     if memory is not None and memory < LEAST_MEMORY:
         given, least = (one_line(f"{size / (1 << 20):.4g} MiB") for size in (memory, LEAST_MEMORY))
         raise WorkerError(
             f"a memory limit of {given} is below the {least} that a worker starts with: raise it"
         )
-    with Worker(memory=memory) as worker:
+    with Worker(memory=memory, write=write) as worker:
         return worker.run(task, request, deadline=deadline, on_event=on_event)
 
 
@@ -87,12 +87,19 @@ class Worker:
     """A child process that serves one task after another. A task that crashes or hangs costs the child; the
     next one gets a new child. A context manager for one thread: the child dies with the thread that began it.
 
-    `allowed` names the top-level packages whose functions may be tasks.
+    `allowed` names the top-level packages whose functions may be tasks; `write` is as for `sparsecc.worker.run`.
     """
 
-    def __init__(self, *, memory: int | None = None, allowed: tuple[str, ...] = ("sparsecc",)) -> None:
+    def __init__(
+        self,
+        *,
+        memory: int | None = None,
+        allowed: tuple[str, ...] = ("sparsecc",),
+        write: Sequence[Path] | None = (),
+    ) -> None:
         self._memory = default_limit() if memory is None else memory
         self._allowed = allowed
+        self._write = write if write is not None and sandbox.is_wanted() else None
         self._child: _Child | None = None
 
     def __enter__(self) -> Worker:
@@ -115,7 +122,9 @@ class Worker:
         if not is_task(task, self._allowed):
             raise InternalError(f"'{one_line(task)}' is not a task: tasks read sparsecc.module:function")
         child = self._child = self._child or self._start()
-        child.outbox = memoryview(json.dumps({"task": task, "request": request}).encode() + b"\n")
+        child.outbox = memoryview(
+            json.dumps({"task": task, "request": request, "seconds": deadline}).encode() + b"\n"
+        )
         child.stage, child.answer, child.tail = task, None, b""
         try:
             self._converse(child, deadline, on_event)
@@ -143,25 +152,23 @@ class Worker:
         request_out, request_in = os.pipe()
         event_out, event_in = os.pipe()
         log_out, log_in = os.pipe()
-        config = {
-            "path": [p for p in sys.path if os.path.isabs(p)],
+        scratch, lock = locked_temporary("worker")
+        task = {
             "requests": request_out,
             "events": event_in,
-            "parent": os.getpid(),
-            "memory": self._memory,
             "allowed": self._allowed,
+            "folder": _working_folder(),
+            "write": None if self._write is None else _folders(scratch, *self._write),
         }
-        scratch, lock = locked_temporary("worker")
-        flags = ["-I", "-X", "utf8"] + (["-B"] if sys.dont_write_bytecode else [])
         try:
-            process = subprocess.Popen(
-                [sys.executable, *flags, "-c", _BOOT, json.dumps(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log_in,
-                stderr=log_in,
+            started = process.start(
+                "sparsecc.worker.child:serve",
+                task,
+                scratch=scratch,
+                output=log_in,
+                memory=self._memory,
                 pass_fds=(request_out, event_in),
-                start_new_session=True,
-                env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "TMPDIR": str(scratch)},
+                own_session=True,
             )
         except OSError as e:
             for fd in (request_in, event_out, log_out, lock):
@@ -173,7 +180,7 @@ class Worker:
                 os.close(fd)
         for fd in (request_in, event_out, log_out):
             os.set_blocking(fd, False)
-        return _Child(process, request_in, event_out, log_out, scratch, lock)
+        return _Child(started, request_in, event_out, log_out, scratch, lock)
 
     def _converse(self, child: _Child, deadline: float, on_event: Event | None) -> None:
         """Until the child has answered or is gone; raises WorkerError at the deadline and over the memory."""
@@ -240,6 +247,19 @@ class Worker:
         means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
         fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
+
+
+def _folders(*paths: Path) -> list[str]:
+    """Those that are there, as absolute paths."""
+    return [os.path.abspath(path) for path in paths if path.is_dir()]
+
+
+def _working_folder() -> str | None:
+    """Where the relative paths of a request start; None where that folder is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _read_events(child: _Child) -> bool:

@@ -1,0 +1,271 @@
+"""How our processes start: in one way, which no file in the user's folder, and no variable, leads astray."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparsecc.cli.root import COMMANDS
+from sparsecc.system import process
+from tests.test_layout import SHIPPED, label
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STARTS = {
+    "sparsecc/system/process.py": "every Python process of ours",
+    "sparsecc/tasks/reduce.py": "the user's own command",
+    "sparsecc/devices/local.py": "what a board runs, on this machine",
+    "sparsecc/devices/adb.py": "adb, and through it a board",
+    "sparsecc/devices/ssh.py": "what a board runs, through a library",
+}
+"""The files that may start a process, and which."""
+STARTERS = {
+    "subprocess": {"Popen", "run", "call", "check_call", "check_output", "getoutput", "getstatusoutput"},
+    "os": {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"}
+    | {
+        f"{verb}{kind}"
+        for verb in ("exec", "spawn")
+        for kind in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")
+    },
+    "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},
+    "pty": {"fork", "spawn"},
+}
+MODULES = {"multiprocessing", "concurrent.futures.process", "torch.multiprocessing", "pexpect"}
+"""Modules whose whole purpose it is."""
+
+TRAPS = (
+    "json numpy onnx onnxruntime onnx_ir sitecustomize usercustomize yaml click scipy torch ml_dtypes typing random "
+    "tempfile subprocess ctypes contextlib dataclasses pathlib logging jinja2 rich google model_signing traps_too"
+).split()
+COMMAND_LINE = "import sys; from sparsecc.cli import main; sys.exit(main())"
+"""What the script `sparsecc` of an installed wheel does."""
+
+
+def process_starts(tree: ast.AST) -> Iterator[str]:
+    """Every name in it that starts a process, however it was imported."""
+    types = {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Subscript)
+    }  # subprocess.Popen[bytes]
+    for node in ast.walk(tree):
+        if node in types:
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.attr in STARTERS.get(node.value.id, ()):
+                yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            yield from (f"{node.module}.{name}" for name in names & STARTERS.get(node.module or "", set()))
+            if node.module in MODULES or "ProcessPoolExecutor" in names:
+                yield str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import subprocess\nsubprocess.run(['x'])",
+        "from subprocess import Popen",
+        "import os\nos.execv('x', [])",
+        "import multiprocessing",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "import asyncio\nasyncio.create_subprocess_exec('x')",
+    ],
+)
+def test_starts_are_found(code: str) -> None:
+    assert list(process_starts(ast.parse(code)))
+
+
+def test_processes_start_in_one_place() -> None:
+    found = {label(path): sorted(set(process_starts(ast.parse(path.read_text())))) for path in SHIPPED}
+    assert {file: names for file, names in found.items() if names and file not in STARTS} == {}
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+
+
+def ran(scratch: Path, *arguments: str, seconds: float = 60) -> str:
+    """What tests/process_facts.py prints."""
+    facts = {"module": "tests.process_facts", "arguments": arguments}
+    ended = process.run("sparsecc.system.process:run_module", facts, scratch=scratch, seconds=seconds)
+    assert ended.status == 0, ended.printed
+    return ended.printed
+
+
+def test_a_process_is_bound_and_bounded(tmp_path: Path) -> None:
+    told = json.loads(ran(tmp_path))
+    assert told["isolated"] == 1
+    assert told["folder"] == told["TMPDIR"] == str(tmp_path)
+    assert told["core"] == 0
+    assert all(0 < told[kind] < 1 << 62 for kind in ("file size", "processor time"))
+    if sys.platform == "linux":
+        assert told["no new privileges"] == 1
+        assert told["processes"] < 1 << 30
+        assert told["dies with"] == signal.SIGKILL
+
+
+def test_the_choice_of_threads_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*process.THREADS_OF_BLAS, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    threads = json.loads(ran(tmp_path))["threads"]
+    assert set(threads.values()) == {"1", None}
+    assert threads["OPENBLAS_NUM_THREADS"] == "1"
+
+
+def test_the_deadline_ends_a_process(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError):
+        ran(tmp_path, "endless", seconds=4)
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}]
+from sparsecc.system import process
+task = {{"module": "tests.process_facts", "arguments": ["endless"]}}
+process.run("sparsecc.system.process:run_module", task, scratch=Path({scratch!r}), seconds=600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
+    code = PARENT.format(root=str(ROOT), scratch=str(tmp_path))
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    mark, end = tmp_path / "pid", time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    child = int(mark.read_text())
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+
+
+class Trapped:
+    """A folder full of traps, with models and a bundle in it; each trap that springs leaves its name."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.folder, self.sprung = folder / "work", folder / "sprung"
+        self.folder.mkdir()
+        self.script = folder / "bin" / "sparsecc"
+        self.script.parent.mkdir()
+        self.script.write_text(COMMAND_LINE)
+        for name in ("digits_lstm", "digits_resnet"):
+            (self.folder / f"{name}.onnx").write_bytes((models / f"{name}.onnx").read_bytes())
+        self.environment = {
+            **os.environ,
+            "HOME": str(folder),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(os.path.isabs, sys.path)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **{f"XDG_{kind}_HOME": str(folder / kind) for kind in ("CACHE", "STATE", "CONFIG", "DATA")},
+        }
+        _write_keys(self.folder)
+
+    def lay(self) -> None:
+        trap = f"open({str(self.sprung)!r}, 'a').write(__name__ + chr(10))\n"
+        for name in TRAPS:
+            (self.folder / f"{name}.py").write_text(trap)
+        for package in ("sparsecc", "backends", "passes", "tests"):
+            (self.folder / package).mkdir()
+            (self.folder / package / "__init__.py").write_text(trap)
+        (self.folder / "trap.pth").write_text(f"import traps_too; {trap}")
+        (self.folder / "pyvenv.cfg").write_text(f"home = {self.folder}\n")
+
+    def run(self, *arguments: str, script: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *(script or (str(self.script),)), *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+
+def _write_keys(folder: Path) -> None:
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(private)
+    (folder / "key.pub").write_bytes(public)
+
+
+@pytest.fixture(scope="module")
+def trapped(tmp_path_factory: pytest.TempPathFactory) -> Trapped:
+    made = Trapped(tmp_path_factory.mktemp("trapped"), ROOT / "models")
+    done = made.run("compile", "digits_lstm.onnx", "--ratio", "0.2", "--no-measure", "-o", "bundle")
+    assert done.returncode == 0, done.stderr
+    made.lay()
+    return made
+
+
+CALLS = (
+    ("compile digits_lstm.onnx --ratio 0.3 -o measured", 0),
+    ("compile digits_resnet.onnx --emit ort --ratio 0.3 --no-measure -o ort", 0),
+    ("compile digits_resnet.onnx --quantize int8 --calib synthetic --no-measure -o int8", 0),
+    ("compile digits_lstm.onnx --target tensorrt --emit onnx --no-measure -o trt", 0),
+    ("profile digits_lstm.onnx --layers", 0),
+    ("compare digits_lstm.onnx bundle", 0),
+    ("gate bundle --baseline digits_lstm.onnx", None),
+    ("inspect digits_resnet.onnx", 0),
+    ("verify bundle --model digits_lstm.onnx --reproduce", 0),
+    ("build bundle", 2),
+    ("search digits_lstm.onnx --ratios 0.3 --rounds 0 -o front", 0),
+    ("sign bundle --key key.pem", 0),
+    ("reduce digits_lstm.onnx --check false -o reduced.onnx", 0),
+    ("cache", 0),
+    ("doctor", 0),
+    ("devices list", 0),
+    ("devices add board ssh://pi@192.0.2.7", 0),
+)
+"""A command line, and the exit code it ends with; None where that is the machine's affair."""
+
+
+def test_every_command_is_tried_among_traps() -> None:
+    assert {line.split()[0] for line, _ in CALLS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("line", "status"), CALLS)
+def test_no_trap_springs(line: str, status: int | None, trapped: Trapped) -> None:
+    done = trapped.run(*line.split())
+    assert not trapped.sprung.exists(), trapped.sprung.read_text()
+    assert status is None or done.returncode == status, done.stderr
+
+
+def test_the_traps_are_sharp(trapped: Trapped, tmp_path: Path) -> None:
+    """What looks into the folder springs one."""
+    trapped.run(script=("-c", "import json"))
+    assert trapped.sprung.read_text() == "json\n"
+    trapped.sprung.unlink()
+
+
+def test_as_a_module_the_folder_is_dropped_before_the_command_line_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('sprung')")
+    (tmp_path / "json.py").write_text("raise SystemExit('sprung')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsecc", "--version"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "sprung" not in done.stderr + done.stdout
+
+
+def test_elsewhere_than_linux_and_macos_the_first_import_says_so() -> None:
+    code = "import sys; sys.platform = 'win32'; import sparsecc"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Linux and macOS" in done.stderr.splitlines()[-1]
