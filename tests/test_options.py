@@ -149,6 +149,14 @@ def test_the_page_of_options_is_current() -> None:
     assert (ROOT / "docs" / "options.md").read_text() == page(), "make options"
 
 
+@pytest.mark.parametrize("verb", [sparsecc.inspect, sparsecc.profile, sparsecc.compare, sparsecc.verify])
+def test_other_verbs_have_the_defaults_of_the_table(verb: Any) -> None:
+    rows = rows_of(CompileCall)
+    for name, found in inspect.signature(verb).parameters.items():
+        if name in rows and not isinstance(rows[name].default, dict):
+            assert found.default == rows[name].default, name
+
+
 def test_short_help_shows_what_most_need() -> None:
     assert sum(row.is_common for row in ROWS) == 16  # and --recipe, which is no row
     names = {row.name for row in ROWS if row.is_common}
