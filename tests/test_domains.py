@@ -112,6 +112,7 @@ def test_a_compile_keeps_what_the_domain_uses(tmp_path: Path, capsys: pytest.Cap
     assert f"calib_general: {tmp_path / 'general.npz'}" in (out / "recipe.yaml").read_text()
     assert '"general_samples": 48' in (out / "report.json").read_text()
     again = ["verify", str(out), "--model", str(tmp_path / "m.onnx"), "--reproduce", "-q"]
+    again += ["--calib", str(tmp_path / "domain.npz"), "--calib-general", str(tmp_path / "general.npz")]
     assert main(again) == 0, capsys.readouterr()
 
 

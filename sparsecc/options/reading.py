@@ -53,6 +53,14 @@ def share(text: str) -> float:
     return value
 
 
+def kept_share(text: str) -> float:
+    """A share to keep, `0.5` or `50%`, in (0, 1]."""
+    value = share(text)
+    if value == 0:
+        raise ValueError(f"{text} is outside (0, 1]: 0.5 keeps half")
+    return value
+
+
 def duration_ms(text: str) -> float:
     """`5ms`, `200us`, `0.1s`, in milliseconds, above zero."""
     number, unit = quantity(text, "a duration", "5ms")

@@ -18,13 +18,13 @@ from sparsecc.options.row import (
     DROP,
     FLAG,
     INPUTS,
+    KEPT,
     MILLISECONDS,
     PAIRS,
     PATTERNS,
     RATE,
     RATIO,
     SECONDS,
-    SHARE,
     SIZE,
     TIMES,
     Inputs,
@@ -190,7 +190,7 @@ class CompileOptions(Options):
     )
     tokens: float | None = option(
         None,
-        SHARE,
+        KEPT,
         "Keep this share of an image's patches from a third of the layers of a vision transformer on: those that "
         "its class token attends to most.",
         REMOVAL,
