@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 import sparsecc
-from sparsecc.bundle.foreign import BUILD_KEYS, build_settings, file_rows, own_options
+from sparsecc.bundle.foreign import file_rows, own_options
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions
+from sparsecc.options.builder_keys import BUILD_KEYS, build_settings
 from tests.foreign_files import MODEL, errors_of, seal
 
 pytest_plugins = ("tests.foreign_fixtures",)

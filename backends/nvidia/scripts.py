@@ -9,9 +9,9 @@ from typing import Any
 
 from sparsecc.backends.nvidia.options import BuildOptions, as_mapping
 from sparsecc.backends.nvidia.trtexec import ENGINE, ONNX, Version, build_argv
-from sparsecc.bundle.foreign import LeftOut, build_settings
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.options.builder_keys import LeftOut, build_settings
 
 SETTINGS = "build.json"
 SHELL, PYTHON = "build.sh", "build.py"

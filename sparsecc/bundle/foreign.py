@@ -1,8 +1,8 @@
 """Which options a file may set. A recipe or build.json may come from anyone: it is data, and nothing it names runs.
 
-The table of options says it for every option of `compile`, `BUILD_KEYS` for the builders' own keys. Functions,
-devices, plug-ins, caches and the limits of a worker come from the command line or a Python call alone, and samples
-from a file only where they lie beside it: those are left out, with a line that says so.
+The table of options says it for every option of `compile`, `sparsecc/options/builder_keys.py` for builders' keys.
+Functions, devices, plug-ins, caches and the limits of a worker come from the command line or a Python call alone,
+and samples from a file only where they lie beside it: those are left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,9 @@ from sparsecc.bundle.recipe import ABOUT, load_recipe
 from sparsecc.errors import InputError, unknown
 from sparsecc.escaping import one_line, quoted
 from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.builder_keys import LeftOut, build_settings
 from sparsecc.options.renamed import renamed
 from sparsecc.options.row import By, Row
-
-BUILD_KEYS = frozenset(
-    {"level", "ort_format", "platform", "external_above"}
-    | {"allow_fallback", "cuda_graph", "tf32", "engine_cache", "context_model", "workspace"}
-    | {
-        "optimization_level",
-        "tactic_sources",
-        "profiles",
-        "version_compatible",
-        "hardware_compatible",
-        "refit",
-    }
-    | {"stripped", "weight_streaming", "sparse_weights", "compute_capabilities", "builder"}
-)
-"""Keys of `build`, and of build.json, that a file may set: never `plugins`, `timing_cache`, `device`, `emit`."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """An option of a file that was not taken: why, and how the command line gives it again."""
-
-    option: str
-    why: str
-    again: str
-
-    def line(self, file: str) -> str:
-        return f"{file}: '{self.option}' {self.why}: a file may not; give {self.again} again"
 
 
 def not_given_again(left: Iterable[LeftOut], given: Mapping[str, Any]) -> list[LeftOut]:
@@ -106,29 +79,6 @@ def own_options(given: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any],
         else:
             taken[name] = row.take(value)
     return taken, left
-
-
-def build_settings(given: Any) -> tuple[dict[str, Any], list[LeftOut]]:
-    """The keys for a builder that a file may set, from a mapping or KEY=VALUE texts; and what was left out."""
-    pairs = (
-        given.items()
-        if isinstance(given, dict)
-        else [str(part).partition("=")[::2] for part in _listed(given)]
-    )
-    taken: dict[str, Any] = {}
-    left = []
-    for key, value in pairs:
-        if str(key).replace("-", "_") in BUILD_KEYS:
-            taken[str(key)] = value
-        else:
-            name = one_line(str(key), 40)
-            why = f"is {quoted(str(value), 60)}, a file or machine of the builder"
-            left.append(LeftOut(f"build {name}", why, f"--build {name}=…"))
-    return taken, left
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _samples_beside(folder: Path, value: Any) -> tuple[str, str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.bundle.folder import Bundle
-from sparsecc.bundle.foreign import LeftOut, not_given_again, read_recipe
+from sparsecc.bundle.foreign import not_given_again, read_recipe
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.options.builder_keys import LeftOut
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.verify.rounding import difference
