@@ -1,0 +1,89 @@
+"""int8 and fp8: weights and activations, by ranges that calibration finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from sparsecc.compilation import Compilation
+from sparsecc.errors import InputError
+from sparsecc.passes.base import PassResult
+from sparsecc.passes.quantize.bias_correction import correct_biases
+from sparsecc.passes.quantize.coordinate_descent import round_weights
+from sparsecc.passes.quantize.equalize import equalize_convolutions
+from sparsecc.passes.quantize.kind import Kind
+from sparsecc.passes.quantize.select_layers import Decision
+from sparsecc.passes.quantize.sensitivity import choose_float_layers
+from sparsecc.passes.quantize.smoothquant import smooth_activations
+from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, weight_noise
+from sparsecc.remarks import Remark
+
+if TYPE_CHECKING:
+    from sparsecc.passes.quantize.quantize import Quantize
+    from sparsecc.plan import Plan
+
+
+class Static(Kind):
+    """Layers and what lies between them in 8 bits, decided once and lowered for the target."""
+
+    keeps_loss = True
+
+    def require(self, options: Quantize) -> None:
+        allowed = ("rtn", "gptq") if options.type == "int8" and options.per_channel else ("rtn",)
+        if options.algorithm not in allowed:
+            what = options.type if options.per_channel else f"{options.type} per tensor"
+            raise InputError(
+                f"quantize: no rounding '{options.algorithm}' for {what}: it is one of {', '.join(allowed)}"
+            )
+
+    def needs_data(self, options: Quantize) -> str:
+        return options.type
+
+    def convert(self, options: Quantize, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
+        facts: dict[str, Any] = {"type": options.type}
+        if options.equalize:
+            facts["equalized"] = equalize_convolutions(model)
+        if options.smooth:
+            facts["smoothed"] = smooth_activations(model, compilation, options.smooth)
+        quantizer = StaticQuantizer(model, compilation, static_options(options, options.type))
+        exclude = options.exclude
+        if options.max_drop is not None:
+            mixed = choose_float_layers(quantizer, options.max_drop, exclude)
+            facts["mixed_precision"] = mixed.to_json()
+            exclude = (*exclude, *mixed.left_in_float)
+        decision = quantizer.decide(model, exclude)
+        facts["nodes"] = [layer.name for layer in decision.layers]
+        facts["weight_sqnr_db"] = weight_noise(decision, options.per_channel)
+        facts.update(quantizer.facts(decision))
+        quantizer.spec(decision).record(plan)
+        left = _round(options, model, decision, compilation, facts)
+        return PassResult(facts, (*quantizer.lower(model, exclude).skipped, *left))
+
+
+def static_options(options: Quantize, type_: str) -> StaticOptions:
+    """Those of the pass's options that static quantization to a type has."""
+    return StaticOptions(
+        type_,
+        options.method,
+        options.percentile,
+        options.per_channel,
+        options.reduce_range,
+        options.scheme,
+    )
+
+
+def _round(
+    options: Quantize, model: ir.Model, decision: Decision, compilation: Compilation, facts: dict[str, Any]
+) -> list[Remark]:
+    """Give the weights their rounded numbers, and the biases what that shifts; what was left alone."""
+    before: dict[str, ir.TensorProtocol] = {}
+    left: list[Remark] = []
+    limit = 63 if options.reduce_range else 127
+    if options.algorithm == "gptq":
+        before, left = round_weights(model, decision.layers, compilation, limit)
+    if options.correct_bias:
+        facts["corrected"] = correct_biases(
+            model, decision.layers, before, compilation, per_channel=options.per_channel, limit=limit
+        )
+    return left
