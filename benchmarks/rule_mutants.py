@@ -71,7 +71,12 @@ class Recorder:
 def recorded_cases() -> list[Case]:
     """Every case of the rule tests."""
     recorder = Recorder()
-    code = pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *map(str, FILES)], plugins=[recorder])
+    calm = [
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]  # sparsecc, which is a plugin too, is imported already
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", *calm]
+    code = pytest.main([*options, *map(str, FILES)], plugins=[recorder])
     if code:
         sys.exit("the rule tests fail without any mutation: mend them first")
     return recorder.cases
