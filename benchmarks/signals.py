@@ -2,13 +2,13 @@
 
     python benchmarks/signals.py [--number 500] [--seconds 3000] [--json FILE]
 
-INT, TERM, HUP and KILL go to a command, to its worker, or to its whole process group, while it compiles, profiles,
-searches, or compiles and measures on a board (an sshd on this machine, with a home and a temporary folder of its
-own). The moment is drawn from the whole of a run. After each, no process of it is alive a second later, here or on the
-board; its exit code is one of the table; it said at most one line, and the truth about what it had written; and the
-output is whole or absent. A Ctrl-C before Python has come to our code is answered by Python itself. After every ten
-an untouched run of each command must succeed and sweep whatever was left. Counts are added up in the JSON file:
-a run may be ended and gone on with.
+INT, TERM, HUP and KILL go to a command, to its worker, or to its whole process group, while it compiles (with and
+without measuring), profiles, searches, or compiles and measures on a board (an sshd on this machine, with a home and a
+temporary folder of its own). The moment is drawn from the whole of a run. After each, no process of it is alive a
+second later, here or on the board; its exit code is one of the table; it said at most one line, and the truth about
+what it had written; and the output is whole or absent. A Ctrl-C before Python has come to our code is answered by
+Python itself. After every 25 an untouched run of each command must succeed and sweep whatever was left. Counts are
+added up in the JSON file: a run may be ended and gone on with.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from sparsecc.errors import EXIT_CODES
 from tests.sshd import Server, running_sshd
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("compile", "profile", "search", "board")
+KINDS = ("compile", "measured", "profile", "search", "board")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL")
 VICTIMS = ("parent", "child", "group")
-ROUND = 10
+ROUND = 25
 """Signals between two runs that must succeed."""
 ORPHAN_SECONDS = 1.0
 MARK = "SPARSECC_SIGNALS"
@@ -78,7 +78,8 @@ class Ground:
             ratios = ["--ratios", "0.2,0.5", "--rounds", "0", "--jobs", "2"]
             return [*start, "search", model, *ratios, "--no-measure", "-q", "-o", str(self.place / "front")]
         output = [*start, "compile", model, "--ratio", "0.3", "--force", "-q", "-o", str(self.out)]
-        return [*output, *(["--device", f"ssh://board?python={sys.executable}"] if kind == "board" else [])]
+        more = {"compile": ["--no-measure"], "board": ["--device", f"ssh://board?python={sys.executable}"]}
+        return [*output, *more.get(kind, [])]
 
     def start(self, kind: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -88,7 +89,8 @@ class Ground:
 
     def undisturbed(self, kind: str) -> float:
         """Run as a user would; seconds. It must succeed."""
-        shutil.rmtree(self.place / "front", ignore_errors=True)
+        if kind == "search":
+            shutil.rmtree(self.place / "front", ignore_errors=True)
         begun = time.perf_counter()
         with self.start(kind) as run:
             _, said = run.communicate()
@@ -174,7 +176,7 @@ def require_true(ground: Ground, kind: str, lines: list[str], before: int | None
     """At most one line, which tells whether the bundle was written."""
     after = state(ground)
     assert len(lines) <= 1, f"{what}: {lines}"
-    if kind in ("compile", "board") and lines:
+    if kind in ("compile", "measured", "board") and lines:
         if "nothing was written" in lines[0]:
             assert after == before, f"{what}: {lines}"
         if "was already written" in lines[0]:
@@ -213,15 +215,15 @@ def main() -> None:
     given = parser.parse_args()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     counts = Counter(json.loads(given.json.read_text()) if given.json.exists() else {})
-    for found in rounds(given.number, given.seconds, counts):
+    for found in results(given.number, given.seconds, counts):
         counts += found
         given.json.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
     for name, number in sorted(counts.items()):
         print(f"{name:40s} {number:6d}")
 
 
-def rounds(number: int, seconds: float, done: Mapping[str, int]) -> Iterator[Counter[str]]:
-    """Counts of every round, until so many signals were sent in all."""
+def results(number: int, seconds: float, done: Mapping[str, int]) -> Iterator[Counter[str]]:
+    """What came of each signal and of each look at what was left, until so many signals were sent in all."""
     end, sent = time.monotonic() + seconds, done.get("signals", 0)
     with tempfile.TemporaryDirectory(prefix="signals-") as folder:
         place = Path(folder)
@@ -230,14 +232,15 @@ def rounds(number: int, seconds: float, done: Mapping[str, int]) -> Iterator[Cou
             ground = Ground(place, server, server.home(place / "home"))
             chance = random.Random(sent)
             while sent < number and time.monotonic() < end:
-                found: Counter[str] = Counter()
-                for _ in range(min(ROUND, number - sent)):
-                    kind, name, victim = (chance.choice(names) for names in (KINDS, SIGNALS, VICTIMS))
-                    came = hit(ground, kind, name, victim, chance.random())
-                    found += Counter({"signals": 1, f"{kind}, {name} to {victim}: {came}": 1})
-                    sent += 1
-                ground.require_clean()
-                yield found + Counter({"clean afterwards": 1})
+                kind, name, victim = (chance.choice(names) for names in (KINDS, SIGNALS, VICTIMS))
+                came = hit(ground, kind, name, victim, chance.random())
+                yield Counter({"signals": 1, f"{kind}, {name} to {victim}: {came}": 1})
+                sent += 1
+                if sent % ROUND == 0:
+                    ground.require_clean()
+                    yield Counter({"clean afterwards": 1})
+            ground.require_clean()
+            yield Counter({"clean afterwards": 1})
 
 
 if __name__ == "__main__":
