@@ -186,7 +186,7 @@ class Compilation:
         if self.calibration is None and options.samples is not None:
             self.calibration = CalibrationSet(options.samples, model)
         if self.general is None and options.calib_general is not None:
-            self.general = CalibrationSet(str(options.calib_general), model, "--calib-general")
+            self.general = CalibrationSet(str(options.calib_general), model, "--calib-general", divide=False)
 
     def _require_known_inputs(self, model: ir.Model) -> None:
         ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}

@@ -119,3 +119,40 @@ def test_every_form_of_import_is_an_arrow(
     path.write_text(source)
     monkeypatch.setattr("tests.test_layout.ROOT", tmp_path)
     assert expected in list(mentions(path))
+
+
+PLACES = [
+    tuple(cell.strip() for cell in line.strip("|").split("|"))
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    if line.startswith("| a")
+]
+"""(thing, file and more, name) of CONTRIBUTING's table."""
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a file defines at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_every_common_thing_has_its_place() -> None:
+    things = {thing for thing, _, _ in PLACES}
+    assert things >= {
+        "an operator", "a pass", "a criterion", "a backend", "an option", "a fact of the report", "a stage",
+        "a source of samples", "a comparison of outputs",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("thing", "where", "name"), PLACES)
+def test_the_place_of_a_thing_is_where_contributing_says(thing: str, where: str, name: str) -> None:
+    """The name is defined in that file, and nowhere else at the top level of a file of ours."""
+    file, symbol = where.split("`")[1], name.strip("`")
+    assert symbol in defined(ROOT / file), thing
+    others = [label(path) for path in SHIPPED if label(path) != file and symbol in defined(path)]
+    unique = symbol.isupper() or symbol[0].isupper() or len(symbol) > 8
+    assert not (unique and others), others

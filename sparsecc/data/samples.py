@@ -55,10 +55,12 @@ class Samples:
 class CalibrationSet:
     """The samples of `option`, read once and divided: a part of them is never fitted to, and judges what was.
 
-    They must fit the inputs that the model has now, whatever becomes of it later.
+    They must fit the inputs that the model has now, whatever becomes of it later. Without `divide` all are fitted to:
+    nothing is judged by them.
     """
 
-    def __init__(self, spec: str, model: ir.Model, option: str = "--calib") -> None:
+    def __init__(self, spec: str, model: ir.Model, option: str = "--calib", *, divide: bool = True) -> None:
+        self._divide = divide
         self._name = f"{option} {spec}"
         self._inputs = _inputs_of(model)
         self._source = feeds_from(spec, self._inputs)
@@ -113,6 +115,8 @@ class CalibrationSet:
             read.append(batch)
             if _length_of(read) >= LIMIT:
                 break
+        if not self._divide:
+            return read, []
         return divided(read, whole_batches=not takes_any_batch(self._inputs))
 
 
