@@ -1,4 +1,4 @@
-"""Branches that can be turned: an If of the main graph takes the other branch where a flag is given."""
+"""A graph made ready for a proof: branches that a flag turns, kernels that round nothing on the way."""
 
 from __future__ import annotations
 
@@ -33,3 +33,13 @@ def with_switches(model: ir.Model) -> dict[str, str]:
         node.replace_input_with(0, taken.outputs[0])
         found[flag.name or ""] = taken.outputs[0].name
     return found
+
+
+def in_full_precision(model: ir.Model) -> None:
+    """Kernels that may round activations to 8 bits on the way (`accuracy_level` 4) are told not to.
+
+    Such a kernel rounds by the largest entry of a block, which may be one that a mask hides: no two graphs agree then.
+    """
+    for node in model.graph.all_nodes():
+        if node.attributes.get_int("accuracy_level", 0):
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)

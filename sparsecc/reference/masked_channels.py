@@ -18,7 +18,7 @@ from sparsecc.axes.algebra import Axis, Keep, atoms_of, mask
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.constants import add_constant
 from sparsecc.ir.subgraphs import name_values, show
-from sparsecc.ir.switches import with_switches
+from sparsecc.ir.switches import in_full_precision, with_switches
 from sparsecc.rules.site import Reduction
 
 
@@ -31,6 +31,7 @@ def masked(analysis: Analysis, keep: Keep, probe: int = 0, shown: Sequence[str] 
     keep = {atom: slots for atom, slots in keep.items() if not slots.all()}
     model = analysis.model.clone()
     twins = dict(zip(analysis.model.graph.all_nodes(), model.graph.all_nodes(), strict=True))
+    in_full_precision(model)
     with_switches(model)
     show(model, shown)
     done: set[tuple[ir.Node, tuple[Axis, ...]]] = set()

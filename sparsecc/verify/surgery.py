@@ -13,7 +13,7 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.rewrite import Cut
 from sparsecc.ir.subgraphs import show
-from sparsecc.ir.switches import with_switches
+from sparsecc.ir.switches import in_full_precision, with_switches
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import Outputs, is_float
@@ -96,6 +96,7 @@ class Surgery:
         self.layers = {layer.name: layer for layer in removal.layers if layer.name in made}
         self.model = pruned.clone()
         self.model.ir_version = max(self.model.ir_version or 4, 4)  # before, constants could not be inputs
+        in_full_precision(self.model)
         self.branches = with_switches(self.model)
         show(self.model, [*self.layers, *self.branches.values()])
         known = self.model.graph.initializers
