@@ -41,6 +41,11 @@ class Pass:
 
     name: ClassVar[str] = ""
 
+    @property
+    def only_rounds(self) -> bool:
+        """Whether every layer computes what it did but for its type: each can be held against its float form then."""
+        return False
+
     def require(self, target: Target, *, has_data: bool) -> None:
         """InputError for options that cannot be on this target, or not without calibration data: asked before a model
         is read, and again by `run`."""

@@ -90,7 +90,7 @@ class _Dynamic:
             (layer.bias, layer.node.outputs[0]) if layer.op_type == "Gemm" else trailing_bias(layer.node)
         )
         product = self._product(layer, self._weights[key], bias)
-        self.editor.replace_value(result, product)
+        self.editor.stand_in(result, product)
         return sqnr(weight, levels * scale)
 
     def _store(self, name: str, levels: np.ndarray, scale: np.ndarray) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -121,7 +121,7 @@ class _Dynamic:
         self, layer: LinearLayer, weight: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value | None
     ) -> ir.Value:
         """MatMulInteger -> Cast -> Mul (-> Add): ONNX Runtime fuses this into one kernel."""
-        levels, step, zero = self._quantized_data(layer.data)
+        levels, step, zero = self._quantized_data(layer.input_now)
         stored, weight_step, weight_zero = weight
 
         def add(

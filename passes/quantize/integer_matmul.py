@@ -30,5 +30,5 @@ def fuse_integer_matmul(editor: GraphEditor, node: ir.Node) -> bool:
         "MatMulIntegerToFloat", inputs if bias is None else [*inputs, bias],
         base=f"{node.name}_int8", before=node, domain="com.microsoft", dtype=ir.DataType.FLOAT, like=result,
     )  # fmt: skip
-    editor.replace_value(result, product)
+    editor.stand_in(result, product)
     return True

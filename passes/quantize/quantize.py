@@ -92,6 +92,10 @@ class Quantize(Pass):
             raise InputError(f"quantize: unknown type '{self.type}': it is one of {', '.join(KINDS)}")
         return KINDS[self.type]
 
+    @property
+    def only_rounds(self) -> bool:
+        return not (self.smooth or self.equalize or self.algorithm == "awq" or self.eora)
+
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
         self.require(compilation.target, has_data=bool(compilation.pass_feeds))

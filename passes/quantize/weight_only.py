@@ -218,14 +218,14 @@ def _lower_onnxruntime(
         (layer.bias, layer.node.outputs[0]) if layer.op_type == "Gemm" else trailing_bias(layer.node)
     )
     product = editor.add(
-        "MatMulNBits", [layer.data, *constants], attributes, base=f"{layer.name}_int4", before=layer.node,
+        "MatMulNBits", [layer.input_now, *constants], attributes, base=f"{layer.name}_int4", before=layer.node,
         domain="com.microsoft", dtype=layer.dtype, like=result,
     )  # fmt: skip
     if bias is not None:
         product = editor.add(
             "Add", [product, bias], base=f"{layer.name}_biased", before=layer.node, dtype=layer.dtype
         )
-    editor.replace_value(result, product)
+    editor.stand_in(result, product)
     return product
 
 

@@ -55,6 +55,13 @@ class LinearLayer:
         return self.data.name or ""
 
     @property
+    def input_now(self) -> ir.Value:
+        """The activation that the node reads now: the layer before it may have been replaced since."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
     def op_type(self) -> str:
         return self.node.op_type
 

@@ -114,6 +114,13 @@ class GraphEditor:
             self.replace_output(old, new)
         old.replace_all_uses_with(new)
 
+    def stand_in(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new`, which a kernel of another type gives, be what `old` was, under its name."""
+        is_output, name = old.is_graph_output(), old.name
+        self.replace_value(old, new)
+        if not is_output:
+            old.name, new.name = self.fresh(f"{name}_float"), name
+
     def finish(self) -> None:
         """Drop what nothing uses any more and sort the nodes."""
         ir_passes.RemoveUnusedNodesPass()(self.model)

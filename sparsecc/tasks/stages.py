@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from sparsecc.backends import backend_named
 from sparsecc.backends.base import Artefact, Backend
 from sparsecc.calibrate.routers import mixtures_of
@@ -51,6 +53,8 @@ class Work:
     """mask: the dense model with the slots masked that go, per probe, none where none go; prune: what was cut."""
     verification: dict[str, Any] = field(init=False)
     """prove, verify: the report's `verification`."""
+    in_float: ir.Model | None = None
+    """passes: the graph before its types changed, where every layer can be held against it."""
     artefact: Artefact = field(init=False)
     """build: what the backend wrote into `folder`."""
     measured: dict[str, Any] = field(init=False)
@@ -164,6 +168,8 @@ def run_passes(work: Work) -> None:
         return
     compilation.pass_feeds = compilation.calibration_feeds()
     for one in passes:
+        if one.only_rounds and not compilation.dense.by_parts:
+            work.in_float = work.analysis.model.clone()
         begun = time.perf_counter()
         result = one.run(work.analysis.model, work.decision.plan, compilation)
         compilation.remarks.extend((one.name, remark) for remark in result.skipped)
@@ -180,9 +186,13 @@ def build(work: Work) -> None:
 
 def verify(work: Work) -> None:
     """What was built computes what the graph does that it was built from."""
-    work.verification |= work.probes.of_artefact(
-        work.backend, work.compiled, work.analysis.model, work.decision.plan
-    )
+    model, plan = work.analysis.model, work.decision.plan
+    work.verification |= work.probes.of_artefact(work.backend, work.compiled, model, plan)
+    if work.in_float is not None:
+        work.verification |= work.probes.of_types(work.in_float, model, plan)
+    if losses := work.verification.get("losses"):
+        reasons = [work.verification.get("reason"), *losses]
+        work.verification |= {"status": "not proved", "reason": "; ".join(r for r in reasons if r)}
 
 
 def measure(work: Work) -> None:

@@ -1,0 +1,239 @@
+"""Every layer whose weights got another type against its float form, on the inputs that it really has.
+
+What the type explains is measured, not assumed: the float layer runs once more with its weights and inputs rounded to
+that type in the plainest way. A scale that stands at the wrong channel, or a constant that was clipped, is far above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.escaping import quoted
+from sparsecc.ir.subgraphs import show
+from sparsecc.runtime.numerics import TOLERANCE
+from sparsecc.runtime.part_errors import part_errors
+from sparsecc.runtime.rounding import AMPLIFIED, Runs
+from sparsecc.runtime.runner import Feeds
+
+EXPLAINED = 4.0
+"""So many times what plain rounding does, in amplitude: calibration, or a rounding that learns, may trade one error
+for another."""
+
+_SLACK = {"fp16": 1e-2, "bf16": 5e-2}
+_PLAIN_SLACK = 2e-3
+"""Of the layer's mean channel, in amplitude: what sums in the type, and the kernel, may do besides."""
+
+_HALF_OUTPUT, _BYTE_OUTPUT = 0.1, 0.5
+"""Of the largest output: what rounded activations may do besides rounded weights, in 16 bits and in fewer."""
+
+_CHANNELS = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
+_LARGEST_HALF = 65504.0
+_STEPS = {ir.DataType.FLOAT16: 2.0**-10, ir.DataType.BFLOAT16: 2.0**-7}
+_BITS = {"int4": 4, "uint4": 4}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the float graph, how its weight is represented now, and the value that it reads in the new graph."""
+
+    node: ir.Node
+    how: Mapping[str, Any]
+    reads: str
+
+    @property
+    def output(self) -> str:
+        return self.node.outputs[0].name or ""
+
+
+def losses_in_layers(
+    before: ir.Model,
+    after: ir.Model,
+    quantization: Mapping[str, Any],
+    feeds: Feeds,
+    opened: Callable[[ir.Model], Runs],
+) -> tuple[int, list[str]]:
+    """How many layers were compared, and what their types do not explain, a clause each."""
+    layers = list(_layers(before, after, quantization))
+    told = [*_clipped(before, after), *_beyond_outputs(before, after, quantization, feeds, opened)]
+    if not layers:
+        return 0, told
+    shown = after.clone()
+    have = {value.name for value in shown.graph.outputs} | set(feeds)
+    wanted = dict.fromkeys(name for layer in layers for name in (layer.reads, layer.output))
+    show(shown, [name for name in wanted if name not in have])
+    values = {**feeds, **opened(shown).run(feeds)}
+    inputs: dict[str, np.ndarray] = {}
+    for number, layer in enumerate(layers):
+        data = np.asarray(values[layer.reads], dtype=np.float32)
+        inputs |= {f"x{number}": data, f"rounded_x{number}": _rounded_data(data, layer.how["type"])}
+    plain = opened(_float_layers(before, layers)).run(inputs)
+    for number, layer in enumerate(layers):
+        now = np.asarray(values[layer.output], dtype=np.float32)
+        told += _beyond(layer, now, plain[f"y{number}"], plain[f"rounded_y{number}"])
+    return len(layers), told
+
+
+def _beyond_outputs(
+    before: ir.Model,
+    after: ir.Model,
+    quantization: Mapping[str, Any],
+    feeds: Feeds,
+    opened: Callable[[ir.Model], Runs],
+) -> Iterator[str]:
+    """Outputs that moved by far more than rounding the weights in the float graph moves them."""
+    rounded = before.clone()
+    for name, how in quantization.items():
+        value = rounded.graph.initializers.get(name)
+        if how.get("role") == "weight" and value is not None and value.dtype == ir.DataType.FLOAT:
+            assert value.const_value is not None
+            value.const_value = ir.Tensor(_rounded(value.const_value.numpy(), how), name=name)
+    plain, now = opened(before).run(feeds), opened(after).run(feeds)
+    explained = part_errors(plain, opened(rounded).run(feeds))
+    halves = {how["type"] for how in quantization.values()} <= {"fp16", "bf16"}
+    slack = (_HALF_OUTPUT if quantization else TOLERANCE) if halves else _BYTE_OUTPUT
+    for name, error in part_errors(plain, now).items():
+        if error[0] > slack and error[0] > AMPLIFIED * explained[name][0]:
+            yield (
+                f"output {quoted(name)} is off by {100 * float(error[0]):.2g} %, where rounding the weights explains "
+                f"{100 * float(explained[name][0]):.2g} %"
+            )
+
+
+def _layers(before: ir.Model, after: ir.Model, quantization: Mapping[str, Any]) -> Iterator[Layer]:
+    """Layers with a weight of another type, as far as both graphs have their output."""
+    made = {value.name: value for node in after.graph for value in node.outputs}
+    known = set(made) | {value.name for value in after.graph.inputs}
+    for node in before.graph:
+        weight = node.inputs[1] if node.op_type in _CHANNELS and len(node.inputs) > 1 else None
+        how = quantization.get(weight.name or "") if weight is not None and weight.is_initializer() else None
+        data, output = node.inputs[0], made.get(node.outputs[0].name)
+        if how is None or data is None or data.is_initializer() or output is None or weight is None:
+            continue
+        if weight.dtype != ir.DataType.FLOAT:
+            continue
+        producer, reads = output.producer(), data
+        if producer is not None and producer.op_type == node.op_type and producer.inputs[0] is not None:
+            reads = producer.inputs[0]
+        if reads.name in known:
+            yield Layer(node, how, reads.name or "")
+
+
+def _float_layers(model: ir.Model, layers: list[Layer]) -> ir.Model:
+    """The layers side by side: from `x<n>` with their float weights to `y<n>`, rounded both to `rounded_y<n>`."""
+    inputs, outputs, nodes, constants = [], [], [], []
+    for number, layer in enumerate(layers):
+        for prefix, rounds in (("", False), ("rounded_", True)):
+            data = ir.Value(name=f"{prefix}x{number}", type=ir.TensorType(ir.DataType.FLOAT))
+            operands: list[ir.Value | None] = [data]
+            for place, operand in enumerate(layer.node.inputs[1:], 1):
+                if operand is None or operand.const_value is None:
+                    operands.append(None)
+                    continue
+                array = operand.const_value.numpy()
+                if rounds and place == 1:
+                    array = _rounded(array, layer.how)
+                name = f"{prefix}{place}.{number}"
+                operands.append(ir.Value(name=name, const_value=ir.Tensor(array, name=name)))
+                constants.append(operands[-1])
+            attributes = list(layer.node.attributes.values())
+            made = ir.Node("", layer.node.op_type, operands, attributes, num_outputs=1)
+            made.outputs[0].name = f"{prefix}y{number}"
+            made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            inputs.append(data)
+            outputs.append(made.outputs[0])
+            nodes.append(made)
+    known = [value for value in constants if value is not None]
+    for value in known:
+        assert value.const_value is not None
+        value.type, value.shape = (
+            ir.TensorType(value.const_value.dtype),
+            ir.Shape(value.const_value.shape.numpy()),
+        )
+    graph = ir.Graph(
+        inputs,
+        outputs,
+        nodes=nodes,
+        initializers=known,
+        opset_imports=dict(model.opset_imports),
+        name="layers",
+    )
+    return ir.Model(graph, ir_version=max(model.ir_version or 8, 8))
+
+
+def _rounded(weight: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
+    """A weight in its type, to the nearest number of the plainest scale."""
+    type_, axis = how["type"], how.get("axis")
+    if type_ in ("fp16", "bf16"):
+        return _halved(weight, type_)
+    bits, block = _BITS.get(type_, 8), how.get("block")
+    if axis is None:
+        return _on_grid(weight, bits, None)
+    if not block:
+        return _on_grid(weight, bits, tuple(i for i in range(weight.ndim) if i != axis % weight.ndim))
+    moved = np.moveaxis(weight, axis, -1)
+    padded = np.concatenate(
+        [moved, np.zeros((*moved.shape[:-1], -moved.shape[-1] % block), np.float32)], axis=-1
+    )
+    blocks = _on_grid(padded.reshape(*padded.shape[:-1], -1, block), bits, (-1,)).reshape(padded.shape)
+    return np.ascontiguousarray(np.moveaxis(blocks[..., : moved.shape[-1]], -1, axis))
+
+
+def _halved(array: np.ndarray, type_: str) -> np.ndarray:
+    """In 16 bits; what is too large for them stays what it is."""
+    if type_ == "bf16":
+        scaled = np.ldexp(*(lambda m, e: (np.round(m * 256) / 256, e))(*np.frexp(array)))
+        return np.asarray(scaled, np.float32)
+    fits = np.abs(array) <= _LARGEST_HALF
+    return np.where(fits, np.where(fits, array, 0).astype(np.float16).astype(np.float32), array)
+
+
+def _on_grid(array: np.ndarray, bits: int, axes: tuple[int, ...] | None) -> np.ndarray:
+    largest = np.abs(array).max(axis=axes, keepdims=True, initial=0)
+    step = np.maximum(largest / (2 ** (bits - 1) - 1), np.finfo(np.float32).tiny)
+    return np.asarray(np.round(array / step) * step, np.float32)
+
+
+def _rounded_data(data: np.ndarray, type_: str) -> np.ndarray:
+    """A layer's input as the type may round it: halves, or 8 bits over its range."""
+    return _halved(data, type_) if type_ in ("fp16", "bf16") else _on_grid(data, 8, None)
+
+
+def _beyond(layer: Layer, now: np.ndarray, plain: np.ndarray, rounded: np.ndarray) -> Iterator[str]:
+    """A clause where a channel differs by more than its type explains."""
+    if now.shape != plain.shape:
+        return
+    axis = _CHANNELS[layer.node.op_type] % plain.ndim
+    others = tuple(i for i in range(plain.ndim) if i != axis)
+    energy, error, explained = (
+        np.sqrt(np.square(a, dtype=np.float64).mean(axis=others))
+        for a in (plain, now - plain, rounded - plain)
+    )
+    slack = _SLACK.get(layer.how["type"], _PLAIN_SLACK) * float(energy.mean())
+    allowed = EXPLAINED * np.maximum(explained, float(explained.mean())) + slack
+    worst = int(np.argmax(np.nan_to_num(error / np.maximum(allowed, 1e-30), nan=np.inf)))
+    if not error[worst] <= allowed[worst]:
+        size = max(float(energy[worst]), 1e-30)
+        yield (
+            f"layer {quoted(layer.node.name or layer.output)} in {layer.how['type']} is off by "
+            f"{100 * float(error[worst]) / size:.2g} % at channel {worst}, where the type explains "
+            f"{100 * float(explained[worst]) / size:.2g} %"
+        )
+
+
+def _clipped(before: ir.Model, after: ir.Model) -> Iterator[str]:
+    """Constants that 16 bits do not hold."""
+    for name, value in before.graph.initializers.items():
+        names = (name, *(f"{name}_{type_}" for type_ in _SLACK))
+        now = next((after.graph.initializers[n] for n in names if n in after.graph.initializers), None)
+        if value.const_value is None or now is None or now.const_value is None or now.dtype not in _STEPS:
+            continue
+        old, new = value.const_value.numpy(), now.const_value.numpy()
+        if old.dtype != np.float32 or old.shape != new.shape:
+            continue
+        if not (np.abs(old - new.astype(np.float32)) <= _STEPS[now.dtype] * np.abs(old) + 1e-7).all():
+            yield f"constant {quoted(name)} holds numbers that {now.dtype.name.lower()} does not: it is clipped"

@@ -1,0 +1,139 @@
+"""What passes did is proved too: scales at wrong channels, clipped constants, merged outputs are never "proved"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+
+from sparsecc.errors import GoalError
+from sparsecc.ir import graph_editor
+from sparsecc.passes.quantize.quantize import Quantize
+from sparsecc.runtime.session import open_session
+from sparsecc.tasks.compile import compile_model
+
+NET = """<ir_version: 8, opset_import: ["": 17]> g (float[4,3,8,8] x) => (float[4,10] y) {
+    a = Conv<pads = [1,1,1,1]>(x, w1, b1)
+    r = Relu(a)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    h = MatMul(f, w2)
+    y = MatMul(h, w3)
+}"""
+
+SCAN = """<ir_version: 8, opset_import: ["": 17]> g (float[2,16] h0, float[5,2,16] x)
+    => (float[2,16] hn, float[5,2,16] ys) {
+    xs = MatMul(x, w)
+    hn, ys = Scan<num_scan_inputs = 1, body = step (float[2,16] h, float[2,16] xt)
+        => (float[2,16] next, float[2,16] out) { s = Add(h, xt) next = Tanh(s) out = Identity(next) }>(h0, xs)
+}"""
+
+
+def with_weights(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
+    """Weights whose channels have unlike scales."""
+    model = parser.parse_model(text)
+    generator = np.random.default_rng(5)
+    for name, shape in shapes.items():
+        weights = generator.normal(0, 0.3, shape) * generator.uniform(
+            0.3, 3, (shape[0], *[1] * (len(shape) - 1))
+        )
+        model.graph.initializer.append(numpy_helper.from_array(weights.astype(np.float32), name))
+    return model
+
+
+def net() -> onnx.ModelProto:
+    return with_weights(NET, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10))
+
+
+def verification(model: onnx.ModelProto, folder: Path, quantize: str) -> dict[str, Any]:
+    """What a compile that changes types alone says of its proof."""
+    onnx.save(model, folder / "model.onnx")
+    options = {"ratio": 0, "quantize": quantize, "calib": "synthetic", "measure": False}
+    request = {
+        "model": str(folder / "model.onnx"),
+        "options": options,
+        "output": str(folder / "out"),
+        "force": True,
+    }
+    found: dict[str, Any] = compile_model(request, lambda event: None)["report"]["verification"]
+    return found
+
+
+def afterwards(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    """From here on every constant that quantization leaves goes through `spoil(name, array)`."""
+    right = Quantize.run
+
+    def run(self: Quantize, model: ir.Model, plan: Any, context: Any) -> Any:
+        result = right(self, model, plan, context)
+        for name, value in model.graph.initializers.items():
+            assert value.const_value is not None
+            wrong = spoil(name, value.const_value.numpy())
+            value.const_value = ir.Tensor(wrong, dtype=value.const_value.dtype, name=name)
+        return result
+
+    monkeypatch.setattr(Quantize, "run", run)
+
+
+@pytest.mark.parametrize(("quantize", "layers"), [("int8", 3), ("int8-dynamic", 2), ("int4", 2), ("fp16", 3)])
+def test_layers_are_within_what_their_type_explains(quantize: str, layers: int, tmp_path: Path) -> None:
+    found = verification(net(), tmp_path, quantize)
+    assert found["status"] == "proved"
+    assert found["layers_in_type"] == layers
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int4"])
+def test_scales_at_the_next_channel_are_named(
+    quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    afterwards(monkeypatch, lambda name, a: np.roll(a, 1) if name.endswith("_scale") and a.size > 1 else a)
+    found = verification(net(), tmp_path, quantize)
+    assert found["status"] == "not proved"
+    assert "where the type explains" in found["reason"]
+
+
+def test_a_clipped_constant_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    afterwards(monkeypatch, lambda name, a: a.clip(-0.5, 0.5) if name.startswith("w2") else a)
+    found = verification(net(), tmp_path, "fp16")
+    assert found["status"] == "not proved"
+    assert "constant 'w2' holds numbers that float16 does not" in found["reason"]
+
+
+def test_what_is_no_number_any_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    afterwards(monkeypatch, lambda name, a: a * np.float16("inf") if name.startswith("w2") else a)
+    with pytest.raises(GoalError, match="output 'y' is finite before and not after"):
+        verification(net(), tmp_path, "fp16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantize", ["fp16", "int8-dynamic", "int4"])
+def test_a_body_that_gives_a_value_twice_keeps_both(quantize: str, tmp_path: Path) -> None:
+    model = with_weights(SCAN, w=(16, 16))
+    found = verification(model, tmp_path, quantize)
+    assert found["status"] == "proved"
+    generator = np.random.default_rng(0)
+    feeds = {"h0": generator.normal(size=(2, 16)), "x": generator.normal(size=(5, 2, 16))}
+    small = {name: array.astype(np.float32) for name, array in feeds.items()}
+    dense, made = (
+        open_session(path, threads=1, level="none").run(small)
+        for path in (tmp_path / "model.onnx", tmp_path / "out" / "model.onnx")
+    )
+    for name in ("hn", "ys"):
+        assert np.abs(dense[name] - made[name]).max() < 0.1
+
+
+def test_outputs_that_a_pass_merged_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def merged(model: ir.Model) -> None:
+        for node in list(model.graph.all_nodes()):
+            if node.op_type == "Identity":
+                assert node.inputs[0] is not None
+                node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+
+    monkeypatch.setattr(graph_editor, "drop_identities", merged)
+    found = verification(with_weights(SCAN, w=(16, 16)), tmp_path, "fp16")
+    assert found["status"] == "not proved"
+    assert "where rounding the weights explains" in found["reason"]
