@@ -10,7 +10,7 @@ import pytest
 
 import sparsecc
 from sparsecc.errors import InputError
-from sparsecc.loss.quality import lowest_agreement
+from sparsecc.report.verdict import lowest_agreement
 
 SAMPLES = "models/digits.py:calibration"
 METRIC = "models/digits.py:accuracy"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,6 @@ def told(
             for a in answers
         ]
     return facts
-
-
-def lowest_agreement(facts: Mapping[str, Any]) -> float:
-    """The least share of answers that are the same, over all parts that are asked; 1 where none is."""
-    return min((answer["share"] for answer in facts.get("agreement", ())), default=1.0)
 
 
 def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | None:

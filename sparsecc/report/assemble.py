@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goals import judge
-from sparsecc.loss.quality import lowest_agreement
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
+from sparsecc.report.verdict import lowest_agreement
 from sparsecc.system.machine import device
 from sparsecc.system.versions import versions
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsecc.loss.quality import lowest_agreement
 from sparsecc.report.numbers import plural
 
 Judgement = Literal["usable", "doubtful", "useless", "not judged"]
@@ -117,3 +116,8 @@ def _advice(report: Mapping[str, Any]) -> str:
     if ratio and data not in (None, "random inputs"):
         steps.append("--recover distill")
     return ("try " + ", ".join(steps)) if steps else "measure it with --evaluate"
+
+
+def lowest_agreement(facts: Mapping[str, Any]) -> float:
+    """The least share of answers that are the same, over all parts that are asked; 1 where none is."""
+    return min((answer["share"] for answer in facts.get("agreement", ())), default=1.0)
