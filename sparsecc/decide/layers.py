@@ -24,7 +24,8 @@ from sparsecc.decide.layer_spans import spans_of, straightest, walked
 from sparsecc.decide.output_distances import DISTANCES, Distance, distances, relative
 from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.groups import by_handle, check_ids, find_groups
+from sparsecc.graph.groups import by_handle, find_groups, known_names
+from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.passes.drop_blocks import DropBlocks
@@ -112,12 +113,12 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     InternalError where the shorter model is not the dense one with these layers adding zeros.
     """
     options = compilation.options
-    patterns = (*options.keep, *options.only)
-    if "layers" not in options.prune and not any(p.startswith("group:") for p in patterns):
-        return analysis, Depth(keep=tuple(options.keep), only=tuple(options.only))
+    if "layers" not in options.prune and not (options.keep or options.only):
+        return analysis, Depth()
     groups = find_groups(analysis)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
-    check_ids(patterns, len(groups) + len(blocks))
+    known = known_names(analysis, groups)
+    require_matches(options.keep, options.only, known, len(groups) + len(blocks))
     asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
     if "layers" not in options.prune:
         return analysis, asked

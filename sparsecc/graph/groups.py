@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, atoms_of
-from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
+from sparsecc.graph.patterns import held
 from sparsecc.graph.slot_indices import least_left
 from sparsecc.rules import Trait, traits_of
 from sparsecc.system.gc_pause import collector_paused
@@ -58,9 +57,10 @@ def find_groups(
 ) -> list[Group]:
     """All groups that own slots of initializers, largest first among the free ones.
 
-    `keep` and `only` are shell patterns matched against member tensors and the nodes that read them, and
-    against `group:ID` and `TENSOR:AXIS`: what matches `keep` stays whole; with `only`, what matches none of
-    it stays whole. `prune` names the kinds that may go.
+    `keep` and `only` are shell patterns matched against member tensors, the nodes that read them and their
+    modules, and against `group:ID` and `TENSOR:AXIS`; a name without wildcards stands for its module and all below.
+    What matches `keep` stays whole; with `only`, what matches none of it stays whole. `prune` names the kinds that
+    may go.
     """
     mixing, users, least = _mixing_atoms(analysis), _users(analysis), least_left(analysis.record)
     allowed = {KINDS[name] for name in prune if name in KINDS}
@@ -110,14 +110,6 @@ def by_handle(patterns: Sequence[str], groups: Sequence[Group]) -> tuple[str, ..
     return tuple(found)
 
 
-def check_ids(patterns: Sequence[str], known: int) -> None:
-    """InputError for a `group:ID` that no group has."""
-    for pattern in patterns:
-        word, _, number = pattern.partition(":")
-        if word == "group" and number.isdigit() and int(number) >= known:
-            raise InputError(f"there is no {pattern}: groups are 0 to {known - 1}, see 'sparsecc inspect'")
-
-
 def _kind(atom: Atom) -> str:
     for kind in ("expert", "head", "head_dim"):
         if kind in atom.roles:
@@ -125,14 +117,14 @@ def _kind(atom: Atom) -> str:
     return "channel"
 
 
-def held(names: Sequence[str], keep: Sequence[str], only: Sequence[str]) -> str | None:
-    """Why what goes by these names stays, by the user's patterns; None where it may go."""
-    for pattern in keep:
-        if any(fnmatch.fnmatchcase(n, pattern) for n in names):
-            return f"kept by --keep '{pattern}'"
-    if only and not any(fnmatch.fnmatchcase(n, p) for n in names for p in only):
-        return "outside --only"
-    return None
+def known_names(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
+    """All that a pattern may name besides groups by number: their handles, every tensor and every node."""
+    model = analysis.model
+    return [
+        *(name for g in groups for name in handles(g.kind, g.members)),
+        *model.graph.initializers,
+        *(node.name or "" for node in model.graph.all_nodes()),
+    ]
 
 
 def _mixing_atoms(analysis: Analysis) -> set[Atom]:

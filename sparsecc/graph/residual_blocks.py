@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from sparsecc.axes.counting import slots
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.groups import held
 from sparsecc.graph.kinds import KINDS
+from sparsecc.graph.patterns import held
 from sparsecc.ir.dtypes import FLOATS
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.rules import Trait, traits_of

@@ -198,7 +198,7 @@ class CompileOptions(Options):
     keep: Sequence[str] = option(
         (),
         PATTERNS,
-        "Leave these alone: a glob on node, tensor or group names. May be repeated.",
+        "Leave these alone: a module (`layer4`), or a glob on node, tensor or group names. May be repeated.",
         REMOVAL,
         is_common=True,
     )

@@ -17,7 +17,8 @@ from sparsecc.data.random_inputs import random_feeds
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
-from sparsecc.graph.groups import Group, check_ids, find_groups, nodes_holding
+from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding
+from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of, is_same
@@ -50,7 +51,7 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     analysis = analyse(model, options.dims, prune_io=options.prune_io)
     groups = find_groups(analysis, keep=options.keep, only=options.only)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
-    check_ids((*options.keep, *options.only), len(groups) + len(blocks))
+    require_matches(options.keep, options.only, known_names(analysis, groups), len(groups) + len(blocks))
     nodes = nodes_holding(analysis)
     macs, params = macs_model(analysis), params_model(analysis)
     half = {g.atom: 1 for g in groups if g.is_free}

@@ -15,7 +15,8 @@ from sparsecc.allocators import Problem, allocator_named
 from sparsecc.axes.algebra import Atom
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.groups import Group, find_groups
+from sparsecc.graph.groups import Group, find_groups, known_names
+from sparsecc.graph.patterns import require_matches
 from sparsecc.options import CompileOptions
 from sparsecc.torch.analysis import analyse
 from sparsecc.torch.graph_form import graph_form
@@ -75,6 +76,7 @@ def study(
     program = trace(module, args, kwargs, dynamic_shapes)
     analysis = analyse(program)
     groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
+    require_matches(given.keep, given.only, known_names(analysis, groups), len(groups), spelt="")
     return Study(module, args, dict(kwargs or {}), program, analysis, groups, given)
 
 
@@ -82,8 +84,8 @@ class Options(TypedDict, total=False):
     """What `study`, `prune` and `Pruner` take besides their own arguments.
 
     `metric` is macs, params or channels; `align` "auto" (the multiples that the target's kernels like) or a
-    number; `keep` and `only` are shell patterns over parameter names; `kinds` are of channels, heads,
-    head_dims and experts; `kwargs` are keyword arguments of forward; `dynamic_shapes` are those of torch.export.
+    number; `keep` and `only` are shell patterns over parameter names, or names of modules; `kinds` are of channels,
+    heads, head_dims and experts; `kwargs` are keyword arguments of forward; `dynamic_shapes` as of torch.export.
     """
 
     metric: str

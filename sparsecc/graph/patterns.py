@@ -1,0 +1,94 @@
+"""What the user's patterns name: groups, blocks, tensors, nodes, and whole modules by their path."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+
+from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
+
+NEAREST = 3
+"""Names that an error suggests at most."""
+_WILD = re.compile(r"[*?\[]")
+
+
+def module_of(node: str) -> str:
+    """The dotted path of the module that a node stands in, as exporters spell it in the node's name; "" without one.
+
+    `/layer4/layer4.0/conv1/Conv` is in `layer4.0.conv1`: children of a container repeat its name.
+    """
+    path: list[str] = []
+    for part in node.strip("/").split("/")[:-1]:
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
+
+
+def with_modules(names: Iterable[str]) -> list[str]:
+    """Names of nodes and tensors, and the modules that they stand in."""
+    found = dict.fromkeys(names)
+    found.update(dict.fromkeys(module for name in (*found,) if (module := module_of(name))))
+    return list(found)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern matches a name; one without wildcards names its module with all that is below, too."""
+    if fnmatch.fnmatchcase(name, pattern):
+        return True
+    return not _WILD.search(pattern) and name.startswith((f"{pattern}.", f"{pattern}/"))
+
+
+def held(names: Iterable[str], keep: Sequence[str], only: Sequence[str]) -> str | None:
+    """Why what goes by these names stays, by the user's patterns; None where it may go."""
+    if not keep and not only:
+        return None
+    known = with_modules(names)
+    for pattern in keep:
+        if any(matches(n, pattern) for n in known):
+            return f"kept by --keep '{pattern}'"
+    if only and not any(matches(n, p) for n in known for p in only):
+        return "outside --only"
+    return None
+
+
+def require_matches(
+    keep: Sequence[str], only: Sequence[str], names: Iterable[str], groups: int, spelt: str = "--"
+) -> None:
+    """InputError for a pattern that names nothing, with the nearest names; `groups` is the number of `group:ID`.
+
+    `spelt` is what stands before the options' names where the user writes them.
+    """
+    if not keep and not only:
+        return
+    known, numbered = with_modules(names), [f"group:{i}" for i in range(groups)]
+    for option, patterns in (("keep", keep), ("only", only)):
+        for pattern in patterns:
+            word, _, number = pattern.partition(":")
+            if word == "group" and number.isdigit():
+                if int(number) >= groups:
+                    raise InputError(
+                        f"there is no {pattern}: groups are 0 to {groups - 1}, see 'sparsecc inspect'"
+                    )
+            elif not any(matches(n, pattern) for n in (*known, *numbered)):
+                raise InputError(
+                    f"{spelt}{option} {quoted(pattern)} matches nothing: {_nearest(pattern, known)}"
+                )
+
+
+def _nearest(pattern: str, known: Sequence[str]) -> str:
+    """The names closest to a pattern: of whole modules and tensors, and of the parts that such names begin with."""
+    text = _WILD.sub("", pattern).strip("./")
+    heads = {
+        name[:end]
+        for name in known
+        for end in (name.find("."), name.find(".", name.find(".") + 1))
+        if end > 0
+    }
+    close = difflib.get_close_matches(text, sorted({*known, *heads}), n=NEAREST, cutoff=0.2)
+    if close:
+        return f"the nearest names are {', '.join(map(quoted, close))}"
+    return "'sparsecc inspect' lists what there is"
