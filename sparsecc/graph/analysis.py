@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.axes.sizes import at, is_static, is_unknown
+from sparsecc.graph.coordinates import pin_coordinates
 from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
 from sparsecc.ir.subgraphs import bodies_of, has_body, reads
 from sparsecc.rules import reason_for_pin, rule_for, shapes_of, traits_of
@@ -67,6 +68,7 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     _follow_all(analysis, model.graph)
     leave_outputs(analysis, pin=not prune_io)
     settle(analysis.space, analysis.record)
+    pin_coordinates(model, analysis.space, analysis.record)
     _tie_shared_weights(analysis)
     pin_parts_of_dynamic_axes(analysis)
     _pin_unknown_sums(analysis)

@@ -18,7 +18,17 @@ MS = "com.microsoft"
 
 @rule("BatchNormalization", traits=Trait.NORMALISES, weights=(1, 2, 3, 4))
 def batch_normalization(site: Site) -> None:
-    """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over."""
+    """Channel by channel: scale, bias, mean and variance follow axis 1; in training, the rest is normalised over.
+
+    With `spatial=0`, which opset 9 left out, they follow all axes but the batch.
+    """
+    if site.version < 9 and site.int_("spatial", 1) == 0:
+        data = site.axes(0)
+        for operand in range(1, len(site.node.inputs)):
+            for a, b in zip(data[1:], site.axes(operand), strict=True):
+                site.same(a, b)
+        site.set(data)
+        return
     follow_batch_norm(site, training=bool(site.int_("training_mode")))
 
 
