@@ -18,7 +18,7 @@ from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import normalise
+from sparsecc.loading.normalise import CLEARED, normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.reference.gated_layers import plugged, silenced
@@ -294,3 +294,20 @@ def test_experts_of_one_mixture_operator_go(tmp_path: Path) -> None:
     sizes = {t.shape.numpy() for t in left.values() if t is not None and len(t.shape) == 3}
     assert sizes == {(experts["kept"], 32, 16), (experts["kept"], 16, 32)}
     assert result.report["verification"]["oracle"] == "masked dense model"
+
+
+def test_the_input_of_a_mixture_outlives_it(tmp_path: Path) -> None:
+    """ONNX Runtime clears it where nobody reads it later, and all outputs are zero."""
+    text = """(float[N,8] x, float[8,16] w1, float[8,8] wr, float[8,32,16] w3, float[8,16,32] w4, float[16,4] w5)
+    => (float[N,4] y)
+    { h = MatMul(x, w1) r = MatMul(x, wr) m = com.microsoft.MoE<k = 2, activation_type = "relu">(h, r, w3, , w4)
+      y = MatMul(m, w5) }"""
+    model = ir.from_proto(model_of(text, 17))
+    guarded = normalise(model)
+    assert len(guarded.meta[CLEARED]) == 1
+    ir.save(guarded, tmp_path / "moe.onnx")
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
+    for level in ("none", "all"):
+        found = open_session(tmp_path / "moe.onnx", level=level).run(feeds)["y"]
+        assert np.abs(found).min() > 0
+    assert normalise(load_ir(tmp_path / "moe.onnx")).meta[CLEARED] == []

@@ -14,6 +14,7 @@ from sparsecc.graph.constant_if import take_known_branches
 from sparsecc.ir.subgraphs import name_values, one_scope
 from sparsecc.loading.constant_weights import fix_weights, store_operands
 from sparsecc.loading.maxpool_padding import guard_zeros
+from sparsecc.loading.mixture_buffers import guard_mixtures
 from sparsecc.loading.models import TYPES
 from sparsecc.loading.sequences import split_sequences
 
@@ -21,6 +22,8 @@ FIXED = "sparsecc.fixed"
 """Where a normalised model says how many inputs became constants because the file listed its weights there."""
 GUARDED = "sparsecc.guarded"
 """Where it names the Pads whose zeros a runtime would lose."""
+CLEARED = "sparsecc.cleared"
+"""Where it names the mixtures of experts whose inputs a runtime would clear."""
 
 
 def normalise(model: ir.Model) -> ir.Model:
@@ -29,7 +32,7 @@ def normalise(model: ir.Model) -> ir.Model:
     An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
     of a tensor on to a Split. Weights inside bodies become weights of the main graph, which the bodies read. What
     layers read as weights and nodes compute from constants becomes constant too. Zeros that a runtime would lose
-    become numbers next to zero.
+    become numbers next to zero, and inputs that it would clear get a reader more.
 
     Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Inputs with
     a default value stay, and that is what gets compiled, except where a file lists most of its layers' weights:
@@ -53,6 +56,7 @@ def normalise(model: ir.Model) -> ir.Model:
     model.meta[FIXED] = fix_weights(model)
     store_operands(model)
     model.meta[GUARDED] = guard_zeros(model)
+    model.meta[CLEARED] = guard_mixtures(model)
     return model
 
 

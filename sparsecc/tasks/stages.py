@@ -23,7 +23,7 @@ from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import FIXED, GUARDED, normalise
+from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
@@ -251,6 +251,13 @@ def begin(compilation: Compilation) -> Analysis:
             f"ONNX Runtime loses the zeros of Pad {quoted(guarded[0])}{more} before a MaxPool when it runs the file "
             "as it is; in the result, and in the dense model it is compared with, they are numbers next to zero, "
             "which it keeps"
+        )
+    if cleared := model.meta.get(CLEARED):
+        more = f" and {len(cleared) - 1} more" if len(cleared) > 1 else ""
+        compilation.warnings.append(
+            f"ONNX Runtime clears the input of the mixture of experts {quoted(cleared[0])}{more} before it is read "
+            "when it runs the file as it is: all its outputs are zero; in the result, and in the dense model it is "
+            "compared with, the input is kept"
         )
     compilation.take(model)
     require_room(compilation)
