@@ -58,13 +58,8 @@ from sparsecc.system.scratch import Scratch
 STORE = Path("out/benchmarks/accuracy.json")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 REPAIRS = ("none", "reconstruct")
-HEAD = """# Every criterion, allocator and repair
-
-Quality as cut and after `reconstruct`, without training, at the share of the multiply-accumulates that was asked
-for; methods in which chance plays a part over three seeds with their standard deviation, where there is none over one.
-What the pairs are, and how the default does beside other tools, stands in [methods.md](methods.md). Made by `python
-benchmarks/accuracy.py --publish docs/methods.md`; empty cells are not measured yet.
-"""
+TABLES = "## As cut and repaired\n\n"
+"""Before the tables of docs/accuracy.md."""
 RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 """The default, group magnitude, and other tools."""
 FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
@@ -260,7 +255,9 @@ def publish(stored: dict[str, Any], document: Path) -> None:
     if not tail:
         sys.exit(f"{document} lacks the marks: {' … '.join(MARKS)}")
     document.write_text(f"{head}{MARKS[0]}\n\n{compared(stored)}\n\n{ranked(stored)}\n\n{MARKS[1]}{tail}")
-    (document.parent / "accuracy.md").write_text(f"{HEAD}{matrices(stored)}\n")
+    every = document.parent / "accuracy.md"
+    before = every.read_text().partition(TABLES)[0]
+    every.write_text(f"{before}{TABLES}{matrices(stored)}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -117,7 +117,8 @@ class Compilation:
     scratch: Scratch
     """Where intermediate files are; it goes away with the compile."""
     emit: Emit = _nobody_listens
-    """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls."""
+    """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls. An event that also has "say"
+    is a sentence for the user, known before long work; its figures stand beside it."""
     goal: Mapping[str, Any] | None = None
     """What a search to a goal tried before this compile, for the report; None without a goal."""
     records: list[Record] = field(default_factory=list)
@@ -128,6 +129,8 @@ class Compilation:
     """(pass or stage, what it left alone and why)."""
     span: tuple[float, float] = (0.0, 1.0)
     """The shares of the whole at which the stage under way begins and ends."""
+    at: tuple[str, float] = ("load", 0.0)
+    """The stage and the share of the last event."""
     narrowed: Narrowed = field(default_factory=Narrowed)
     """The slots of graph inputs and outputs that go with `--prune-io`; none until `choose` decided."""
     dense: Dense = field(init=False, repr=False)
@@ -305,7 +308,7 @@ class Compilation:
     @contextmanager
     def stage(self, name: str, begin: float, end: float) -> Iterator[None]:
         """Announce a stage and keep how long it took; `progress` moves between these shares of the whole."""
-        self.emit({"stage": name, "share": begin})
+        self._tell(name, begin)
         self.span, begun = (begin, end), time.perf_counter()
         yield
         self.note(name, begun=begun)
@@ -313,7 +316,16 @@ class Compilation:
     def progress(self, what: str, share: float) -> None:
         """Tell how far the stage under way is, and with what."""
         begin, end = self.span
-        self.emit({"stage": what, "share": begin + (end - begin) * share})
+        self._tell(what, begin + (end - begin) * share)
+
+    def _tell(self, stage: str, share: float) -> None:
+        self.at = stage, share
+        self.emit({"stage": stage, "share": share})
+
+    def say(self, text: str, **figures: Any) -> None:
+        """Tell the user a sentence now, with its figures for programs, as an event of the stage under way."""
+        stage, share = self.at
+        self.emit({"stage": stage, "share": share, "say": text, **figures})
 
     def note(self, name: str, facts: Mapping[str, Any] | None = None, *, begun: float | None = None) -> None:
         """Keep what a stage or method did; `begun` is when, by `time.perf_counter`.

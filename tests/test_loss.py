@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sparsecc.graph.analysis import analyse
-from sparsecc.loss.answers import agreement, questions
+from sparsecc.loss.answers import Agreement, Question, agreement, questions
+from sparsecc.loss.judge import use_of
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import Part, by_scale, parts_of_outputs
 from tests.repair_models import analysed, normal
@@ -158,7 +162,69 @@ def test_embeddings_agree_by_their_neighbours() -> None:
     assert lost.share < 0.3
 
 
-def test_detectors_are_asked_by_part() -> None:
+def detections() -> tuple[tuple[Question, ...], np.ndarray]:
+    """Of a detector: what is asked of its parts, and outputs of 64 samples, every second of which finds something."""
     analysis = analyse(analysed(DETECTOR, detector()).model)
     asked = questions(analysis.model, parts_of_outputs(analysis))
-    assert [question.part.name for question in asked] == []
+    dense = boxes_and_scores()
+    dense[::2, 4] = 0.9
+    return asked, dense
+
+
+def test_detectors_are_asked_by_part_and_only_where_they_are_sure() -> None:
+    asked, dense = detections()
+    assert [(question.part.name, question.kind) for question in asked] == [("y[:, 4:14]", "detections")]
+    unsure = dense.copy()
+    unsure[1::2, 4:] = unsure[1::2, :3:-1]
+    (told,) = agreement(asked, [{"y": dense}], [{"y": unsure}])
+    assert (told.share, told.number) == (1, 32)
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.1])
+def test_what_is_no_longer_found_is_another_answer(factor: float) -> None:
+    asked, dense = detections()
+    fainter = dense.copy()
+    fainter[:, 4:] *= factor
+    (told,) = agreement(asked, [{"y": dense}], [{"y": fainter}])
+    assert told.share == (factor > 0.5)
+
+
+def test_a_map_of_scores_is_asked_what_it_finds() -> None:
+    model = analysed("g (float[n,3,6] x) => (float[n,3,8] y) { a = MatMul(x, w) y = Sigmoid(a) }",
+                     {"w": normal(6, 8)}).model  # fmt: skip
+    (question,) = questions(model, [Part("y")])
+    found = np.full((4, 3, 8), 0.1)
+    found[:, 0] = 0.9
+    (told,) = agreement([question], [{"y": found}], [{"y": np.full_like(found, 0.1)}])
+    assert (question.kind, told.share, told.number) == ("detections", 0, 32)
+
+
+def test_parts_name_the_layers_that_make_them() -> None:
+    model = analysed(DETECTOR, detector()).model
+    for node in model.graph:
+        node.name = f"layer.{node.outputs[0].name}"
+    assert [part.layer for part in parts_of_outputs(analyse(model))] == ["layer.a", "layer.c"]
+
+
+def facts(agreement: Sequence[tuple[str, float, int]] = (), **parts: float) -> dict[str, Any]:
+    answers = [Agreement(part, "classes", share, number) for part, share, number in agreement]
+    return {"parts": parts, "agreement": [answer.to_json() for answer in answers]}
+
+
+@pytest.mark.parametrize(
+    ("told", "use"),
+    [
+        (facts(y=30.0), "usable"),
+        (facts(boxes=30.0, scores=12.0), "doubtful"),
+        (facts(boxes=30.0, scores=6.0), "useless"),
+        (facts([("y", 0.99, 100)], y=4.0), "usable"),
+        (facts([("y", 0.85, 100)], y=30.0), "doubtful"),
+        (facts([("y", 0.99, 100)], y=30.0, z=6.0), "useless"),
+        (facts([("labels", 0.5, 100)]), "useless"),
+        (facts([("labels", 0.75, 100)]), "useless"),
+        (facts([("labels", 0.75, 8)]), "doubtful"),
+        ({}, "usable"),
+    ],
+)
+def test_the_worst_part_decides_by_its_answers_where_they_are_known(told: dict[str, Any], use: str) -> None:
+    assert use_of(told) == use

@@ -40,6 +40,7 @@ TEXTS = {
     "TIMES": "2x",
     "TIME": "5ms",
     "RATE": "30",
+    "DB": "20dB",
     "SIZE": "1GiB",
     "auto|N": "8",
     "N": "3",
@@ -55,8 +56,16 @@ def text_of(row: Row) -> str:
     return next(iter(row.kind.names)) if row.kind.names else TEXTS.get(row.kind.metavar, "a")
 
 
+NEEDED = {
+    "max_drop": {"evaluate": "m.py:f"},
+    "min_quality": {"calib": "a"},
+    "min_agreement": {"calib": "a"},
+}
+"""What must be given beside an option."""
+
+
 def words(row: Row) -> list[str]:
-    needed = ["--evaluate", "m.py:f"] if row.name == "max_drop" else []
+    needed = [word for name, value in NEEDED.get(row.name, {}).items() for word in (f"--{name}", value)]
     return [row.flag, *([] if row.kind is FLAG else [text_of(row)]), *needed]
 
 
@@ -87,7 +96,7 @@ def test_a_row_is_an_argument_in_python(row: Row) -> None:
     assert found.kind is inspect.Parameter.KEYWORD_ONLY
     if not isinstance(row.default, dict):
         assert found.default == row.default
-    needed = {"evaluate": "m.py:f"} if row.name == "max_drop" else {}
+    needed = NEEDED.get(row.name, {})
     if row.kind is FLAG:
         assert getattr(CompileCall.of({row.name: not row.default}), row.name) is not row.default
         with pytest.raises(InputError, match=f"{row.flag}: 3 is neither"):
@@ -106,7 +115,7 @@ def test_a_row_is_a_key_of_recipes_or_is_refused_there(row: Row, tmp_path: Path)
             read_recipe(str(path))
         return
     value = "synthetic" if row.names_code and not row.never_in_a_file else value_of(row)
-    recipe = {row.name: value, **({"evaluate": "m.py:f"} if row.name == "max_drop" else {})}
+    recipe = {row.name: value, **NEEDED.get(row.name, {})}
     made = CompileOptions.of(recipe).to_recipe() if row.name in rows_of(CompileOptions) else recipe
     path.write_text(yaml.safe_dump(made))
     taken, left, told = read_recipe(str(path))
@@ -180,6 +189,7 @@ def test_a_search_takes_what_its_points_do_not_set() -> None:
     [
         ("--ratio 50%", {"ratio": 0.5}),
         ("--max-drop 1% --eval m.py:f", {"max_drop": 0.01, "evaluate": "m.py:f"}),
+        ("--min-quality 20dB --calib a", {"min_quality": 20, "calib": "a"}),
         ("--quantize INT8", {"quantize": "int8"}),
         ("--target ort", {"target": "onnxruntime"}),
         ("--target TRT", {"target": "tensorrt"}),
@@ -191,7 +201,7 @@ def test_values_are_read_as_people_write_them(api: Recorder, line: str, expected
     assert api.asked == {"arguments": ("m.onnx",), **expected}
     for name, value in zip(line.split()[::2], line.split()[1::2], strict=True):
         field = {"eval": "evaluate"}.get(name.strip("-"), name.strip("-").replace("-", "_"))
-        needed = {"evaluate": "m.py:f"} if field == "max_drop" else {}
+        needed = NEEDED.get(field, {})
         assert getattr(CompileOptions.of({field: value, **needed}), field) == expected[field]
 
 

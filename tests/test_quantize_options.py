@@ -142,11 +142,11 @@ def test_a_result_slower_than_the_original_says_what_to_do(
 ) -> None:
     compilation = Compilation(tmp_path, CompileOptions(quantize=quantize), Scratch(tmp_path))
     latency = {"speedup": {"estimate": 0.5, "ci95": [0.4, 0.6]}}
-    (doubt,) = assemble.doubts(compilation, {"latency": latency}, scored=True)
+    (doubt,) = assemble.doubts(compilation, {"latency": latency})
     assert doubt.startswith("2.00x slower than the original (95 % interval 1.67 to 2.50): ")
     assert advice in doubt
     latency["speedup"]["ci95"] = [0.4, 1.1]
-    assert assemble.doubts(compilation, {"latency": latency}, scored=True) == []
+    assert assemble.doubts(compilation, {"latency": latency}) == []
 
 
 def test_a_combination_is_timed_against_its_parts(models_dir: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import sparsecc
-from sparsecc.errors import InputError
-from sparsecc.report.verdict import lowest_agreement
+from sparsecc.cli.compile_view import compile_view
+from sparsecc.cli.view import Line
+from sparsecc.errors import GoalError, InputError
+from sparsecc.loss.judge import lowest_agreement
 
 SAMPLES = "models/digits.py:calibration"
 METRIC = "models/digits.py:accuracy"
@@ -37,10 +39,8 @@ def test_distillation_learns_from_unlabelled_samples(model: Path, tmp_path: Path
     assert taught.plan["repaired"]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "evaluate", "said"), [(0.7, None, True), (0.7, METRIC, False), (0.1, None, False)]
-)
-def test_changed_answers_are_said_where_no_metric_tells(
+@pytest.mark.parametrize(("ratio", "evaluate", "said"), [(0.85, None, True), (0.1, METRIC, False)])
+def test_a_result_that_is_not_usable_is_said_first_here_and_on_the_page(
     ratio: float, evaluate: str | None, said: bool, model: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
@@ -52,8 +52,41 @@ def test_changed_answers_are_said_where_no_metric_tells(
     made = sparsecc.compile(
         model, ratio=ratio, evaluate=evaluate, measure=False, output=tmp_path / "out", **options
     )
-    assert any("are others than before" in warning for warning in made.report["warnings"]) == said
-    assert (lowest_agreement(made.report["fidelity"]) < 0.9) == (ratio == 0.7)
+    assert (made.report["verdict"]["judgement"] == "useless") == said
+    assert (lowest_agreement(made.report["fidelity"]) < 0.8) == said
+    first = compile_view(made.report)[0]
+    assert isinstance(first, Line)
+    assert first.text.startswith("Not usable: try a lower --ratio" if said else "")
+    assert first.style == ("bad" if said else "title")
+    assert ("Not usable" in (tmp_path / "out" / "report.html").read_text()) == said
+
+
+def test_a_result_below_what_was_demanded_is_not_written(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"calib": SAMPLES, "criterion": "l2", "allocator": "uniform", "measure": False}
+    for demand, message in (
+        ({"min_quality": 60}, "keeps .* dB on .* held-out samples, less than --min-quality 60dB"),
+        ({"min_agreement": 0.999}, "of the answers are the same on .* less than --min-agreement 0.999"),
+    ):
+        with pytest.raises(GoalError, match=message):
+            sparsecc.compile(model, ratio=0.6, recover="none", output=tmp_path / "out", **demand, **options)
+        assert not (tmp_path / "out").exists()
+    sparsecc.compile(model, ratio=0.1, output=tmp_path / "out", min_quality=1, min_agreement=0.5, **options)
+    with pytest.raises(InputError, match="--min-quality is judged on samples"):
+        sparsecc.compile(model, ratio=0.1, min_quality=1)
+
+
+def test_what_is_known_before_long_work_is_said_then(model: Path, tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"dry_run": True, "on_event": heard.append}
+    sparsecc.compile(model, ratio=0.3, **options)
+    (unjudged,) = [event for event in heard if "say" in event]
+    assert "give some with --calib" in unjudged["say"]
+    assert unjudged["stage"] == "load"
+    heard.clear()
+    sparsecc.compile(model, ratio=0.8, calib=SAMPLES, allocator="distortion", **options)
+    (forecast,) = [event for event in heard if "say" in event]
+    assert forecast["forecast"]["quality_db"] < 20
+    assert "forecast by loss curves: outputs about" in forecast["say"]
 
 
 def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> None:

@@ -50,15 +50,20 @@ class CutLosses:
 
     def __call__(self, counts: Mapping[Atom, int], share: float = 1.0) -> float:
         """The relative squared error of the outputs when every candidate keeps its best `counts` slots."""
-        cut = {c.atom: c.best(counts[c.atom]) for c in self._candidates}
-        name = (
-            hashlib.sha256(b"".join(slots.tobytes() for slots in cut.values())).hexdigest()[:24] + f"@{share}"
-        )
+        cut = self._cut(counts)
+        name = _name(cut, share)
         if name not in self._known:
             self.runs += 1
             self._progress(f"try cut {self.runs}", min(self.runs / self._most, 1.0))
             self._known[name] = self._loss(cut, share)
         return self._known[name]
+
+    def tried(self, counts: Mapping[Atom, int]) -> float | None:
+        """What a cut lost that was tried; None of others."""
+        return self._known.get(_name(self._cut(counts), 1.0))
+
+    def _cut(self, counts: Mapping[Atom, int]) -> Keep:
+        return {c.atom: c.best(counts[c.atom]) for c in self._candidates}
 
     def keep(self) -> None:
         """Leave what was tried to later compiles."""
@@ -67,6 +72,10 @@ class CutLosses:
 
     def _loss(self, cut: Keep, share: float) -> float:
         raise NotImplementedError
+
+
+def _name(cut: Keep, share: float) -> str:
+    return hashlib.sha256(b"".join(slots.tobytes() for slots in cut.values())).hexdigest()[:24] + f"@{share}"
 
 
 class Joint(CutLosses):

@@ -38,15 +38,11 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
 def _first(report: Mapping[str, Any]) -> list[Block]:
     """What was gained and what was lost, in one breath; what is of no use is said before that."""
     said = verdict(report)
-    lines: list[Block] = []
-    if said.judgement == "useless":
-        lines.append(Line(f"Not usable: {said.advice}.", "bad"))
-    lines.append(Line(f"{headline(report)}; {said.lost}", "title"))
-    if said.judgement == "doubtful":
-        lines.append(Line(f"Doubtful: {said.advice}.", "warn"))
-    if said.judgement == "not judged":
-        lines.append(Line(f"Not judged: {said.advice or 'nothing was measured'}.", "warn"))
-    return lines
+    first: Block = Line(f"{headline(report)}; {said.lost}", "title")
+    text, style = said.sentence
+    if not text:
+        return [first]
+    return [Line(text, "bad"), first] if style == "bad" else [first, Line(text, "warn")]
 
 
 def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -96,7 +92,7 @@ def _removed(report: Mapping[str, Any]) -> list[Block]:
     if tokens:
         gone = tokens["patches"] - tokens["kept"]
         texts.append(f"{gone} of {tokens['patches']} patches behind {tokens['stream']}")
-    return [Line(f"Removed: {', '.join(texts)}.", "good")]
+    return [Line(f"Removed: {', '.join(texts)}.", _good(report))]
 
 
 def _types(report: Mapping[str, Any]) -> list[Block]:
@@ -144,7 +140,7 @@ def _verification(report: Mapping[str, Any]) -> list[Block]:
         noticed = f"{planted['noticed']} of {planted['tried']} planted faults noticed"
         how = noticed if planted["tried"] else "no slots were cut"
         error = verification["max_relative_error"]
-        lines = [Line(f"Surgery proved ({how}); largest relative error {error:.2g}.", "good")]
+        lines = [Line(f"Surgery proved ({how}); largest relative error {error:.2g}.", _good(report))]
     if constant := verification.get("constant_outputs"):
         lines.append(
             Line(
@@ -155,6 +151,11 @@ def _verification(report: Mapping[str, Any]) -> list[Block]:
     if one_size := verification.get("one_size"):
         lines.append(Line(f"Tried at one size only: {one_size[0]}{_more(one_size)}.", "dim"))
     return [Line(""), *lines]
+
+
+def _good(report: Mapping[str, Any]) -> str:
+    """Green only where the result is known to be of use: a proof of the surgery says nothing of that."""
+    return "good" if verdict(report).is_good else ""
 
 
 def _more(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-"""Called with {"stage": str, "share": float from 0 to 1, "note": str}."""
+"""Called with {"stage": str, "share": float from 0 to 1, "note": str, "say": str}; the last two may be missing."""
 
 PATIENCE = 2.0
 """Seconds of work before a bar appears."""

@@ -65,6 +65,8 @@ class Terminal:
             def on_event(event: Mapping[str, Any]) -> None:
                 ours.add("info", event)
                 shown.on_event(event)
+                if "say" in event and not quiet:
+                    self.note(str(event["say"]))
 
             yield on_event
 

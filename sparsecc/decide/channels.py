@@ -49,7 +49,8 @@ class Choice:
 
     `method` says how it was chosen, `calibration` what was collected for that; `predicted` is the relative
     output error that measured curves add up to, for the plan by curves where that was beaten, None without them;
-    `advised` is the largest ratio found at which it stays below POOR, where it does not.
+    `rehearsed` that of the plan as it was removed and repaired on other samples, None where it was not;
+    `advised` is the largest ratio found at which `predicted` stays below POOR, where it does not.
     """
 
     keep: dict[Atom, np.ndarray]
@@ -60,6 +61,7 @@ class Choice:
     method: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     predicted: float | None = None
+    rehearsed: float | None = None
     advised: float | None = None
 
     @property
@@ -99,7 +101,8 @@ def choose(compilation: Compilation, analysis: Analysis, groups: Sequence[Group]
     method = {"criterion": criterion, "allocator": name_of(allocator), "curves": measured}
     if losses is not None:
         method["tried"] = type(losses).__name__.lower()
-    choice = Choice(keep, ratio, before, selection.cost, selection.reached, method)
+    rehearsed = losses.tried(counts) if isinstance(losses, Rehearsal) else None
+    choice = Choice(keep, ratio, before, selection.cost, selection.reached, method, rehearsed=rehearsed)
     if evidence.stats is not None:
         choice = replace(choice, calibration=evidence.stats.facts)
     return foreseen(choice, problem, (selection.beat or selection).counts) if measured else choice

@@ -9,10 +9,11 @@ from sparsecc.calibrate.layer_statistics import RUN_FACTS
 from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.criteria import criterion_named
-from sparsecc.decide.channels import POOR, Choice, choose, criterion_for
+from sparsecc.decide.channels import Choice, choose, criterion_for
 from sparsecc.decide.layers import Depth
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
+from sparsecc.loss.measure import quality
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reference.pruned_io import Narrowed
 
@@ -35,6 +36,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     left = depth.ratio_left(options.ratio or 0.0)
     choice = depth.joined(choose(compilation, analysis, groups, left), options.ratio)
     note_choice(compilation, choice)
+    foretell(compilation, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
     warn_of_choice(compilation, choice, is_free)
     costs = summary.costs(analysis, choice.keep)
@@ -62,16 +64,31 @@ def note_choice(compilation: Compilation, choice: Choice) -> None:
         told = {k: v for k, v in choice.calibration.items() if is_timed or k not in RUN_FACTS}
         compilation.note("calibrate", told)
     if choice.method:
-        compilation.note("choose", {**choice.method, "predicted_error": choice.predicted})
+        facts = {**choice.method, "predicted_error": choice.predicted}
+        compilation.note("choose", facts | ({} if choice.advised is None else {"advised": choice.advised}))
+
+
+def foretell(compilation: Compilation, choice: Choice) -> None:
+    """Say what loss curves or a rehearsal foresee, before the long work that would only find it out."""
+    loss = choice.predicted if choice.rehearsed is None else choice.rehearsed
+    if loss is None:
+        return
+    by = "a rehearsal" if choice.rehearsed is not None else "loss curves"
+    text = f"forecast by {by}: outputs about {quality(loss):.0f} dB at ratio {choice.asked:g}"
+    if choice.advised is not None:
+        text += f"; {advised(choice)}"
+    compilation.say(text, forecast={"quality_db": quality(loss), "by": by, "advised_ratio": choice.advised})
+
+
+def advised(choice: Choice) -> str:
+    """What to do instead, where the curves foresee a poor result."""
+    ratio = choice.advised
+    return f"take --ratio {ratio:g} or less" if ratio else "any ratio costs much, try --quantize int8"
 
 
 def warn_of_choice(compilation: Compilation, choice: Choice, is_free: bool) -> None:
-    """A warning where the curves foresee a poor result, and where what was asked for could not be done."""
+    """A warning where what was asked for could not be done."""
     options, warnings = compilation.options, compilation.warnings
-    if choice.advised is not None:
-        kept = f"at ratio {choice.advised:g} it is below {POOR:g}" if choice.advised else "less is advised"
-        more = "" if options.recover == "distill" else "; --recover distill regains part of it"
-        warnings.append(f"ratio {choice.asked:g} is predicted to change outputs a lot: {kept}{more}")
     if compilation.general is not None and not criterion_named(criterion_for(options)).needs_general:
         warnings.append(f"--calib-general was not used: criterion {options.criterion} looks at one set")
     if not is_free and options.ratio:

@@ -4,22 +4,26 @@ A class axis is known where the graph says so (Softmax, LogSoftmax, ArgMax, TopK
 last operators), where an output's name does, or where scores come out of a last linear layer as [batch, classes].
 Embeddings are named, normalised, or wider than anything that reads as classes; they agree where each sample's
 nearest neighbours do.
+
+Scores that stand each for itself (a Sigmoid), and those beside boxes in one output, name a class only where the dense
+model is sure of something: elsewhere the best of many small numbers is chance. There the same class must still stand
+out.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.loss.parts import Part
+from sparsecc.loss.parts import Part, pieces_of, source_of
 from sparsecc.rules import Trait, traits_of
 
-Kind = Literal["classes", "labels", "embedding"]
+Kind = Literal["classes", "detections", "labels", "embedding"]
 
 _CLASSES = re.compile(r"logit|prob|score|class|cls|softmax|label|pred", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|feature|hidden|pooler|encod|vector|represent", re.IGNORECASE)
@@ -27,15 +31,20 @@ _LINEAR = frozenset({"Gemm", "MatMul", "Add", "Conv", "MatMulNBits"})
 _NORMS = frozenset(
     {"LpNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
 )
+_SCORES = frozenset({"Sigmoid", "HardSigmoid"})
+SURE = 0.5
+"""Of the dense model's strongest score: places with a class above this share of it are detections, and one is still
+found where its score is above this share of what it was."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What an output part is asked: the class along `axis`, its labels, or which other sample is nearest."""
+    """What an output part is asked: the class along `axis`, that of places where one stands out (along the axis of
+    classes by its shape where None), its labels, or which other sample is nearest."""
 
     part: Part
     kind: Kind
-    axis: int = -1
+    axis: int | None = -1
 
 
 def questions(model: ir.Model, parts: Sequence[Part]) -> tuple[Question, ...]:
@@ -49,15 +58,22 @@ def _question(value: ir.Value, part: Part) -> Question | None:
     name, dtype, rank = value.name or "", value.dtype, len(value.shape or ())
     if dtype is not None and dtype.is_integer():
         return Question(part, "labels")
+    if part.ranges:
+        is_scores = part.source in _SCORES | {"Softmax"}
+        return Question(part, "detections", part.ranges[-1][0]) if is_scores else None
     source, axis = _source(value)
     kind = source.op_type if source is not None else ""
-    if kind in ("Softmax", "LogSoftmax") and source is not None:
+    if kind == "Concat":
+        kind = next(iter(kinds)) if len(kinds := _kinds(value)) == 1 else ""
+    if kind in _SCORES and rank >= 2:
+        return Question(part, "detections", None)
+    if kind in ("Softmax", "LogSoftmax"):
         return Question(part, "classes", axis if axis is not None else -1)
     if _EMBEDDING.search(name) or kind in _NORMS or (kind == "Div" and _is_norm(source)):
-        return Question(part, "embedding") if rank == 2 and not part.ranges else None
-    if _CLASSES.search(name) and rank >= 2 and not part.ranges:
+        return Question(part, "embedding") if rank == 2 else None
+    if _CLASSES.search(name) and rank >= 2:
         return Question(part, "classes", -1)
-    if rank == 2 and kind in _LINEAR and not part.ranges:
+    if rank == 2 and kind in _LINEAR:
         return Question(part, "classes", 1)
     return None
 
@@ -104,6 +120,10 @@ class Agreement:
         scale = 1 + z * z / n
         return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
 
+    def to_json(self) -> dict[str, Any]:
+        """{"part", "kind", "share", "number", "interval"}."""
+        return {**asdict(self), "interval": list(self.interval)}
+
 
 def agreement(
     asked: Sequence[Question],
@@ -131,8 +151,10 @@ def _same(
         return np.zeros(len(pairs), dtype=bool)
     if question.kind == "labels":
         return np.concatenate([(a == b).reshape(-1) for a, b in blocks])
+    if question.kind == "detections":
+        return _still_found(blocks, question.axis)
     if question.kind == "classes":
-        axis = question.axis
+        axis = -1 if question.axis is None else question.axis
         if min(a.ndim for a, _ in blocks) <= max(axis, 0) or any(a.shape[axis] < 2 for a, _ in blocks):
             return np.zeros(0, dtype=bool)
         return np.concatenate([(a.argmax(axis) == b.argmax(axis)).reshape(-1) for a, b in blocks])
@@ -140,6 +162,29 @@ def _same(
     if len(ours) < 3:
         return np.zeros(0, dtype=bool)
     return np.asarray(_nearest(ours) == _nearest(theirs))
+
+
+def _still_found(blocks: Sequence[tuple[np.ndarray, np.ndarray]], axis: int | None) -> np.ndarray:
+    """Of every place where the dense model is sure of a class: whether the same one still stands out there."""
+    strongest = max((float(dense.max(initial=0.0)) for dense, _ in blocks), default=0.0)
+    same = []
+    for dense, found in blocks:
+        along = _class_axis(dense.shape) if axis is None else axis
+        best, other = dense.max(along), found.max(along)
+        agrees = (dense.argmax(along) == found.argmax(along)) & (other > SURE * best)
+        same.append(agrees[best > SURE * strongest])
+    return np.concatenate(same) if same else np.zeros(0, dtype=bool)
+
+
+def _class_axis(shape: Sequence[int]) -> int:
+    """Where classes lie: axis 1 of pictures and of [batch, classes, places], the last of [batch, places, classes]."""
+    return 2 if len(shape) == 3 and shape[2] < shape[1] else 1
+
+
+def _kinds(value: ir.Value) -> set[str]:
+    """The operators that make the pieces of a concatenation."""
+    nodes = [source_of(piece) for piece in pieces_of(value)]
+    return {node.op_type if node is not None else "" for node in nodes}
 
 
 def _nearest(rows: np.ndarray) -> np.ndarray:

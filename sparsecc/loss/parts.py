@@ -7,14 +7,16 @@ error of the scores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.axes.algebra import Axis, parts_of
 from sparsecc.axes.sizes import at, is_static
 from sparsecc.graph.analysis import Analysis
+from sparsecc.rules import Trait, traits_of
 
 PIECES = 16
 """Parts of one output that are looked at apart; an axis of more pieces is left whole."""
@@ -35,6 +37,10 @@ class Part:
 
     output: str
     ranges: tuple[tuple[int, int, int], ...] = ()
+    layer: str = field(default="", compare=False)
+    """The last layer that multiplies by weights before it, "" where that is not one."""
+    source: str = field(default="", compare=False)
+    """The operator that makes its numbers, views of them passed by; "" where that is not one."""
 
     @property
     def name(self) -> str:
@@ -55,7 +61,8 @@ class Part:
         """A block of this block: slots `start` to `stop` of what it has of `axis`."""
         first = next((low for other, low, _ in self.ranges if other == axis), 0)
         others = [known for known in self.ranges if known[0] != axis]
-        return Part(self.output, tuple(sorted([*others, (axis, first + start, first + stop)])))
+        ranges = tuple(sorted([*others, (axis, first + start, first + stop)]))
+        return replace(self, ranges=ranges)
 
 
 def parts_of_outputs(analysis: Analysis) -> tuple[Part, ...]:
@@ -68,8 +75,45 @@ def parts_of_outputs(analysis: Analysis) -> tuple[Part, ...]:
         cuts = [pieces for pieces in cuts if len(pieces) > 1]
         while cuts and np.prod([len(pieces) for pieces in cuts]) > PIECES:
             cuts.remove(max(cuts, key=len))
-        found += [Part(whole.output, ranges) for ranges in product(*cuts)]
+        parts = [Part(whole.output, ranges) for ranges in product(*cuts)]
+        made = pieces_of(value) if len(cuts) == 1 else [value]
+        found += map(_traced, parts, made, [value] * len(parts)) if len(made) == len(parts) else parts
     return tuple(found)
+
+
+def pieces_of(value: ir.Value) -> list[ir.Value]:
+    """What a value is put together from, in order: operands of the Concat that makes it, and of those before it."""
+    node = source_of(value, Trait.KEEPS_SIZE | Trait.SLOTWISE)
+    if node is None or node.op_type != "Concat":
+        return [value]
+    return [piece for operand in node.inputs if operand is not None for piece in pieces_of(operand)]
+
+
+def source_of(value: ir.Value, passed: Trait = Trait.KEEPS_SIZE) -> ir.Node | None:
+    """The operator that makes a value's numbers, those passed by that only `passed`; None for inputs and constants."""
+    node = value.producer()
+    while node is not None and traits_of(node) & passed and node.inputs[0] is not None:
+        node = _data(node).producer()
+    return node
+
+
+def _data(node: ir.Node) -> ir.Value:
+    """The operand that is no constant, the first of several."""
+    operands = [operand for operand in node.inputs if operand is not None]
+    return next((operand for operand in operands if operand.const_value is None), operands[0])
+
+
+def _traced(part: Part, value: ir.Value, output: ir.Value) -> Part:
+    """A part with what makes it: `value` is its piece of `output`."""
+    last = source_of(output)
+    source = source_of(value) if last is not None and last.op_type == "Concat" else last
+    layer = source_of(value, Trait.KEEPS_SIZE | Trait.SLOTWISE)
+    has_weights = layer is not None and traits_of(layer) & Trait.COMPUTES
+    return replace(
+        part,
+        layer=(layer.name or "") if layer is not None and has_weights else "",
+        source=source.op_type if source is not None else "",
+    )
 
 
 def _pieces(number: int, axis: Axis) -> Iterator[tuple[int, int, int]]:

@@ -27,26 +27,20 @@ def told(
 
     quality_db: variance to squared error, the mean over parts, pooled over samples; interval_db: its 95 % interval
     over samples, where there are several; worst: the part that lost most; parts: each in dB; constant: parts that
-    are the same on all samples; agreement: per part, the share of answers that are the same, their number, and the
-    share's interval. {} where no output holds floating-point numbers and nothing is asked.
+    are the same on all samples; layers: of parts, the last layer before them; agreement: per part, the share of
+    answers that are the same, their number, and the share's interval. {} where no output holds floating-point
+    numbers and nothing is asked.
     """
     reference = Reference(dense, parts)
     losses = reference.losses(found)
     facts: dict[str, Any] = losses.to_json() if losses.parts else {}
+    if layers := {part.name: part.layer for part in reference.parts if part.layer}:
+        facts["layers"] = layers
     if interval := _interval(reference, found):
         facts["interval_db"] = interval
     answers = agreement(asked, dense, found)
     if answers:
-        facts["agreement"] = [
-            {
-                "part": a.part,
-                "kind": a.kind,
-                "share": a.share,
-                "number": a.number,
-                "interval": list(a.interval),
-            }
-            for a in answers
-        ]
+        facts["agreement"] = [answer.to_json() for answer in answers]
     return facts
 
 

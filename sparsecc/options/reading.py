@@ -84,6 +84,14 @@ def speedup(text: str) -> float:
     return number
 
 
+def decibels(text: str) -> float:
+    """`20dB` or `20`: decibels of quality."""
+    number, unit = quantity(text, "a quality", "20dB")
+    if unit not in {"", "db"}:
+        raise ValueError(f"'{text}' is not a quality in decibels: write for example 20dB")
+    return number
+
+
 def rate(text: str) -> float:
     """Frames per second, above zero."""
     number, unit = quantity(text, "a rate", "30")

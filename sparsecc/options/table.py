@@ -15,6 +15,7 @@ from sparsecc.options import reading
 from sparsecc.options.row import (
     ALIGN,
     CALL,
+    DECIBELS,
     DROP,
     FLAG,
     INPUTS,
@@ -160,6 +161,18 @@ class CompileOptions(Options):
         BUDGET,
         is_common=True,
         is_goal=True,
+    )
+    min_quality: float | None = option(
+        None,
+        DECIBELS,
+        "Write nothing where a part of the outputs keeps less on held-out samples, e.g. 20dB (needs --calib).",
+        BUDGET,
+    )
+    min_agreement: float | None = option(
+        None,
+        KEPT,
+        "Write nothing where less of the answers stay the same on held-out samples, e.g. 0.98 (needs --calib).",
+        BUDGET,
     )
     prune: Sequence[str] = option(
         ("channels", "heads", "head_dims"),
@@ -320,6 +333,9 @@ class CompileOptions(Options):
             raise InputError(f"{names} are different budgets: give one of them (--max-drop may go with it)")
         if self.max_drop is not None and self.evaluate is None:
             raise InputError("--max-drop needs an accuracy to watch: give --evaluate FILE.py:FUNCTION")
+        for name in ("min_quality", "min_agreement"):
+            if getattr(self, name) is not None and self.samples is None:
+                raise InputError(f"--{name.replace('_', '-')} is judged on samples: give them with --calib")
 
     def to_recipe(self) -> dict[str, Any]:
         """Plain data that `of` reads back."""

@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.compilation import Compilation
-from sparsecc.decide.decision import Decision
+from sparsecc.decide.decision import Decision, advised
 from sparsecc.decide.goals import judge
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
-from sparsecc.report.verdict import lowest_agreement
+from sparsecc.report.verdict import verdict
 from sparsecc.system.machine import device
 from sparsecc.system.versions import versions
 
 if TYPE_CHECKING:
+    from sparsecc.decide.channels import Choice
     from sparsecc.graph.groups import Group
 
 SCHEMA = "sparsecc.report/1"
-CHANGED = 0.1
-"""Share of calibration samples with another top class above which a report warns; those not seen fare worse."""
 
 
 def report(
@@ -34,7 +33,12 @@ def report(
     made: dict[str, Any] = {
         "schema": SCHEMA,
         "model": {"name": compilation.file.name, **plan.model},
-        "asked": {"ratio": options.ratio, "metric": options.metric, "quantize": options.quantize},
+        "asked": {
+            "ratio": options.ratio,
+            "metric": options.metric,
+            "quantize": options.quantize,
+            "recover": options.recover,
+        },
         "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},
         "verification": dict(verification),
         "fidelity": measured.get("fidelity", {}),
@@ -47,7 +51,10 @@ def report(
         **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in compilation.remarks],
-        "warnings": [*compilation.warnings, *doubts(compilation, measured, scored=accuracy is not None)],
+        "warnings": [
+            *compilation.warnings,
+            *(doubts(compilation, measured) if measured else forebodings(choice)),
+        ],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
     told = ("latency", "footprint", "parts", "census", "unmeasured")
@@ -60,6 +67,8 @@ def report(
         made["accuracy"] = dict(accuracy)
     if compilation.goal is not None:
         _settle_goal(made, compilation.goal, measured)
+    if measured:
+        made["verdict"] = verdict(made).to_json()
     return made
 
 
@@ -73,22 +82,20 @@ def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[
     return totals
 
 
-def doubts(compilation: Compilation, measured: Mapping[str, Any], *, scored: bool) -> list[str]:
-    """What of the asked types and combinations did not come to pass; answers that changed, where none are scored."""
+def forebodings(choice: Choice) -> list[str]:
+    """What a dry run says of quality: nothing was made that could be judged."""
+    return [] if choice.advised is None else [f"a poor result is foreseen: {advised(choice)}"]
+
+
+def doubts(compilation: Compilation, measured: Mapping[str, Any]) -> list[str]:
+    """What of the asked types and combinations did not come to pass. What was lost is the verdict's to say."""
     census = (measured.get("census") or {}).get("after")
     asked, rows = compilation.options.quantize, [record.to_json() for record in compilation.records]
-    found = type_warnings(asked, rows, census, compilation.remarks) if measured else []
+    found = type_warnings(asked, rows, census, compilation.remarks)
     for part, speedup in (measured.get("parts") or {}).items():
         found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
     if speedup := (measured.get("latency") or {}).get("speedup"):
         found += slower_than("the original", speedup, advice_for(asked))
-    fidelity = measured.get("fidelity", {})
-    changed = 1 - lowest_agreement(fidelity)
-    if changed > CHANGED and fidelity["data"] != "random inputs" and not scored:
-        found.append(
-            f"{changed:.0%} of the answers on {fidelity['data']} are others than before: "
-            "take a lower ratio or more samples, and measure with --evaluate"
-        )
     return found
 
 

@@ -58,6 +58,9 @@ class CompilePage:
 
     title: str
     headline: str
+    judgement: str
+    """What must be said of the result before anything else; "" where it may be used as it is."""
+    mood: str
     cards: Sequence[Card]
     layers: Sequence[LayerBar]
     layers_open: int
@@ -82,9 +85,13 @@ class CompilePage:
         """Gather it. Sections without data stay empty and are not drawn."""
         latency = report.get("latency") or {}
         census = report.get("census") or {}
+        said = verdict(report)
+        judgement, mood = said.sentence
         return cls(
             title=str((report.get("model") or {}).get("name") or "compiled model"),
-            headline=f"{headline(report)}; {verdict(report).lost}",
+            headline=f"{headline(report)}; {said.lost}",
+            judgement=judgement,
+            mood=mood,
             cards=_cards(report),
             layers=_layers(report),
             layers_open=LAYERS_OPEN,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sparsecc.loss.judge import Use, lowest_agreement, use_of, worst_quality
 from sparsecc.report.numbers import plural
 
-Judgement = Literal["usable", "doubtful", "useless", "not judged"]
+Judgement = Use | Literal["not judged"]
 
-USELESS_DB, DOUBTFUL_DB = 8.0, 14.0
-"""Quality of the worst part, in dB, below which results were of no use, or doubtful (docs/accuracy.md)."""
-USELESS_AGREEMENT, DOUBTFUL_AGREEMENT = 0.8, 0.9
-"""Share of answers that stay the same, likewise."""
 TENTH = 0.1
 """A metric that fell by more than this share of what it was is that of a useless result."""
+EQUAL = 100.0
+"""Decibels from which on outputs are equal for all that floats can tell."""
+RANDOM = "random inputs"
 
 
 @dataclass(frozen=True)
@@ -26,41 +26,78 @@ class Verdict:
     lost: str
     advice: str = ""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether anything may be shown in green."""
+        return self.judgement == "usable"
+
+    @property
+    def sentence(self) -> tuple[str, str]:
+        """(what must be said beside what was lost, its style); ("", "") where the result may be used as it is."""
+        if self.judgement == "useless":
+            return f"Not usable: {self.advice}.", "bad"
+        if self.judgement == "doubtful":
+            return f"Doubtful: {self.advice}.", "warn"
+        if self.judgement == "not judged":
+            return f"Not judged: {self.advice or 'nothing was measured'}.", "warn"
+        return "", ""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
 
 def verdict(report: Mapping[str, Any]) -> Verdict:
     """What a compile lost: by the user's metric where there is one, else by outputs and answers."""
     facts: Mapping[str, Any] = report.get("fidelity") or {}
-    accuracy = report.get("accuracy")
-    judged_on_data = bool(facts) and facts.get("data") != "random inputs"
-    lost = _lost(report, facts)
+    lost, accuracy = _lost(report, facts), report.get("accuracy")
     if accuracy is not None and accuracy.get("before") is not None:
         fell = accuracy["before"] - accuracy["after"]
         useless = fell > TENTH * abs(accuracy["before"])
         return Verdict("useless" if useless else "usable", lost, _advice(report) if useless else "")
-    if not facts or not _changed(report):
-        return Verdict("usable" if facts else "not judged", lost)
-    worst, agrees = _worst(facts), lowest_agreement(facts)
-    if worst < USELESS_DB or agrees < USELESS_AGREEMENT:
-        return Verdict("useless" if judged_on_data else "not judged", lost, _advice(report))
-    if not judged_on_data:
+    if not facts:
+        return Verdict("not judged", lost)
+    if not _changed(report):
+        return Verdict("usable", lost)
+    if facts.get("data") == RANDOM:
         return Verdict(
             "not judged", lost, "give samples with --calib: they repair what is kept, and judge it"
         )
-    doubtful = worst < DOUBTFUL_DB or agrees < DOUBTFUL_AGREEMENT
-    return Verdict("doubtful" if doubtful else "usable", lost, _advice(report) if doubtful else "")
+    use = use_of(facts)
+    return Verdict(use, lost, "" if use == "usable" else _advice(report))
 
 
 def _changed(report: Mapping[str, Any]) -> bool:
     """Whether anything was done that can lose something."""
-    return bool((report.get("removed") or {}).get("share")) or _worst(report.get("fidelity") or {}) < 100
+    return bool((report.get("removed") or {}).get("share")) or _worst(report.get("fidelity") or {}) < EQUAL
 
 
 def _worst(facts: Mapping[str, Any]) -> float:
-    return float((facts.get("worst") or {}).get("quality_db", facts.get("quality_db", 200.0)))
+    worst = worst_quality(facts)
+    return 200.0 if worst is None else worst
+
+
+def refusal(report: Mapping[str, Any], min_quality: float | None, min_agreement: float | None) -> str:
+    """Why a result may not be written by `--min-quality` and `--min-agreement`; "" where it may."""
+    facts: Mapping[str, Any] = report.get("fidelity") or {}
+    worst, number = worst_quality(facts), facts.get("samples")
+    where = f"on {number} {facts.get('data')}" if number else f"on {facts.get('data')}"
+    if min_quality is not None and worst is None:
+        return f"no output holds floating-point numbers: --min-quality {min_quality:g}dB cannot be judged"
+    if min_quality is not None and worst is not None and worst < min_quality:
+        part = (facts.get("worst") or {}).get("part", "")
+        return f"output {part} keeps {worst:.1f} dB {where}, less than --min-quality {min_quality:g}dB"
+    if min_agreement is not None and not facts.get("agreement"):
+        return f"no output is known to name classes: --min-agreement {min_agreement:g} cannot be judged"
+    agrees = lowest_agreement(facts)
+    if min_agreement is not None and agrees < min_agreement:
+        return (
+            f"{agrees:.1%} of the answers are the same {where}, less than --min-agreement {min_agreement:g}"
+        )
+    return ""
 
 
 def _lost(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """`accuracy 0.99 to 0.98; outputs 31 dB on 40 held-out samples (29 to 33), worst part out[:, 4:84] 18 dB`."""
+    """`top1 0.99 → 0.98; outputs 31 dB on 40 held-out samples (29 to 33), worst part out[:, 4:84] (cls) 18 dB`."""
     texts = []
     if accuracy := report.get("accuracy"):
         texts.append(
@@ -69,55 +106,67 @@ def _lost(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if "quality_db" in facts:
         texts.append(_outputs(facts))
     for answer in facts.get("agreement", ()):
-        where = f" of {answer['part']}" if len(facts["agreement"]) > 1 else ""
+        where = f" of {_named(answer['part'], facts)}" if len(facts["agreement"]) > 1 else ""
         texts.append(f"{answer['share']:.1%} of {_ANSWERS[answer['kind']]}{where} the same")
     if not texts:
         return "what was lost was not measured"
     return "; ".join(texts)
 
 
-_ANSWERS = {"classes": "answers", "labels": "labels", "embedding": "nearest neighbours"}
+_ANSWERS = {
+    "classes": "answers",
+    "detections": "detections",
+    "labels": "labels",
+    "embedding": "nearest neighbours",
+}
 
 
 def _outputs(facts: Mapping[str, Any]) -> str:
-    data = facts.get("data", "")
-    number = (
-        f"{facts['samples']} "
-        if data.endswith("samples") and "the " not in data and "samples" in facts
-        else ""
-    )
+    data, number = facts.get("data", ""), ""
+    if data.endswith("samples") and "the " not in data and "samples" in facts:
+        number = f"{facts['samples']} "
     text = f"outputs {_db(facts['quality_db'])} on {number}{data}"
-    if "interval_db" in facts:
+    if "interval_db" in facts and facts["quality_db"] < EQUAL:
         low, high = facts["interval_db"]
         text += f" ({low:.0f} to {high:.0f})"
     worst = facts.get("worst")
     if worst and len(facts.get("parts", ())) > 1:
-        text += f", worst part {worst['part']} {_db(worst['quality_db'])}"
+        text += f", worst part {_named(worst['part'], facts)} {_db(worst['quality_db'])}"
     if constant := facts.get("constant"):
-        text += f"; {plural(len(constant), 'part')} the same on all of them ({constant[0]})"
+        text += f"; {plural(len(constant), 'part')} the same on all of them ({_named(constant[0], facts)})"
     return text
 
 
+def _named(part: str, facts: Mapping[str, Any]) -> str:
+    """A part with the layer that makes it: 'out[:, 4:84] (head.cls)'."""
+    layer = facts.get("layers", {}).get(part)
+    return f"{part} ({layer})" if layer else part
+
+
 def _db(value: float) -> str:
-    return "equal" if value >= 100 else f"{value:.0f} dB"
+    return "equal" if value >= EQUAL else f"{value:.0f} dB"
 
 
 def _advice(report: Mapping[str, Any]) -> str:
-    """What is most likely to help, by what was not done yet."""
+    """What is most likely to help: what the compile itself found first, then what was not done yet."""
     asked = report.get("asked") or {}
-    data = (report.get("fidelity") or {}).get("data")
-    steps = []
-    if data == "random inputs" or data is None:
-        steps.append("give samples with --calib")
-    if ratio := asked.get("ratio"):
-        steps.append(f"a lower --ratio than {ratio:g}")
-    if ratio and not asked.get("quantize"):
-        steps.append("--quantize int8 instead of so much pruning")
-    if ratio and data not in (None, "random inputs"):
-        steps.append("--recover distill")
-    return ("try " + ", ".join(steps)) if steps else "measure it with --evaluate"
+    ratio, recover = asked.get("ratio"), asked.get("recover")
+    steps: list[str] = []
+    if ratio:
+        steps.append(_lower(ratio, report.get("passes", ())))
+        if not asked.get("quantize"):
+            steps.append("--quantize int8 instead of so much pruning")
+        if recover != "distill":
+            steps.append("--recover distill")
+    elif asked.get("quantize"):
+        steps.append("--quantize fp16" if asked["quantize"] != "fp16" else "--quantize bf16")
+    return ("try " + ", or ".join(steps)) if steps else "measure it with --evaluate"
 
 
-def lowest_agreement(facts: Mapping[str, Any]) -> float:
-    """The least share of answers that are the same, over all parts that are asked; 1 where none is."""
-    return min((answer["share"] for answer in facts.get("agreement", ())), default=1.0)
+def _lower(ratio: float, records: Sequence[Mapping[str, Any]]) -> str:
+    """The ratio that measured loss curves advise, where there are some; else a lower one."""
+    facts = next((one.get("facts") or {} for one in records if one.get("name") == "choose"), {})
+    advised = facts.get("advised")
+    if advised and advised < ratio:
+        return f"--ratio {advised:g}, the most that loss curves foresee to be of use"
+    return f"a lower --ratio than {ratio:g}"

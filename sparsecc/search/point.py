@@ -13,6 +13,7 @@ import yaml
 
 from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import SparseccError, UnavailableError
+from sparsecc.loss.judge import worst_quality
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.tasks.reproduce import MEASURED
@@ -47,7 +48,8 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The quality is the user's own metric where there is one, else how close the outputs are, in decibels."""
+    """The quality is the user's own metric where there is one, else how close the part of the outputs is that lost
+    most, in decibels."""
     fidelity, accuracy = report["fidelity"], report.get("accuracy")
     row = {
         "before": report["before"],
@@ -55,7 +57,7 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
         "removed": report["removed"],
         "fidelity": fidelity,
         "accuracy": accuracy,
-        "quality": accuracy["after"] if accuracy else fidelity.get("quality_db"),
+        "quality": accuracy["after"] if accuracy else worst_quality(fidelity),
         "warnings": report["warnings"],
     }
     if "latency" in report:

@@ -12,9 +12,11 @@ from sparsecc.bundle.folder import BundleWriter
 from sparsecc.compilation import Compilation, Emit
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.passes import require_passes
+from sparsecc.errors import GoalError
 from sparsecc.options import CompileOptions
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
+from sparsecc.report.verdict import refusal
 from sparsecc.system.files import size_of
 from sparsecc.system.processor import processor
 from sparsecc.system.scratch import Scratch
@@ -49,6 +51,9 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         walk(work)
         plan = work.decision.plan
         report = assemble.report(compilation, work.decision, work.verification, _figures(work), work.accuracy)
+        options = compilation.options
+        if refused := refusal(report, options.min_quality, options.min_agreement):
+            raise GoalError(f"nothing was written: {refused}; {report['verdict']['advice'] or 'lower it'}")
         write_bundle(compilation, bundle, plan, report)
     made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
     return {**made, "facts": bundle.facts}

@@ -262,9 +262,23 @@ def begin(compilation: Compilation) -> Analysis:
     compilation.take(model)
     require_room(compilation)
     analysis = compilation.settled()
+    if compilation.calibration is None:
+        say_unjudged(compilation)
     if compilation.general is not None:
         _ = compilation.general.samples  # what is wrong with them is said before anything long begins
     return analysis
+
+
+def say_unjudged(compilation: Compilation) -> None:
+    """Say at once what cannot be done without samples, and what is done instead."""
+    options = compilation.options
+    if not (options.ratio or options.quantize or options.sparsity or options.tokens):
+        return
+    repairs = method_for(options, compilation.dense.model) != "none"
+    how = "weights are repaired on random inputs" if repairs else "nothing can be repaired"
+    compilation.say(
+        f"no samples: {how}, and what is lost cannot be judged: give some with --calib", judged=False
+    )
 
 
 def require_room(compilation: Compilation) -> None:

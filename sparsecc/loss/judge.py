@@ -1,0 +1,49 @@
+"""Whether what is left is of use: the thresholds of quality and agreement, and the part that decides.
+
+They are those below which task metrics of real models fell by more than a tenth (`benchmarks/verdicts.py`,
+docs/accuracy.md). Where answers are known they decide: classifiers give the same answers at a few decibels, where all
+logits shrank alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Use = Literal["usable", "doubtful", "useless"]
+
+USELESS_DB, DOUBTFUL_DB = 8.0, 14.0
+"""Quality in dB of a part whose answers are not known."""
+USELESS_AGREEMENT, DOUBTFUL_AGREEMENT = 0.8, 0.9
+"""Share of answers that stay the same. Few answers whose interval reaches the second make no useless result."""
+_ORDER: tuple[Use, ...] = ("useless", "doubtful", "usable")
+
+
+def use_of(facts: Mapping[str, Any]) -> Use:
+    """What the worst part of `quality.told` is worth: by its answers where these are known, else by its decibels."""
+    answers = {answer["part"]: answer for answer in facts.get("agreement", ())}
+    found = [_agreed(**answer) for answer in answers.values()]
+    for part, quality in facts.get("parts", {}).items():
+        if not any(part == name or part.startswith(f"{name}[") for name in answers):
+            found.append(_use(quality, USELESS_DB, DOUBTFUL_DB))
+    return min(found, key=_ORDER.index, default="usable")
+
+
+def _agreed(*, share: float, interval: Sequence[float], **_: Any) -> Use:
+    use = _use(share, USELESS_AGREEMENT, DOUBTFUL_AGREEMENT)
+    return "doubtful" if use == "useless" and interval[1] >= DOUBTFUL_AGREEMENT else use
+
+
+def _use(value: float, useless: float, doubtful: float) -> Use:
+    return "useless" if value < useless else "doubtful" if value < doubtful else "usable"
+
+
+def worst_quality(facts: Mapping[str, Any]) -> float | None:
+    """The decibels of the part that lost most; None where no output holds floating-point numbers."""
+    found = facts.get("worst", facts).get("quality_db")
+    return None if found is None else float(found)
+
+
+def lowest_agreement(facts: Mapping[str, Any]) -> float:
+    """The least share of answers that are the same, over all parts that are asked; 1 where none is."""
+    return min((answer["share"] for answer in facts.get("agreement", ())), default=1.0)
