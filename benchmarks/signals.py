@@ -84,7 +84,7 @@ class Ground:
     def start(self, kind: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(kind), env=self.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=answer_signals,
         )  # fmt: skip
 
     def undisturbed(self, kind: str) -> float:
@@ -135,6 +135,12 @@ class Ground:
         assert not left, f"{what}: alive a second later: {left}"
 
 
+def answer_signals() -> None:
+    """As in a terminal: shells let what they start in the background ignore Ctrl-C, and `nohup` HUP."""
+    for name in SIGNALS[:-1]:
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+
+
 def save_tiny(path: Path) -> None:
     """Two products with a Relu between: 64 channels to choose from, a few milliseconds of every stage."""
     draw = np.random.default_rng(0)
@@ -156,11 +162,12 @@ def save_tiny(path: Path) -> None:
 def hit(ground: Ground, kind: str, name: str, victim: str, moment: float) -> str:
     """One signal at one moment; what came of it."""
     what = f"{kind}, {name} to the {victim} after {moment:.2f} of its time"
-    before = state(ground)
+    before, begun = state(ground), time.perf_counter()
     with ground.start(kind) as run:
         time.sleep(moment * ground.seconds[kind])
         arrived = send(run, signal.Signals[name], victim)
         _, said = run.communicate()
+        seconds = time.perf_counter() - begun
         ground.require_no_orphan(what)
     code, lines = run.returncode, said.splitlines()
     assert (code in EXIT_CODES and code != 70) or code == -signal.Signals[name], f"{what}: {code}: {said}"
@@ -168,8 +175,9 @@ def hit(ground: Ground, kind: str, name: str, victim: str, moment: float) -> str
         return "ended by Python before our code"
     require_true(ground, kind, lines, before, what)
     if not arrived or code == 0:
+        ground.seconds[kind] = min(ground.seconds[kind], seconds)
         return "had finished"
-    return "ended by the signal" if code < 0 else f"exit code {code}"
+    return "ended at once" if code < 0 else f"exit code {code}"
 
 
 def require_true(ground: Ground, kind: str, lines: list[str], before: int | None, what: str) -> None:
@@ -192,18 +200,27 @@ def state(ground: Ground) -> int | None:
 
 
 def send(run: subprocess.Popen[str], number: signal.Signals, victim: str) -> bool:
-    """Whether there was one to send it to."""
+    """Whether there was one to send it to; a worker that has not started is waited for."""
     try:
         if victim == "parent":
             run.send_signal(number)
         elif victim == "group":
             os.killpg(run.pid, number)
         else:
-            children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-            os.kill(int(children[-1]), number)
-    except (ProcessLookupError, FileNotFoundError, IndexError):
+            os.kill(_child(run), number)
+    except (ProcessLookupError, FileNotFoundError):
         return False
     return run.returncode is None
+
+
+def _child(run: subprocess.Popen[str]) -> int:
+    """The youngest child. ProcessLookupError where the command ended without another."""
+    while run.poll() is None:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        if children:
+            return int(children[-1])
+        time.sleep(0.01)
+    raise ProcessLookupError
 
 
 def main() -> None:
