@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+import sparsecc
 from sparsecc.graph.analysis import analyse
 from sparsecc.loss.answers import Agreement, Question, agreement, questions
 from sparsecc.loss.judge import use_of
@@ -228,3 +231,33 @@ def facts(agreement: Sequence[tuple[str, float, int]] = (), **parts: float) -> d
 )
 def test_the_worst_part_decides_by_its_answers_where_they_are_known(told: dict[str, Any], use: str) -> None:
     assert use_of(told) == use
+
+
+BRANCHES = """g (float[n,6] x) => (float[n,14] y) {
+    a = MatMul(x, w1) h = Relu(a)
+    b = MatMul(h, w2) c = Relu(b) d = MatMul(c, wb) boxes = Mul(d, pixels)
+    e = MatMul(h, w3) f = Relu(e) s = MatMul(f, ws) scores = Sigmoid(s)
+    y = Concat<axis=1>(boxes, scores) }"""
+APART = BRANCHES.replace("(float[n,14] y)", "(float[n,4] boxes, float[n,10] scores)").replace(
+    "y = Concat<axis=1>(boxes, scores) }", "}"
+)
+
+
+def test_one_output_of_two_answers_is_cut_as_two_outputs_are(tmp_path: Path) -> None:
+    """Boxes in pixels beside scores in 0..1: the plan must not be the one that only boxes ask for."""
+    weights = {
+        "w1": normal(6, 32), "w2": normal(32, 32, seed=2), "wb": normal(32, 4, seed=3),
+        "w3": normal(32, 32, seed=4), "ws": 0.1 * normal(32, 10, seed=5), "pixels": np.array([200.0], np.float32),
+    }  # fmt: skip
+    np.savez(tmp_path / "calib.npz", x=normal(96, 6, seed=6))
+    plans = []
+    for name, text in (("one", BRANCHES), ("two", APART)):
+        ir.save(analysed(text, weights).model, tmp_path / f"{name}.onnx")
+        made = sparsecc.compile(
+            tmp_path / f"{name}.onnx", output=tmp_path / name, ratio=0.3, align=1, measure=False,
+            calib=str(tmp_path / "calib.npz"),
+        )  # fmt: skip
+        plans.append(made.plan["tensors"])
+        told = made.report["fidelity"]
+        assert min(told["parts"].values()) == told["worst"]["quality_db"] > 5
+    assert plans[0] == plans[1]
