@@ -18,17 +18,17 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.ir.graph_editor import GraphEditor, raise_opset
 from sparsecc.ir.subgraphs import has_body
-from sparsecc.ir.value_types import _type_string, value_types
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
+from sparsecc.passes.quantize.float16_range import FP16_MAX, fit_batch_norms, outside_range
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
 from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
+from sparsecc.rules.value_types import _type_string, value_types
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 MINIMUM_OPSET = {"fp16": 13, "bf16": 22}
-FP16_MAX = 65504.0
 LARGE = 30000.0
 SMALLEST_SCALE = 2.0**-20
 """A quantization scale below this would round to zero or to a bit or two in fp16."""
@@ -52,8 +52,11 @@ def convert_to_half(
     for node in model.graph:
         if (reason := compilation.target.no_kernel.get((type_, node.op_type))) is not None:
             kept[node.name or ""] = reason
-    if type_ == "fp16" and compilation.pass_feeds:
-        kept.update(_overflowing(model, compilation))
+    if type_ == "fp16":
+        fit_batch_norms(model)
+        kept.update(outside_range(model, value_types(model)))
+        if compilation.pass_feeds:
+            kept.update(_overflowing(model, compilation))
     conversion = _HalfConversion(model, type_, kept, keep_io)
     conversion.run()
     for name in conversion.halved_constants:
@@ -146,7 +149,7 @@ class _HalfConversion:
         if node.name in self.kept:
             return self.kept[node.name or ""]
         if node.domain not in ("", "ai.onnx"):
-            return f"operator of {node.domain}: its types are not known"
+            return f"operator of {node.domain}: kept in float32"
         if node.op_type in KEPT_FLOAT:
             return f"{node.op_type} is kept in float32 for its range"
         if has_body(node):
@@ -162,6 +165,13 @@ class _HalfConversion:
         ]
         if formal and not any(name in follows for name in formal):
             return f"{node.op_type} has no {self.type} form at opset {self.opset}"
+        unknown = [
+            value.name
+            for i, value in enumerate(node.inputs)
+            if value is not None and value not in self.types and _type_string(schema.inputs, i) in follows
+        ]
+        if unknown:
+            return f"the type of its operand '{unknown[0]}' is not known"
         if node.op_type in (
             "RandomNormal",
             "RandomUniform",
@@ -212,8 +222,6 @@ class _HalfConversion:
             numbers = constant_array(value)
             if is_scale:
                 numbers = np.maximum(numbers, SMALLEST_SCALE)
-            if self.type == "fp16" and numbers.size and np.abs(numbers).max() > FP16_MAX:
-                self.warnings.append(f"constant '{value.name}' exceeds {FP16_MAX:.0f} and is clipped to it")
             name = value.name or ""
             constant = self.editor.constant(f"{name}_{self.type}", self._half_tensor(numbers))
             self.types[constant] = self.half
@@ -240,7 +248,7 @@ class _HalfConversion:
     def _restore_outputs(self) -> None:
         if not self.keep_io:
             return
-        for value in list(self.model.graph.outputs):
+        for value in dict.fromkeys(self.model.graph.outputs):  # a value may be an output twice
             if self.types.get(value) == self.half:
                 cast = self._cast(value, ir.DataType.FLOAT)
                 self.editor.replace_output(value, cast)

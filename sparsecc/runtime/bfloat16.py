@@ -19,7 +19,7 @@ def emulated(model: ir.Model) -> ir.Model | None:
     kernels of GPUs.
     """
     from sparsecc.ir.graph_editor import GraphEditor
-    from sparsecc.ir.value_types import value_types
+    from sparsecc.rules.value_types import value_types
 
     types = value_types(model)
     if ir.DataType.BFLOAT16 not in types.values():

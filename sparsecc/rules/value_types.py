@@ -1,4 +1,4 @@
-"""The element type of every value, from the schemas of the operators that make them."""
+"""The element type of every value, from the schemas of the operators that make them or their rows in the table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from sparsecc.ir.subgraphs import bodies_of, has_body
+from sparsecc.rules.table import shapes_of
 
 
 def _type_string(formals: Any, index: int) -> str:
@@ -50,7 +51,7 @@ def _output_types(
         elif has_body(node):
             yield _handed_out(node, index)
         elif schema is None:
-            yield None
+            yield _from_row(node, index, types)
         else:
             yield _from_schema(schema, index, node, types)
 
@@ -60,6 +61,17 @@ def _handed_out(node: ir.Node, output: int) -> ir.DataType | None:
     place = output + 1 if node.op_type == "Loop" else output
     given = [body.outputs[place].dtype for body in bodies_of(node) if place < len(body.outputs)]
     return given[0] if given else None
+
+
+def _from_row(node: ir.Node, output: int, types: dict[ir.Value, ir.DataType]) -> ir.DataType | None:
+    """The type of a runtime's own operator's output, as its row says; None where it has no row."""
+    row = shapes_of(node.domain, node.op_type)
+    if row is None or not node.inputs:
+        return None
+    if output in row.own:
+        return ir.DataType(row.own[output])
+    operand = node.inputs[row.dtype if row.dtype < len(node.inputs) else 0]
+    return types.get(operand) if operand is not None else None
 
 
 def _from_schema(

@@ -1,0 +1,114 @@
+"""fp16 without silent zeros and infinities: what its range does not hold stays in float32, or is written to fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsecc.passes.quantize import Quantize
+from tests.test_quantize import apply, operators, outputs
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+
+NORM = """g (float[2,16] x) => (float[2,16] y) <float eps = {1e-12}> {
+    m = ReduceMean<axes = [-1]>(x)
+    d = Sub(x, m)
+    s = Mul(d, d)
+    v = ReduceMean<axes = [-1]>(s)
+    e = Add(v, eps)
+    r = Sqrt(e)
+    y = Div(d, r)
+}"""
+SCALED = """g (float[2,16] x) => (float[2,16] y) <float small = {1e-9}, float eps = {1e-12}> {
+    a = Mul(x, small)
+    b = Abs(a)
+    c = ReduceMax<axes = [-1]>(b)
+    d = Add(c, eps)
+    y = Div(a, d)
+}"""
+LARGE = """g (float[2,16] x) => (float[2,16] y) <float big = {262144.0}> {
+    a = Div(x, big)
+    y = Mul(a, big)
+}"""
+MASKED = """g (float[2,16] x) => (float[2,16] y) <float low = {-1e9}, float zero = {0.0}> {
+    c = Less(x, zero)
+    a = Where(c, low, x)
+    y = Softmax<axis = -1>(a)
+}"""
+HARMLESS = """g (float[2,16] x) => (float[2,16] y) <float tiny = {1e-12}, float top = {1e9}> {
+    a = Add(x, tiny)
+    b = Min(a, top)
+    y = Relu(b)
+}"""
+
+
+def _model(text: str) -> ir.Model:
+    return ir.from_onnx_text(f"{HEADER} {text}")
+
+
+def _half(model: ir.Model, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, set[str]]:
+    """Outputs before, those after with every fp16 value rounded, and the operators that stayed in float32."""
+    before = outputs(model, feeds)
+    result = apply(Quantize(type="fp16"), model, "tensorrt-rtx", [])[0]
+    return before, outputs(model, feeds, level="none"), {skip.where.split("_")[0] for skip in result.skipped}
+
+
+@pytest.mark.parametrize(
+    ("text", "float32"),
+    [
+        pytest.param(NORM, {"Add", "Sqrt", "Div"}, id="epsilon"),
+        pytest.param(SCALED, {"Mul", "Abs", "ReduceMax", "Add", "Div"}, id="small factor"),
+        pytest.param(LARGE, {"Div", "Mul"}, id="large factor"),
+        pytest.param(MASKED, set(), id="mask"),
+        pytest.param(HARMLESS, set(), id="nothing depends on it"),
+    ],
+)
+def test_constants_outside_the_range_keep_their_nodes_in_float32(text: str, float32: set[str]) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    x[1] = 3.0  # a row without variance
+    before, after, kept = _half(_model(text), {"x": x})
+    assert kept == float32
+    np.testing.assert_allclose(after, before, atol=4e-3)
+
+
+def test_a_batch_norm_with_a_large_variance_is_written_in_numbers_that_fit() -> None:
+    model = _model("""g (float[1,4,8] x) => (float[1,4,8] y)
+        <float[4] s = {1, 2, 3, 4}, float[4] b = {0, 1, 0, 1}, float[4] m = {900, -300, 0, 5},
+         float[4] v = {400000, 90000, 2, 1}> { y = BatchNormalization(x, s, b, m, v) }""")
+    spread = np.sqrt(np.array([400000, 90000, 2, 1], np.float32))[None, :, None]
+    x = np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float32) * spread
+    before, after, kept = _half(model, {"x": x})
+    assert not kept
+    assert all(
+        np.isfinite(v.const_value.numpy()).all() for v in model.graph.initializers.values() if v.const_value
+    )
+    np.testing.assert_allclose(after, before, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "line", ["n = com.microsoft.SkipLayerNormalization(x, x, g)", "n = com.microsoft.FusedMatMul(x, e)"]
+)
+def test_types_of_the_runtimes_own_operators_are_known(line: str) -> None:
+    """Their results meet halves behind a cast."""
+    model = _model(f"""g (float[2,4,16] x, float[16] g, float[16,16] e, float[16,8] w) => (float[2,4,8] y) {{
+        {line}
+        y = MatMul(n, w)
+    }}""")
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 4, 16), "g": (16,), "e": (16, 16), "w": (16, 8)}
+    read = {value.name for node in model.graph for value in node.inputs if value is not None}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for value in [value for value in model.graph.inputs if value.name not in read]:
+        model.graph.inputs.remove(value)
+    before, after, _ = _half(model, {name: feeds[name] for name in feeds if name in read})
+    assert operators(model)["Cast"] == 3
+    np.testing.assert_allclose(after, before, rtol=1e-2, atol=5e-2)
+
+
+def test_an_output_that_stands_twice_keeps_its_name() -> None:
+    model = _model("g (float[2,16] x) => (float[2,16] y) { y = Relu(x) }")
+    model.graph.outputs.append(model.graph.outputs[0])
+    apply(Quantize(type="fp16"), model, "onnx", [])
+    assert [value.name for value in model.graph.outputs] == ["y", "y"]
+    assert {value.dtype for value in model.graph.outputs} == {ir.DataType.FLOAT}
