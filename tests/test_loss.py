@@ -90,6 +90,14 @@ def test_an_offset_does_not_make_an_output_lossless() -> None:
     assert Reference([{"y": dense}]).loss([{"y": np.full_like(dense, 1000)}]) == pytest.approx(1, rel=0.05)
 
 
+def test_one_sample_is_not_the_same_on_all() -> None:
+    """A class axis of one answer has no variation channel by channel: what counts is that between its entries."""
+    dense = np.random.default_rng(RNG_SEED).standard_normal((1, 1000))
+    losses = Reference([{"y": dense}]).losses([{"y": 0.9 * dense}])
+    assert losses.constant == ()
+    assert losses.worst[1] == pytest.approx(0.01, rel=0.05)
+
+
 def test_constant_parts_are_named_and_told_by_their_size() -> None:
     dense = np.full((8, 3), 5.0)
     losses = Reference([{"y": dense}]).losses([{"y": dense * 1.1}])

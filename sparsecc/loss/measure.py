@@ -24,6 +24,10 @@ CONSTANT = 1e-12
 """Of a part's mean square: variance up to here is rounding, and the part is the same on all samples."""
 
 
+ENOUGH = 8
+"""Values of a channel from which its mean is known well enough."""
+
+
 @dataclass(frozen=True)
 class Losses:
     """The relative squared error of every part. `constant` names parts that are the same on all samples: nothing is
@@ -121,10 +125,14 @@ class Reference:
         return {part: self._energies_of(part) for part in self.parts}
 
     def _energies_of(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """By row (about its channel's mean, about zero); channels of the part's last cut axis, else axis 1."""
+        """By row (about its channel's mean, about zero); channels of the part's last cut axis, else axis 1.
+
+        With fewer than ENOUGH values to a channel its mean says little: then about the mean of the whole part.
+        """
         blocks = [part.of(np.asarray(batch[part.output])).astype(np.float64) for batch in self.outputs]
         axis = part.ranges[-1][0] if part.ranges else 1
         same = len({block.shape[1:] for block in blocks}) == 1 and blocks[0].ndim > axis
+        same = same and sum(block.size for block in blocks) >= ENOUGH * blocks[0].shape[axis]
         others = tuple(n for n in range(blocks[0].ndim) if n != axis) if same else None
         total = sum(np.where(np.isfinite(block), block, 0.0).sum(axis=others) for block in blocks)
         mean = np.asarray(total / np.maximum(sum(np.isfinite(block).sum(axis=others) for block in blocks), 1))
