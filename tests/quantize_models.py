@@ -32,6 +32,12 @@ def _declare(sizes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"float[{','.join(map(str, size))}] {name}" for name, size in sizes.items())
 
 
+def weighted(text: str, sizes: dict[str, tuple[int, ...]]) -> ir.Model:
+    """A graph in ONNX text at opset 19; WEIGHTS among its inputs stands for random constants of these sizes."""
+    header = '<ir_version: 9, opset_import: ["" : 19]>'
+    return _weights(ir.from_onnx_text(f"{header} {text.replace('WEIGHTS', _declare(sizes))}"), sizes)
+
+
 def convolutions(*, batch_norm: bool = False, kernel: int = 3, group: int = 1, bias: bool = True) -> ir.Model:
     """Four convolutions: a stem, a residual block with Relu and Clip, a strided one; then a Gemm."""
     c = CHANNELS

@@ -23,7 +23,12 @@ SAME_SCALE = frozenset(
 """Operators that only move numbers: input and output share one scale, and the kernel runs on integers."""
 
 QUANTIZED_OUTPUTS = frozenset({"Conv"})
-"""Sites whose integer kernel needs an integer result. Gemm and MatMul give float for less error and time."""
+"""Sites whose integer kernel needs an integer result. Gemm and MatMul give float for less error and time, but for a
+Gemm before a Relu or Clip: ONNX Runtime finds its integers only where these are followed by integers."""
+
+NO_DILATIONS = (
+    "ONNX Runtime's integer kernel, which it would make of the pool between integers, knows no dilations"
+)
 
 MIN_TENSORRT_CHANNELS = 16
 
@@ -73,7 +78,7 @@ def decide_onnxruntime(
         if node in chosen:
             _take_layer(decision, chosen[node], outputs)
         elif node.domain in ("", "ai.onnx") and node.name not in exclude:
-            _follow(decision, node)
+            _follow(decision, node, chosen)
     return decision
 
 
@@ -81,19 +86,24 @@ def _take_layer(decision: Decision, layer: LinearLayer, outputs: Collection[str]
     decision.layers.append(layer)
     if not decision.holds(layer.data):
         decision.values[layer.data.name or ""] = layer.data
-    if layer.op_type in outputs:
-        result = fused_result(layer.node)
+    result = fused_result(layer.node)
+    is_activated_gemm = layer.op_type == "Gemm" and result is not layer.node.outputs[0]
+    if layer.op_type in outputs or is_activated_gemm:
         decision.values[result.name or ""] = result
         decision.full.add(result.name or "")
 
 
-def _follow(decision: Decision, node: ir.Node) -> None:
+def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node]) -> None:
     if node.op_type in INTEGER_FOLLOWERS:
-        if node.inputs and all(decision.holds(value) for value in node.inputs):
-            result = fused_result(node)
-            decision.followers.append(node)
-            decision.values[result.name or ""] = result
-            decision.full.add(result.name or "")
+        if not node.inputs or not all(decision.holds(value) for value in node.inputs):
+            return
+        if reason := _why_not_follower(node, chosen):
+            decision.skipped.append(Remark(node.name or "", reason))
+            return
+        result = fused_result(node)
+        decision.followers.append(node)
+        decision.values[result.name or ""] = result
+        decision.full.add(result.name or "")
     elif node.op_type in SAME_SCALE and decision.holds(node.inputs[0]) and len(node.outputs) >= 1:
         source = node.inputs[0]
         outputs = node.outputs if node.op_type == "Split" else node.outputs[:1]
@@ -103,6 +113,41 @@ def _follow(decision: Decision, node: ir.Node) -> None:
         for output in outputs:
             decision.aliases[output.name or ""] = source.name or ""
             decision.full.add(output.name or "")
+
+
+def _why_not_follower(node: ir.Node, chosen: Collection[ir.Node]) -> str:
+    if node.op_type == "Concat" and not _read_by_integers(node.outputs[0], chosen):
+        return "one scale for all that it joins would serve no integer kernel behind it"
+    if _is_dilated_pool(node):
+        return NO_DILATIONS
+    return ""
+
+
+def _is_dilated_pool(node: ir.Node | None) -> bool:
+    if node is None or node.op_type != "AveragePool":
+        return False
+    return any(step != 1 for step in node.attributes.get_ints("dilations") or ())
+
+
+def _moved_from(value: ir.Value) -> ir.Node | None:
+    """What computes a value that operators which only move numbers hand on."""
+    node = value.producer()
+    while node is not None and node.op_type in SAME_SCALE and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def _read_by_integers(value: ir.Value, chosen: Collection[ir.Node]) -> bool:
+    """Whether a layer that becomes integers reads the value, perhaps behind followers."""
+    seen, waiting = {value}, [value]
+    while waiting:
+        for reader in waiting.pop().consumers():
+            if reader in chosen:
+                return True
+            if reader.op_type in INTEGER_FOLLOWERS | SAME_SCALE | FUSED_ACTIVATIONS:
+                waiting += [output for output in reader.outputs if output not in seen]
+                seen.update(reader.outputs)
+    return False
 
 
 def fused_result(node: ir.Node) -> ir.Value:
@@ -117,6 +162,8 @@ def fused_result(node: ir.Node) -> ir.Value:
 
 
 def _why_not_onnxruntime(layer: LinearLayer) -> str:
+    if _is_dilated_pool(_moved_from(layer.data)):
+        return f"it reads an AveragePool with dilations: {NO_DILATIONS}"
     if layer.bias is None:
         return ""
     if layer.bias.const_value is None or layer.bias.is_graph_input():
