@@ -19,6 +19,7 @@ class Candidate:
 
     `shapes` are those of the weights it runs through. Where it was measured, `curve` is the loss at some counts,
     zero at `size`, and `turn` how far the block that it lies in turns the values that pass by, in half turns.
+    `gone` marks slots of the group that go in any case: `size` and `scores` are those of the others.
     """
 
     atom: Atom
@@ -29,6 +30,7 @@ class Candidate:
     shapes: tuple[tuple[int, ...], ...] = ()
     curve: Mapping[int, float] | None = None
     turn: float | None = None
+    gone: np.ndarray | None = None
 
     def counts(self) -> list[int]:
         """The counts it may keep, ascending: multiples of the step from the floor, and all."""
@@ -40,7 +42,11 @@ class Candidate:
         order = np.argsort(-self.scores, kind="stable")
         keep = np.zeros(self.size, dtype=bool)
         keep[order[:count]] = True
-        return keep
+        if self.gone is None:
+            return keep
+        whole = ~self.gone
+        whole[whole] = keep
+        return whole
 
 
 @dataclass(frozen=True)

@@ -70,24 +70,43 @@ class Choice:
         return 1 - self.after / self.before if self.before else 0.0
 
 
-def choose(compilation: Compilation, analysis: Analysis, groups: Sequence[Group], ratio: float) -> Choice:
-    """Which slots of the free groups stay so that `ratio` of the metric goes."""
+@dataclass(frozen=True)
+class Dead:
+    """`slots` of each atom that are dead: boolean (size,). `carriers`: the constant slot of an atom that stays, and
+    that padding convolutions read instead of its others."""
+
+    slots: dict[Atom, np.ndarray] = field(default_factory=dict)
+    carriers: dict[Atom, int] = field(default_factory=dict)
+
+
+def choose(
+    compilation: Compilation,
+    analysis: Analysis,
+    groups: Sequence[Group],
+    ratio: float,
+    dead: Dead | None = None,
+) -> Choice:
+    """Which slots of the free groups stay so that `ratio` of the metric goes; those that are `dead` go in any
+    case."""
+    dead = dead or Dead()
     options = compilation.options
     require_methods(options)
     free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
     if not free or ratio == 0:
-        return Choice({}, ratio, before, before, ratio == 0)
+        keep = {atom: ~slots for atom, slots in dead.slots.items()}
+        after = cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
+        return Choice(keep, ratio, before, after, ratio == 0)
     evidence = evidence_for(compilation, analysis)
-    candidates = scored(analysis, free, options, evidence)
+    candidates = scored(analysis, free, options, evidence, dead=dead)
     if options.calib is not None:
         candidates = informed(compilation, analysis, free, candidates, evidence)
     measured = all(c.curve is not None for c in candidates)
     criterion = criterion_for(options)
     if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
         criterion = FOR_THRESHOLDS
-        candidates = scored(analysis, free, options, evidence, criterion)
+        candidates = scored(analysis, free, options, evidence, criterion, dead)
     allocator = allocator_named(options.allocator, has_curves=measured)
     losses = None
     if evidence.stats is not None:
@@ -97,7 +116,9 @@ def choose(compilation: Compilation, analysis: Analysis, groups: Sequence[Group]
     if losses is not None:
         losses.keep()
     counts = selection.counts
-    keep = {c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size}
+    keep = {
+        c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size or c.gone is not None
+    }
     method = {"criterion": criterion, "allocator": name_of(allocator), "curves": measured}
     if losses is not None:
         method["tried"] = type(losses).__name__.lower()
@@ -246,9 +267,11 @@ def scored(
     options: CompileOptions,
     evidence: Evidence | None = None,
     instead: str | None = None,
+    dead: Dead | None = None,
 ) -> list[Candidate]:
-    """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one."""
-    evidence = evidence or Evidence(SlotWeights(analysis, options.seed))
+    """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one, `dead`
+    slots are no choice."""
+    evidence, dead = evidence or Evidence(SlotWeights(analysis, options.seed)), dead or Dead()
     has_data = evidence.stats is not None and options.samples is not None
     criterion = criterion_named(instead or options.criterion, has_data=has_data)
     for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
@@ -258,11 +281,25 @@ def scored(
         score = (for_experts if group.kind == "expert" else criterion).score
         scores = np.nan_to_num(np.asarray(score(group, evidence), dtype=np.float64), nan=np.inf)
         scores, least = spared(group, evidence, scores)
+        if group.atom in dead.carriers:
+            scores[dead.carriers[group.atom]] = np.inf
         step = step_of(group, target, options.align)
-        floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))
         shapes = evidence.weights.shapes(group)
-        candidates.append(Candidate(group.atom, group.size, scores, step, floor, shapes))
+        gone = _aligned(dead.slots.get(group.atom), step)
+        live = scores if gone is None else scores[~gone]
+        floor = min(max(group.least, least, int(np.ceil(FLOOR * group.size))), len(live))
+        candidates.append(Candidate(group.atom, len(live), live, step, floor, shapes, gone=gone))
     return candidates
+
+
+def _aligned(dead: np.ndarray | None, step: int) -> np.ndarray | None:
+    """The dead slots that go: all, but for those that fill what stays up to a multiple of the step."""
+    if dead is None:
+        return None
+    spare = -int((~dead).sum()) % step
+    gone = dead.copy()
+    gone[np.flatnonzero(dead)[:spare]] = False
+    return gone if gone.any() else None
 
 
 def step_of(group: Group, target: Target, align: str | int) -> int:

@@ -34,7 +34,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     options = compilation.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
-    choice = depth.joined(choose(compilation, analysis, groups, left), options.ratio)
+    choice = depth.joined(choose(compilation, analysis, groups, left, depth.dead), options.ratio)
     note_choice(compilation, choice)
     foretell(compilation, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)
@@ -52,6 +52,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     plan.groups += depth.rows(len(groups))
     plan.dropped_nodes = list(depth.nodes)
     plan.tokens = dict(depth.tokens)
+    plan.repaired = sorted(depth.absorbed)
     plan.io = compilation.narrowed.to_json()
     layers = depth.dense_rows(summary.layers(analysis, choice.keep))
     return Decision(groups, choice, plan, costs, layers)

@@ -19,7 +19,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.samples import Feeds
-from sparsecc.decide.channels import Choice
+from sparsecc.decide.channels import Choice, Dead
 from sparsecc.decide.layer_spans import spans_of, straightest, walked
 from sparsecc.decide.output_distances import DISTANCES, Distance, distances, relative
 from sparsecc.errors import InternalError
@@ -55,6 +55,7 @@ class Depth:
     the outputs; `before` holds the dense macs and params; `layers` are the report's rows of what went.
     `keep` and `only` are the user's patterns, spelt so that they hold after the edit. `tokens` is what the plan
     says of tokens left out; `macs` are the dense ones by node where these changed, `added` how many nodes came.
+    `dead` are the slots that go in any case, `absorbed` the tensors that changed for that.
     """
 
     blocks: Sequence[ResidualBlock] = ()
@@ -69,6 +70,8 @@ class Depth:
     tokens: Mapping[str, Any] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
     added: int = 0
+    dead: Dead = field(default_factory=Dead)
+    absorbed: tuple[str, ...] = ()
 
     def ratio_left(self, ratio: float) -> float:
         """The ratio to take from what is left, so that `ratio` of the dense model goes."""

@@ -216,6 +216,12 @@ class CompileOptions(Options):
         is_common=True,
     )
     only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be repeated.", REMOVAL)
+    dead_only: bool = option(
+        False,
+        FLAG,
+        "Remove channels that are the same on every input, or that nobody reads, and nothing else: exactly.",
+        REMOVAL,
+    )
     prune_io: bool = option(
         False, FLAG, "Let the sizes of the model's inputs and outputs change too.", REMOVAL
     )
@@ -331,6 +337,9 @@ class CompileOptions(Options):
         if len(asked) > 1:
             names = " and ".join(asked)
             raise InputError(f"{names} are different budgets: give one of them (--max-drop may go with it)")
+        if self.dead_only and (asked or "layers" in self.prune or self.tokens is not None):
+            what = (*asked, "--tokens" if self.tokens is not None else "--prune layers")[0]
+            raise InputError(f"--dead-only removes what is dead and nothing else: leave out {what}")
         if self.max_drop is not None and self.evaluate is None:
             raise InputError("--max-drop needs an accuracy to watch: give --evaluate FILE.py:FUNCTION")
         for name in ("min_quality", "min_agreement"):

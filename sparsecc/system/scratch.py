@@ -45,6 +45,11 @@ class Scratch:
         """The model of fewer tokens: what repair compares with where tokens went."""
         return self.folder / "fewer" / "model.onnx"
 
+    @property
+    def absorbed(self) -> Path:
+        """The dense model whose biases hold what layers read of constant channels."""
+        return self.folder / "absorbed" / "model.onnx"
+
     def masked(self, probe: int) -> Path:
         """The dense model with the slots that go masked, at the sizes of one probe."""
         return self.folder / f"masked{probe}" / "model.onnx"

@@ -14,6 +14,7 @@ from sparsecc.backends import backend_named
 from sparsecc.backends.base import Artefact, Backend
 from sparsecc.calibrate.routers import mixtures_of
 from sparsecc.compilation import Compilation
+from sparsecc.decide.dead import bury
 from sparsecc.decide.decision import Decision, decide
 from sparsecc.decide.layers import shorten
 from sparsecc.decide.passes import passes_for
@@ -99,8 +100,9 @@ def score_original(work: Work) -> None:
 
 
 def choose(work: Work) -> None:
-    """What goes: whole layers, then tokens, then channels of what is left."""
+    """What goes: whole layers, then tokens, then channels of what is left, dead ones first."""
     analysis, depth = thin(work.compilation, *shorten(work.compilation, work.analysis))
+    analysis, depth = bury(work.compilation, analysis, depth)
     work.analysis, work.decision = analysis, decide(work.compilation, analysis, depth)
 
 
@@ -140,7 +142,7 @@ def repair(work: Work) -> None:
     )  # tokens that went have nothing to be compared with
     kept, mixtures = kept_values(analysis, work.decision.choice.keep), mixtures_of(analysis)
     found = run_repair(compilation, dense, analysis.model, kept, mixtures)
-    plan.repaired = sorted(set(found.changed))
+    plan.repaired = sorted({*plan.repaired, *found.changed})
     compilation.remarks.extend(("repair", remark) for remark in found.skipped)
     if told := left_alone(found):
         compilation.warnings.append(told)
