@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,12 +23,13 @@ def facts() -> dict[str, object]:
         "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "file size": resource.getrlimit(resource.RLIMIT_FSIZE)[0],
         "processor time": resource.getrlimit(resource.RLIMIT_CPU)[0],
+        "life": signal.getitimer(signal.ITIMER_REAL)[0],
         "processes": resource.getrlimit(resource.RLIMIT_NPROC)[0],
     }
     if sys.platform == "linux":
-        libc, signal = ctypes.CDLL(None), ctypes.c_int()
-        libc.prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
-        told |= {"dies with": signal.value, "no new privileges": libc.prctl(39, 0, 0, 0, 0)}
+        libc, death = ctypes.CDLL(None), ctypes.c_int()
+        libc.prctl(2, ctypes.byref(death))  # PR_GET_PDEATHSIG
+        told |= {"dies with": death.value, "no new privileges": libc.prctl(39, 0, 0, 0, 0)}
     return told
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,19 @@ def test_every_round_has_sessions_of_its_own_made_in_turn() -> None:
 
 def test_more_threads_are_timed_by_the_wall_clock() -> None:
     assert (clock_for(1), clock_for(2)) == ("cpu", "wall")
+
+
+LIMITED = """
+import resource
+from sparsecc.measure.fresh_sessions import clock_for
+resource.setrlimit(resource.RLIMIT_CPU, (9999, 9999))
+print(clock_for(1))
+"""
+
+
+def test_a_limit_of_processor_time_makes_its_clock_too_coarse() -> None:
+    told = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, check=True)
+    assert told.stdout.strip() == b"wall"
 
 
 def test_a_large_product_reaches_more_of_the_roofline_than_a_copy_needs() -> None:

@@ -32,6 +32,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _OTHERS = 4096
 """Processes and threads that the user may start beside ours before ours are refused one."""
+GRACE = 10.0
+"""Seconds behind its deadline at which the kernel ends a process that nobody ended, its parent being stopped."""
 
 THREADS_OF_BLAS = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -67,8 +69,8 @@ def start(
     """Start a process that calls `package.module:function` with `task` and ends when that returns.
 
     It begins in the folder `scratch`, which is its TMPDIR too; stdout and stderr go to the file descriptor
-    `output`. `memory` bounds its allocations in bytes, `seconds` its processor time on each core. `task` travels on
-    the command line: plain data, 100 kB at most. OSError where no process can be started.
+    `output`. `memory` bounds its allocations in bytes, `seconds` its life. `task` travels on the command line:
+    plain data, 100 kB at most. OSError where no process can be started.
     """
     config = {
         "path": [p for p in sys.path if os.path.isabs(p)],
@@ -120,7 +122,7 @@ def begin(config: Mapping[str, Any]) -> None:
     for kind, wanted in _limits(config["memory"]):
         lower_limit(kind, wanted)
     if config["seconds"] is not None:
-        limit_processor_time(config["seconds"])
+        end_after(config["seconds"] + GRACE)
     module, _, function = config["entry"].partition(":")
     getattr(importlib.import_module(module), function)(config["task"])
 
@@ -139,10 +141,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def limit_processor_time(seconds: float) -> None:
-    """The kernel kills this process (SIGXCPU) once it has used so many more seconds on every core."""
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    lower_limit(resource.RLIMIT_CPU, int(used + seconds * (os.cpu_count() or 1)) + 10)
+def end_after(seconds: float) -> None:
+    """The kernel kills this process (SIGALRM) so long from now, unless another call comes before; 0: never.
+
+    Not RLIMIT_CPU: under it Linux advances the processor time of a process by ticks of some milliseconds
+    (kernel/time/posix-cpu-timers.c, `cpu_clock_sample_group`), and latencies are measured in that.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def lower_limit(kind: int, wanted: int) -> None:

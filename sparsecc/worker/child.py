@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from sparsecc.errors import SparseccError
 from sparsecc.system import sandbox
-from sparsecc.system.process import limit_processor_time
+from sparsecc.system.process import GRACE, end_after
 from sparsecc.worker.protocol import EVENT_LIMIT, OUT_OF_MEMORY, RESULT_LIMIT, is_task
 
 _HEADROOM = 32 << 20
@@ -89,7 +89,7 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel, room
         module, _, function = message["task"].partition(":")
         work = getattr(importlib.import_module(module), function)
         room.enter()
-        limit_processor_time(message["seconds"])
+        end_after(message["seconds"] + GRACE)
         return _plain({"result": work(message["request"], channel.emit)})
     except SparseccError as e:
         return {"error": type(e).__name__, "message": str(e), "traceback": _traced(e)}
@@ -99,6 +99,8 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel, room
         if any(phrase in str(e) for phrase in OUT_OF_MEMORY) or _is_starved():
             return {"memory": True}
         return {"fault": f"{type(e).__name__}: {e}", "traceback": _traced(e)}
+    finally:
+        end_after(0)
 
 
 def _is_starved() -> bool:

@@ -37,7 +37,7 @@ _SIGNAL_MEANS = {
     signal.SIGABRT: "a native library gave up",
     signal.SIGBUS: "a mapped file changed or shrank under it",
     signal.SIGKILL: "something outside, often the system short of memory, killed it",
-    signal.SIGXCPU: "it took more processor time than its deadline has room for",
+    signal.SIGALRM: "it went on past its deadline",
     signal.SIGSYS: "a native library made a system call that the sandbox ends a process for",
 }
 
