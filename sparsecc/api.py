@@ -186,7 +186,9 @@ def verify(
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
     With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calib`,
-    `calib_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`.
+    `calib_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`. `calib` with the
+    original alone tells its quality on samples anew. Each check is "ok" or "not checked" with why; "is_sound" says
+    whether all were checked.
     With the public `key` (PEM), the bundle must be signed by its private half.
     GoalError names the first check that failed; after a failed manifest or signature nothing else is opened.
     """
@@ -195,8 +197,10 @@ def verify(
     own = {"calib": calib, "calib_general": calib_general, "evaluate": evaluate, "build": build or None}
     rows = rows_of(CompileCall)
     given = {name: rows[name].take(value) for name, value in own.items() if value is not None}
-    if given and not reproduce:
-        raise InputError(f"{', '.join(sorted(given))}: only a compile takes that: give --reproduce too")
+    if calib is not None and model is None:
+        raise InputError("quality is told beside the model it was compiled from: give it with --model")
+    if (others := sorted(given.keys() - {"calib"})) and not reproduce:
+        raise InputError(f"{', '.join(others)}: only a compile takes that: give --reproduce too")
     request = {
         "bundle": str(bundle),
         "model": str(model) if model is not None else None,
@@ -206,8 +210,8 @@ def verify(
     }
     from sparsecc.tasks.outside import beyond_sandbox, target_of
 
-    outside = beyond_sandbox({"target": target_of(Path(bundle)), **given}) if reproduce else ""
-    found: dict[str, Any] = _run("sparsecc.tasks.inspect:verify", request, on_event, outside=outside)
+    outside = beyond_sandbox({"target": target_of(Path(bundle)), **given} if reproduce else given)
+    found: dict[str, Any] = _run("sparsecc.tasks.verify:verify", request, on_event, outside=outside)
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")

@@ -121,13 +121,13 @@ def test_no_command_opens_a_file_outside_the_folder(
 
 def test_verify_stops_at_a_failed_manifest(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not what it says is not opened: no model, no plan, no recipe."""
-    from sparsecc.tasks import inspect
+    from sparsecc.tasks import verify as task
 
     (bundle / "model.onnx").write_bytes(b"not what was hashed")
     for name in ("private_copy", "open_session", "load_ir", "read_plan", "reproduced", "identity_of"):
-        monkeypatch.setattr(inspect, name, lambda *a, name=name: pytest.fail(f"{name} was reached"))
+        monkeypatch.setattr(task, name, lambda *a, name=name: pytest.fail(f"{name} was reached"))
     request = {"bundle": str(bundle), "model": str(MODEL), "reproduce": True}
-    checked = inspect.verify(request, lambda event: None)
+    checked = task.verify(request, lambda event: None)
     assert [(one["check"], one["ok"]) for one in checked["checks"]] == [("manifest", False)]
     assert not checked["ok"]
 

@@ -23,6 +23,7 @@ from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.tasks.stages import DECIDING, Work, walk
+from sparsecc.verify.stored_probes import PROBES
 
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         options = compilation.options
         if refused := refusal(report, options.min_quality, options.min_agreement):
             raise GoalError(f"nothing was written: {refused}; {report['verdict']['advice'] or 'lower it'}")
+        work.probes.keep(work.backend, work.compiled, bundle.folder / PROBES)
         write_bundle(compilation, bundle, plan, report)
     made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
     return {**made, "facts": bundle.facts}

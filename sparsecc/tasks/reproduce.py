@@ -14,8 +14,9 @@ from sparsecc.options.builder_keys import LeftOut
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.verify.rounding import difference
+from sparsecc.verify.stored_probes import PROBES
 
-MEASURED = {"report.json", "report.html", "recipe.yaml"}
+MEASURED = {"report.json", "report.html", "recipe.yaml", PROBES}
 """Files that hold measurements, or whether there were any."""
 
 UNSEEN = frozenset({"evaluate", "device"})

@@ -22,6 +22,7 @@ from sparsecc.reference.masked_channels import masked
 from sparsecc.runtime.numerics import Outputs, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import Runs, moved_by_rounding
+from sparsecc.verify import stored_probes
 from sparsecc.verify.built import require_finite, require_same, unlike_rounding
 from sparsecc.verify.layers_in_type import losses_in_layers
 from sparsecc.verify.onnx_checker import check
@@ -144,6 +145,15 @@ class Probes:
             require_finite(before, after, data)
         parts, asked = ((), ()) if narrowed.outputs else (compilation.parts, compilation.asked)
         return {**told(wanted, found, parts, asked), "data": data, "samples": judged.number}
+
+    def keep(self, backend: Backend, compiled: Path, path: Path) -> None:
+        """Write a few inputs with the outputs of the original and of the compiled model, for outsiders to check."""
+        compilation, narrowed = self.compilation, self.compilation.narrowed
+        if compilation.dense.by_parts:
+            return
+        feeds = stored_probes.rounded(compilation.feeds[0])
+        dense, smaller = narrowed.wanted(compilation.dense.runner.run(feeds)), narrowed.feeds(feeds)
+        stored_probes.keep(path, smaller, dense, self.artefact(backend, compiled).run(smaller))
 
     def _judged_on(self) -> tuple[Samples, str]:
         compilation = self.compilation

@@ -1,0 +1,210 @@
+"""Verify a bundle: each check is ok, failed, or not checked with the reason; it is sound where all were ok."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecc.bundle.folder import SIGNATURE, Bundle
+from sparsecc.bundle.plan_file import read_plan, require_fits
+from sparsecc.bundle.signing import signature_check
+from sparsecc.data.random_inputs import random_feeds
+from sparsecc.data.samples import CalibrationSet
+from sparsecc.errors import InputError
+from sparsecc.ir.save import write
+from sparsecc.loading.identity import identity_of, is_same
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
+from sparsecc.loading.private_copy import private_copy
+from sparsecc.loss.judge import worst_quality
+from sparsecc.loss.quality import told
+from sparsecc.options import are_sizes
+from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.numerics import QUANTIZED, is_quantized, tolerance_of, worst_error
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.session import open_session
+from sparsecc.system import memory
+from sparsecc.system.files import size_of
+from sparsecc.system.temp_folders import temporary_folder
+from sparsecc.tasks.inputs import model_file
+from sparsecc.tasks.reproduce import reproduced
+from sparsecc.verify.plan_check import zeroed
+from sparsecc.verify.stored_probes import PROBES, compared, inputs_of
+
+Emit = Callable[[dict[str, Any]], None]
+Check = dict[str, Any]
+"""{"check", "ok", "status", "detail"}; `ok` is None where it was not checked."""
+
+AGAIN_DB = 2.0
+"""By how much the quality on samples given again may fall short of what was told: they may be others."""
+WAYS = "--reproduce, or --calib with the samples of the compile, checks them"
+
+
+def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Check a bundle: manifest, signature, that it gives what it gave; with the original, plan and numerics."""
+    bundle = Bundle.open(Path(request["bundle"]))
+    problems = list(bundle.verify_manifest())
+    checks = [_checked("manifest", not problems, "; ".join(problems) or "every hash matches")]
+    if not problems and (request.get("key") or (bundle.folder / SIGNATURE).exists()):
+        signed = signature_check(bundle, request.get("key"))
+        checks.append(_checked("signature", signed["ok"], signed["detail"]))
+    if any(check["ok"] is False for check in checks):
+        return _verified(checks)  # what is not what it says is not opened
+    emit({"stage": "load", "share": 0.2})
+    with temporary_folder("scratch") as scratch:
+        return _verified(checks + _opened_checks(bundle, request, emit, Path(scratch)))
+
+
+def _checked(name: str, ok: bool | None, detail: str) -> Check:
+    status = {True: "ok", False: "failed", None: "not checked"}[ok]
+    return {"check": name, "ok": ok, "status": status, "detail": detail}
+
+
+def _verified(checks: list[Check]) -> dict[str, Any]:
+    """`ok` where nothing failed, `is_sound` where everything was checked."""
+    return {
+        "schema": "sparsecc.verify/1",
+        "ok": all(c["ok"] is not False for c in checks),
+        "is_sound": all(c["ok"] is True for c in checks),
+        "checks": checks,
+    }
+
+
+def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch: Path) -> list[Check]:
+    """What takes opening the model, which passes the front door first."""
+    compiled = model_file(bundle.folder)
+    by_parts = not memory.fits(size_of(bundle.folder))
+    runner = PartedRunner(load_ir(compiled)) if by_parts else open_session(private_copy(compiled, scratch))
+    how = "is read by parts: it is too large to load whole" if by_parts else "loads in ONNX Runtime"
+    checks = [_checked("loads", True, f"{compiled.name} {how}"), _on_stored_probes(bundle, runner)]
+    if not request.get("model"):
+        missing = "give the model it was compiled from with --model"
+        return [*checks, *(_checked(name, None, missing) for name in ("original", "numerics"))]
+    emit({"stage": "compare", "share": 0.5})
+    original = Path(request["model"])
+    plan = read_plan(bundle.plan)
+    checks.append(_is_original(plan, original))
+    if not checks[-1]["ok"]:
+        return checks
+    given = request.get("options") or {}
+    against = _Against(bundle, plan, original, runner, scratch)
+    numerics = against.zeroing()
+    if given.get("calib"):
+        numerics = against.samples(str(given["calib"])) if numerics["ok"] is not False else numerics
+    again = [reproduced(bundle, original, given, emit)] if request.get("reproduce") else []
+    if again and numerics["ok"] is None and again[0]["ok"]:
+        numerics = _checked("numerics", True, "by compiling again")
+    return [*checks, numerics, *(_checked("reproduce", one["ok"], one["detail"]) for one in again)]
+
+
+def _on_stored_probes(bundle: Bundle, runner: Any) -> Check:
+    """What the compiled model gives for the inputs that the bundle keeps."""
+    path = bundle.folder / PROBES
+    if not path.is_file():
+        return _checked("fidelity", None, f"the bundle keeps no {PROBES}: {WAYS}")
+    feeds, stored = inputs_of(path)
+    try:
+        found = runner.run(feeds)
+    except InputError as e:
+        return _checked("fidelity", False, f"it does not run on {PROBES}: {e}")
+    return _checked("fidelity", *compared(stored, found))
+
+
+def _is_original(plan: Mapping[str, Any], original: Path) -> Check:
+    found = identity_of(original)
+    same = is_same(plan["model"], found)
+    detail = "is the model that was compiled" if same else "is not the model that was compiled"
+    if same and "data" in found and "data" not in plan["model"]:
+        detail += ", by its file; an older version recorded no hash of its external data"
+    return _checked("original", same, f"{original.name} {detail}")
+
+
+@dataclass
+class _Against:
+    """The outsider's comparisons with the original."""
+
+    bundle: Bundle
+    plan: Mapping[str, Any]
+    original: Path
+    runner: Any
+    scratch: Path
+
+    def zeroing(self) -> Check:
+        """Zero what the plan says in the original, and compare outputs."""
+        plan = self.plan
+        mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
+        if mixed or plan["quantization"] or plan["patterns"] or plan["repaired"]:
+            what = (
+                f"{len(mixed)} removed groups are mixed by an operator"
+                if mixed
+                else "the weights were changed after removal"
+            )
+            return _checked("numerics", None, f"not exactly checkable by zeroing: {what}; {WAYS}")
+        model = normalise(load_ir(self.original))
+        in_integers = is_quantized(model)
+        require_fits(plan, model)
+        sizes = _compared_sizes(self.bundle)
+        cut = zeroed(model, plan)
+        feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(self.bundle))
+        if memory.fits(memory.weight_bytes(cut)):
+            path = write(cut, self.scratch / "zeroed" / "model.onnx")
+            dense = open_session(path, level="none").run(feeds)
+        else:
+            dense = PartedRunner(cut).run(feeds)
+        wanted, smaller = self._narrowed(dense, feeds)
+        error = worst_error(wanted, self.runner.run(smaller))
+        ok = error <= (QUANTIZED if in_integers else 16 * tolerance_of(wanted))
+        return _checked("numerics", ok, f"largest relative error {error:.2g}")
+
+    def samples(self, spec: str) -> Check:
+        """The quality on samples given again, beside that which was told."""
+        before = worst_quality(self.bundle.report.get("fidelity") or {})
+        if before is None:
+            return _checked("numerics", None, "report.json tells no quality to compare with: compile again")
+        model = normalise(load_ir(self.original))
+        given = CalibrationSet(spec, model)
+        judged = given.held_out if given.held_out.batches else given.samples
+        dense = open_session(write(model, self.scratch / "dense" / "model.onnx"), level="none")
+        wanted, found = [], []
+        for feeds in judged.batches:
+            outputs, smaller = self._narrowed(dense.run(feeds), feeds)
+            wanted.append(outputs)
+            found.append(self.runner.run(smaller))
+        after = worst_quality(told(wanted, found)) or 0.0
+        detail = f"worst part {after:.1f} dB on {judged.number} of the samples, {before:.1f} dB was told"
+        return _checked("numerics", after >= min(before, 100.0) - AGAIN_DB, detail)
+
+    def _narrowed(
+        self, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """(what is left of the original's outputs, of its inputs)."""
+        narrowed = Narrowed.from_json(self.plan["io"])
+        try:
+            return narrowed.wanted(outputs), narrowed.feeds(feeds)
+        except (KeyError, IndexError) as e:
+            raise InputError("plan.json keeps slots of inputs or outputs that the model does not have") from e
+
+
+def _compared_sizes(bundle: Bundle) -> dict[str, list[int]]:
+    """The input sizes that the compile compared the models at. InputError when the report does not say."""
+    found = bundle.report.get("verification")
+    sizes = found.get("inputs") if isinstance(found, dict) else None
+    first = sizes[0] if isinstance(sizes, list) and sizes else None
+    if not isinstance(first, dict) or not all(map(are_sizes, first.values())):
+        raise InputError("report.json does not say at which sizes the models were compared: compile again")
+    return first
+
+
+def _compared_integers(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The integers that the compile took from a sample. InputError where the report holds anything else."""
+    found = bundle.report["verification"].get("integers", {})
+    arrays = {n: np.asarray(v, dtype=object) for n, v in found.items()} if isinstance(found, dict) else None
+    if arrays is None or not all(
+        type(x) is int and abs(x) < 1 << 63 for a in arrays.values() for x in a.ravel()
+    ):
+        raise InputError("report.json does not say at which integers the models were compared: compile again")
+    return {name: array.astype(np.int64) for name, array in arrays.items()}
