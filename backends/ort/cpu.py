@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from sparsecc.backends.base import Artefact, Availability, Backend
+from sparsecc.backends.ort.unfold import unfold
 from sparsecc.errors import InputError, InternalError, SystemFailureError
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.system import memory, process
@@ -185,7 +186,9 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
     for level in reversed(LEVELS[: LEVELS.index(chosen.level) + 1]):
         built = scratch / level / "model.onnx"
         optimized = _run_optimizer(source, scratch, level, external=external)
-        _write_plain(without_traces(ir.load(optimized)), built, chosen.external_above)
+        loaded = ir.load(optimized)
+        unfold(loaded, model)
+        _write_plain(without_traces(loaded), built, chosen.external_above)
         try:
             open_session(built)
         except InputError as e:
