@@ -18,7 +18,7 @@ from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.damping import DAMPINGS, LEAST, MANY, Halves, damping_for, in_second_half
 from sparsecc.reconstruct.layerwise import Repair, repair
-from sparsecc.reconstruct.stage import kept_values, left_alone
+from sparsecc.reconstruct.stage import kept_values
 from sparsecc.runtime.segments import MEMORY
 from sparsecc.runtime.session import open_session
 from tests.compilations import compilation
@@ -304,31 +304,6 @@ def test_a_product_with_a_bias_behind_it_is_repaired_with_it(tmp_path: Path) -> 
     )
     found = mended(analysis, [2], "reconstruct", {"x": normal(ROWS, 6, seed=9)}, tmp_path)
     assert set(found.changed) == {"w2", "b"}
-
-
-def test_a_shared_weight_is_left_alone_and_says_so(tmp_path: Path) -> None:
-    text = """g (float[n,32] x) => (float[n,32] y) {
-      a = Gemm(x, w1) h = Relu(a) c = Gemm(h, w2) d = Gemm(c, w1) e = Relu(d) y = Gemm(e, w2) }"""
-    analysis = analysed(text, {"w1": normal(32, 40, seed=1), "w2": normal(40, 32, seed=3)})
-    found = mended(analysis, [2], "reconstruct", {"x": normal(ROWS, 32, seed=9)}, tmp_path)
-    assert not found.changed
-    assert [skip.reason for skip in found.skipped] == ["its weight is shared by 2 nodes"] * 4
-    assert (
-        left_alone(found) == "repair left 4 of 4 layers alone, most because its weight is shared by 2 nodes"
-    )
-
-
-def test_a_compile_says_where_repair_reached_few_layers(tmp_path: Path) -> None:
-    text = """g (float[n,32] x) => (float[n,32] y) {
-      a = Gemm(x, w1) h = Relu(a) c = Gemm(h, w2) d = Gemm(c, w1) e = Relu(d) y = Gemm(e, w2) }"""
-    model = analysed(text, {"w1": normal(32, 40, seed=1), "w2": normal(40, 32, seed=3)}).model
-    ir.save(model, tmp_path / "shared.onnx")
-    np.savez(tmp_path / "samples.npz", x=normal(64, 32, seed=9))
-    made = sparsecc.compile(
-        tmp_path / "shared.onnx", ratio=0.3, align=1, calib=tmp_path / "samples.npz", measure=False,
-        output=tmp_path / "out",
-    )  # fmt: skip
-    assert any("repair left 4 of 4 layers alone" in warning for warning in made.report["warnings"])
 
 
 def test_a_batch_norm_moves_with_its_input(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ class Moments:
     """Moments of a layer's rows x and, where given, of the outputs y that they should produce.
 
     `xx` (groups, columns, columns), `x` (groups, columns), `yx` (groups, outputs, columns), `y` and `yy`
-    (groups, outputs): sums over `rows`.
+    (groups, outputs): sums over `rows`, no whole number where these have a weight.
     """
 
     xx: np.ndarray
@@ -22,7 +22,7 @@ class Moments:
     yx: np.ndarray
     y: np.ndarray
     yy: np.ndarray
-    rows: int = 0
+    rows: float = 0
 
     @staticmethod
     def empty(groups: int, columns: int, outputs: int = 0) -> Moments:
@@ -54,6 +54,11 @@ class Moments:
             self.yy + other.yy,
             self.rows + other.rows,
         )
+
+    def weighted(self, weight: float) -> Moments:
+        """The moments where every row counts `weight` times."""
+        xx, x, yx, y, yy = (part * weight for part in (self.xx, self.x, self.yx, self.y, self.yy))
+        return Moments(xx, x, yx, y, yy, self.rows * weight)
 
     @property
     def mean(self) -> np.ndarray:

@@ -262,16 +262,28 @@ def layer_of(node: ir.Node, types: Collection[ir.DataType] = SINGLE) -> LinearLa
     return LinearLayer(node, data, weight, bias, 1, not turned)
 
 
-def own_layer_of(node: ir.Node) -> LinearLayer | str | None:
-    """As `layer_of`, for weights that nothing else reads, which can be changed; None for products of activations."""
+def own_layer_of(node: ir.Node, *, may_share: bool = False) -> LinearLayer | str | None:
+    """As `layer_of`, for weights that nothing else reads, which can be changed; None for products of activations.
+
+    With `may_share`, layers of the same form may read the weight too: a change then changes them all.
+    """
     layer = layer_of(node, FLOATS)
     if not isinstance(layer, LinearLayer):
         return None if layer == ACTIVATIONS else layer
     if layer.weight.is_graph_output():
         return "its weight is an output of the model"
-    if len(layer.weight.uses()) > 1:
-        return f"its weight is shared by {len(layer.weight.uses())} nodes"
-    return layer
+    uses = list(layer.weight.uses())
+    if len(uses) == 1 or (may_share and all(use.idx == 1 and _is_alike(layer, use.node) for use in uses)):
+        return layer
+    return f"its weight is shared by {len(uses)} nodes"
+
+
+def _is_alike(layer: LinearLayer, node: ir.Node) -> bool:
+    """Whether a node multiplies by its weight as a layer does."""
+    other = layer_of(node, FLOATS)
+    if not isinstance(other, LinearLayer):
+        return False
+    return (layer.op_type, layer.group, layer.transposed) == (other.op_type, other.group, other.transposed)
 
 
 def _why_not_constant(weight: ir.Value | None, types: Collection[ir.DataType]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,27 +39,38 @@ class Outlet:
         array = value.const_value.numpy().astype(np.float64).ravel()
         return np.array(np.broadcast_to(array, (outputs,)))
 
-    def store_bias(self, bias: np.ndarray) -> str:
-        """Set the bias; a shared one is replaced by one of its own. Returns the initializer's name."""
+    def store_bias(self, bias: np.ndarray, sharers: Sequence[Outlet] = ()) -> str:
+        """Set the bias, and that of `sharers`; one that others share is replaced. Returns the initializer's name."""
         value = self._bias_value()
         weight = self.consumer.weight.const_value
         assert weight is not None
         array = bias.astype(weight.dtype.numpy())
-        present = value.const_value if value is not None and len(value.uses()) == 1 else None
+        is_own = value is not None and len(value.uses()) == 1 + len(sharers)
+        present = value.const_value if value is not None and is_own else None
         if value is not None and present is not None and present.size == bias.size:
             shape = tuple(int(d) for d in present.shape)  # type: ignore[arg-type]
             value.const_value = ir.Tensor(array.reshape(shape), name=value.name)
             return value.name or ""
-        node = self.adder or self.consumer.node
-        made = _constant(node, array)
+        made = _constant(self.adder or self.consumer.node, array)
+        for outlet in (self, *sharers):
+            outlet._read(made)
+        return made.name or ""
+
+    def _read(self, bias: ir.Value) -> None:
+        """Let another constant be the bias."""
         if self.adder is not None:
-            assert value is not None
-            self.adder.replace_input_with(list(self.adder.inputs).index(value), made)
-            return made.name or ""
+            present = self._bias_value()
+            assert present is not None
+            self.adder.replace_input_with(list(self.adder.inputs).index(present), bias)
+            return
+        node = self.consumer.node
         if len(node.inputs) < 3:
             node.resize_inputs(3)
-        node.replace_input_with(2, made)
-        return made.name or ""
+        node.replace_input_with(2, bias)
+
+    def has_bias_of(self, other: Outlet) -> bool:
+        """Whether both have the same bias, or none."""
+        return self.has_bias == other.has_bias and self._bias_value() is other._bias_value()
 
     def _bias_value(self) -> ir.Value | None:
         if self.adder is not None:

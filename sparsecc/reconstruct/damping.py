@@ -10,7 +10,7 @@ the same in expectation (Johnson & Lindenstrauss, 1984): a trial costs one solut
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,23 @@ class Halves:
 
     def whole(self) -> Moments:
         return self.even + self.odd
+
+
+def balanced(uses: Sequence[Halves]) -> Halves:
+    """One weight's moments from those of all its uses, which count the same, relative to how far their targets vary.
+
+    A use with few rows (a small map, a short sequence) is no less of the model's outputs than one with many.
+    """
+    wholes = [use.whole() for use in uses]
+    scales = [float(whole.rows * whole.target_variance().sum()) for whole in wholes]
+    weights = np.array([1 / scale if scale > 0 else 0.0 for scale in scales])
+    rows = np.array([whole.rows for whole in wholes])
+    weights = weights * rows.sum() / (weights @ rows) if weights.any() else np.ones(len(uses))
+    even, odd = (
+        [getattr(use, half).weighted(w) for use, w in zip(uses, weights, strict=True)]
+        for half in ("even", "odd")
+    )
+    return Halves(sum(even[1:], even[0]), sum(odd[1:], odd[0]))
 
 
 def damping_for(weight: np.ndarray, halves: Halves, *, intercept: bool) -> float:

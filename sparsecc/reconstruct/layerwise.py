@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,9 @@ from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
 from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
-from sparsecc.reconstruct.damping import Halves, damping_for, in_second_half
+from sparsecc.reconstruct.damping import Halves, balanced, damping_for, in_second_half
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
+from sparsecc.reconstruct.shared import sharers_of, side_by_side
 from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import Walk
 
@@ -70,26 +72,36 @@ class _Sweep:
         self.progress, scratch = compilation.progress, compilation.scratch.folder
         self.found = Repair()
         self.outlets = self._outlets(pruned)
+        self.sharers = sharers_of(list(self.outlets))
         known = {v.name for node in dense.graph for v in node.outputs}
-        wanted = {t.name or "" for o in self.outlets.values() for t in (o.own, o.total) if t is not None}
-        norms = [n for n in pruned.graph if n.op_type == "BatchNormalization"]
-        wanted |= {n.inputs[0].name or "" for n in norms if n.inputs[0] is not None}
+        norms = [n.inputs[0] for n in pruned.graph if n.op_type == "BatchNormalization"]
+        ends = [value for outlet in self.outlets.values() for value in (outlet.own, outlet.total)]
+        shared = [self.outlets[node].consumer.data for node in self.sharers]
+        self.wanted = Counter(v.name for v in (*ends, *norms, *shared) if v is not None and v.name in known)
+        """How many layers are still to ask for a value of the dense model."""
         self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
         half, threads = self.memory // 2, compilation.options.threads
         self.dense = Walk(
             dense,
             samples.batches,
             scratch / "dense_walk",
-            wanted=wanted & known,
+            wanted=[name for name in self.wanted if name],
             threads=threads,
             memory=half,
         )
-        self.pruned = Walk(pruned, samples.batches, scratch / "pruned_walk", threads=threads, memory=half)
+        self.pruned = Walk(
+            pruned,
+            samples.batches,
+            scratch / "pruned_walk",
+            threads=threads,
+            memory=half,
+            order=side_by_side(pruned.graph, self.sharers),
+        )
 
     def _outlets(self, pruned: ir.Model) -> dict[ir.Node, Outlet]:
         outlets = {}
         for node in pruned.graph:
-            consumer = own_layer_of(node)
+            consumer = own_layer_of(node, may_share=True)
             outlet = outlet_of(consumer) if isinstance(consumer, LinearLayer) else consumer
             if isinstance(outlet, Outlet) and not (self.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
@@ -98,10 +110,16 @@ class _Sweep:
         return outlets
 
     def run(self) -> Repair:
+        done: set[ir.Node] = set()
         for number, node in enumerate(self.pruned.nodes):
             if node in self.outlets:
                 self.pruned.advance(number)
-                self._mend(self.outlets[node])
+                if node not in self.sharers:
+                    self._mend(self.outlets[node])
+                elif node not in done:
+                    others = [self.outlets[one] for one in self.sharers[node] if one is not node]
+                    self._mend_shared([self.outlets[node], *others])
+                    done.update(self.sharers[node])
                 self.progress("repair", number / len(self.pruned.nodes))
             elif node.op_type == "BatchNormalization":
                 self.pruned.advance(number)
@@ -121,15 +139,46 @@ class _Sweep:
             return
         self.dense.reach(target)
         halves = self._halves(consumer, target, other)
-        for value in (outlet.own, outlet.total):
-            if value is not None:
-                self.dense.release(value.name or "")
+        self._done_with(outlet.own, outlet.total)
         if halves is None:
             self.found.skipped.append(
                 Remark(consumer.name, "its result has another shape than in the dense model")
             )
             return
         self._settle(outlet, halves, matched=not other)
+
+    def _mend_shared(self, outlets: Sequence[Outlet]) -> None:
+        """One weight for several layers: from the moments of all.
+
+        Those that run later, on what this weight makes, are asked for what the dense model hands them.
+        """
+        first = outlets[0]
+        alike, uses = all(outlet.has_bias_of(first) for outlet in outlets), []
+        fits = alike and not self._is_wide(first.consumer)
+        for outlet in outlets:
+            target = outlet.own.name or ""
+            if fits and target in self.dense.made_at:
+                self.dense.reach(target)
+                uses.append(self._halves(outlet.consumer, target, ""))
+            self._done_with(outlet.consumer.data, outlet.own, outlet.total)
+        known = [use for use in uses if use is not None]
+        if len(known) == len(outlets):
+            self._settle(first, balanced(known), matched=True, sharers=outlets[1:])
+            return
+        why = (
+            "whose inputs or results have no counterpart in the dense model"
+            if alike
+            else "which have biases of their own"
+        )
+        reason = f"its weight is shared by {len(outlets)} nodes, {why}"
+        self.found.skipped += [Remark(outlet.consumer.name, reason) for outlet in outlets]
+
+    def _done_with(self, *values: ir.Value | None) -> None:
+        """Let go of dense values that no other layer asks for."""
+        for name in (value.name for value in values if value is not None):
+            self.wanted[name] -= 1
+            if name and self.wanted[name] <= 0:
+                self.dense.release(name)
 
     def _is_wide(self, consumer: LinearLayer) -> bool:
         groups, outputs, columns = consumer.sizes
@@ -152,9 +201,7 @@ class _Sweep:
             return
         bias = outlet.bias(layer.outputs)
         new = wide.refit_in_parts(layer, bias, rows=self._rows(consumer), memory=self.memory // 2)
-        for value in (outlet.own, outlet.total):
-            if value is not None:
-                self.dense.release(value.name or "")
+        self._done_with(outlet.own, outlet.total)
         offset = None if bias is None else new.bias
         errors = (new.error(new.before), new.error(new.after))
         self._write(outlet, new.weight[None], offset, errors, new.damping)
@@ -210,7 +257,9 @@ class _Sweep:
         halves = Halves.empty(groups, columns, outputs)
         axis = 1 if consumer.is_conv else -1
         for batch in range(self.pruned.batches):
-            data = self.pruned.value(consumer.source, batch)
+            data = self._data(consumer, batch)
+            if data is None:
+                return None
             wanted = self._left(self.dense.value(target, batch), target, axis)
             if other:
                 partner = self.pruned.value(other, batch)
@@ -225,12 +274,23 @@ class _Sweep:
             halves.add(consumer.rows(data, picks), rows.transpose(1, 0, 2), odd)
         return halves
 
+    def _data(self, consumer: LinearLayer, batch: int) -> np.ndarray | None:
+        """What a layer multiplies; before it can run, what the dense one does; None where that does not fit."""
+        if self.pruned.has(consumer.source):
+            return self.pruned.value(consumer.source, batch)
+        if not self.dense.has(consumer.source):
+            return None
+        axis = 1 if consumer.is_conv else -1
+        data = self._left(self.dense.value(consumer.source, batch), consumer.source, axis)
+        width = consumer.shape[consumer.in_axis] * consumer.group
+        return data if data.shape[axis] == width else None
+
     def _left(self, array: np.ndarray, name: str, axis: int) -> np.ndarray:
         mask = self.kept(name, axis)
         return array if mask is None else np.compress(mask, array, axis=axis)
 
-    def _settle(self, outlet: Outlet, halves: Halves, matched: bool) -> None:
-        """Decide the new weights and write them down where they are better than the old ones."""
+    def _settle(self, outlet: Outlet, halves: Halves, matched: bool, sharers: Sequence[Outlet] = ()) -> None:
+        """Decide the new weights, of `sharers` too, and write them down where they are better than the old ones."""
         weight, moments = outlet.consumer.matrices(), halves.whole()
         bias = outlet.bias(weight.shape[0] * weight.shape[1])
         has_bias = bias is not None
@@ -247,7 +307,7 @@ class _Sweep:
         bias_for = solve.faded_bias_for if method == "bias" else solve.bias_for
         offset = bias_for(new, moments) if has_bias else None
         after = solve.relative_error(new, offset, moments)
-        self._write(outlet, None if new is weight else new, offset, (before, after), damping)
+        self._write(outlet, None if new is weight else new, offset, (before, after), damping, sharers)
 
     def _write(
         self,
@@ -256,6 +316,7 @@ class _Sweep:
         offset: np.ndarray | None,
         errors: tuple[float, float],
         damping: float | None,
+        sharers: Sequence[Outlet] = (),
     ) -> None:
         """Store what is new, unless a layer was fine before or its samples are not numbers."""
         consumer, (before, after) = outlet.consumer, errors
@@ -268,9 +329,13 @@ class _Sweep:
             consumer.store(new)
             self.found.changed.append(consumer.weight.name or "")
         if offset is not None:
-            self.found.changed.append(outlet.store_bias(offset.ravel()))
-        row = {"layer": consumer.name, "error_before": before, "error_after": after}
-        self.found.layers.append(row if damping is None else {**row, "damping": damping})
+            self.found.changed.append(outlet.store_bias(offset.ravel(), sharers))
+        row = {
+            "error_before": before,
+            "error_after": after,
+            **({} if damping is None else {"damping": damping}),
+        }
+        self.found.layers += [{"layer": one.consumer.name, **row} for one in (outlet, *sharers)]
 
     def _restate(self, node: ir.Node) -> None:
         data = node.inputs[0]
@@ -284,4 +349,4 @@ class _Sweep:
         )
         restated = shift_offset if self.method == "bias" else shift_statistics
         self.found.changed += restated(node, pairs)
-        self.dense.release(name)
+        self._done_with(data)

@@ -85,7 +85,8 @@ def _size(value: Any) -> int:
 class Walk:
     """One pass over a model's nodes in order, in segments chosen by the caller.
 
-    `wanted` names values to hold until `release`, besides those that later nodes read.
+    `wanted` names values to hold until `release`, besides those that later nodes read; `order` is another order of
+    the nodes than the model's.
     """
 
     def __init__(
@@ -98,10 +99,11 @@ class Walk:
         threads: int = 1,
         memory: int = MEMORY,
         level: str = "basic",
+        order: Sequence[ir.Node] | None = None,
     ) -> None:
         self.model = model
         self.batches = len(batches)
-        self.nodes = list(model.graph)
+        self.nodes = list(model.graph if order is None else order)
         self.place = {node: i for i, node in enumerate(self.nodes)}
         self.made_at = {v.name or "": i for i, node in enumerate(self.nodes) for v in node.outputs}
         self._position = 0
