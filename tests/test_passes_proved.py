@@ -17,7 +17,7 @@ from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.runtime.session import open_session
 from sparsecc.tasks.compile import compile_model
 
-NET = """<ir_version: 8, opset_import: ["": 17]> g (float[4,3,8,8] x) => (float[4,10] y) {
+NET = """<ir_version: 8, opset_import: ["": 17]> g (float[32,3,8,8] x) => (float[32,10] y) {
     a = Conv<pads = [1,1,1,1]>(x, w1, b1)
     r = Relu(a)
     p = GlobalAveragePool(r)
@@ -84,6 +84,28 @@ def test_layers_are_within_what_their_type_explains(quantize: str, layers: int, 
     found = verification(net(), tmp_path, quantize)
     assert found["status"] == "proved"
     assert found["layers_in_type"] == layers
+
+
+def test_a_batch_norm_that_is_folded_is_part_of_its_layer(tmp_path: Path) -> None:
+    text = NET.replace("r = Relu(a)", "n = BatchNormalization(a, s, b1, m, v) r = Relu(n)")
+    model = with_weights(text, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10), s=(32,), m=(32,))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.linspace(0.5, 2, 32, dtype=np.float32) ** 2, "v")
+    )
+    found = verification(model, tmp_path, "int8")
+    assert found["status"] == "proved"
+    assert found["layers_in_type"] == 3
+
+
+def test_a_dead_channel_keeps_its_bias_in_8_bits(tmp_path: Path) -> None:
+    """Its bias is rounded in steps of the channel's scale, which no weight asks for."""
+    model = net()
+    weight, bias = (numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer[:2])
+    weight[3], bias[3] = 0, 0.05
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w1"))
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(bias, "b1"))
+    found = verification(model, tmp_path, "int8")
+    assert found["status"] == "proved", found["reason"]
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int4"])

@@ -90,12 +90,17 @@ def _usable(scale: float) -> float:
 def weight_scale(
     weight: np.ndarray, axis: int | None, type_: str = "int8", *, limit: float | None = None
 ) -> np.ndarray:
-    """Symmetric scales of a weight: (n,) along `axis`, or () for the whole tensor. Never zero."""
+    """Symmetric scales of a weight: (n,) along `axis`, or () for the whole tensor. Never zero.
+
+    A channel of zeros has the smallest scale of the others: its bias is rounded in steps of it.
+    """
     top = limit or (FP8_MAX if type_ == "fp8" else 127.0)
     axes = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=axes) if weight.size else np.zeros(())
     scale = np.asarray(largest, np.float32) / np.float32(top)
-    return np.asarray(np.where(scale > SMALLEST, scale, 1.0), np.float32)
+    usable = scale > SMALLEST
+    least = scale[usable].min() if usable.any() else 1.0
+    return np.asarray(np.where(usable, scale, least), np.float32)
 
 
 def along(scale: np.ndarray, axis: int | None, rank: int) -> np.ndarray:

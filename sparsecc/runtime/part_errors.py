@@ -13,6 +13,9 @@ from sparsecc.runtime.rounding import AMPLIFIED
 Errors = Mapping[str, np.ndarray]
 """Output name -> relative errors (float64): of all of it first, then of its channels."""
 
+FEWEST = 8
+"""Entries of a channel: what rounding does to fewer cannot be told from so few."""
+
 LEAST = 0.01
 """The size of a channel counts as at least this share of its output's: below that, what is left of a sum of large
 numbers is rounding."""
@@ -54,8 +57,8 @@ def _of_tensors(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
             if not np.array_equal(finite, np.isfinite(b)) or not same_specials(a[~finite], b[~finite]):
                 return np.asarray([np.inf])
             a, b = np.where(finite, a, 0), np.where(finite, b, 0)
-        largest = np.maximum(largest, _maxima(np.abs(a), reference.ndim))
-        difference = np.maximum(difference, _maxima(np.abs(a - b), reference.ndim))
+        largest = np.maximum(largest, _maxima(np.abs(a), reference.shape))
+        difference = np.maximum(difference, _maxima(np.abs(a - b), reference.shape))
     size = np.maximum(np.maximum(largest, LEAST * largest[0]), 1e-12)
     return np.asarray(difference / size, dtype=np.float64)
 
@@ -71,11 +74,15 @@ def _blocks(*arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
         yield [block.astype(wide, copy=False) for block in blocks]
 
 
-def _maxima(block: np.ndarray, rank: int) -> np.ndarray:
-    """Of the whole, of every channel, of every entry of the last axis, as far as the rank has these."""
-    channels = block.max(axis=(1, 2)) if rank > 2 else block.max().reshape(1)
-    last = block.max(axis=(0, 1)) if rank > 1 else channels[:0]
-    return np.concatenate([channels.max().reshape(1), channels if rank > 2 else channels[:0], last])
+def _maxima(block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Of the whole, of every channel, of every entry of the last axis, as far as the tensor has these."""
+    found = [block.max().reshape(1)]
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(shape) > 2 and size >= FEWEST * shape[1]:
+        found.append(block.max(axis=(1, 2)))
+    if len(shape) > 1 and size >= FEWEST * shape[-1]:
+        found.append(block.max(axis=(0, 1)))
+    return np.concatenate(found)
 
 
 def unexplained(

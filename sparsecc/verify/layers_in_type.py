@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.escaping import quoted
+from sparsecc.ir.constants import add_constant
 from sparsecc.ir.subgraphs import show
 from sparsecc.runtime.numerics import TOLERANCE
 from sparsecc.runtime.part_errors import part_errors
@@ -23,6 +24,9 @@ from sparsecc.runtime.runner import Feeds
 EXPLAINED = 4.0
 """So many times what plain rounding does, in amplitude: calibration, or a rounding that learns, may trade one error
 for another."""
+
+_FEW = 16
+"""Numbers of a channel: fewer say too little of what is usual."""
 
 _SLACK = {"fp16": 1e-2, "bf16": 5e-2}
 _PLAIN_SLACK = 2e-3
@@ -39,11 +43,20 @@ _BITS = {"int4": 4, "uint4": 4}
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the float graph, how its weight is represented now, and the value that it reads in the new graph."""
+    """A layer of the float graph, how its weight is represented now, the value that it reads in the new graph, and the
+    batch norm behind it that the new graph has no more."""
 
     node: ir.Node
     how: Mapping[str, Any]
     reads: str
+    norm: ir.Node | None = None
+    grid: tuple[np.ndarray, np.ndarray] | None = None
+    """(scale, zero point) where what it reads are integers."""
+
+    def data(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What it reads, as float32."""
+        found = np.asarray(values[self.reads], dtype=np.float32)
+        return found if self.grid is None else (found - np.float32(self.grid[1])) * np.float32(self.grid[0])
 
     @property
     def output(self) -> str:
@@ -69,7 +82,7 @@ def losses_in_layers(
     values = {**feeds, **opened(shown).run(feeds)}
     inputs: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
-        data = np.asarray(values[layer.reads], dtype=np.float32)
+        data = layer.data(values)
         inputs |= {f"x{number}": data, f"rounded_x{number}": _rounded_data(data, layer.how["type"])}
     plain = opened(_float_layers(before, layers)).run(inputs)
     for number, layer in enumerate(layers):
@@ -119,50 +132,53 @@ def _layers(before: ir.Model, after: ir.Model, quantization: Mapping[str, Any]) 
         producer, reads = output.producer(), data
         if producer is not None and producer.op_type == node.op_type and producer.inputs[0] is not None:
             reads = producer.inputs[0]
+        grid = _grid(producer)
+        if producer is not None and grid is not None and producer.inputs[0] is not None:
+            reads = producer.inputs[0]
         if reads.name in known:
-            yield Layer(node, how, reads.name or "")
+            readers = list(node.outputs[0].consumers())
+            norm = readers[0] if len(readers) == 1 and readers[0].op_type == "BatchNormalization" else None
+            gone = norm is not None and norm.outputs[0].name not in known
+            yield Layer(node, how, reads.name or "", norm if gone else None, grid)
+
+
+def _grid(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The constant scale and zero point of the data of an integer product with float result."""
+    if node is None or node.op_type != "MatMulIntegerToFloat":
+        return None
+    scale, zero = (node.inputs[i].const_value if node.inputs[i] is not None else None for i in (2, 4))  # type: ignore[union-attr]
+    return (scale.numpy(), zero.numpy()) if scale is not None and zero is not None else None
 
 
 def _float_layers(model: ir.Model, layers: list[Layer]) -> ir.Model:
     """The layers side by side: from `x<n>` with their float weights to `y<n>`, rounded both to `rounded_y<n>`."""
-    inputs, outputs, nodes, constants = [], [], [], []
+    graph = ir.Graph([], [], nodes=[], opset_imports=dict(model.opset_imports), name="layers")
     for number, layer in enumerate(layers):
-        for prefix, rounds in (("", False), ("rounded_", True)):
-            data = ir.Value(name=f"{prefix}x{number}", type=ir.TensorType(ir.DataType.FLOAT))
-            operands: list[ir.Value | None] = [data]
-            for place, operand in enumerate(layer.node.inputs[1:], 1):
-                if operand is None or operand.const_value is None:
-                    operands.append(None)
-                    continue
-                array = operand.const_value.numpy()
-                if rounds and place == 1:
-                    array = _rounded(array, layer.how)
-                name = f"{prefix}{place}.{number}"
-                operands.append(ir.Value(name=name, const_value=ir.Tensor(array, name=name)))
-                constants.append(operands[-1])
-            attributes = list(layer.node.attributes.values())
-            made = ir.Node("", layer.node.op_type, operands, attributes, num_outputs=1)
-            made.outputs[0].name = f"{prefix}y{number}"
-            made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            inputs.append(data)
-            outputs.append(made.outputs[0])
-            nodes.append(made)
-    known = [value for value in constants if value is not None]
-    for value in known:
-        assert value.const_value is not None
-        value.type, value.shape = (
-            ir.TensorType(value.const_value.dtype),
-            ir.Shape(value.const_value.shape.numpy()),
-        )
-    graph = ir.Graph(
-        inputs,
-        outputs,
-        nodes=nodes,
-        initializers=known,
-        opset_imports=dict(model.opset_imports),
-        name="layers",
-    )
+        _put(graph, layer, f"x{number}", f"y{number}", rounds=False)
+        _put(graph, layer, f"rounded_x{number}", f"rounded_y{number}", rounds=True)
     return ir.Model(graph, ir_version=max(model.ir_version or 8, 8))
+
+
+def _put(graph: ir.Graph, layer: Layer, data: str, output: str, *, rounds: bool) -> None:
+    """One layer from `data` to `output`, with the batch norm that was folded into it."""
+    value = ir.Value(name=data, type=ir.TensorType(ir.DataType.FLOAT))
+    graph.inputs.append(value)
+    for node in (layer.node, *([layer.norm] if layer.norm else [])):
+        operands: list[ir.Value | None] = [value]
+        for place, operand in enumerate(node.inputs[1:], 1):
+            tensor = operand.const_value if operand is not None else None
+            if tensor is None:
+                operands.append(None)
+                continue
+            array = tensor.numpy()
+            if rounds and place == 1 and node is layer.node:
+                array = _rounded(array, layer.how)
+            operands.append(add_constant(graph, f"{output}.{node.op_type}.{place}", array))
+        made = ir.Node("", node.op_type, operands, list(node.attributes.values()), num_outputs=1)
+        graph.append(made)
+        value = made.outputs[0]
+    value.name, value.type = output, ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(value)
 
 
 def _rounded(weight: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
@@ -214,7 +230,9 @@ def _beyond(layer: Layer, now: np.ndarray, plain: np.ndarray, rounded: np.ndarra
         for a in (plain, now - plain, rounded - plain)
     )
     slack = _SLACK.get(layer.how["type"], _PLAIN_SLACK) * float(energy.mean())
-    allowed = EXPLAINED * np.maximum(explained, float(explained.mean())) + slack
+    usual = float(np.sqrt(np.square(explained).mean()))
+    times = EXPLAINED if plain.size >= _FEW * plain.shape[axis] else 2 * EXPLAINED
+    allowed = times * np.maximum(explained, usual) + slack
     worst = int(np.argmax(np.nan_to_num(error / np.maximum(allowed, 1e-30), nan=np.inf)))
     if not error[worst] <= allowed[worst]:
         size = max(float(energy[worst]), 1e-30)
