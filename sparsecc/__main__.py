@@ -6,8 +6,12 @@ may have found in that folder: the `sparsecc` command, and `python -I -m sparsec
 """
 
 import os
-import signal
 import sys
+
+try:
+    import signal
+except KeyboardInterrupt:  # nothing has begun
+    os._exit(130)
 
 if sys.path and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
     del sys.path[0]

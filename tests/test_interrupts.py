@@ -64,7 +64,7 @@ def test_a_signal_ends_a_compile_in_one_line_and_leaves_nothing(tmp_path: Path, 
     code, lines = ended(tmp_path, number, "] prune")
     assert code == 128 + number
     assert lines[-1] == f"sparsecc: ended by {name}; nothing was written"
-    assert all(line.startswith("sparsecc: [") for line in lines[:-1])
+    assert all(line.startswith("sparsecc: ") for line in lines[:-1])
     assert list(tmp_path.iterdir()) == []
 
 
