@@ -80,8 +80,7 @@ def test_hostile_names_are_shown_and_not_obeyed(name: str) -> None:
     text = draw(VIEWS[name](poison(result(name))), width=4000, colour=False)
     assert ESC not in text
     assert RIGHT_TO_LEFT not in text
-    if name != "compare":  # it shows no names
-        assert "\\x1b[31m[bold red]\\u202e" in text
+    assert "\\x1b[31m[bold red]\\u202e" in text
 
 
 def test_what_was_not_measured_is_not_shown() -> None:

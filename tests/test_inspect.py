@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from sparsecc import api
 from sparsecc.cost.model import macs_model
+from sparsecc.cost.summary import costs, counted_at
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from tests import repair_models
+from tests.repair_models import normal
 from tests.rule_checks import model_of
 
 NET = """(float[N,8] x, float[8,16] wa, float[16] wn, float[16] wo, float[16,16] wb, float[16,5] wc)
@@ -183,3 +187,39 @@ def test_the_share_that_can_go_is_that_of_the_cost_model(models_dir: Path) -> No
     cost = macs_model(analysis)
     least = cost.total({g.atom: 1 for g in find_groups(analysis) if g.is_free})
     assert api.inspect(path)["prunable"]["macs_share"] == pytest.approx(1 - least / cost.total({}))
+
+
+def test_figures_name_the_sizes_that_they_hold_for(net: Path, models_dir: Path) -> None:
+    """MACs are those of one sample whatever the batch, and inspect, compile and a fixed size agree."""
+    model = models_dir / "digits_resnet.onnx"
+    found = api.inspect(model)
+    assert found["counted"]["inputs"] == {"image": [1, 1, 16, 16]}
+    assert found["counted"]["batch"] > 1
+    assert found["counted"]["unknown"] == []
+    for batch in (1, 5):
+        given = api.inspect(model, inputs={"image": (batch, 1, 16, 16)})
+        assert given["model"]["macs"] == found["model"]["macs"]
+    planned = api.compile(model, ratio=0.3, dry_run=True)
+    assert planned.report["before"]["macs"] == planned.plan["model"]["macs"] == found["model"]["macs"]
+    assert planned.report["counted"] == found["counted"]
+    assert sum(layer["macs_before"] for layer in planned.report["layers"]) == found["model"]["macs"]
+    assert api.inspect(net)["model"]["macs"] == 8 * 16 + 16 * 16 + 16 * 5
+
+
+def test_layers_of_unknown_size_are_left_out_of_the_sum_and_named() -> None:
+    """A convolution over as many places as the data says."""
+    text = """g (float[1, 4, 12] x) => (float[1, 4, k] y) {
+        h = MatMul(w0, x) z = NonZero(h) places = Slice(z, two, three, zero)
+        row = Squeeze(places, zero) some = Gather<axis=2>(h, row) y = Conv(some, w) }"""
+    weights = {
+        "w0": normal(4, 4),
+        "w": normal(4, 4, 1),
+        "zero": np.array([0]),
+        "two": np.array([2]),
+        "three": np.array([3]),
+    }
+    analysis = repair_models.analysed(text, weights)
+    (conv,) = (node for node in analysis.model.graph if node.op_type == "Conv")
+    conv.name = "conv"
+    assert counted_at(analysis)["unknown"] == ["conv"]
+    assert costs(analysis, {})["before"]["macs"] == 4 * 4 * 12

@@ -9,7 +9,9 @@ from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
+from sparsecc.report.numbers import shapes
 from sparsecc.report.summary import latency_rows
+from sparsecc.report.verdict import kept_text
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -51,12 +53,14 @@ def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _outputs(compared: Mapping[str, Any]) -> list[Block]:
-    rows = [(key.replace("_", " "), _cell(value)) for key, value in (compared.get("outputs") or {}).items()]
-    return [Line(""), Grid(("outputs, B against A", ">"), rows)] if rows else []
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    outputs = compared.get("outputs") or {}
+    if not outputs:
+        return []
+    error = f"largest relative error {outputs['max_relative_error']:.2g}"
+    said: list[Block] = [Line(f"B against A: {kept_text(outputs) or 'no numbers to compare'}; {error}.")]
+    if "inputs" in compared:
+        said.append(Line(f"Latency is of a run of {shapes(compared['inputs'])}.", "dim"))
+    return [Line(""), *said]
 
 
 command = Command(

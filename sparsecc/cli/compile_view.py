@@ -10,7 +10,7 @@ from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
-from sparsecc.report.summary import TOTALS, engine_text, headline, latency_rows, pair, reasons
+from sparsecc.report.summary import TOTALS, engine_text, headline, held_for, latency_rows, pair, reasons
 from sparsecc.report.verdict import verdict
 
 TOP = 5
@@ -23,6 +23,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         *_first(report),
         Line(""),
         Grid(("", ">before", ">after", ">change"), _before_after(report)),
+        *(Line(text, "dim") for text in held_for(report)),
         Line(""),
         *_engine(report),
         *_removed(report),

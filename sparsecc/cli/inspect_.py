@@ -13,6 +13,7 @@ from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
 from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report.numbers import count, percent, plural
+from sparsecc.report.summary import held_for
 
 TOP = 12
 """How many groups and reasons are shown; all are in the JSON and the HTML."""
@@ -38,9 +39,12 @@ def inspect_view(found: Mapping[str, Any]) -> list[Block]:
     if found.get("why"):
         return _why(found["why"])
     model, prunable = found["model"], found["prunable"]
-    sizes = f"{count(model['nodes'])} nodes, {count(model['params'])} parameters, {count(model['macs'])} MACs"
+    totals = (
+        f"{count(model['nodes'])} nodes, {count(model['params'])} parameters, {count(model['macs'])} MACs"
+    )
     return [
-        Line(f"{model['path']}: {sizes}, opset {model['opset']}", "title"),
+        Line(f"{model['path']}: {totals}, opset {model['opset']}", "title"),
+        *(Line(text, "dim") for text in held_for(found)),
         Line(
             f"{percent(prunable['params_share'])} of the parameters and "
             f"{percent(prunable['macs_share'])} of the MACs are in groups that can be cut.",
@@ -110,7 +114,7 @@ def _unknown(found: Mapping[str, Any]) -> list[Block]:
 
 def _once(found: Mapping[str, Any]) -> list[Block]:
     """Loops whose MACs are more than the sum says."""
-    names = [str(name) for name in found.get("counted_once", ())]
+    names = [str(name) for name in (found.get("counted") or {}).get("once", ())]
     told = ", ".join(names[:TOP])
     line = f"MACs in {plural(len(names), 'loop')} count once, as the data says how often: {told}"
     return [Line(""), Line(line, "dim")] if names else []

@@ -11,7 +11,7 @@ from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
 from sparsecc.cli.view import Block, Grid, Line
-from sparsecc.report.numbers import milliseconds, percent, plural
+from sparsecc.report.numbers import milliseconds, percent, plural, shapes
 from sparsecc.report.summary import profile_rows
 
 TOP = 25
@@ -73,6 +73,7 @@ def profile_view(measured: Mapping[str, Any]) -> list[Block]:
     where = f"{_name(measured.get('target'), 'onnxruntime')} on {_name(measured.get('device'), 'local')}"
     return [
         Line(f"{measured.get('model', 'model')}: {where}{runs}", "title"),
+        *([Line(f"A run takes {shapes(measured['inputs'])}.", "dim")] if measured.get("inputs") else []),
         Line(""),
         Grid(("", ">measured"), rows),
         *_layers(measured),

@@ -27,6 +27,8 @@ class Decision:
     plan: Plan
     costs: dict[str, dict[str, int]]
     layers: list[dict[str, Any]]
+    counted: dict[str, Any]
+    """What the figures hold for: the input sizes of one sample, and layers of unknown size."""
 
 
 def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decision:
@@ -55,7 +57,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     plan.repaired = sorted(depth.absorbed)
     plan.io = compilation.narrowed.to_json()
     layers = depth.dense_rows(summary.layers(analysis, choice.keep))
-    return Decision(groups, choice, plan, costs, layers)
+    return Decision(groups, choice, plan, costs, layers, summary.counted_at(analysis))
 
 
 def note_choice(compilation: Compilation, choice: Choice) -> None:

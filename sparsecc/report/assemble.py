@@ -48,6 +48,7 @@ def report(
         "passes": [record.to_json() for record in compilation.records],
         "groups": [g for g in plan.groups if g["pinned"] is None],
         "layers": decision.layers,
+        "counted": decision.counted,
         **({"tokens": plan.tokens} if plan.tokens else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in compilation.remarks],
@@ -68,6 +69,7 @@ def report(
     if compilation.goal is not None:
         _settle_goal(made, compilation.goal, measured)
     if measured:
+        made["measured_at"] = {name: list(array.shape) for name, array in compilation.feeds[0].items()}
         made["verdict"] = verdict(made).to_json()
     return made
 

@@ -8,7 +8,16 @@ from typing import Any
 
 from sparsecc.report import numbers
 from sparsecc.report.charts import Distributions, distributions
-from sparsecc.report.summary import TOTALS, Reason, headline, latency_rows, pair, reasons, speedup_text
+from sparsecc.report.summary import (
+    TOTALS,
+    Reason,
+    headline,
+    held_for,
+    latency_rows,
+    pair,
+    reasons,
+    speedup_text,
+)
 from sparsecc.report.verdict import verdict
 
 LAYERS_OPEN = 60
@@ -64,6 +73,7 @@ class CompilePage:
     cards: Sequence[Card]
     layers: Sequence[LayerBar]
     layers_open: int
+    held_for: Sequence[str]
     latency: Distributions | None
     latency_rows: Sequence[tuple[str, str, str, str]]
     latency_note: str
@@ -95,6 +105,7 @@ class CompilePage:
             cards=_cards(report),
             layers=_layers(report),
             layers_open=LAYERS_OPEN,
+            held_for=held_for(report),
             latency=_curves(latency),
             latency_rows=_latency_rows(latency),
             latency_note=speedup_text(report),

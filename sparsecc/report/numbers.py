@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -50,6 +52,11 @@ def change(before: float | None, after: float | None) -> str:
     share = after / before - 1
     sign = "−" if share < 0 else "+" if share > 0 else "±"
     return f"{sign}{abs(100 * share):.1f} %"
+
+
+def shapes(of: Mapping[str, Sequence[int]]) -> str:
+    """`image 1x3x224x224, mask 1x12`."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'a number'}" for name, shape in of.items())
 
 
 def plural(number: int, noun: str) -> str:

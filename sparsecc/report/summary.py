@@ -37,6 +37,18 @@ def headline(report: Mapping[str, Any]) -> str:
     return ", ".join(parts) if parts else "nothing was removed"
 
 
+def held_for(report: Mapping[str, Any]) -> list[str]:
+    """The input sizes that figures hold for: `MACs are of one sample (image 1x3x224x224); latency and memory …`."""
+    counted = report.get("counted") or {}
+    lines = [f"MACs are of one sample ({numbers.shapes(counted['inputs'])})"] if counted else []
+    if lines and (report.get("latency") or report.get("footprint")):
+        lines[0] += f"; latency and memory are of a run of {numbers.shapes(report.get('measured_at', {}))}"
+    if unknown := counted.get("unknown"):
+        number = numbers.plural(len(unknown), "layer")
+        lines.append(f"MACs of {number} of unknown size are not in the sum: {unknown[0]}")
+    return lines
+
+
 def speedup_text(report: Mapping[str, Any]) -> str:
     """The speed-up with its interval, or nothing when it was not measured."""
     speedup = (report.get("latency") or {}).get("speedup")

@@ -103,13 +103,16 @@ def _lost(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         texts.append(
             f"{accuracy.get('metric') or 'accuracy'} {accuracy['before']:.4g} → {accuracy['after']:.4g}"
         )
-    if "quality_db" in facts:
-        texts.append(_outputs(facts))
+    texts += filter(None, [kept_text(facts)])
+    return "; ".join(texts) if texts else "what was lost was not measured"
+
+
+def kept_text(facts: Mapping[str, Any]) -> str:
+    """What `quality.told` found, in words; "" where that is nothing."""
+    texts = [_outputs(facts)] if "quality_db" in facts else []
     for answer in facts.get("agreement", ()):
         where = f" of {_named(answer['part'], facts)}" if len(facts["agreement"]) > 1 else ""
-        texts.append(f"{answer['share']:.1%} of {_ANSWERS[answer['kind']]}{where} the same")
-    if not texts:
-        return "what was lost was not measured"
+        texts.append(f"{answer['share']:.1%} of {_ANSWERS.get(answer['kind'], 'answers')}{where} the same")
     return "; ".join(texts)
 
 

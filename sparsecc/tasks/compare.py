@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from sparsecc.compilation import Emit
+from sparsecc.data.files import feeds_from
+from sparsecc.data.samples import Samples, merged
 from sparsecc.errors import InputError
+from sparsecc.graph.analysis import analyse
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
 from sparsecc.loading.private_copy import private_copy
+from sparsecc.loss.answers import questions
+from sparsecc.loss.measure import Outputs
+from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.loss.quality import told
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
@@ -27,11 +38,13 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             open_session(private_copy(path, scratch / side), threads=threads)
             for path, side in ((a, "a"), (b, "b"))
         )
-    feeds = feeds_of(a, request)
-    reference, found = first.run(feeds), second.run(feeds)
-    if set(reference) != set(found):
+    model = normalise(load_ir(a))
+    samples = merged(feeds_from(request["data"], model), model) if request.get("data") else []
+    feeds = samples[0] if samples else feeds_of(a, request)
+    reference, found = ([runner.run(one) for one in samples or [feeds]] for runner in (first, second))
+    if set(reference[0]) != set(found[0]):
         raise InputError(
-            f"{b.name} has outputs {', '.join(found)}, not {', '.join(reference)}: compare like with like"
+            f"{b.name} has outputs {', '.join(found[0])}, not {', '.join(reference[0])}: compare like with like"
         )
     emit({"stage": "measure", "share": 0.2})
     timed = compare_runs(
@@ -41,7 +54,19 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "schema": "sparsecc.compare/1",
         "a": str(a),
         "b": str(b),
-        "outputs": {"max_relative_error": worst_error(reference, found), **told([reference], [found])},
+        "outputs": {
+            "max_relative_error": max(map(worst_error, reference, found)),
+            **_told(model, reference, found),
+            "data": "samples" if samples else "random inputs",
+            "samples": Samples(tuple(samples or [feeds]), bool(samples)).number,
+        },
+        "inputs": {name: list(array.shape) for name, array in feeds.items()},
         "latency": timed.to_json(),
         "bytes": {"before": a.stat().st_size, "after": b.stat().st_size},
     }
+
+
+def _told(model: ir.Model, reference: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str, Any]:
+    """What B gives beside A, by the parts of A's outputs."""
+    parts = parts_of_outputs(analyse(model))
+    return told(reference, found, parts, questions(model, parts))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecc.cost.model import macs_model, params_model
+from sparsecc.cost import summary
+from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding
@@ -33,22 +34,22 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
     require_matches(options.keep, options.only, known_names(analysis, groups), len(groups) + len(blocks))
     nodes = nodes_holding(analysis)
-    macs, params = macs_model(analysis), params_model(analysis)
+    macs, batch = macs_model(analysis), summary.batch_of(analysis)
     half = {g.atom: 1 for g in groups if g.is_free}
     found: dict[str, Any] = {
         "schema": "sparsecc.inspect/1",
-        "model": _model_facts(path, analysis) | {"macs": macs.total({}), "params": params.total({})},
+        "model": _model_facts(path, analysis) | summary.costs(analysis, {})["before"],
+        "counted": summary.counted_at(analysis),
         "prunable": {
             "macs_share": 1 - macs.total(half) / (macs.total({}) or 1),
             "params_share": _share_in_free_groups(analysis, groups),
         },
         "groups": [
-            *(_group_facts(g, macs.at_stake(g.atom), nodes.get(g.atom, g.nodes)) for g in groups),
-            *map(_block_facts, blocks),
+            *(_group_facts(g, macs.at_stake(g.atom) / batch, nodes.get(g.atom, g.nodes)) for g in groups),
+            *(_block_facts(block, block.macs / batch) for block in blocks),
         ],
         "pins": pinned_reasons(groups),
         "unknown_ops": _unfollowed(analysis),
-        "counted_once": [node.name for node in analysis.record.counted_once],
         "graph": topology(model),
     }
     if request.get("why"):
@@ -83,7 +84,7 @@ def _group_facts(group: Group, macs: float, nodes: Sequence[str]) -> dict[str, A
     }
 
 
-def _block_facts(block: ResidualBlock) -> dict[str, Any]:
+def _block_facts(block: ResidualBlock, macs: float) -> dict[str, Any]:
     """A layer as a group of one slot, from the value at its entry to that at its exit."""
     return {
         "id": block.id,
@@ -93,7 +94,7 @@ def _block_facts(block: ResidualBlock) -> dict[str, Any]:
         "pinned": block.pinned,
         "members": [[name, 0] for name in block.members],
         "nodes": [node.name for node in block.nodes],
-        "macs": block.macs,
+        "macs": macs,
         "params": block.params,
         "mixes": False,
         "entry": block.entry,
