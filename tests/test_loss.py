@@ -16,6 +16,7 @@ from sparsecc.loss.answers import Agreement, Question, agreement, questions
 from sparsecc.loss.judge import use_of
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import Part, by_scale, parts_of_outputs
+from sparsecc.loss.quality import told
 from tests.repair_models import analysed, normal
 
 RNG_SEED = 3
@@ -269,3 +270,12 @@ def test_one_output_of_two_answers_is_cut_as_two_outputs_are(tmp_path: Path) -> 
         told = made.report["fidelity"]
         assert min(told["parts"].values()) == told["worst"]["quality_db"] > 5
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(("number", "least", "most"), [(3, 12, 18), (8, 4, 8), (64, 0.1, 2.5)])
+def test_intervals_are_as_wide_as_the_samples_are_few(number: int, least: float, most: float) -> None:
+    draw = np.random.default_rng(RNG_SEED)
+    dense = draw.standard_normal((number, 50))
+    low, high = told([{"y": dense}], [{"y": dense + 0.1 * draw.standard_normal(dense.shape)}])["interval_db"]
+    assert low < 20 < high
+    assert least < high - low < most

@@ -15,6 +15,12 @@ RESAMPLES = 1000
 """Bootstrap samples behind an interval."""
 ROWS = 4096
 """Rows that a bootstrap draws from at most."""
+SPREAD = 3.0
+"""Decibels by which single samples of real models differ at least (benchmarks/told_quality.py): a few that happen to
+be alike say less than their bootstrap does."""
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
+"""Student's t at 97.5 % for 1 to 14 degrees of freedom: samples so few get an interval of at least that many standard
+errors of SPREAD."""
 
 
 def told(
@@ -45,7 +51,8 @@ def told(
 
 
 def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | None:
-    """[low, high] of the quality in dB by bootstrap over samples; None where there is one, or a loss is endless."""
+    """[low, high] of the quality in dB by bootstrap over samples, wider where these are few; None where there is one,
+    or a loss is endless."""
     generator = np.random.default_rng(0)
     drawn: dict[int, np.ndarray] = {}
     losses = np.zeros(RESAMPLES)
@@ -62,4 +69,9 @@ def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | N
     losses = np.nan_to_num(losses, nan=np.inf)
     if not drawn:
         return None
-    return [quality(float(loss)) for loss in np.quantile(losses, (0.975, 0.025), method="nearest")]
+    low, high = (quality(float(loss)) for loss in np.quantile(losses, (0.975, 0.025), method="nearest"))
+    rows = min(drawn)
+    if rows - 1 <= len(STUDENT) and high < 100:
+        least, middle = STUDENT[rows - 2] * SPREAD / np.sqrt(rows), quality(reference.loss(found))
+        low, high = min(low, round(middle - least, 2)), max(high, round(middle + least, 2))
+    return [low, high]
