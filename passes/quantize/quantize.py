@@ -21,6 +21,7 @@ from sparsecc.passes.quantize.int8_dynamic import DynamicInt8
 from sparsecc.passes.quantize.kind import Kind
 from sparsecc.passes.quantize.mixed import Mixed
 from sparsecc.passes.quantize.static import already_quantized
+from sparsecc.passes.quantize.widen_half import widen_half
 from sparsecc.passes.weights.fidelity import fidelity, float_outputs
 from sparsecc.passes.weights.low_rank import require_share
 
@@ -105,9 +106,12 @@ class Quantize(Pass):
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
         before = float_outputs(model, compilation)
+        widened = widen_half(model) if kind.leaves_rest else None
         folded, left = fold_batch_norms(model) if kind.folds_batch_norms else (0, [])
         result = kind.convert(self, model, plan, compilation)
-        result = self._convert_rest(result, model, plan, compilation)
+        result = self._convert_rest(result, model, plan, compilation, was_half=widened is not None)
+        if widened is not None:
+            widened.store_halves()
         lost = fidelity(model, before, compilation)
         if not kind.keeps_loss:
             self._refuse_loss(lost.get("output_sqnr_db") or {})
@@ -149,11 +153,13 @@ class Quantize(Pass):
                 raise InputError(f"quantize: {option} does nothing for {self.type}: it is for {type_}")
 
     def _convert_rest(
-        self, result: PassResult, model: ir.Model, plan: Plan, compilation: Compilation
+        self, result: PassResult, model: ir.Model, plan: Plan, compilation: Compilation, *, was_half: bool
     ) -> PassResult:
-        if not self.rest:
+        """What `rest` asks for; what was fp16 stays it where the target runs it faster."""
+        rest = self.rest or ("fp16" if was_half and compilation.target.dialect == "tensorrt" else "")
+        if not rest:
             return result
-        done = convert_to_half(model, plan, compilation, self.rest, self.exclude, keep_io=self.keep_io)
+        done = convert_to_half(model, plan, compilation, rest, self.exclude, keep_io=self.keep_io)
         warnings = [*result.facts.pop("warnings", []), *done.facts.pop("warnings", [])]
         facts = {**result.facts, "rest": done.facts, "warnings": warnings}
         return PassResult(facts, (*result.skipped, *done.skipped))

@@ -174,6 +174,15 @@ def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
 
 
 def already_quantized(model: ir.Model) -> Remark | None:
-    """A reason to leave the model alone when it already holds integer operators."""
-    count = sum(Trait.INTEGER in traits_of(node) for node in model.graph)
+    """A reason to leave the model alone when it already holds integer operators, save where inputs and outputs are
+    integers and all between is float."""
+    count = sum(Trait.INTEGER in traits_of(node) and not _is_at_border(node) for node in model.graph)
     return Remark("model", f"already quantized ({count} integer operators): left as it is") if count else None
+
+
+def _is_at_border(node: ir.Node) -> bool:
+    """Whether a node turns an input of the model to float, or floats to its output."""
+    if node.op_type == "DequantizeLinear":
+        return node.inputs[0] is not None and node.inputs[0].is_graph_input()
+    output = node.outputs[0]
+    return node.op_type == "QuantizeLinear" and output.is_graph_output() and not output.uses()
