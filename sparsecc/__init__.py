@@ -46,6 +46,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'sparsecc' has no attribute '{name}'")
 
 
+def __dir__() -> list[str]:
+    """What completion shows: the public names, whether they were used already or not."""
+    return sorted(__all__)
+
+
 class _Package(ModuleType):
     """`verify` and `doctor` are rooms as well as verbs: importing a room must not hide the verb."""
 

@@ -105,13 +105,18 @@ def test_force_never_removes_what_is_no_bundle(tmp_path: Path) -> None:
     assert names(tmp_path / "home") == ["thesis.txt"]
 
 
+def test_folders_above_an_output_are_made(tmp_path: Path) -> None:
+    write(tmp_path / "not" / "yet" / "out")
+    assert Bundle.open(tmp_path / "not" / "yet" / "out").verify_manifest() == []
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write(tmp_path / "out")
     assert Bundle.open(tmp_path / "out").verify_manifest() == []
 
 
-@pytest.mark.parametrize("name", ["missing/out", "file", "link", "dangling", "file/out"])
+@pytest.mark.parametrize("name", ["file", "link", "dangling", "file/out", "file/missing/out"])
 def test_bad_destinations_are_refused_before_work(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path)

@@ -50,6 +50,12 @@ def test_every_help_has_examples_and_the_shared_options(
             assert option in text
 
 
+@pytest.mark.parametrize("arguments", [[], ["devices"]])
+def test_nothing_asked_shows_the_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "\nCommands:\n" in capsys.readouterr().err
+
+
 def test_root_help_lists_the_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-h"]) == 0
     text = capsys.readouterr().out

@@ -154,8 +154,12 @@ def test_why_knows_the_parts_of_an_axis() -> None:
 
 
 def test_an_axis_that_is_not_there_is_refused(net: Path) -> None:
-    for where in ("wa:7", "nothing:0", "wa"):
-        with pytest.raises(InputError, match=f"--why {where}: no such tensor and axis"):
+    for where, remedy in (
+        ("wa:7", "write wa:0"),
+        ("wa", "write wa:0"),
+        ("waa:0", "the nearest names are 'wa'"),
+    ):
+        with pytest.raises(InputError, match=f"--why {where}: no such tensor and axis: .*{remedy}"):
             api.inspect(net, why=where)
 
 

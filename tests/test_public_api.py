@@ -83,3 +83,7 @@ def test_inspect_and_why(models_dir: Path, capsys: pytest.CaptureFixture[str]) -
     why = json.loads(capsys.readouterr().out)["why"]
     assert why["pinned"] is None
     assert set(why["coupled"]) >= {f"{n}:{a}" for n, a in free["members"][1:]}
+
+
+def test_completion_shows_the_public_names() -> None:
+    assert dir(sparsecc) == sorted(sparsecc.__all__)

@@ -49,15 +49,17 @@ def write_json(path: Path, data: Any) -> None:
 def check_destination(path: Path, force: bool = False) -> None:
     """InputError unless a bundle can be written at `path`: call it before long work.
 
-    With `force`, a bundle that is there will be replaced; a folder of anything else never is.
+    Folders above it need not exist. With `force`, a bundle that is there will be replaced; a folder of anything
+    else never is.
     """
     path = Path(os.path.abspath(path))
     shown = one_line(str(path), 120)
     if not path.name:
         raise InputError(f"{shown} cannot be an output folder: name a folder to create, such as -o out")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder of the output {shown} does not exist: create it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"the output {shown} lies under {above}, which is no folder: choose another one")
+    if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"no permission to write beside {shown}: choose another output folder")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise InputError(f"the output {shown} exists and is not a folder: choose another one")
@@ -75,8 +77,9 @@ class BundleWriter:
     """A context manager that makes the folder `destination` appear complete, or not at all.
 
     Files are written into `folder`, a hidden sibling. When the block ends well, the manifest is added, all is
-    brought to disk and one rename publishes it; when it raises, nothing is left. `facts` go into the manifest
-    (plain JSON: the input's hash, the recipe, the seed). What a killed run left is swept by the next one.
+    brought to disk and one rename publishes it; when it raises, nothing is left but the folders above. `facts` go
+    into the manifest (plain JSON: the input's hash, the recipe, the seed). What a killed run left is swept by the
+    next one.
 
     Where `folder` is given, another process has made that one, and publishes it: this one only fills it. So a
     sandbox need not leave more open than that folder.
@@ -95,6 +98,7 @@ class BundleWriter:
             return self
         check_destination(self.destination, self.force)
         with _disk_errors(self.destination):
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.destination)
             self.folder, self._lock = locked_folder(self.destination.parent, self.destination.name)
         return self

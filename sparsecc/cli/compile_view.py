@@ -168,6 +168,9 @@ def _next_steps(report: Mapping[str, Any]) -> list[Block]:
     if not bundle:
         return [Line(""), Line("Nothing was written (dry run).", "dim")]
     lines: list[Block] = [Line(""), Line(f"Bundle: {bundle} (open {bundle}/report.html)", "title")]
+    asked = report.get("asked") or {}
+    if asked and not any(value for name, value in asked.items() if name not in ("metric", "recover")):
+        lines.append(Line("Next: ask for something: --ratio 0.5, --speedup 2 or --quantize int8.", "warn"))
     if not report.get("accuracy"):
         lines.append(Line("Next: --eval FILE.py:FUNCTION shows the accuracy before and after.", "dim"))
     lines.append(Line(f"Next: sparsecc verify {bundle}", "dim"))

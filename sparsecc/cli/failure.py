@@ -33,6 +33,9 @@ def exit_code_of(command: Callable[[], object], trail: Trail) -> int:
         result = command()
     except SparseccError as error:
         return _explain(str(error), error.exit_code, trail)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
     except click.UsageError as error:
         return _explain(_usage_message(error), USAGE, trail)
     except click.ClickException as error:

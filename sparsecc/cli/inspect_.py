@@ -79,7 +79,7 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
     free = sorted((g for g in found["groups"] if g["prunable"]), key=lambda g: (-(g["macs"] or 0), g["id"]))
     if not free:
         return [Line("No group can be cut: see what pins them below.", "warn")]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             str(group["id"]),
             group["kind"],
@@ -91,7 +91,9 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
         )
         for group in free[:TOP]
     ]
-    columns = (">group", "kind", ">size", ">MACs", ">params", "first member", "mixes")
+    columns: tuple[str, ...] = (">group", "kind", ">size", ">MACs", ">params", "first member", "mixes")
+    if not any(group["mixes"] for group in free[:TOP]):
+        rows, columns = [row[:-1] for row in rows], columns[:-1]
     more = f", the {TOP} largest of {len(free)}" if len(free) > TOP else ""
     return [Line(""), Grid(columns, rows, title=f"Groups that can be cut{more}")]
 

@@ -253,12 +253,13 @@ def _short(goal: Goal, best: Trial, excess: float) -> str:
     if goal.milliseconds is not None and best.dense_ms is not None and best.speedup is not None:
         reached.append(f"{best.dense_ms / best.speedup:.3g} ms")
     if goal.size is not None:
-        reached.append(f"{best.bytes} bytes")
+        reached.append(f"{best.bytes:,} bytes")
     if goal.footprint is not None and best.memory is not None:
-        reached.append(f"{best.memory} bytes of memory")
+        reached.append(f"{best.memory:,} bytes of memory")
     held = f": {best.held}" if best.held else ""
+    far = f" {math.expm1(excess):.0%}" if excess < math.log(10) else ""
     return (
-        f"{goal.words()} is {math.expm1(excess):.0%} out of reach: the best is "
+        f"{goal.words()} is{far} out of reach: the best is "
         f"{', '.join(reached)} with {best.removed:.1%} removed{held}"
     )
 

@@ -7,6 +7,7 @@ statement is about the 64.
 
 from __future__ import annotations
 
+import difflib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of
 from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 
 Link = tuple[Atom, str]
@@ -51,9 +53,18 @@ def _axis(analysis: Analysis, name: str, position: str, where: str) -> Axis:
     for tensor, axes in _named(analysis):
         if tensor == name and position.isdigit() and int(position) < len(axes):
             return axes[int(position)]
-    raise InputError(
-        f"--why {where}: no such tensor and axis: write NAME:NUMBER, see 'sparsecc inspect --json'"
-    )
+    raise InputError(f"--why {where}: no such tensor and axis: {_nearest(analysis, where)}")
+
+
+def _nearest(analysis: Analysis, where: str) -> str:
+    """What to write instead: an axis of the tensor that was named, or the nearest names."""
+    ranks = {name: len(axes) for name, axes in _named(analysis) if name and axes}
+    meant = where if where in ranks else where.rpartition(":")[0]
+    if meant in ranks:
+        return f"{quoted(meant)} has axes 0 to {ranks[meant] - 1}: write {meant}:0"
+    close = difflib.get_close_matches(meant or where, ranks, n=3, cutoff=0.4)
+    names = f"the nearest names are {', '.join(map(quoted, close))}" if close else "its names are in --json"
+    return f"write NAME:NUMBER; {names}"
 
 
 def _named(analysis: Analysis) -> Iterator[tuple[str, list[Axis]]]:

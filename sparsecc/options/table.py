@@ -254,8 +254,8 @@ class CompileOptions(Options):
     calib: StrPath | None = option(
         None,
         source(CODE),
-        "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, or a "
-        "function.",
+        "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, a "
+        "function, or synthetic: random inputs.",
         DATA,
         was=("calibration",),
         is_common=True,

@@ -37,6 +37,8 @@ def report(
             "ratio": options.ratio,
             "metric": options.metric,
             "quantize": options.quantize,
+            "sparsity": options.sparsity,
+            "tokens": options.tokens,
             "recover": options.recover,
         },
         "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},

@@ -58,7 +58,7 @@ class FrontPage:
         """Gather it from front.json."""
         plots = [_plot(found, cost) for cost in found["fronts"]]
         quality = QUALITY[found["quality"]]
-        columns = ("plan", "speed-up", "MACs", "size", quality, "compile it with")
+        columns = ("plan", "speed-up", "MACs left", "size left", quality, "compile it with")
         shown = list(dict.fromkeys(name for names in found["fronts"].values() for name in names))
         by_id = {point["id"]: point for point in found["points"]}
         rows = [_row(by_id[name]) for name in shown]

@@ -122,7 +122,7 @@ def _written(folder: Path, model: Path, sha: str, ledger: Ledger, base: Mapping[
         "dense_quality": rows[0]["accuracy"]["before"] if rows[0]["accuracy"] else None,
         "costs": {cost: {r["id"]: COSTS[cost](r) for r in rows} for cost in COSTS},
         "fronts": fronts(rows),
-        "points": [_public(row, base) for row in rows],
+        "points": [_public(row, base, folder) for row in rows],
         "failed": [{k: row[k] for k in ("id", "options", "error")} for row in failed],
         "versions": versions(),
     }
@@ -138,10 +138,10 @@ def _written(folder: Path, model: Path, sha: str, ledger: Ledger, base: Mapping[
     return found
 
 
-def _public(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the command that makes it again."""
+def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A row with the options that make it again from where the search was started; `recipe` is within `folder`."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
-    again = [f"--recipe points/{row['id']}.json"]
+    again = [f"--recipe {folder}/points/{row['id']}.json"]
     for option in _CODED:
         if base.get(option.name) not in (None, SYNTHETIC):
             again.append(f"{option.flag} {base[option.name]}")

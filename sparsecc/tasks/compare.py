@@ -20,6 +20,7 @@ from sparsecc.loss.answers import questions
 from sparsecc.loss.measure import Outputs
 from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.loss.quality import told
+from sparsecc.measure.fresh_sessions import clock_for
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.runtime.numerics import worst_error
@@ -48,7 +49,11 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     emit({"stage": "measure", "share": 0.2})
     timed = compare_runs(
-        first.prepared(feeds), second.prepared(feeds), budget=Budget(seconds=15), threads=threads
+        first.prepared(feeds),
+        second.prepared(feeds),
+        budget=Budget(seconds=15),
+        clock=clock_for(threads),
+        threads=threads,
     )
     return {
         "schema": "sparsecc.compare/1",

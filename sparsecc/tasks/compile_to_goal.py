@@ -178,5 +178,6 @@ def held_back(decision: Decision) -> str:
     left = sum(layer["macs_after"] for layer in decision.layers) or 1
     whole = sum(y["macs_after"] for y in decision.layers if y["macs_after"] == y["macs_before"])
     pinned = [group for group in decision.groups if group.pinned is not None and group.params]
-    why = f", most weights among the pinned: {max(pinned, key=lambda g: g.params).pinned}" if pinned else ""
-    return f"{whole / left:.0%} of the multiply-accumulates left are in layers that stay whole{why}"
+    why = f"most pinned weights are at {max(pinned, key=lambda g: g.params).pinned}" if pinned else ""
+    share = f"{whole / left:.0%} of the multiply-accumulates left are in layers that stay whole"
+    return ", ".join(text for text in (share if whole / left > 0.005 else "", why) if text)
