@@ -16,7 +16,7 @@ from sparsecc.backends.nvidia.options import BuildOptions
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.sparsity import Sparsify
-from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.quantize_models import convolutions, feeds_for, transformer, weighted
 from tests.test_quantize import apply
 
 pytestmark = [
@@ -86,6 +86,31 @@ def test_it_parses_and_builds(name: str, steps: str, tmp_path: Path) -> None:
         apply(step, model, "tensorrt-rtx", [feeds])
     ir.save(model, tmp_path / "model.onnx")
     assert build(tmp_path / "model.onnx", sparse="2:4" in steps) > 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "r = HardSwish(a)",
+        "r = Mish(a)",
+        "r = LpNormalization(a)",
+        "r = MeanVarianceNormalization(a)",
+        "r = GlobalLpPool(a)",
+        "r = LpPool<kernel_shape = [2, 2]>(a)",
+        "s = ReduceMean<keepdims = 0>(a, last)\n y, r = GRU<hidden_size = 8>(s, gates, again)",
+    ],
+)
+def test_operators_that_the_parser_does_not_take_in_bf16_stay_float32(line: str, tmp_path: Path) -> None:
+    text = (
+        f"g (float[1,16,8,8] x, WEIGHTS) => (float r) <int64[1] last = {{3}}> {{ a = Conv(x, w)\n {line} }}"
+    )
+    model = weighted(text, {"w": (16, 16, 1, 1), "gates": (1, 24, 8), "again": (1, 24, 8)})
+    model.opset_imports[""], model.graph.outputs[0].shape = 22, None
+    result = apply(Quantize(type="bf16"), model, "tensorrt-rtx", [])[0]
+    assert [skip.reason for skip in result.skipped if "takes no" in skip.reason]
+    assert "Conv_0" in result.facts["nodes"]
+    ir.save(model, tmp_path / "model.onnx")
+    assert build(tmp_path / "model.onnx", sparse=False) > 0
 
 
 def test_the_onnxruntime_form_would_be_refused(tmp_path: Path) -> None:

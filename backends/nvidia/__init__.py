@@ -5,6 +5,11 @@ from __future__ import annotations
 from sparsecc.targets import Target
 
 _TYPES = frozenset({"int8", "int4", "fp8", "fp16", "bf16"})
+_FLOAT_OR_HALF = "GRU HardSwish Mish LpNormalization MeanVarianceNormalization LpPool GlobalLpPool".split()
+_NO_KERNEL = {
+    ("bf16", operator): f"TensorRT's parser takes no {operator} in bf16" for operator in _FLOAT_OR_HALF
+}
+"""Found by building each operator of ONNX that has a bf16 form (tests/test_quantize_rtx.py)."""
 
 TARGETS = (
     Target(
@@ -17,6 +22,7 @@ TARGETS = (
         gemm_multiple=32,
         device="gpu",
         dialect="tensorrt",
+        no_kernel=_NO_KERNEL,
     ),
     Target(
         "tensorrt-rtx",
@@ -28,7 +34,10 @@ TARGETS = (
         gemm_multiple=32,
         device="gpu",
         dialect="tensorrt",
-        no_kernel={("bf16", "ConvTranspose"): "TensorRT-RTX has no bf16 kernel for ConvTranspose"},
+        no_kernel={
+            **_NO_KERNEL,
+            ("bf16", "ConvTranspose"): "TensorRT-RTX has no bf16 kernel for ConvTranspose",
+        },
     ),
 )
 BACKENDS = {
