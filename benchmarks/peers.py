@@ -184,7 +184,8 @@ def _judged(dense: Path, small: Path, left: dict[Use, Kept], folder: Path) -> Ve
 
 def _keep(analysis: Any, left: dict[Use, Kept]) -> dict[Any, np.ndarray] | None:
     """The slots left of every atom, from those left of the weights; None where they contradict each other."""
-    from sparsecc.axes.algebra import atoms_of, mask, owners_of
+    from sparsecc.axes.algebra import atoms_of, mask
+    from sparsecc.axes.owners import owners_of
 
     keep: dict[Any, np.ndarray] = {}
     lost = []

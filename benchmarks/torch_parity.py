@@ -45,7 +45,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.torch_parity_told import TOLD, Recipe
-from sparsecc.axes.algebra import Atom, atoms_of, owners_of
+from sparsecc.axes.algebra import Atom, atoms_of
+from sparsecc.axes.owners import owners_of
 from sparsecc.errors import SparseccError
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.pruning import Study, planned, realise, study

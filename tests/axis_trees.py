@@ -9,7 +9,8 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-from sparsecc.axes.algebra import Atom, Axis, atoms_of, cat, mul, owners_of
+from sparsecc.axes.algebra import Atom, Axis, atoms_of, cat, mul
+from sparsecc.axes.owners import owners_of
 
 Path = tuple[int, ...]
 

@@ -29,11 +29,10 @@ from sparsecc.axes.algebra import (
     factors_of,
     mask,
     mul,
-    owners_of,
     parts_of,
     resolve,
-    slot_sums,
 )
+from sparsecc.axes.owners import owners_of, slot_sums
 from sparsecc.axes.sizes import Size
 from tests.axis_trees import Tree, View, concluded, expression, merged, partition, slots, systems
 

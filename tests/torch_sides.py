@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from sparsecc.axes.algebra import Atom, atoms_of, owners_of
+from sparsecc.axes.algebra import Atom, atoms_of
+from sparsecc.axes.owners import owners_of
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.kinds import KINDS

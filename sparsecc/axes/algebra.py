@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.axes.sizes import Size, at, is_static, minus, plus, product, quotient, smaller
+from sparsecc.axes.sizes import Size, at, is_static, minus, plus, product, quotient, smaller, times
 
 
 class Axis:
@@ -66,8 +66,17 @@ class Mul(Axis):
         return f"Mul{self.factors}"
 
 
+class Run(Axis):
+    """Consecutive slots of an atom, from `start` on. Nothing is unified any more once there are any."""
+
+    __slots__ = ("start", "whole")
+
+    def __init__(self, whole: Atom, start: int, size: int) -> None:
+        self.whole, self.start, self.size = whole, start, size
+
+
 def resolve(axis: Axis) -> Axis:
-    """What an axis stands for now: a free atom, a Cat or a Mul."""
+    """What an axis stands for now: a free atom, a Cat, a Mul, or a Run once groups are made."""
     seen: list[Atom] = []
     while isinstance(axis, Atom) and axis.bound is not None:
         seen.append(axis)
@@ -132,6 +141,8 @@ def atoms_of(axis: Axis) -> list[Atom]:
         top = resolve(stack.pop())
         if isinstance(top, Atom):
             found[top] = None
+        elif isinstance(top, Run):
+            found[top.whole] = None
         elif isinstance(top, Cat):
             stack.extend(reversed(top.parts))
         elif isinstance(top, Mul):
@@ -236,7 +247,7 @@ class Space:
     def _match_parts(self, a: Axis, b: Axis, pending: list[tuple[Axis, Axis]]) -> bool:
         left, right = parts_of(a)[::-1], parts_of(b)[::-1]
         while left and right:
-            p, q = left.pop(), right.pop()
+            p, q = resolve(left.pop()), resolve(right.pop())
             if p.size != q.size:
                 longer, rest, length = (p, left, q.size) if smaller(q.size, p.size) else (q, right, p.size)
                 halves = self.cut(longer, length)
@@ -249,6 +260,8 @@ class Space:
                     (right if rest is left else left).append(q if rest is left else p)
                     continue
                 p, q = (head[0], q) if rest is left else (p, head[0])
+            if p.size == 1 and isinstance(p, Atom) and p is not q:  # a slot among others is not broadcast
+                self._bind(p, q)
             pending.append((p, q))
         return not left and not right
 
@@ -331,7 +344,8 @@ Keep = Mapping[Atom, np.ndarray]
 
 
 def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
-    """How many slots of an axis stay when each atom keeps `kept[atom]` of its own (all where absent)."""
+    """How many slots of an axis stay when each atom keeps `kept[atom]` of its own (all where absent); what has runs of
+    an atom has all of them."""
     axis = resolve(axis)
     if isinstance(axis, Atom):
         return kept.get(axis, axis.size)
@@ -339,8 +353,17 @@ def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
         return product(count(f, kept) for f in axis.factors)
     assert isinstance(axis, Cat)
     total: Size = 0
+    runs: dict[tuple[Atom, Size], int] = {}
     for part in parts_of(axis):
-        total = plus(total, count(part, kept))
+        run = next((f for f in factors_of(part) if isinstance(f, Run)), None)
+        others = product(count(f, kept) for f in factors_of(part) if f is not run)
+        if run is None:
+            total = plus(total, others)
+        else:
+            runs[run.whole, others] = runs.get((run.whole, others), 0) + at(run.size, 0)
+    for (whole, others), slots in runs.items():
+        size = at(whole.size, 0)
+        total = plus(total, times(others, slots * kept.get(whole, size) // size))
     return total
 
 
@@ -361,39 +384,17 @@ def _full_mask(axis: Axis, keep: Keep, probe: int) -> np.ndarray:
         if axis in keep:
             return keep[axis]
         return np.ones(at(axis.size, probe), dtype=bool)
+    if isinstance(axis, Run):
+        stop = axis.start + at(axis.size, probe)
+        return (
+            keep[axis.whole][axis.start : stop]
+            if axis.whole in keep
+            else np.ones(stop - axis.start, dtype=bool)
+        )
     if isinstance(axis, Cat):
         return np.concatenate([_full_mask(part, keep, probe) for part in parts_of(axis)])
     assert isinstance(axis, Mul)
     total = np.ones(1, dtype=bool)
     for factor in axis.factors:
         total = np.logical_and.outer(total, _full_mask(factor, keep, probe)).ravel()
-    return total
-
-
-def slot_sums(axis: Axis, atom: Atom, values: np.ndarray) -> np.ndarray:
-    """Sum one value per slot of `axis` onto the slots of `atom`: shape (atom.size,).
-
-    Every slot of the axis that exists because of slot i of the atom adds to entry i.
-    """
-    assert isinstance(atom.size, int)
-    owners = owners_of(axis, atom)
-    sums = np.zeros(atom.size, dtype=np.float64)
-    seen = owners >= 0
-    np.add.at(sums, owners[seen], values[seen])
-    return sums
-
-
-def owners_of(axis: Axis, atom: Atom) -> np.ndarray:
-    """For each slot of `axis`, the slot of `atom` it belongs to, or -1. Shape (axis.size,)."""
-    axis = resolve(axis)
-    if isinstance(axis, Atom):
-        assert isinstance(axis.size, int)
-        return np.arange(axis.size) if axis is atom else np.full(axis.size, -1)
-    if isinstance(axis, Cat):
-        return np.concatenate([owners_of(part, atom) for part in parts_of(axis)])
-    assert isinstance(axis, Mul)
-    total = np.full(1, -1)
-    for factor in axis.factors:
-        owner = owners_of(factor, atom)
-        total = np.maximum(total[:, None], owner[None, :]).ravel()
     return total

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, atoms_of, owners_of
+from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.axes.owners import owners_of
 from sparsecc.calibrate.moments import Moments
 from sparsecc.calibrate.routers import Router, Watch, mixtures_of
 from sparsecc.calibrate.routers import facts_of as router_facts

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsecc.axes.algebra import Atom, atoms_of, owners_of, slot_sums
+from sparsecc.axes.algebra import Atom, atoms_of
+from sparsecc.axes.owners import owners_of, slot_sums
 from sparsecc.calibrate.routers import Micro, Router, routers_of, supers
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.obs import obs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsecc.axes.algebra import owners_of, slot_sums
+from sparsecc.axes.owners import owners_of, slot_sums
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.weights import BLOCK
 from sparsecc.graph.groups import Group

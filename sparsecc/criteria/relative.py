@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sparsecc.axes.algebra import Axis, owners_of
+from sparsecc.axes.algebra import Axis
+from sparsecc.axes.owners import owners_of
 from sparsecc.calibrate.layer_statistics import LayerStatistics
 from sparsecc.criteria.activation import summed
 from sparsecc.criteria.evidence import Evidence

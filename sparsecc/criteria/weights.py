@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, atoms_of, slot_sums
+from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.axes.owners import slot_sums
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.ir.dtypes import FLOATS

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, atoms_of, owners_of
+from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.axes.owners import owners_of
 from sparsecc.axes.sizes import is_static
 from sparsecc.compilation import Compilation
 from sparsecc.decide.channels import Dead

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.axes.sizes import at, is_static, is_unknown
 from sparsecc.graph.coordinates import pin_coordinates
+from sparsecc.graph.single_slots import gather_single_slots
 from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
 from sparsecc.ir.subgraphs import bodies_of, has_body, reads
 from sparsecc.rules import reason_for_pin, rule_for, shapes_of, traits_of
@@ -72,6 +73,7 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     _tie_shared_weights(analysis)
     pin_parts_of_dynamic_axes(analysis)
     _pin_unknown_sums(analysis)
+    gather_single_slots(analysis.record)
     return analysis
 
 

@@ -52,9 +52,8 @@ class Edit:
 
     def left(self, axis: Axis) -> int:
         """Slots left of a static axis."""
-        size = self.count(axis)
-        assert isinstance(size, int), f"a static axis was expected in {self.node.name}"
-        return size
+        assert isinstance(axis.size, int), f"a static axis was expected in {self.node.name}"
+        return int(self.mask(axis).sum())
 
     def mask(self, axis: Axis) -> np.ndarray:
         """The keep-mask of a static axis; all True where it lost nothing."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, cat, mul
+from sparsecc.axes.algebra import Atom, Axis, atoms_of, cat, mul
 from sparsecc.axes.sizes import Size, at
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.site import CannotFollowError, Site
@@ -140,7 +140,7 @@ def _cut(site: Site, axis: Axis, start: Size, end: Size, step: int) -> Cut | Non
     return picked(site, axis, first, stop, stride) if stride > 0 else None
 
 
-MAX_RUNS = 64
+MAX_RUNS = 1024
 """A constant pick of more runs of consecutive slots than this is not cut apart."""
 
 
@@ -243,16 +243,14 @@ def _repeated(axis: Axis, indices: np.ndarray) -> Axis | None:
 
 
 def _runs(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
-    """A few runs of consecutive slots in any order: the pieces of the axis put together anew."""
+    """Runs of consecutive slots in any order: the pieces of the axis put together anew."""
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    if len(breaks) + 1 > MAX_RUNS:
+    if len(breaks) + 1 > MAX_RUNS or all(atom.pin for atom in atoms_of(axis)):
         return None
     size = axis.size
     assert isinstance(size, int)
     runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(indices, breaks)]
     bounds = sorted({0, size, *(edge for run in runs for edge in run)})
-    if all(b - a == 1 for a, b in itertools.pairwise(bounds)):
-        return None
     pieces = site.space.pieces(axis, [b - a for a, b in itertools.pairwise(bounds)])
     if pieces is None:
         return None
@@ -302,19 +300,50 @@ def gather_nd(site: Site) -> None:
     site.set([*index[:-1], *data[batch + depth :]])
 
 
-@rule("ScatterND")
+def mend_scatter(edit: Edit) -> None:
+    """Constant places are counted anew among the slots that are left."""
+    if edit.memo is None:
+        return
+    data, written = edit.memo
+    if not (edit.changed(data) or edit.changed(written)):
+        return
+    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(data)
+    assert indices is not None, f"{edit.node.name} writes slots that were not known"
+    wanted = np.where(indices < 0, indices + len(stays), indices)[edit.mask(written)]
+    edit.set_constant(1, (np.cumsum(stays) - 1)[wanted].astype(indices.dtype))
+
+
+@rule("ScatterND", fix=mend_scatter)
 def scatter_nd(site: Site) -> None:
-    """The data's axes that indices are written for are pinned; those behind them pass."""
+    """Slots at constant places of the first axis are the updates'; other axes written to are pinned, the rest pass."""
     data, index, updates = site.axes(0), site.axes(1), site.axes(2)
     depth, lead = index[-1].size, len(index) - 1
     if not isinstance(depth, int):
         raise CannotFollowError("the depth of its indices is dynamic")
-    site.pin(index, "the indices")
-    site.pin(data[:depth], "an axis written at run time")
-    site.pin(updates[:lead], "the updates")
     for a, b in zip(data[depth:], updates[lead:], strict=True):
         site.same(a, b)
     site.set(data)
+    site.pin(index, "the indices")
+    if depth == lead == 1 and _writes_whole_slots(site, data[0], updates[0]):
+        return
+    site.pin(data[:depth], "an axis written at run time")
+    site.pin(updates[:lead], "the updates")
+
+
+def _writes_whole_slots(site: Site, axis: Axis, written: Axis) -> bool:
+    """Whether slots at known places, each once, are replaced: they are then the same slots before and after."""
+    indices = site.array(1)
+    if indices is None or not isinstance(axis.size, int) or len(indices) < 2:
+        return False
+    flat = np.where(indices < 0, indices + axis.size, indices).ravel()
+    if len(np.unique(flat)) < len(flat):
+        return False
+    found = _chosen(site, axis, flat)
+    if found is None or found.size != written.size:
+        return False
+    site.space.unify(found, written)
+    site.remember((axis, found))
+    return True
 
 
 @rule("ScatterElements Scatter")

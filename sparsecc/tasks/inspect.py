@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sparsecc.axes.algebra import mask
 from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import Analysis, analyse
@@ -103,13 +106,18 @@ def _block_facts(block: ResidualBlock, macs: float) -> dict[str, Any]:
 
 
 def _share_in_free_groups(analysis: Analysis, groups: list[Group]) -> float:
-    names = {name for g in groups if g.is_free for name, _ in g.members}
+    """The share of the weights' elements that lie in a free slot of any of their axes."""
+    free = {g.atom: np.zeros(g.size, dtype=bool) for g in groups if g.is_free}
+    shares: dict[str, float] = {}
+    for value, axes in analysis.weights():
+        stays = [slots.mean() for axis in axes if (slots := mask(axis, free)) is not None]
+        shares[value.name or ""] = max(shares.get(value.name or "", 0.0), 1 - float(np.prod(stays)))
     initializers = analysis.model.graph.initializers
     tensors = {n: t for n, v in initializers.items() if (t := v.const_value) is not None and len(t.shape) > 0}
     floats = {
         n: int(t.size) for n, t in tensors.items() if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8
     }
-    return sum(size for n, size in floats.items() if n in names) / (sum(floats.values()) or 1)
+    return sum(size * shares.get(n, 0.0) for n, size in floats.items()) / (sum(floats.values()) or 1)
 
 
 def _unfollowed(analysis: Analysis) -> list[dict[str, Any]]:

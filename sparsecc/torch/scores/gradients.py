@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecc.axes.algebra import Atom, Axis, atoms_of, slot_sums
+from sparsecc.axes.algebra import Atom, Axis, atoms_of
+from sparsecc.axes.owners import slot_sums
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsecc.axes.algebra import atoms_of, owners_of
+from sparsecc.axes.algebra import atoms_of
+from sparsecc.axes.owners import owners_of
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.torch.program.exported import Program
