@@ -18,6 +18,8 @@ ROWS = 4096
 SPREAD = 3.0
 """Decibels by which single samples of real models differ at least (benchmarks/told_quality.py): a few that happen to
 be alike say less than their bootstrap does."""
+WIDEST = 10.0
+"""Decibels either way are enough to say that two or three samples tell little."""
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 """Student's t at 97.5 % for 1 to 14 degrees of freedom: samples so few get an interval of at least that many standard
 errors of SPREAD."""
@@ -72,6 +74,7 @@ def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | N
     low, high = (quality(float(loss)) for loss in np.quantile(losses, (0.975, 0.025), method="nearest"))
     rows = min(drawn)
     if rows - 1 <= len(STUDENT) and high < 100:
-        least, middle = STUDENT[rows - 2] * SPREAD / np.sqrt(rows), quality(reference.loss(found))
+        least = min(WIDEST, STUDENT[rows - 2] * SPREAD / np.sqrt(rows))
+        middle = quality(reference.loss(found))
         low, high = min(low, round(middle - least, 2)), max(high, round(middle + least, 2))
     return [low, high]
