@@ -1,4 +1,4 @@
-"""bfloat16 models run on the CPU as a device would: each node sums in float32 and rounds its result."""
+"""16-bit models run on the CPU as a device would: each node sums in float32 and rounds its result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.backends.nvidia.rtx_engine import TensorrtRtx
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from sparsecc.runtime.session import open_session
@@ -96,3 +97,25 @@ def test_infinities_of_a_model_stay_what_they_are_in_half() -> None:
     result = apply(Quantize(type="fp16"), model, "tensorrt-rtx", feeds)[0]
     kept = {skip.where for skip in result.skipped}
     assert kept == {"Mul_3", "Add_4"}
+
+
+def test_fp16_made_for_a_gpu_is_rounded_at_every_value(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU would hold the square of 300 and its root in float32."""
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["" : 17]>
+        g (float[2,4] x) => (float[2,4] y) {
+            a = Mul(x, x)
+            b = ReduceMean<axes = [-1]>(a)
+            c = Sqrt(b)
+            y = Div(x, c)
+        }"""
+    )
+    apply(Quantize(type="fp16"), model, "tensorrt-rtx", [])
+    ir.save(model, tmp_path / "model.onnx")
+    x = np.array([[300, 300, -300, 300], [1.2345678, 1, 1, 1]], np.float32)
+    found = TensorrtRtx().load(tmp_path / "model.onnx").run({"x": x})["y"]
+    assert (found[0] == 0).all()
+    assert (found == found.astype(np.float16)).all()
+    half = x[1].astype(np.float16)
+    mean = np.mean((half * half).astype(np.float32)).astype(np.float16)
+    assert (found[1] == half / np.sqrt(mean)).all()

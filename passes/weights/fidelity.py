@@ -29,7 +29,8 @@ def fidelity(model: ir.Model, before: Mapping[str, np.ndarray], compilation: Com
     if not before:
         return {}
     try:
-        after = open_session(model, level="basic").run(compilation.pass_feeds[0])
+        rounds = compilation.target.device == "gpu"
+        after = open_session(model, level="basic", rounds=rounds).run(compilation.pass_feeds[0])
     except InputError:
         return {"output_sqnr_db": None}
     found: dict[str, float] = {}

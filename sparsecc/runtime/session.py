@@ -102,6 +102,7 @@ def open_session(
     providers: Sequence[Any] = CPU,
     entries: Mapping[str, str] | None = None,
     advice: str = "",
+    rounds: bool = False,
 ) -> OrtRunner:
     """A model loaded by ONNX Runtime. InputError when it refuses the model; `where` names it there, `advice` says
     what to do instead.
@@ -111,7 +112,8 @@ def open_session(
     its weights in `NAME.data` where they are to lie beside it; `trace` the beginning of the name of the trace that
     `OrtRunner.traced` reads. `entries` are further session configuration entries.
 
-    On the CPU, which has few kernels in bfloat16, a model in it runs emulated: see `sparsecc.runtime.bfloat16`.
+    On the CPU, which has few kernels in bfloat16, a model in it runs emulated: see `sparsecc.runtime.emulated`; with
+    `rounds` one in fp16 does too, for a device whose kernels compute in it.
     """
     options = _options(threads, level, entries or {})
     if not arena:
@@ -128,7 +130,8 @@ def open_session(
     if isinstance(source, Path) and not source.is_file():
         raise InputError(f"{source}: no such file: check the path")
     try:
-        session = _session(source, options, providers)
+        rounded = _emulated(source) if rounds else None
+        session = _session(rounded or source, options, providers)
     except RuntimeFailure as e:
         raise InputError(
             f"{where}: ONNX Runtime {VERSION} refuses it: {plain_reason(e)}: {advice or _next_step(e)}"
@@ -163,11 +166,16 @@ def _session(source: Source, options: ort.SessionOptions, providers: Sequence[An
     except RuntimeFailure as e:
         if not isinstance(e, _state.NotImplemented) or tuple(providers) != CPU:
             raise
-        from sparsecc.runtime.bfloat16 import emulated
-
-        if isinstance(source, bytes) or (wide := emulated(_graph_of(source))) is None:
+        if (wide := _emulated(source)) is None:
             raise
         return _made(wide, options, providers)
+
+
+def _emulated(source: Source) -> ir.Model | None:
+    """A model with each value rounded to its 16 bits, in float32 between; None where it has none, or is bytes."""
+    from sparsecc.runtime.emulated import emulated
+
+    return None if isinstance(source, bytes) else emulated(_graph_of(source))
 
 
 def _made(source: Source, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:

@@ -1,4 +1,8 @@
-"""Models in bfloat16 on the CPU, where ONNX Runtime lacks the kernels: each node computes in float32 and rounds."""
+"""Models in 16 bits on the CPU, rounded as devices round: each node computes in float32, and its results are rounded.
+
+ONNX Runtime lacks most kernels for bfloat16. For fp16 it puts casts around nodes and drops those between two, so that
+nothing on the way overflows or loses bits as it does on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,20 @@ if TYPE_CHECKING:
     from sparsecc.ir.graph_editor import GraphEditor
 
 Types = dict[ir.Value, ir.DataType]
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def emulated(model: ir.Model) -> ir.Model | None:
-    """The model itself with its bfloat16 nodes in float32 between casts, or None when it has none.
+    """The model itself with its 16-bit nodes in float32 between casts, or None when it has none.
 
-    Every value still holds what bfloat16 holds: only the sums inside a node are wider, as they are in the
+    Every value still holds what its type holds: only the sums inside a node are wider, as they are in the
     kernels of GPUs.
     """
     from sparsecc.ir.graph_editor import GraphEditor
     from sparsecc.rules.value_types import value_types
 
     types = value_types(model)
-    if ir.DataType.BFLOAT16 not in types.values():
+    if not set(HALVES) & set(types.values()):
         return None
     editor = GraphEditor(model)
     wide: dict[ir.Value, ir.Value] = {}
@@ -31,7 +36,7 @@ def emulated(model: ir.Model) -> ir.Model | None:
             continue
         _widen_inputs(editor, node, types, wide)
         for output in node.outputs:
-            if types.get(output) == ir.DataType.BFLOAT16:
+            if types.get(output) in HALVES:
                 _round_output(editor, output, types)
     editor.finish()
     return model
@@ -39,7 +44,7 @@ def emulated(model: ir.Model) -> ir.Model | None:
 
 def _widen_inputs(editor: GraphEditor, node: ir.Node, types: Types, wide: dict[ir.Value, ir.Value]) -> None:
     for index, value in enumerate(node.inputs):
-        if value is None or types.get(value) != ir.DataType.BFLOAT16:
+        if value is None or types.get(value) not in HALVES:
             continue
         if value not in wide:
             wide[value] = _cast(editor, value, ir.DataType.FLOAT)
@@ -47,10 +52,10 @@ def _widen_inputs(editor: GraphEditor, node: ir.Node, types: Types, wide: dict[i
 
 
 def _round_output(editor: GraphEditor, output: ir.Value, types: Types) -> None:
-    """What the node now gives in float32 becomes bfloat16 again for all who read it."""
-    readers = list(output.uses())
-    rounded = _cast(editor, output, ir.DataType.BFLOAT16)
-    types[rounded] = ir.DataType.BFLOAT16
+    """What the node now gives in float32 becomes its 16-bit type again for all who read it."""
+    readers, half = list(output.uses()), types[output]
+    rounded = _cast(editor, output, half)
+    types[rounded] = half
     for reader, index in readers:
         reader.replace_input_with(index, rounded)
     if output.is_graph_output():
