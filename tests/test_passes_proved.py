@@ -50,10 +50,12 @@ def net() -> onnx.ModelProto:
     return with_weights(NET, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10))
 
 
-def verification(model: onnx.ModelProto, folder: Path, quantize: str) -> dict[str, Any]:
+def verification(
+    model: onnx.ModelProto, folder: Path, quantize: str, calib: str = "synthetic"
+) -> dict[str, Any]:
     """What a compile that changes types alone says of its proof."""
     onnx.save(model, folder / "model.onnx")
-    options = {"ratio": 0, "quantize": quantize, "calib": "synthetic", "measure": False}
+    options = {"ratio": 0, "quantize": quantize, "calib": calib, "measure": False}
     request = {
         "model": str(folder / "model.onnx"),
         "options": options,
@@ -84,6 +86,14 @@ def test_layers_are_within_what_their_type_explains(quantize: str, layers: int, 
     found = verification(net(), tmp_path, quantize)
     assert found["status"] == "proved"
     assert found["layers_in_type"] == layers
+
+
+def test_what_lies_beyond_the_ranges_of_the_samples_is_no_fault(tmp_path: Path) -> None:
+    """Random inputs are some twenty times as large as these samples: 8-bit activations clip them."""
+    samples = np.random.default_rng(0).uniform(0, 0.1, (64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", x=samples)
+    found = verification(net(), tmp_path, "int8", str(tmp_path / "samples.npz"))
+    assert found["status"] == "proved", found["reason"]
 
 
 def test_a_batch_norm_that_is_folded_is_part_of_its_layer(tmp_path: Path) -> None:

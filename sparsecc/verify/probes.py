@@ -110,8 +110,12 @@ class Probes:
         return self.compilation.opened(model, self.compilation.scratch.planted)
 
     def of_types(self, before: ir.Model, after: ir.Model, plan: Plan) -> dict[str, Any]:
-        """Every layer in its new type against its float form: what the types do not explain is no proof."""
-        feeds = self.compilation.narrowed.feeds(self.compilation.feeds[0])
+        """Every layer in its new type against its float form: what the types do not explain is no proof.
+
+        On what the passes calibrated on, where they did: random inputs leave the ranges of 8-bit activations.
+        """
+        random = self.compilation.narrowed.feeds(self.compilation.feeds[0])
+        feeds = self.compilation.pass_feeds[0] if self.compilation.pass_feeds else random
         number, losses = losses_in_layers(before, after, plan.quantization, feeds, self._opened_again)
         return {"layers_in_type": number, **({"losses": losses} if losses else {})}
 
