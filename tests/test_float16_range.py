@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
 from tests.test_quantize import apply, operators, outputs
 
@@ -112,3 +113,8 @@ def test_an_output_that_stands_twice_keeps_its_name() -> None:
     apply(Quantize(type="fp16"), model, "onnx", [])
     assert [value.name for value in model.graph.outputs] == ["y", "y"]
     assert {value.dtype for value in model.graph.outputs} == {ir.DataType.FLOAT}
+
+
+def test_half_inputs_are_refused_before_anything_is_done() -> None:
+    with pytest.raises(InputError, match="keep_io=false"):
+        apply(Quantize(type="fp16", keep_io=False), _model(NORM), "onnx", [])

@@ -60,7 +60,8 @@ class Quantize(Pass):
     that cost most in float for it; with the other types the compile is refused when it is more.
     size: bytes that a mixed model may have; speedup: how many times as fast as in float it must run here.
     types: what it is mixed of, beside float; all that the target has.
-    exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs.
+    exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs;
+    false is refused.
     rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """
 
@@ -136,6 +137,11 @@ class Quantize(Pass):
             raise InputError(
                 f"quantize: rest '{self.rest}' beside '{self.type}': "
                 f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
+            )
+        if not self.keep_io:
+            raise InputError(
+                "quantize: keep_io=false: samples, and the model it is compared with, have float32 inputs: "
+                "leave it true, and put the casts where the model is used"
             )
         require_share(self.eora)
         self._require_use()
