@@ -25,13 +25,13 @@ from sparsecc.axes.algebra import (
     Space,
     atoms_of,
     cat,
-    count,
     factors_of,
     mask,
     mul,
     parts_of,
     resolve,
 )
+from sparsecc.axes.counting import count
 from sparsecc.axes.owners import owners_of, slot_sums
 from sparsecc.axes.sizes import Size
 from tests.axis_trees import Tree, View, concluded, expression, merged, partition, slots, systems

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparsecc import api
-from sparsecc.axes.algebra import Atom, Run, Space, atoms_of, cat, count, mask
+from sparsecc.axes.algebra import Atom, Run, Space, atoms_of, cat, mask
+from sparsecc.axes.counting import count
 from sparsecc.axes.owners import owners_of
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sparsecc.axes.sizes import Size, at, is_static, minus, plus, product, quotient, smaller, times
+from sparsecc.axes.sizes import Size, at, is_static, minus, plus, product, quotient, smaller
 
 
 class Axis:
@@ -38,6 +38,10 @@ class Atom(Axis):
 
     def __repr__(self) -> str:
         return f"Atom({self.size})"
+
+
+VANISHED = frozenset({"vanished"})
+"""The role of a slot that some expression it belongs to does not name: it may not go by itself."""
 
 
 class Cat(Axis):
@@ -98,9 +102,14 @@ def cat(parts: Iterable[Axis]) -> Axis:
 
 
 def mul(factors: Iterable[Axis]) -> Axis:
-    """The row-major product; factors of size 1 vanish, one factor alone is itself."""
+    """The row-major product; factors of size 1 vanish (VANISHED says so of them), one factor alone is itself."""
     given = list(factors)
-    flat = [f for f in _flat(given, Mul) if f.size != 1]
+    flat = []
+    for factor in _flat(given, Mul):
+        if factor.size != 1:
+            flat.append(factor)
+        elif isinstance(factor, Atom):
+            factor.roles |= VANISHED
     if len(flat) == 1:
         return flat[0]
     if not flat:
@@ -294,6 +303,8 @@ class Space:
             return False
         if self.pieces(copies, [1] * copies.size) is None:
             return False
+        for copy in atoms_of(copies):
+            copy.roles |= VANISHED
         pending.append((cat([mul(inner)] * copies.size), other))
         return True
 
@@ -341,30 +352,6 @@ def _shown(axis: Axis) -> str:
 
 Keep = Mapping[Atom, np.ndarray]
 """Which slots stay: a boolean array per free atom; an atom not in it stays whole."""
-
-
-def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
-    """How many slots of an axis stay when each atom keeps `kept[atom]` of its own (all where absent); what has runs of
-    an atom has all of them."""
-    axis = resolve(axis)
-    if isinstance(axis, Atom):
-        return kept.get(axis, axis.size)
-    if isinstance(axis, Mul):
-        return product(count(f, kept) for f in axis.factors)
-    assert isinstance(axis, Cat)
-    total: Size = 0
-    runs: dict[tuple[Atom, Size], int] = {}
-    for part in parts_of(axis):
-        run = next((f for f in factors_of(part) if isinstance(f, Run)), None)
-        others = product(count(f, kept) for f in factors_of(part) if f is not run)
-        if run is None:
-            total = plus(total, others)
-        else:
-            runs[run.whole, others] = runs.get((run.whole, others), 0) + at(run.size, 0)
-    for (whole, others), slots in runs.items():
-        size = at(whole.size, 0)
-        total = plus(total, times(others, slots * kept.get(whole, size) // size))
-    return total
 
 
 def mask(axis: Axis, keep: Keep, probe: int = 0) -> np.ndarray | None:

@@ -5,10 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from sparsecc.axes.algebra import Atom, Axis, count, factors_of, resolve
-from sparsecc.axes.sizes import at, is_unknown
+from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, Run, factors_of, parts_of, resolve
+from sparsecc.axes.sizes import Size, at, is_unknown, plus, product, times
 
 Kept = Mapping[Atom, int]
+
+
+def count(axis: Axis, kept: Mapping[Atom, int]) -> Size:
+    """How many slots of an axis stay when each atom keeps `kept[atom]` of its own (all where absent); what has runs of
+    an atom has all of them."""
+    axis = resolve(axis)
+    if isinstance(axis, Atom):
+        return kept.get(axis, axis.size)
+    if isinstance(axis, Mul):
+        return product(count(f, kept) for f in axis.factors)
+    assert isinstance(axis, Cat)
+    total: Size = 0
+    runs: dict[tuple[Atom, Size], int] = {}
+    for part in parts_of(axis):
+        run = next((f for f in factors_of(part) if isinstance(f, Run)), None)
+        others = product(count(f, kept) for f in factors_of(part) if f is not run)
+        if run is None:
+            total = plus(total, others)
+        else:
+            runs[run.whole, others] = runs.get((run.whole, others), 0) + at(run.size, 0)
+    for (whole, others), slots in runs.items():
+        size = at(whole.size, 0)
+        total = plus(total, times(others, slots * kept.get(whole, size) // size))
+    return total
 
 
 def slots(axis: Axis, kept: Kept) -> int:

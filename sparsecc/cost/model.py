@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, count, resolve
-from sparsecc.axes.counting import Kept, _counted, slots
+from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, resolve
+from sparsecc.axes.counting import Kept, _counted, count, slots
 from sparsecc.axes.sizes import at
 from sparsecc.graph.analysis import Analysis
 from sparsecc.ir.dtypes import FLOATS

@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Keep, count
+from sparsecc.axes.algebra import Keep
+from sparsecc.axes.counting import count
 from sparsecc.axes.sizes import at, is_unknown
 from sparsecc.cost.model import params_model
 from sparsecc.graph.analysis import Analysis

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, Run, atoms_of, factors_of, parts_of, resolve
+from sparsecc.axes.algebra import VANISHED, Atom, Axis, Cat, Mul, Run, atoms_of, factors_of, parts_of, resolve
 from sparsecc.rules.site import Record
 
 Key = tuple[object, ...]
@@ -40,7 +40,7 @@ def gather_single_slots(record: Record) -> None:
     for atom, found in places.items():
         alike.setdefault((atom.roles, frozenset(found.items())), []).append(atom)
     for atoms in alike.values():
-        if len(atoms) > 1 and any(atom.size == 1 for atom in atoms):
+        if len(atoms) > 1 and any(atom.size == 1 for atom in atoms) and not atoms[0].roles & VANISHED:
             _join(atoms)
 
 

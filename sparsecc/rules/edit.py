@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.axes.algebra import Atom, Axis, Keep, atoms_of, count, mask
+from sparsecc.axes.algebra import Atom, Axis, Keep, atoms_of, mask
+from sparsecc.axes.counting import count
 from sparsecc.axes.sizes import Size, at, quotient
 from sparsecc.ir.constants import add_constant
 from sparsecc.rules.site import Record

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sparsecc.axes.algebra import Atom, Axis, Space, atoms_of, cat, count, mask, mul
+from sparsecc.axes.algebra import Atom, Axis, Space, atoms_of, cat, mask, mul
+from sparsecc.axes.counting import count
 from sparsecc.axes.owners import owners_of
 from sparsecc.axes.sizes import at
 
