@@ -214,8 +214,11 @@ def test_a_search_of_no_model_and_one_without_a_point(models_dir: Path, tmp_path
     with pytest.raises(InputError, match="no such file"):
         sparsecc.search(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    with pytest.raises(GoalError, match=r"no point of the search could be made: .*bad\.onnx"):
+    with pytest.raises(InputError, match=r"bad\.onnx: not an ONNX model"):
         sparsecc.search(tmp_path / "bad.onnx", output=tmp_path / "front", ratios=(0.5,), **QUICK)
+    lstm = models_dir / "digits_lstm.onnx"
+    with pytest.raises(GoalError, match=r"no point of the search could be made: .*nowhere"):
+        sparsecc.search(lstm, output=tmp_path / "front", ratios=(0.5,), keep=("nowhere",), **QUICK)
 
 
 def test_the_command_line_shows_the_front(
