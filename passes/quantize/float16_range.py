@@ -54,7 +54,7 @@ def _lost_constant(node: ir.Node, types: Types) -> str:
         if value is None or types.get(value) != ir.DataType.FLOAT or not is_float_constant(value):
             continue
         largest = _largest(constant_array(value))
-        if largest > FP16_MAX and not _saturates(node, constant_array(value)):
+        if largest > FP16_MAX and not saturates(node, constant_array(value)):
             return f"constant '{value.name}' holds {largest:.3g}, above the largest number of fp16"
         if 0 < largest < SMALLEST_KEPT and (node.op_type not in _ADDED or _is_guard(node.outputs[0])):
             return f"constant '{value.name}' holds {largest:.3g}, below the smallest numbers of fp16"
@@ -74,7 +74,7 @@ def _is_guard(value: ir.Value) -> bool:
     return False
 
 
-def _saturates(node: ir.Node, numbers: np.ndarray) -> bool:
+def saturates(node: ir.Node, numbers: np.ndarray) -> bool:
     """Whether the largest number that fp16 has does as well: a bound, or a mask before a softmax."""
     if node.op_type in _SATURATES:
         return True
