@@ -1,11 +1,30 @@
 """sparsecc: a deployment compiler for sparse models."""
 
-from __future__ import annotations
-
 import os
 import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+
+
+def _leave_working_folder() -> None:
+    """Take off the import path what Python puts first there for `python -m sparsecc`: the working folder, unless
+    sparsecc itself lies there. It stands before every other import, for any could lie there, too."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it is gone, and not on the path
+        return
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if sys.path and sys.path[0] == here != home:
+        del sys.path[0]
+
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in (
+    "sparsecc",
+    "-msparsecc",
+    "sparsecc.__main__",
+):
+    _leave_working_folder()
+
+from types import ModuleType  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify

@@ -1,8 +1,8 @@
 """The `sparsecc` command, and `python -m sparsecc`.
 
-For `-m` Python puts the working folder first on its import path. It is taken off again here, before anything else is
-imported, unless sparsecc itself lies there. What Python has imported by then, the package `sparsecc` first of all, it
-may have found in that folder: the `sparsecc` command, and `python -I -m sparsecc`, never look there.
+For `-m` Python puts the working folder first on its import path; `sparsecc/__init__.py` takes it off again. What
+Python has imported by then, the package `sparsecc` first of all, it may have found in that folder: the `sparsecc`
+command, and `python -I -m sparsecc`, never look there.
 """
 
 import os
@@ -12,9 +12,6 @@ try:
     import signal
 except KeyboardInterrupt:  # nothing has begun
     os._exit(130)
-
-if sys.path and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
-    del sys.path[0]
 
 
 def main() -> int:

@@ -351,3 +351,9 @@ def test_a_fault_at_every_step_leaves_the_old_or_the_new(tmp_path: Path, fault: 
         write(folder / "out", "last", force=True)
         assert names(folder) == ["out"]
     assert struck >= 10
+
+
+def test_an_output_whose_name_is_no_utf8_is_refused_before_the_work(tmp_path: Path) -> None:
+    """ONNX Runtime takes no such path, and scratch folders lie beside the output."""
+    with pytest.raises(InputError, match="no name in UTF-8"):
+        bundle.check_destination(Path(f"{tmp_path}/a\udcffb"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsecc.bundle.recipe import LARGEST
 from sparsecc.cli import main
+from sparsecc.system.plain_yaml import LARGEST
 from tests.cli_recorder import Err, Recorder
 
 pytest_plugins = ("tests.cli_fixtures",)
@@ -114,6 +114,10 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
     ("ratio: [", "is not plain YAML"),
     ("ratio: !!python/object/apply:os.system [id]", "is not plain YAML"),
     ("ratio: 0.5\nkeep: !foo x", "is not plain YAML"),
+    *(
+        (f"ratio: !!{tag}", "it has the tag")
+        for tag in ("int ''", "bool x", "timestamp x", "float ''", "binary x")
+    ),
     ("a: &a x\nkeep: *a", "aliases are not allowed"),
     ("inputs: {x: 3}", "must be a list of sizes"),
     ("inputs: {x: [1, -3]}", "must be a list of sizes"),

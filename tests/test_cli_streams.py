@@ -243,3 +243,12 @@ def test_gate_of_many_models_is_as_bad_as_its_worst(
     assert main(["gate", "--config", str(tmp_path / "gate.yaml"), "--json"]) == 1
     results = json.loads(capsys.readouterr().out)["results"]
     assert [(one["name"], one["verdict"]) for one in results] == [("same", "OK"), ("grown", "REGRESSION")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_traceback_that_stderr_does_not_take_changes_no_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sparsecc", "--debug", "nope"], cwd=ROOT, stderr=full, check=False
+        )
+    assert done.returncode == 2

@@ -32,7 +32,12 @@ COMMANDS = {
     "build": [],
     "inspect": [],
     "compile": ["-o", "{out}/../new"],
+    "search": ["--ratios", "0.3", "--rounds", "0", "--no-measure", "-o", "{out}/../front"],
+    "reduce": ["--check", "false", "-o", "{out}/../reduced.onnx"],
+    "sign": ["--key", "{out}/../own.pem"],
 }
+ON_THE_MODEL = ("inspect", "compile", "search", "reduce")
+"""Commands that take a model, no bundle."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,11 +66,21 @@ def test_no_command_springs_a_trap_of_a_bundle(
     (bundle / "report.json").write_text(json.dumps(report))
     seal(bundle)
     words = command.split()
-    path = bundle / "model.onnx" if words[0] in ("inspect", "compile") else bundle
+    path = bundle / "model.onnx" if words[0] in ON_THE_MODEL else bundle
+    if command == "sign":
+        write_private_key(tmp_path / "own.pem")
     more = [text.format(out=bundle) for text in COMMANDS[command]]
     code, lines = errors_of(capsys, words[0], path, *words[1:], *more)
     assert code in (0, 1, 2, 3, 4), lines
     assert len(lines) <= 1, lines
+
+
+def write_private_key(path: Path) -> None:
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
 
 
 def small_model(folder: Path, location: str = "") -> Path:
@@ -98,16 +113,23 @@ def test_the_original_is_recognised_with_its_external_data(tmp_path: Path) -> No
 LOCATIONS = ["../w.bin", "/etc/hostname", "sub/../../w.bin", "link.bin"]
 
 
-@pytest.mark.parametrize("command", ["verify", "compare", "profile", "gate", "inspect", "compile"])
+@pytest.mark.parametrize(
+    "command", ["verify", "compare", "profile", "gate", "inspect", "compile", "search", "reduce"]
+)
 def test_no_command_opens_a_file_outside_the_folder(
     command: str, honest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The bundle's manifest agrees with its hostile model: the front door stands before every runtime."""
     out = tmp_path / "out"
     shutil.copytree(honest, out)
-    gate: list[object] = ["--baseline", out, "--max-regression", "5%"]
-    more: dict[str, list[object]] = {"compare": [out], "gate": gate, "compile": ["-o", tmp_path / "new"]}
-    path = out / "model.onnx" if command in ("inspect", "compile") else out
+    more: dict[str, list[object]] = {
+        "compare": [out],
+        "gate": ["--baseline", out, "--max-regression", "5%"],
+        "compile": ["-o", tmp_path / "new"],
+        "search": ["--ratios", "0.3", "-o", tmp_path / "front"],
+        "reduce": ["--check", "false", "-o", tmp_path / "reduced.onnx"],
+    }
+    path = out / "model.onnx" if command in ON_THE_MODEL else out
     for location in LOCATIONS:
         shutil.copyfile(small_model(tmp_path, location), out / "model.onnx")
         seal(out)

@@ -20,12 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc.errors import InputError
 from sparsecc.gate.config import read_gate_config, read_share
-from sparsecc.gate.gate import Check, GateResult, clock_free_checks, decide, gate
+from sparsecc.gate.gate import Check, GateResult, _macs, clock_free_checks, decide, gate
 from sparsecc.gate.report import append_history, history_of, junit, markdown, text_rows
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.statistics import LogRatio
 from sparsecc.report.html import trend_page
 from sparsecc.report.trend_page import HEIGHT, TrendPage
+from sparsecc.system.plain_yaml import LARGEST
 
 FIVE = math.log1p(0.05)
 SHORT = Budget(pairs=40, seconds=2.0, warmup_seconds=0.1)
@@ -233,7 +234,7 @@ def test_a_trend_shows_changes_where_they_lie() -> None:
 
 def test_a_damaged_history_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_text("{}\nnot json\n")
-    with pytest.raises(InputError, match="not readable as a gate history"):
+    with pytest.raises(InputError, match="line 2 is no result of a gate"):
         history_of(tmp_path / "h.jsonl")
 
 
@@ -253,7 +254,7 @@ GOOD = "name: n, current: a, baseline: b, max_regression: 0.05"
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("- {name: [", "not readable as YAML"),
+        ("- {name: [", "is not plain YAML"),
         ("name: n", "must be a list"),
         ("- 3", "entry 1: must be a mapping"),
         ("- {name: n, current: a, baseline: b}", "'max_regression' is missing"),
@@ -261,7 +262,11 @@ GOOD = "name: n, current: a, baseline: b, max_regression: 0.05"
         (f"- {{{GOOD}, threads: 0}}", "threads must be"),
         (f"- {{{GOOD}, checks: [luck]}}", "checks must be"),
         (f"- {{{GOOD}}}\n- {{{GOOD}}}", "two models are called 'n'"),
-        ("- !!python/object/apply:os.getcwd []", "not readable as YAML"),
+        ("- !!int ''", "is not plain YAML"),
+        ("- " + "[" * 9000, "nested too deeply"),
+        ("- &a [x]\n- {name: *a, current: a, baseline: b, max_regression: 1}", "aliases are not allowed"),
+        ("# " + "x" * LARGEST, "too large"),
+        ("- !!python/object/apply:os.getcwd []", "is not plain YAML"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(tmp_path: Path, text: str, told: str) -> None:
@@ -345,3 +350,41 @@ def test_the_action_ends_as_the_gate_does(
     assert not (tmp_path / "x").exists()
     if verdict:
         assert (tmp_path / "out").read_text() == f"verdict={verdict}\n"
+
+
+def test_files_of_strangers_that_a_gate_reads_are_plain(tmp_path: Path) -> None:
+    """A pipe is refused at once, and a report of no sense is none."""
+    os.mkfifo(tmp_path / "gate.yaml")
+    with pytest.raises(InputError, match="not a plain file"):
+        read_gate_config(tmp_path / "gate.yaml")
+    with pytest.raises(InputError, match="not a plain file"):
+        history_of(tmp_path / "gate.yaml")
+    for text in ("[" * 200_000, "{}", "[1]", '{"after": {"macs": NaN}}', '{"after": {"macs": true}}'):
+        (tmp_path / "report.json").write_text(text)
+        assert _macs(tmp_path) is None
+
+
+TIMED = {"low": 0, "high": 1, "baseline_ms": 1, "current_ms": 1}
+NO_RESULTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"low": "x"},
+    {"high": math.inf},
+    {"baseline_ms": None},
+    {"current_ms": []},
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 200_000,
+        "[]",
+        "{",
+        *(json.dumps({"name": "m", "change": 0.1, **(TIMED | one if one else {})}) for one in NO_RESULTS),
+    ],
+)
+def test_a_line_that_no_gate_wrote_is_named(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_text('{"name": "m", "verdict": "OK"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"history\.jsonl, line 2 is no result of a gate"):
+        history_of(file)

@@ -256,16 +256,37 @@ def test_the_traps_are_sharp(trapped: Trapped, tmp_path: Path) -> None:
     trapped.sprung.unlink()
 
 
-def test_as_a_module_the_folder_is_dropped_before_the_command_line_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "click.py").write_text("raise SystemExit('sprung')")
-    (tmp_path / "json.py").write_text("raise SystemExit('sprung')")
+@pytest.mark.parametrize(
+    "words", [["-m", "sparsecc"], ["-msparsecc"], ["-X", "utf8", "-m", "sparsecc.__main__"]]
+)
+def test_as_a_module_the_folder_is_dropped_before_anything_else_is_loaded(
+    words: list[str], tmp_path: Path
+) -> None:
+    for name in ("typing", "signal", "click", "json", "tempfile", "logging"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('sprung')")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "sparsecc", "--version"],
+        [sys.executable, *words, "--version"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sprung" not in done.stderr + done.stdout
+
+
+def test_a_working_folder_that_is_gone_is_no_fault(tmp_path: Path) -> None:
+    start = "os.execv(sys.executable, [sys.executable, '-m', 'sparsecc', *sys.argv[1:]])"
+    code = f"import os, sys; os.rmdir(os.getcwd()); {start}"
+    for words, status in (
+        (["--version"], 0),
+        (["inspect", str(ROOT / "models" / "digits_lstm.onnx"), "-q"], 0),
+    ):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=gone, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
 
 
 def test_elsewhere_than_linux_and_macos_the_first_import_says_so() -> None:

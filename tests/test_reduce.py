@@ -73,3 +73,28 @@ def test_checks_that_show_nothing_are_refused(tmp_path: Path, check: str, why: s
     request = {"model": str(tmp_path / "m.onnx"), "output": str(tmp_path / "o.onnx"), "check": check}
     with pytest.raises(InputError, match=why):
         reduce_model(request, lambda event: None)
+
+
+@pytest.mark.parametrize("output", ["none/o.onnx", "there.onnx", "link.onnx"])
+def test_where_the_result_goes_is_asked_first(output: str, tmp_path: Path) -> None:
+    onnx.save(chain(3, {}), tmp_path / "m.onnx")
+    (tmp_path / "there.onnx").touch()
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    check = f"{sys.executable} -c \"open({str(tmp_path / 'ran')!r}, 'w')\""
+    request = {"model": str(tmp_path / "m.onnx"), "output": str(tmp_path / output), "check": check}
+    with pytest.raises(InputError, match=r"exists already|does not exist"):
+        reduce_model(request, lambda event: None)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "elsewhere.onnx").exists()
+
+
+def test_a_check_that_leaves_a_process_behind_still_has_its_exit_code(tmp_path: Path) -> None:
+    onnx.save(chain(2, {}), tmp_path / "m.onnx")
+    check = "sh -c 'sleep 20 & exit 3'"
+    request = {
+        "model": str(tmp_path / "m.onnx"),
+        "output": str(tmp_path / "o.onnx"),
+        "check": check,
+        "seconds": 9,
+    }
+    assert reduce_model(request, lambda event: None)["exit_code"] == 3

@@ -20,7 +20,7 @@ from sparsecc.tasks.outside import beyond_sandbox
 
 HERE = Path(__file__).parent
 NETWORK = ("connect", "datagram", "local socket")
-CALLS = ("ptrace", "unshare", "memfd_create")
+CALLS = ("ptrace", "unshare", "memfd_create", "user namespace", "network namespace", "session")
 FILES = ("write", "overwrite", "truncate", "remove", "rename", "link", "folder")
 
 files = pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
@@ -89,6 +89,13 @@ def test_there_is_no_network(what: str, server: dict[str, Any]) -> None:
 @pytest.mark.parametrize("what", CALLS)
 def test_calls_that_reach_into_others_are_refused(what: str) -> None:
     assert attempted(what) == "EPERM"
+
+
+@calls
+def test_calls_whose_flags_a_filter_cannot_read_are_unknown_to_it() -> None:
+    """Namespaces by clone3; a C library takes clone instead, for threads as for programs."""
+    assert attempted("clone3") == "ENOSYS"
+    assert attempted("interpreter") == "done"
 
 
 @files

@@ -16,7 +16,7 @@ import pytest
 import sparsecc
 from sparsecc.bundle.folder import Bundle
 from sparsecc.cli import main
-from sparsecc.errors import GoalError, InputError, UnavailableError
+from sparsecc.errors import GoalError, InputError, SystemFailureError, UnavailableError
 from sparsecc.search.front import front, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.space import Space, between
@@ -33,6 +33,7 @@ def row(
         "quality": quality,
         "options": {"ratio": 1 - macs / 100},
         **shape,
+        "recipe": {},
         "speedup": speedup,
         **more,
     }
@@ -64,6 +65,59 @@ def test_the_grid_is_every_combination_small_ratios_first() -> None:
 
 
 # The ledger -----------------------------------------------------------------------------------------
+
+FOREIGN: list[dict[str, Any]] = [
+    {"id": "../../escaped"},
+    {"id": "/escaped"},
+    {"id": 5},
+    {"options": {}},
+    {"options": {"ratio": "x"}},
+    {"options": {"ratio": 0.5, "criterion": ["l2"]}},
+    {"recipe": 5},
+    {"before": 3},
+    {"after": {"macs": "x", "bytes": 1}},
+    {"quality": "<script>"},
+    {"quality": float("nan")},
+    {"speedup": float("inf")},
+    {"accuracy": 5},
+    {"error": 5, "recipe": None},
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
+def test_a_ledger_of_a_stranger_is_data(foreign: dict[str, Any], tmp_path: Path) -> None:
+    """What no search of ours wrote is refused in a line: no file is named by it, and no fault is met later."""
+    folder = tmp_path / "deep" / "front"
+    folder.mkdir(parents=True)
+    line = json.dumps({**row("a", 80, 0.9, model_sha256="m"), **foreign})
+    (folder / "points.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match="line 1 is no point"), Ledger(folder, "m"):
+        pass
+
+
+@pytest.mark.parametrize("make", ["link", "pipe"])
+def test_a_ledger_is_a_plain_file(make: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    path = tmp_path / "points.jsonl"
+    path.symlink_to(victim) if make == "link" else os.mkfifo(path)
+    with pytest.raises((InputError, SystemFailureError)), Ledger(tmp_path, "m"):
+        pass
+
+
+def test_a_search_follows_no_link_in_its_folder(models_dir: Path, tmp_path: Path) -> None:
+    victim, front = tmp_path / "victim", tmp_path / "front"
+    victim.write_text("precious")
+    front.mkdir()
+    for name in ("front.json", "front.html", ".front.json.new", ".front.html.new"):
+        (front / name).symlink_to(victim)
+    found = sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
+    assert victim.read_text() == "precious"
+    assert json.loads((front / "front.json").read_text())["points"] == found["points"]
+    (front / "points").rename(tmp_path / "elsewhere")
+    (front / "points").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link"):
+        sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:

@@ -40,10 +40,15 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write canonical JSON: sorted keys, two spaces, ASCII, a newline last; equal data, equal bytes."""
+def json_bytes(data: Any) -> bytes:
+    """Canonical JSON: sorted keys, two spaces, ASCII, a newline last; equal data, equal bytes."""
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="ascii")
+    return (text + "\n").encode("ascii")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write canonical JSON."""
+    path.write_bytes(json_bytes(data))
 
 
 def check_destination(path: Path, force: bool = False) -> None:
@@ -54,6 +59,8 @@ def check_destination(path: Path, force: bool = False) -> None:
     """
     path = Path(os.path.abspath(path))
     shown = one_line(str(path), 120)
+    if not _is_utf8(path):
+        raise InputError(f"the output {shown} is no name in UTF-8, which runtimes need: choose one with -o")
     if not path.name:
         raise InputError(f"{shown} cannot be an output folder: name a folder to create, such as -o out")
     above = next(folder for folder in path.parents if folder.exists())
@@ -71,6 +78,14 @@ def check_destination(path: Path, force: bool = False) -> None:
         raise InputError(
             f"the output {shown} is not a bundle: --force replaces bundles only, choose another one"
         )
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class BundleWriter:

@@ -7,13 +7,13 @@ checks it brings the public key.
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.bundle.folder import SIGNATURE, Bundle
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.files import draft_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,14 @@ def sign(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dic
     folder, key = Path(request["bundle"]).absolute(), Path(request["key"])
     Bundle.open(folder).require_intact()
     emit({"stage": "sign", "share": 0.1})
-    temporary = folder.parent / f".{folder.name}.signature-{secrets.token_hex(8)}"
     password = os.environ.get(PASSWORD)
     try:
         config = signing.Config().use_elliptic_key_signer(
             private_key=key, password=password.encode() if password else None
         )
-        config.set_hashing_config(_hashing()).sign(folder, temporary)
-        os.replace(temporary, folder / SIGNATURE)
+        with draft_in(folder.parent) as (draft, _):
+            config.set_hashing_config(_hashing()).sign(folder, draft)
+            os.replace(draft, folder / SIGNATURE)
     except OSError as e:
         raise _refused(e, key, folder) from e
     except _refusals() as e:
@@ -51,8 +51,6 @@ def sign(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dic
             f"{quoted(str(key))} is no private key that signs: {why}; make one on P-256, set {PASSWORD} where "
             "it is encrypted"
         ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
     return {"schema": "sparsecc.signature/1", "bundle": str(folder), "signature": SIGNATURE}
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsecc.errors import InputError, SystemFailureError
+from sparsecc.system.files import replace_whole
+from sparsecc.system.plain_yaml import read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LARGEST = 1 << 16
-"""Bytes that the file may have."""
 
 
 def book_path() -> Path:
@@ -25,19 +25,10 @@ def book_path() -> Path:
 
 def read_book() -> dict[str, str]:
     """Name -> address. InputError when the file is no such mapping; none when there is no file."""
-    import yaml
-
     path = book_path()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; correct or remove it") from error
-    try:
-        book = yaml.safe_load(text) if len(text) <= LARGEST else None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} is not plain YAML; correct or remove it") from error
+    book = read_yaml(path, "book of devices", deepest=1, how="correct or remove it")
     pairs = book.items() if isinstance(book, dict) else [(None, None)]
     if not all(isinstance(one, str) for pair in pairs for one in pair):
         raise InputError(f"{path} must hold `name: address` lines; correct or remove it")
@@ -105,11 +96,7 @@ def _write_book(book: dict[str, str]) -> None:
     import yaml
 
     path = book_path()
-    draft = path.with_name(f".{path.name}.new")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with os.fdopen(os.open(draft, flags, 0o600), "w", encoding="utf-8") as file:
-            yaml.safe_dump(book, file)
-        draft.replace(path)
+        replace_whole(path, yaml.safe_dump(book).encode(), 0o600)
     except OSError as error:
         raise SystemFailureError(f"cannot write {path}: {error.strerror}; check the folder") from error

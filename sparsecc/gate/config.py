@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsecc.errors import InputError
 from sparsecc.gate.gate import CHECKS
+from sparsecc.system.plain_yaml import read_yaml
 
+DEEPEST = 3
+"""The deepest that is written: entries, one of them, its checks."""
 _REQUIRED = ("name", "current", "baseline", "max_regression")
 
 
@@ -28,11 +29,7 @@ class GateEntry:
 
 def read_gate_config(file: Path) -> list[GateEntry]:
     """The entries of the file. InputError names the entry and the fault."""
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        reason = " ".join(str(e).split())
-        raise InputError(f"{file}: not readable as YAML: {reason}: see the gate's example") from e
+    data = read_yaml(file, "gate's file", deepest=DEEPEST, how="see the gate's example")
     if not isinstance(data, list) or not data:
         raise InputError(f"{file}: must be a list of models, each with {', '.join(_REQUIRED)}")
     entries = [_entry(f"{file}: entry {number}", item, file.parent) for number, item in enumerate(data, 1)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from sparsecc.bundle import Bundle
 from sparsecc.devices import open_device
 from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError
@@ -259,14 +260,13 @@ def _more(name: str, before: float | None, after: float | None, allowed: float, 
 
 def _macs(path: Path) -> float | None:
     """The multiply-accumulates that a bundle's report.json records for the compiled model."""
-    report = path / "report.json"
-    if not report.is_file():
-        return None
-    try:
-        macs = json.loads(report.read_text(encoding="utf-8"))["after"]["macs"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return float(macs) if isinstance(macs, (int, float)) else None
+    after: Any = None
+    if (path / "report.json").is_file():
+        with suppress(InputError):
+            after = Bundle(path).report.get("after")
+    macs = after.get("macs") if isinstance(after, dict) else None
+    is_count = isinstance(macs, int | float) and not isinstance(macs, bool) and 0 <= macs < math.inf
+    return float(macs) if is_count and macs is not None else None
 
 
 def _bytes(model: Path) -> int:

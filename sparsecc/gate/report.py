@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.gate.gate import GateResult
 
+_NUMBERS = ("change", "low", "high", "baseline_ms", "current_ms")
+"""What a timed run records."""
 _SIGNS = {"OK": "pass", "REGRESSION": "FAIL", "INCONCLUSIVE": "????"}
 
 
@@ -106,10 +108,30 @@ def append_history(file: Path, result: GateResult, *, when: str, revision: str =
 
 
 def history_of(file: Path) -> list[dict[str, Any]]:
-    """The lines of a history, oldest first: when, revision, name, verdict, change, milliseconds."""
+    """The lines of a history, oldest first: when, revision, name, verdict, change, milliseconds.
+
+    InputError for a file that cannot be read, and for a line that no gate wrote.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as e:
+        if not file.is_file():
+            raise InputError(f"{file}: is not a plain file: start a new one")
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{file}: not readable as a gate history (JSON lines): {e}: start a new file") from e
-    return [entry for entry in entries if isinstance(entry, dict)]
+    return [_entry(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _entry(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict) or (
+        "change" in entry and not all(map(_is_number, map(entry.get, _NUMBERS)))
+    ):
+        raise InputError(f"{file}, line {number} is no result of a gate: start a new file")
+    return entry
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30

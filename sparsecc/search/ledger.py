@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,8 +15,13 @@ from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.escaping import one_line
 
 NAME = "points.jsonl"
+LARGEST = 256 << 20
+"""Bytes of a ledger that we are ready to read."""
+LARGEST_NUMBER = 1e30
 RETRIED = frozenset({"WorkerError", "SystemFailureError", "UnavailableError"})
 """Failures that say nothing about the point: it is tried again."""
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Ledger:
@@ -29,7 +36,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self.path, _FLAGS, 0o644)
         except OSError as e:
             raise _failure(self.path, e) from e
         try:
@@ -68,7 +75,12 @@ class Ledger:
         return row is not None and row.get("kind") not in RETRIED
 
     def _read(self) -> None:
-        content = self.path.read_bytes()
+        with open(self._file, "rb", closefd=False) as file:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise InputError(f"{self.path} is no plain file: give another -o")
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise InputError(f"{self.path} is over {LARGEST >> 20} MiB: give another -o")
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.ftruncate(self._file, whole)
@@ -82,13 +94,45 @@ class Ledger:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
+    """A point, whoever wrote the line; None for a line that holds none."""
     try:
         row = json.loads(line)
+        json.dumps(row, allow_nan=False)
     except (ValueError, RecursionError):
         return None
-    wanted = {"id": str, "model_sha256": str, "options": dict}
-    sound = isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in wanted.items())
-    return row if sound else None
+    sound = isinstance(row, dict) and _is_named(row)
+    return row if sound and (isinstance(row.get("error"), str) or _is_made(row)) else None
+
+
+def _is_named(row: dict[str, Any]) -> bool:
+    """Whether it says which point it is; its id becomes the name of a file."""
+    name, options = row.get("id"), row.get("options")
+    return (
+        isinstance(name, str)
+        and re.fullmatch("[0-9a-f]{1,64}", name) is not None
+        and isinstance(row.get("model_sha256"), str)
+        and isinstance(options, dict)
+        and _is_number(options.get("ratio"))
+        and all(isinstance(value, str | int | float) for value in options.values())
+    )
+
+
+def _is_made(row: dict[str, Any]) -> bool:
+    """Whether it holds its recipe, what the point costs, and how good it is."""
+    sides, accuracy = [row.get(side) for side in ("before", "after")], row.get("accuracy")
+    counts = [side.get(cost) for side in sides if isinstance(side, dict) for cost in ("macs", "bytes")]
+    rates = [row.get(name) for name in ("quality", "speedup")]
+    return (
+        isinstance(row.get("recipe"), dict)
+        and len(counts) == 4
+        and all(map(_is_number, counts))
+        and all(rate is None or _is_number(rate) for rate in rates)
+        and (accuracy is None or (isinstance(accuracy, dict) and _is_number(accuracy.get("before"))))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
 def _failure(path: Path, error: OSError) -> SystemFailureError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsecc import worker
-from sparsecc.bundle.folder import write_json
+from sparsecc.bundle.folder import json_bytes
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
-from sparsecc.errors import GoalError
+from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.identity import digest_of
 from sparsecc.options import SYNTHETIC, CompileOptions, rows_of
 from sparsecc.search.front import COSTS, fronts
@@ -19,6 +18,7 @@ from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
 from sparsecc.search.runners import Runner
 from sparsecc.search.space import Space, between
+from sparsecc.system.files import replace_whole
 from sparsecc.system.versions import versions
 
 SCHEMA = "sparsecc.search/1"
@@ -127,14 +127,14 @@ def _written(folder: Path, model: Path, sha: str, ledger: Ledger, base: Mapping[
         "versions": versions(),
     }
     recipes = folder / "points"
+    if recipes.is_symlink():
+        raise InputError(f"{recipes} is a link: remove it, or give another -o")
     recipes.mkdir(exist_ok=True)
     for row in rows:
         about = {"schema": RECIPE, "model": model.name, "input_sha256": sha}
-        _replace(recipes / f"{row['id']}.json", {**about, **row["recipe"]})
-    _replace(folder / "front.json", found)
-    page = folder / ".front.html.new"
-    page.write_text(front_page(found), encoding="utf-8")
-    os.replace(page, folder / "front.html")
+        replace_whole(recipes / f"{row['id']}.json", json_bytes({**about, **row["recipe"]}))
+    replace_whole(folder / "front.json", json_bytes(found))
+    replace_whole(folder / "front.html", front_page(found).encode(errors="backslashreplace"))
     return found
 
 
@@ -146,13 +146,6 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
         if base.get(option.name) not in (None, SYNTHETIC):
             again.append(f"{option.flag} {base[option.name]}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
-
-
-def _replace(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
-    write_json(fresh, data)
-    os.replace(fresh, path)
 
 
 def _data_of(base: Mapping[str, Any]) -> str:

@@ -1,22 +1,48 @@
-"""Files: their sizes and their hashes."""
+"""Files: written whole, their sizes and their hashes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from sparsecc.system.temp_folders import locked_file, sweep_files
+
+_DRAFT = "draft"
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment the old one is there or the new one; a pipe or device as it is."""
+    """Write a file that the user named, as `replace_whole`; a pipe or device as it is, a link's end."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
-    draft = path.with_name(f".{path.name}.new")
+    replace_whole(path, data)
+
+
+def replace_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that at every moment the old one is there or the new one. No link is followed: one at `path` is
+    replaced."""
+    with draft_in(path.parent, mode) as (draft, number):
+        with open(number, "wb", closefd=False) as file:
+            file.write(data)
+        os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def draft_in(folder: Path, mode: int = 0o666) -> Iterator[tuple[Path, int]]:
+    """A new file in `folder` under a name that nobody can know before, open for writing, and its descriptor.
+
+    It is gone after the block unless it was moved; that of a killed process is swept by the next.
+    """
+    sweep_files(folder, _DRAFT)
+    draft, number = locked_file(folder, _DRAFT, mode)
     try:
-        draft.write_bytes(data)
-        draft.replace(path)
+        yield draft, number
     finally:
         draft.unlink(missing_ok=True)
+        os.close(number)
 
 
 def size_of(folder: Path) -> int:

@@ -15,8 +15,8 @@ import sys
 _PR_SET_SECCOMP = 22
 _MODE_FILTER = 2
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT = 0, 4
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_ANY, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _X32 = 0x40000000
 
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -48,8 +48,14 @@ REFUSED = {
     "open_tree": (428, 428),
     "fsopen": (430, 430),
     "open_by_handle_at": (304, 265),
+    "setsid": (112, 157),  # who leaves the process group of the worker is not ended with it
+    "setpgid": (109, 154),
 }
 """Calls that fail with "operation not permitted". `socketpair`, which joins only the process with itself, may be."""
+CLONE, CLONE3 = (56, 220), (435, 435)
+NAMESPACES = 0x7E020000
+"""Flags of `clone` that make namespaces: CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}. Those of `clone3` lie in
+memory, which a filter cannot read: it fails as on a kernel without it, and C libraries take `clone`."""
 
 
 class _Instruction(ctypes.Structure):
@@ -85,16 +91,25 @@ def refuse_calls() -> None:
 
 
 def _filter(machine: str) -> list[_Instruction]:
-    """Jumps count from the next instruction; the last but one allows, the last refuses."""
+    """Jumps count from the next instruction; the last three allow, refuse, and know of no such call."""
     architecture, column = ARCHITECTURES[machine]
     numbers = [row[column] for row in REFUSED.values()]
+    after = len(numbers)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_JUMP_IF_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER_AT),
-        (_JUMP_IF_AT_LEAST, len(numbers) + 1, 0, _X32),
+        (_JUMP_IF_AT_LEAST, after + 5, 0, _X32),
     ]
-    lines += [(_JUMP_IF_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
-    lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    lines += [(_JUMP_IF_EQUAL, after + 4 - i, 0, number) for i, number in enumerate(numbers)]
+    lines += [
+        (_JUMP_IF_EQUAL, 5, 0, CLONE3[column]),
+        (_JUMP_IF_EQUAL, 0, 2, CLONE[column]),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
+        (_JUMP_IF_ANY, 1, 0, NAMESPACES),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+    ]
     return [_Instruction(*line) for line in lines]

@@ -6,6 +6,7 @@ never leaves the config folder, so neither a bundle nor a restored cache can bri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -15,10 +16,10 @@ from pathlib import Path
 
 from sparsecc.errors import SystemFailureError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.files import draft_in
 
 _BYTES = 32
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def key_path() -> Path:
@@ -63,14 +64,8 @@ def _key() -> bytes:
 def _make(path: Path) -> None:
     """Under its name at once whole, and never in place of one that another process made meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with os.fdopen(os.open(draft, _WRITE, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    with draft_in(path.parent, 0o600) as (draft, number):
+        os.write(number, secrets.token_bytes(_BYTES))
+        os.fsync(number)
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)

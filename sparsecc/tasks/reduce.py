@@ -5,6 +5,7 @@ Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 
 import onnx
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, SystemFailureError
+from sparsecc.escaping import one_line
 from sparsecc.ir.extract import cut_out
 from sparsecc.loading.open_model import open_model
-from sparsecc.system.files import file_sha256, write_whole
+from sparsecc.system.files import file_sha256, replace_whole
 from sparsecc.system.temp_folders import temporary_folder
 
 Fails = Callable[[onnx.ModelProto], bool]
@@ -39,8 +41,7 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
     shows it when the command gives the same. InputError where the whole model does not fail.
     """
     path, output = Path(request["model"]), Path(request["output"])
-    if output.exists():
-        raise InputError(f"the output {output} exists already: choose another one")
+    _require_place(output)
     opened = open_model(path)
     if opened.files.names():
         raise InputError(f"{path.name} has external data: save it in one file first")
@@ -50,7 +51,12 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
         if wanted == 0:
             raise InputError(f"the check gives exit code 0 for {path.name}: it must fail there")
         result = reduce_nodes(opened.proto, lambda model: command.run(model) == wanted, emit)
-    write_whole(output, result.model.SerializeToString())
+    try:
+        replace_whole(output, result.model.SerializeToString())
+    except OSError as e:
+        raise SystemFailureError(
+            f"cannot write {output}: {e.strerror}: free the disk and reduce again"
+        ) from e
     return {
         "schema": "sparsecc.reduce/1",
         "output": str(output),
@@ -59,6 +65,17 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
         "nodes": {"before": result.before, "after": len(result.model.graph.node)},
         "trials": result.trials,
     }
+
+
+def _require_place(output: Path) -> None:
+    """Asked before the long work. InputError where the output is there, or cannot be."""
+    shown = one_line(str(output), 120)
+    if os.path.lexists(output):
+        raise InputError(f"the output {shown} exists already: choose another one")
+    if not output.parent.is_dir():
+        raise InputError(f"the folder of the output {shown} does not exist: create it first")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise InputError(f"no permission to write {shown}: choose another output")
 
 
 @dataclass
@@ -75,7 +92,15 @@ class _Command:
         candidate.write_bytes(model.SerializeToString())
         words = _words(self.text, candidate)
         try:
-            return subprocess.run(words, capture_output=True, timeout=self.seconds, check=False).returncode
+            # no pipes: what the command leaves running would hold them open, and one that prints without end fill us
+            return subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=self.seconds,
+                check=False,
+            ).returncode
         except subprocess.TimeoutExpired:
             return 124
         except OSError as e:
