@@ -258,6 +258,16 @@ class Compilation:
         self.expected = [runner.run(feeds) for feeds in self.feeds]
 
     @property
+    def judged_parts(self) -> tuple[Part, ...]:
+        """The parts that results are told of: whole outputs where `--prune-io` took slots of them."""
+        return () if self.narrowed.outputs else self.parts
+
+    @property
+    def judged_answers(self) -> tuple[Question, ...]:
+        """What these are asked."""
+        return () if self.narrowed.outputs else self.asked
+
+    @property
     def small_feeds(self) -> Feeds | None:
         """The first inputs for the pruned model, None where they are those of the dense one."""
         return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None

@@ -21,7 +21,15 @@ import sparsecc
 from sparsecc.cli import main
 from sparsecc.tasks.compile import compile_model
 
-FILES = {"model.onnx", "plan.json", "report.json", "report.html", "recipe.yaml", "manifest.json"}
+FILES = {
+    "model.onnx",
+    "plan.json",
+    "report.json",
+    "report.html",
+    "recipe.yaml",
+    "probes.npz",
+    "manifest.json",
+}
 
 
 @dataclass(frozen=True)

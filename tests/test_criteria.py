@@ -215,4 +215,4 @@ def test_nan_in_weights_gives_no_nan_score(tmp_path: Path) -> None:
 
 def test_auto_is_the_best_there_is_data_for() -> None:
     assert criterion_named("auto", has_data=True) is CRITERIA["obs"]
-    assert criterion_named("auto") is CRITERIA["l2"]
+    assert criterion_named("auto") is CRITERIA["lamp"]

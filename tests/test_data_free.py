@@ -12,6 +12,8 @@ import pytest
 import sparsecc
 from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norm_of, norms_of
+from sparsecc.cli.compile_view import compile_view
+from sparsecc.cli.view import Line
 from sparsecc.data.samples import Samples, image_like
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
@@ -175,3 +177,12 @@ def test_a_compile_with_synthetic_inputs_says_what_it_matched(tmp_path: Path) ->
     assert (facts["method"], facts["data"]) == ("reconstruct", "random inputs matched to 2 batch norms")
     assert any("works on random inputs matched to 2 batch norms" in w for w in made.report["warnings"])
     assert {"w1", "w2"} <= set(made.plan["repaired"])
+
+
+def test_without_samples_files_with_batch_norms_are_repaired_and_nothing_is_judged(tmp_path: Path) -> None:
+    ir.save(normed().model, tmp_path / "m.onnx")
+    made = sparsecc.compile(tmp_path / "m.onnx", ratio=0.3, align=1, measure=False, output=tmp_path / "out")
+    facts = next(row["facts"] for row in made.report["passes"] if row["name"] == "repair" and "facts" in row)
+    assert facts["data"] == "random inputs matched to 2 batch norms"
+    assert made.report["verdict"]["judgement"] == "not judged"
+    assert not [line for line in compile_view(made.report) if isinstance(line, Line) and line.style == "good"]

@@ -81,7 +81,7 @@ def test_every_convolution_of_a_residual_network_runs_in_int8(
     assert census["Relu"] == census["Clip"] == 0
     assert relative_error(before, outputs(model, feeds)) < 0.02
     assert len(result.facts["nodes"]) == 5
-    assert 20 < result.facts["output_sqnr_db"]["logits"] < 60
+    assert 20 < result.facts["output_quality_db"]["logits"] < 60
     assert plan.quantization["image"]["type"] == "uint8"
     assert plan.quantization["conv1.weight"]["granularity"] == "channel"
 

@@ -13,6 +13,8 @@ import pytest
 from benchmarks.quantization_cases import CASES, shared
 from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.errors import InputError
+from sparsecc.loss.measure import Reference, quality
+from sparsecc.loss.parts import Part
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.coordinate_descent import descend, round_by_output, round_row_by_output
 from sparsecc.passes.quantize.equalize import equalize_convolutions
@@ -23,6 +25,7 @@ from sparsecc.passes.weights.input_moments import damped, output_error
 from sparsecc.passes.weights.linear_layers import find_layers
 from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.repair_models import model_of
 from tests.test_quantize import apply, outputs, relative_error
 
 
@@ -159,7 +162,7 @@ def test_a_damaged_output_is_said_aloud() -> None:
         result, _ = apply(Quantize(type="int8", **options), model, feeds=[feeds_for(model)])  # type: ignore[arg-type]
         return list(result.facts["warnings"])
 
-    assert any("signal to noise" in warning for warning in warnings(per_channel=False))
+    assert any("dB: try another method" in warning for warning in warnings(per_channel=False))
     assert warnings(per_channel=False, equalize=True) == []
 
 
@@ -278,3 +281,26 @@ def test_a_layer_alone_in_int8_behind_moved_numbers_has_their_range() -> None:
     assert not quantizer.whole.values.keys() >= quantizer.decide(model, others).values.keys()
     quantizer.lower(model, others)
     assert 0 < relative_error(before, outputs(model, feeds)) < 1e-3
+
+
+def test_scores_beside_boxes_keep_a_scale_of_their_own_where_nothing_integer_reads_them() -> None:
+    """Both come out of integer kernels; with one scale for all, scores in 0..1 would be one level of 200 pixels."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w0": rng.normal(0, 0.2, (16, 3, 3, 3)), "wb": rng.normal(0, 5, (4, 16, 1, 1)),
+        "ws": rng.normal(0, 0.02, (8, 16, 1, 1)),
+    }  # fmt: skip
+    text = """detector (float[2,3,16,16] x) => (float[2,12,14,14] y) {
+        h = Conv(x, w0) r = Relu(h) b = Conv(r, wb) s = Conv(r, ws) y = Concat<axis=1>(b, s) }"""
+    model = model_of(text, {name: array.astype(np.float32) for name, array in arrays.items()})
+    for number, node in enumerate(model.graph):
+        node.name = f"{node.op_type}_{number}"
+    feeds = {"x": rng.normal(0, 1, (2, 3, 16, 16)).astype(np.float32)}
+    before = outputs(model, feeds)
+    result, _ = apply(Quantize(type="int8"), model, feeds=[feeds])
+    after = outputs(model, feeds)
+    parts = Part("y", ((1, 0, 4),)), Part("y", ((1, 4, 12),))
+    losses = Reference([{"y": before}], parts).losses([{"y": after}])
+    assert quality(losses.worst[1]) > 25
+    assert set(result.facts["output_quality_db"]) == {"y[:, 0:4]", "y[:, 4:12]"}
+    assert ("Concat_4", True) in [(skip.where, "one scale" in skip.reason) for skip in result.skipped]

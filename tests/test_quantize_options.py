@@ -182,7 +182,7 @@ def test_the_quantized_part_is_the_dense_model_on_integers(models_dir: Path, tmp
 def test_too_much_loss_is_refused_only_when_a_limit_is_given(type_: str) -> None:
     model = transformer()
     feeds = [feeds_for(model)]
-    lost = apply(Quantize(type=type_), model, "onnxruntime", feeds)[0].facts["output_sqnr_db"]
+    lost = apply(Quantize(type=type_), model, "onnxruntime", feeds)[0].facts["output_quality_db"]
     share = max(10 ** (-ratio / 10) for ratio in lost.values())
     apply(Quantize(type=type_, max_drop=share * 1.5), transformer(), "onnxruntime", feeds)
     with pytest.raises(GoalError, match=f"to {type_}, over"):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.loss.measure import Outputs, Reference
 from sparsecc.runtime.runner import Feeds, Runner
 from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import BESIDE, weight_bytes
@@ -23,11 +24,11 @@ class Meter:
     def __init__(self, model: ir.Model, compilation: Compilation) -> None:
         self.compilation = compilation
         self.feeds: list[Feeds] = list(compilation.pass_feeds[:FEEDS])
-        self.reference = self._outputs(open_session(model))
+        self.reference = Reference(self._outputs(open_session(model)), compilation.judged_parts)
 
     def error(self, changed: ir.Model) -> float:
-        """The energy of the difference over the energy of the float outputs; all of it where an output has another
-        size, as lists of what was found may."""
+        """The loss of the outputs (`sparsecc/loss/measure.py`), the mean over their parts; 1, all of it, where an
+        output has another size, as lists of what was found may, or is no number."""
         return self._error(open_session(changed))
 
     def measure(self, changed: ir.Model) -> tuple[float, int]:
@@ -42,13 +43,8 @@ class Meter:
             return self._error(open_session(changed, level="extended", optimized=file)), file.stat().st_size
 
     def _error(self, runner: Runner) -> float:
-        noise = power = 0.0
-        for exact, rough in zip(self.reference, self._outputs(runner), strict=True):
-            same = exact.shape == rough.shape
-            noise += float(np.square(exact - rough if same else exact).sum())
-            power += float(np.square(exact).sum())
-        return noise / power if power else 0.0
+        loss = self.reference.loss(self._outputs(runner))
+        return loss if np.isfinite(loss) else 1.0
 
-    def _outputs(self, runner: Runner) -> list[np.ndarray]:
-        outputs = [array for feeds in self.feeds for array in runner.run(feeds).values()]
-        return [array.astype(np.float64) for array in outputs if array.dtype.kind == "f"]
+    def _outputs(self, runner: Runner) -> list[Outputs]:
+        return [runner.run(feeds) for feeds in self.feeds]

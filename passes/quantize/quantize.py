@@ -115,7 +115,7 @@ class Quantize(Pass):
             widened.store_halves()
         lost = fidelity(model, before, compilation)
         if not kind.keeps_loss:
-            self._refuse_loss(lost.get("output_sqnr_db") or {})
+            self._refuse_loss(lost.get("output_quality_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]
         facts = {
             **result.facts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,44 +10,53 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.runtime.numerics import sqnr
+from sparsecc.loss.judge import use_of
+from sparsecc.loss.measure import Outputs
+from sparsecc.loss.quality import told
 from sparsecc.runtime.session import open_session
 
-LOWEST_SQNR = 20.0
+FEEDS = 4
+"""Sets of calibration inputs that outputs are compared on."""
 
 
-def float_outputs(model: ir.Model, compilation: Compilation) -> dict[str, np.ndarray]:
-    """Outputs for the first set of calibration inputs; empty without calibration."""
+def float_outputs(model: ir.Model, compilation: Compilation, *, rounds: bool = False) -> list[Outputs]:
+    """Outputs for the first sets of calibration inputs; empty without calibration. With `rounds` every half precision
+    tensor is rounded, as GPUs do."""
     if not compilation.pass_feeds:
-        return {}
-    return open_session(model, level="basic").run(compilation.pass_feeds[0])
+        return []
+    runner = open_session(model, level="basic", rounds=rounds)
+    return [runner.run(feeds) for feeds in compilation.pass_feeds[:FEEDS]]
 
 
-def fidelity(model: ir.Model, before: Mapping[str, np.ndarray], compilation: Compilation) -> dict[str, Any]:
-    """Signal to noise per float output, and a warning under 20 dB; None where ONNX Runtime cannot run it. An output
-    whose size follows from values, as a list of what was found, may have another size now: that is said instead."""
+def fidelity(model: ir.Model, before: Sequence[Outputs], compilation: Compilation) -> dict[str, Any]:
+    """Decibels of every part of the outputs, and a warning where the worst is of doubtful use; None where ONNX Runtime
+    cannot run the model.
+
+    An output whose size follows from values, as a list of what was found, may have another size now: that is said
+    instead.
+    """
     if not before:
         return {}
     try:
-        rounds = compilation.target.device == "gpu"
-        after = open_session(model, level="basic", rounds=rounds).run(compilation.pass_feeds[0])
+        after = float_outputs(model, compilation, rounds=compilation.target.device == "gpu")
     except InputError:
-        return {"output_sqnr_db": None}
-    found: dict[str, float] = {}
-    warnings = []
-    for name, exact in before.items():
-        rough = after[name]
-        if exact.dtype.kind != "f" or exact.size == 0:
-            continue
-        if exact.shape != rough.shape:
-            sizes = " instead of ".join("x".join(map(str, array.shape)) for array in (rough, exact))
-            warnings.append(f"output '{name}' is {sizes} on the first sample: what it keeps is not known")
-            continue
-        ratio = sqnr(exact.astype(np.float64), rough.astype(np.float64))
-        found[name] = round(ratio, 2)
-        if ratio < LOWEST_SQNR:
-            warnings.append(
-                f"output '{name}' keeps only {ratio:.1f} dB of signal to noise: "
-                "try another method, --max-drop, or exclude the sensitive layers"
-            )
-    return {"output_sqnr_db": found, "warnings": warnings}
+        return {"output_quality_db": None}
+    pairs = list(zip(before, after, strict=True))
+    resized = [name for name in before[0] if any(a[name].shape != b[name].shape for a, b in pairs)]
+    warnings = [_resized(name, before[0][name], after[0][name]) for name in resized]
+    kept = [{name: array for name, array in batch.items() if name not in resized} for batch in before]
+    parts = tuple(part for part in compilation.judged_parts if part.output in kept[0])
+    asked = tuple(question for question in compilation.judged_answers if question.part.output in kept[0])
+    close = told(kept, after, parts, asked) if kept[0] else {}
+    if use_of(close) != "usable":
+        worst = close.get("worst", {})
+        warnings.append(
+            f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB: "
+            "try another method, --max-drop, or exclude the sensitive layers"
+        )
+    return {"output_quality_db": dict(close.get("parts", {})), "warnings": warnings}
+
+
+def _resized(name: str, exact: np.ndarray, rough: np.ndarray) -> str:
+    sizes = " instead of ".join("x".join(map(str, array.shape)) for array in (rough, exact))
+    return f"output '{name}' is {sizes} on the first sample: what it keeps is not known"

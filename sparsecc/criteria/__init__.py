@@ -52,7 +52,7 @@ CRITERIA: Mapping[str, Criterion] = {
         for name in gradient.OF_TWO_SETS
     },
 }
-WITH_DATA, WITHOUT_DATA = "obs", "l2"
+WITH_DATA, WITHOUT_DATA = "obs", "lamp"
 """What `auto` means with and without calibration samples."""
 FOR_EXPERTS = "expert_gate"
 """What `auto` means for experts, with samples."""

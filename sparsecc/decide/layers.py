@@ -21,13 +21,15 @@ from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import Choice, Dead
 from sparsecc.decide.layer_spans import spans_of, straightest, walked
-from sparsecc.decide.output_distances import DISTANCES, Distance, distances, relative
+from sparsecc.decide.output_distances import DISTANCES, Distance, distances
 from sparsecc.errors import InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.ir.save import write
+from sparsecc.loss.measure import Reference
+from sparsecc.loss.parts import Part
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
@@ -197,8 +199,17 @@ def _chosen(
     budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
     board = plugged(analysis.model, _branches(free), scratch.gated, options.threads)
     samples = samples_for(compilation)
-    distance = DISTANCES.get(options.layer_criterion, relative)
-    greedy = Greedy(free, board, samples, budget, is_params, overshoot=not shared, distance=distance)
+    distance = DISTANCES.get(options.layer_criterion)
+    greedy = Greedy(
+        free,
+        board,
+        samples,
+        budget,
+        is_params,
+        overshoot=not shared,
+        distance=distance,
+        parts=compilation.parts,
+    )
     if options.layer_criterion != "span":
         return greedy.choose()
     spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
@@ -217,7 +228,8 @@ def samples_for(compilation: Compilation) -> list[Feeds]:
 class Greedy:
     """Leaves out one block after another until the budget (in MACs or parameters) is used up.
 
-    With `overshoot` the last block may take more than is left of the budget; without it none may.
+    With `overshoot` the last block may take more than is left of the budget; without it none may. `distance` of the
+    outputs is what layers are judged by, their loss part by part where it is None.
     """
 
     free: Sequence[ResidualBlock]
@@ -226,11 +238,13 @@ class Greedy:
     budget: float
     is_params: bool = False
     overshoot: bool = True
-    distance: Distance = relative
+    distance: Distance | None = None
     earliness: float = EARLINESS
+    parts: Sequence[Part] = ()
 
     def __post_init__(self) -> None:
         self.dense = [self.board.run(feeds, frozenset()) for feeds in self.samples]
+        self.reference = Reference(self.dense, self.parts)
         self.nodes = {b.id: set(b.nodes) for b in self.free}
 
     def choose(self) -> tuple[list[ResidualBlock], float]:
@@ -273,10 +287,10 @@ class Greedy:
         return change * earliness / max(self.cost([*taken, block]), 1.0)
 
     def change(self, branches: Iterable[str]) -> float:
-        """The mean distance of the float outputs without these branches."""
+        """The loss of the outputs without these branches (`sparsecc/loss/measure.py`), or their mean distance."""
         off = frozenset(branches)
-        found = [
-            distances(dense, self.board.run(feeds, off), self.distance)
-            for feeds, dense in zip(self.samples, self.dense, strict=True)
-        ]
-        return float(np.mean([one.mean() for one in found]))
+        found = [self.board.run(feeds, off) for feeds in self.samples]
+        if self.distance is None:
+            return self.reference.loss(found)
+        apart = [distances(a, b, self.distance).mean() for a, b in zip(self.dense, found, strict=True)]
+        return float(np.mean(apart))

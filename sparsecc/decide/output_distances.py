@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart, without labels: what leaving a layer out is judged by."""
+"""Other distances of the outputs of two models than their loss, which layers may be judged by instead."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from sparsecc.allocators.angular import angles_between
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(reference, found), two equally shaped float64 arrays -> distances, one per row or one of all."""
-
-
-def relative(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The difference of all entries relative to the reference (L2): one number."""
-    size = float(np.linalg.norm(reference)) or 1.0
-    return np.asarray([np.linalg.norm(reference - found) / size])
 
 
 def divergence(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -41,7 +35,7 @@ def _entropy(p: np.ndarray) -> np.ndarray:
     return np.asarray(-np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1))
 
 
-DISTANCES: Mapping[str, Distance] = {"output": relative, "divergence": divergence, "angular": angular}
+DISTANCES: Mapping[str, Distance] = {"divergence": divergence, "angular": angular}
 
 
 def distances(

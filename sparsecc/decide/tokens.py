@@ -73,8 +73,9 @@ def _cut(compilation: Compilation, analysis: Analysis, site: TokenSite, kept: in
     compilation.rest_on(reference)
     worst = require_same(compilation, fewer, f"the model of {kept} tokens")
     dense = compilation.dense.runner
-    judged = samples_for(compilation)
-    close = told([dense.run(feeds) for feeds in judged], [fewer.run(feeds) for feeds in judged])
+    judged = compilation.held_out.batches or samples_for(compilation)
+    wanted, found = ([runner.run(feeds) for feeds in judged] for runner in (dense, fewer))
+    close = told(wanted, found, compilation.parts, compilation.asked)
     facts = {"layer": site.layer, "layers": site.layers, "max_relative_error": worst, "fidelity": close}
     compilation.note(str(one), {**result.facts, **facts})
     return tokens

@@ -18,14 +18,14 @@ from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.options import SYNTHETIC, CompileOptions
+from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.experts import mend_experts
 from sparsecc.reconstruct.layerwise import Kept, Repair, repair
 
 
 def method_for(options: CompileOptions, model: ir.Model) -> str:
-    """`auto` refits where there are samples, and on random inputs where batch norms tell what they should look like;
-    else it leaves the weights alone.
+    """`auto` refits where there are samples, and without them on random inputs where batch norms tell what these
+    should look like; else it leaves the weights alone.
 
     Distillation starts from refitted weights.
     """
@@ -33,8 +33,7 @@ def method_for(options: CompileOptions, model: ir.Model) -> str:
         return "reconstruct"
     if options.recover != "auto":
         return options.recover
-    blind = options.calib is None or (options.calib == SYNTHETIC and not norms_of(model))
-    return "none" if blind else "reconstruct"
+    return "reconstruct" if options.samples is not None or norms_of(model) else "none"
 
 
 def kept_values(analysis: Analysis, keep: Keep) -> Kept:

@@ -147,8 +147,8 @@ class Probes:
         found = [runner.run(narrowed.feeds(feeds)) for feeds in judged.batches]
         for before, after in zip(wanted, found, strict=True):
             require_finite(before, after, data)
-        parts, asked = ((), ()) if narrowed.outputs else (compilation.parts, compilation.asked)
-        return {**told(wanted, found, parts, asked), "data": data, "samples": judged.number}
+        close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
+        return {**close, "data": data, "samples": judged.number}
 
     def keep(self, backend: Backend, compiled: Path, path: Path) -> None:
         """Write a few inputs with the outputs of the original and of the compiled model, for outsiders to check."""
