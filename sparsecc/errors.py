@@ -41,6 +41,10 @@ class InputError(SparseccError):
     exit_code = 2
 
 
+class RuntimeRefusalError(InputError):
+    """The runtime refused a model, or inputs of it: the user's, unless it was made by us."""
+
+
 class UnavailableError(SparseccError):
     """A target or device is not available here; the message says what it needs."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -27,7 +28,7 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
         given, told = above_recipe(recipe, given)
         for line in told:
             terminal.note(line)
-    CompileCall.of(given)  # what cannot be is said before anything is imported
+    asked = CompileCall.of(given)  # what cannot be is said before anything is imported
     from sparsecc import api
 
     command = shlex.join(["sparsecc", *sys.argv[1:]])
@@ -39,6 +40,22 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     terminal.result(report, compile_view)
     if "unmeasured" in report:
         raise GoalError(f"{report['bundle']} is written, but {report['unmeasured']}")
+    if missed := _out_of_reach(report, asked.ratio):
+        raise GoalError(missed)
+
+
+NEAR = 0.5
+"""The share of an asked ratio below which what can go is nothing near it."""
+
+
+def _out_of_reach(report: Mapping[str, Any], asked: float | None) -> str | None:
+    """What to say where nothing near the asked ratio can go."""
+    removed = report.get("removed")
+    if not asked or removed is None or removed["reached"] or removed["share"] >= NEAR * asked:
+        return None
+    written = f"{report['bundle']} is written, but " if report["bundle"] else ""
+    most = f"only {removed['share']:.1%} of the {removed['metric']} can go, not {asked:.1%}"
+    return f"{written}{most}: ask for less, or see what is pinned and why"
 
 
 SECTIONS = options.sections(rows_of(CompileCall).values())

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, RuntimeRefusalError
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system.memory import weight_bytes
 from sparsecc.system.temp_folders import temporary_folder
@@ -133,7 +133,7 @@ def open_session(
         rounded = _emulated(source) if rounds else None
         session = _session(rounded or source, options, providers)
     except RuntimeFailure as e:
-        raise InputError(
+        raise RuntimeRefusalError(
             f"{where}: ONNX Runtime {VERSION} refuses it: {plain_reason(e)}: {advice or _next_step(e)}"
         ) from e
     return OrtRunner(session, where)
@@ -263,7 +263,7 @@ class OrtRunner:
         try:
             return call()
         except RuntimeFailure as e:
-            raise InputError(
+            raise RuntimeRefusalError(
                 f"{self._where}: ONNX Runtime cannot run it on these inputs: {plain_reason(e)}: "
                 "give inputs of the right kind with --input or --data"
             ) from e

@@ -19,7 +19,7 @@ from sparsecc.decide.decision import Decision, decide
 from sparsecc.decide.layers import shorten
 from sparsecc.decide.passes import passes_for
 from sparsecc.decide.tokens import thin
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, InternalError, RuntimeRefusalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
@@ -82,6 +82,8 @@ class Stage:
     share: float
     run: Callable[[Work], None]
     checks: bool = False
+    ours: bool = False
+    """Runs nothing but what we made, on inputs that the user's file runs on: what does not run there is our fault."""
 
 
 def load(work: Work) -> None:
@@ -213,11 +215,11 @@ STAGES = (
     Stage("choose", 0.1, choose),
     Stage("mask", 0.2, mask, checks=True),
     Stage("prune", 0.25, prune),
-    Stage("prove", 0.3, prove_pruned, checks=True),
+    Stage("prove", 0.3, prove_pruned, checks=True, ours=True),
     Stage("repair", 0.35, repair),
     Stage("passes", 0.4, run_passes),
     Stage("build", 0.5, build),
-    Stage("verify", 0.6, verify, checks=True),
+    Stage("verify", 0.6, verify, checks=True, ours=True),
     Stage("measure", 0.7, measure, checks=True),
     Stage("evaluate", 0.9, score_compiled, checks=True),
 )
@@ -235,7 +237,16 @@ def walk(work: Work, stages: Iterable[Stage] = STAGES) -> Work:
     ends = dict(zip(STAGES, [stage.share for stage in STAGES[1:]] + [1.0], strict=True))
     for stage in stages:
         with work.compilation.stage(stage.name, stage.share, ends[stage]):
-            stage.run(work)
+            try:
+                stage.run(work)
+            except RuntimeRefusalError as e:
+                if not stage.ours:
+                    raise
+                reason = str(e).rsplit(": ", 1)[0]  # without the advice, which is for files of the user's
+                raise InternalError(
+                    f"the file runs, what was made of it does not ({reason}): please report it with the file, or with "
+                    "what --debug keeps"
+                ) from e
     return work
 
 
