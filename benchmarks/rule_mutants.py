@@ -1,9 +1,13 @@
 """Break every rule in turn and say which breakage no case of the rule tests notices.
 
-    python benchmarks/rule_mutants.py [--json FILE] [--seconds 240] [--again] [OPERATOR ...]
+    python benchmarks/rule_mutants.py [--compiles] [--json FILE] [--seconds 240] [--again] [OPERATOR ...]
 
 A mutant drops a rule (the operator is pinned), drops its fix (sizes stay dense) or frees every pin it sets.
 It is caught when a case that contains the operator finds other free slots, other outputs or another reason.
+With `--compiles` no expectation of a test helps: every case runs through a compile up to its proof. A mutant is
+caught where one ends with an error or is not proved, and harmless where no compile cuts an axis that the right rules
+keep whole.
+
 Results are stored as they come, and known ones are not run again: with `--seconds` in pieces. Exits with 1
 where less than GOAL of the mutants are caught.
 """
@@ -14,6 +18,7 @@ import argparse
 import inspect
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,17 +27,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import onnx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sparsecc.compilation import Compilation
+from sparsecc.errors import SparseccError
+from sparsecc.options import CompileOptions
 from sparsecc.rules import RULES, Rule
 from sparsecc.rules.site import Site
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.stages import STAGES, Work, prove_pruned, walk
 from tests import rule_checks
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "tests").glob("test_rules_*.py"))
 GOAL = 0.95
 OUT = Path("out/benchmarks/rule_mutants.json")
+OUT_COMPILES = Path("out/benchmarks/rule_mutants_compiles.json")
+UP_TO_PROOF = STAGES[: 1 + [stage.run for stage in STAGES].index(prove_pruned)]
 Check = Callable[..., Any]
 
 
@@ -116,12 +129,16 @@ def _unpinned(rule: Rule) -> Callable[[Site], None]:
     return follow
 
 
+def _holds(case: Case, domain: str, name: str) -> bool:
+    """Whether a case contains the operator."""
+    prefix, text = f"{domain}.{name}" if domain else name, case.arguments["text"]
+    return f"{prefix}(" in text or f"{prefix}<" in text
+
+
 def is_caught(domain: str, name: str, cases: list[Case]) -> bool:
     """Whether any case that holds the operator fails under the mutation in force."""
-    prefix = f"{domain}.{name}" if domain else name
     for case in cases:
-        text = case.arguments["text"]
-        if f"{prefix}(" not in text and f"{prefix}<" not in text:
+        if not _holds(case, domain, name):
             continue
         try:
             result = case.check(**case.arguments)
@@ -132,33 +149,85 @@ def is_caught(domain: str, name: str, cases: list[Case]) -> bool:
     return False
 
 
-def counted(rows: dict[str, bool]) -> dict[str, bool]:
-    """Those that say something: most rules set no pin, or one that the case's inputs or outputs set as well."""
-    return {title: caught for title, caught in rows.items() if caught or not title.endswith(": pins")}
+def outcome(case: Case) -> tuple[str, frozenset[tuple[str, int]]]:
+    """(what a compile of a case says, the axes of constants that it cuts)."""
+    given = case.arguments
+    proto = rule_checks.model_of(given["text"], given.get("opset", 23), given.get("values"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.onnx"
+        onnx.save(proto, path)
+        options = CompileOptions(ratio=0.5, target="onnx", measure=False, allocator="uniform", align=1)
+        try:
+            work = walk(Work(Compilation(path, options, Scratch(Path(folder) / "work"))), UP_TO_PROOF)
+        except SparseccError as e:
+            return str(e), frozenset()
+    gone = {(cut.value.name or "", axis) for cut in work.removal.cuts for axis in cut.slots}
+    return str(work.verification["status"]), frozenset(gone)
+
+
+class Compiles:
+    """What the compile of every case says under the right rules, found once."""
+
+    def __init__(self) -> None:
+        self.right: dict[int, tuple[str, frozenset[tuple[str, int]]]] = {}
+
+    def learn(self, domain: str, name: str, cases: list[Case]) -> list[Case]:
+        """The cases that hold the operator and are proved under the right rules."""
+        held = [case for case in cases if _holds(case, domain, name) and case.check is rule_checks.check]
+        for case in held:
+            if id(case) not in self.right:
+                self.right[id(case)] = outcome(case)
+        return [case for case in held if self.right[id(case)][0] == "proved"]
+
+    def is_caught(self, cases: list[Case]) -> bool | None:
+        """Whether a compile notices the mutation in force; None where it cuts nothing but what may be cut."""
+        more = False
+        for case in cases:
+            try:
+                status, gone = outcome(case)
+            except Exception:  # noqa: BLE001 - whatever goes wrong, it was noticed
+                return True
+            if status != "proved":
+                return True
+            more = more or not gone <= self.right[id(case)][1]
+        return False if more else None
+
+
+def counted(rows: dict[str, bool], *, pins: bool) -> dict[str, bool]:
+    """Those that say something: most rules set no pin, or one that the case's inputs or outputs set as well. With
+    `pins` these count too: compiles say which of them free a slot."""
+    return {title: caught for title, caught in rows.items() if caught or pins or not title.endswith(": pins")}
 
 
 def main() -> None:
     """Run what is not known yet, print what survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("operators", nargs="*")
-    parser.add_argument("--json", type=Path, default=OUT)
+    parser.add_argument("--compiles", action="store_true", help="let compiles notice, not tests")
+    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
-    rows: dict[str, bool] = json.loads(given.json.read_text()) if given.json.exists() else {}
+    given.json = given.json or (OUT_COMPILES if given.compiles else OUT)
+    rows: dict[str, bool | None] = json.loads(given.json.read_text()) if given.json.exists() else {}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + given.seconds
     waiting = [m for m in mutants() if not given.operators or m[1] in given.operators]
     if not given.again:
         waiting = [m for m in waiting if _title(*m[:3]) not in rows]
     cases = recorded_cases() if waiting else []
+    compiles = Compiles()
     for domain, name, what, rule in waiting:
         if time.monotonic() > end:
             break
+        held = compiles.learn(domain, name, cases) if given.compiles else cases
         with in_force(domain, name, rule):
-            rows[_title(domain, name, what)] = is_caught(domain, name, cases)
+            caught = compiles.is_caught(held) if given.compiles else is_caught(domain, name, cases)
+        rows[_title(domain, name, what)] = caught
         given.json.write_text(json.dumps(rows, indent=1))
-    told = counted(rows)
+    told = counted(
+        {title: caught for title, caught in rows.items() if caught is not None}, pins=given.compiles
+    )
     print(*(title for title, caught in told.items() if not caught), sep="\n")
     print(f"{sum(told.values())} of {len(told)} mutants caught, {_left(rows)} not run yet")
     sys.exit(sum(told.values()) < GOAL * len(told))
@@ -168,7 +237,7 @@ def _title(domain: str, name: str, what: str) -> str:
     return f"{domain or 'onnx'}.{name}: {what}"
 
 
-def _left(rows: dict[str, bool]) -> int:
+def _left(rows: dict[str, bool | None]) -> int:
     return sum(_title(*m[:3]) not in rows for m in mutants())
 
 

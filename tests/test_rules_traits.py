@@ -35,6 +35,7 @@ SEPARATE = {
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
     "passes/quantize/select_layers.py": "kernels of one runtime: on integers of one scale",
     "sparsecc/graph/linear_layers.py": "layers that are one matrix",
+    "sparsecc/verify/layers_in_type.py": "layers, and which axis of their result is the channels'",
 }
 """Files with a list of operators that lies inside a trait and is still another fact."""
 
