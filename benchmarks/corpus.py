@@ -92,7 +92,7 @@ def run(root: Path, files: Sequence[Path], ratios: Sequence[float], jobs: int) -
         waiting.put(path)
 
     def serve() -> None:
-        with Worker(memory=MEMORY) as worker:
+        with Worker(memory=MEMORY, write=[Path(tempfile.gettempdir())]) as worker:
             while (path := waiting.get()) is not None:
                 for ratio in ratios:
                     with tempfile.TemporaryDirectory(prefix="corpus-") as folder:

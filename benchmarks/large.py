@@ -187,7 +187,8 @@ def measured(task: str, request: dict[str, Any], memory: int, deadline: float) -
     """Seconds and peak memory of one task in a fresh worker; what had passed when each stage began."""
     stages: list[tuple[str, float, int]] = []
     begun = time.perf_counter()
-    with Worker(memory=memory) as worker, Watch(worker) as watch:
+    writable = [Path(request["output"]).parent] if "output" in request else []
+    with Worker(memory=memory, write=writable) as worker, Watch(worker) as watch:
 
         def note(event: dict[str, Any]) -> None:
             stage = str(event.get("stage"))

@@ -125,7 +125,7 @@ def run(names: Sequence[str], store: Path, seconds: float) -> list[Row]:
     host = {"machine": platform.machine(), "tensorrt_rtx": version("tensorrt_rtx_cu12_bindings")}
     store.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
-    with Worker() as worker:
+    with Worker(write=[Path(tempfile.gettempdir())]) as worker:
         while todo and time.monotonic() < end:
             name, type_ = todo.pop(0)
             rows.append({"name": name, "type": type_, **row_of(worker, name, type_)})

@@ -165,6 +165,7 @@ def test_few_methods_have_no_order() -> None:
 def test_tables_are_published_between_the_marks(store: Path, tmp_path: Path) -> None:
     document = tmp_path / "methods.md"
     document.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    (tmp_path / "accuracy.md").write_text("# Accuracy\n\n")
     main(["--json", str(store), "--publish", str(document)])
     text = document.read_text()
     assert text.startswith(f"before\n{MARKS[0]}")

@@ -127,11 +127,11 @@ def gate(
         )
     budget = budget or Budget(pairs=160, seconds=12.0, warmup_seconds=0.4)
     now, before = model_file(current), model_file(baseline)
-    for path in (now, before):
-        require_sound(path)
     if device != "local":
         with open_device(device) as there:
             require_ready(there, (now, before))
+    for path in (now, before):
+        require_sound(path)
     result = GateResult(name or current.name, "OK", "", max_regression, (), machine=_machine(threads))
     if checks:
         result = replace(result, checks=clock_free_checks(current, baseline, max_regression, checks))
