@@ -33,6 +33,8 @@ SEPARATE = {
     "sparsecc/data/random_inputs.py": "operators with an operand that is a size",
     "sparsecc/loading/maxpool_padding.py": "results that are never negative",
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
+    "sparsecc/graph/constant_channels.py": "operators that give one number for each channel",
+    "passes/quantize/float16_range.py": "operators on whose result a tiny or a huge operand has a bounded effect",
     "passes/quantize/select_layers.py": "kernels of one runtime: on integers of one scale",
     "sparsecc/graph/linear_layers.py": "layers that are one matrix",
     "sparsecc/verify/layers_in_type.py": "layers, and which axis of their result is the channels'",

@@ -187,7 +187,8 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
         built = scratch / level / "model.onnx"
         optimized = _run_optimizer(source, scratch, level, external=external)
         loaded = ir.load(optimized)
-        unfold(loaded, model)
+        if level != "none":
+            unfold(loaded, model)
         _write_plain(without_traces(loaded), built, chosen.external_above)
         try:
             open_session(built)

@@ -124,6 +124,7 @@ def prune(work: Work) -> None:
 def prove_pruned(work: Work) -> None:
     """The pruned graph computes what the masked one does."""
     work.verification = prove(work.analysis.model, work.probes, work.removal)
+    work.removal = Removal()  # what was cut, and the masked models, are as large as the model
 
 
 def repair(work: Work) -> None:
