@@ -19,7 +19,7 @@ def _leave_working_folder() -> None:
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in (
     "sparsecc",
     "-msparsecc",
-    "sparsecc.__main__",
+    f"{__name__}.__main__",
 ):
     _leave_working_folder()
 

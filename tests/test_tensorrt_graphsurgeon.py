@@ -40,5 +40,5 @@ def test_edits_come_back(tmp_path: Path) -> None:
 def test_files_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\xff\xff\xff no model")
     for name in ("model.onnx", "missing.onnx"):
-        with pytest.raises(InputError, match="no readable ONNX file"):
+        with pytest.raises(InputError, match=r"not an ONNX model|cannot open the model"):
             to_graphsurgeon(tmp_path / name)

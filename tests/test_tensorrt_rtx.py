@@ -266,10 +266,12 @@ def test_a_crash_in_native_code_stays_in_the_worker(tmp_path: Path) -> None:
     task = "sparsecc.backends.nvidia.build:build_task"
     with pytest.raises(WorkerError) as caught:
         worker.run(
-            task, request | {"options": {"plugins": str(tmp_path / "plugins")}, "target": "tensorrt-rtx"}
+            task,
+            request | {"options": {"plugins": str(tmp_path / "plugins")}, "target": "tensorrt-rtx"},
+            write=[tmp_path],
         )
     assert "\n" not in str(caught.value)
-    facts = worker.run(task, request | {"options": {}, "target": "tensorrt-rtx"})
+    facts = worker.run(task, request | {"options": {}, "target": "tensorrt-rtx"}, write=[tmp_path])
     assert facts["plan_bytes"] == (tmp_path / "model.engine").stat().st_size
 
 

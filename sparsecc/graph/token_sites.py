@@ -159,6 +159,8 @@ class _Behind:
 
     def attentions(self) -> tuple[ir.Node, ...]:
         """The Softmaxes over the tokens. CannotReduceError where tokens are not treated alike."""
+        if not self.patches:  # single slots: something picks among them by number
+            raise CannotReduceError(self.stream.name, "what picks tokens one by one has an entry per token")
         for node in self.analysis.model.graph:
             if not any(value in self.reached for value in node.inputs):
                 continue
