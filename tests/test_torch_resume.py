@@ -27,7 +27,7 @@ CODE = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from sparsecc.torch import checkpoints, training
+from sparsecc.torch.training import checkpoints, loop as training
 from tests.test_torch_resume import train
 checkpoints.EVERY = 0.0
 step = training.Training._step
