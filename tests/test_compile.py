@@ -21,15 +21,7 @@ import sparsecc
 from sparsecc.cli import main
 from sparsecc.tasks.compile import compile_model
 
-FILES = {
-    "model.onnx",
-    "plan.json",
-    "report.json",
-    "report.html",
-    "recipe.yaml",
-    "probes.npz",
-    "manifest.json",
-}
+FILES = set("model.onnx plan.json report.json report.html recipe.yaml probes.npz manifest.json".split())
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def ended(tmp_path: Path, number: int, at: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_compile_in_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
-    code, lines = ended(tmp_path, number, "] prune")
+    code, lines = ended(tmp_path, number, "] load")
     assert code == 128 + number
     assert lines[-1] == f"sparsecc: ended by {name}; nothing was written"
     assert all(line.startswith("sparsecc: ") for line in lines[:-1])
