@@ -32,7 +32,9 @@ class Norm:
 def norms_of(model: ir.Model) -> list[ir.Node]:
     """The batch norms whose statistics are constants of their own, one number per channel."""
     norms = [
-        n for n in model.graph if n.op_type == "BatchNormalization" and n.attributes.get_int("spatial", 1)
+        n
+        for n in model.graph
+        if n.op_type == "BatchNormalization" and n.attributes.get_int("spatial", 1) != 0
     ]
     return [n for n in norms if all(map(_is_own, n.inputs[3:5]))]
 
