@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsecc.targets import Target
 
 _TYPES = frozenset({"int8", "int4", "fp8", "fp16", "bf16"})
@@ -11,34 +13,22 @@ _NO_KERNEL = {
 }
 """Found by building each operator of ONNX that has a bf16 form (tests/test_quantize_rtx.py)."""
 
+_TENSORRT = Target(
+    "tensorrt",
+    "tensorrt",
+    _TYPES,
+    frozenset({"2:4"}),
+    activation="int8",
+    conv_multiple=32,
+    gemm_multiple=32,
+    device="gpu",
+    dialect="tensorrt",
+    no_kernel=_NO_KERNEL,
+)
+_RTX_LACKS = {("bf16", "ConvTranspose"): "TensorRT-RTX has no bf16 kernel for ConvTranspose"}
 TARGETS = (
-    Target(
-        "tensorrt",
-        "tensorrt",
-        _TYPES,
-        frozenset({"2:4"}),
-        activation="int8",
-        conv_multiple=32,
-        gemm_multiple=32,
-        device="gpu",
-        dialect="tensorrt",
-        no_kernel=_NO_KERNEL,
-    ),
-    Target(
-        "tensorrt-rtx",
-        "tensorrt-rtx",
-        _TYPES,
-        frozenset({"2:4"}),
-        activation="int8",
-        conv_multiple=32,
-        gemm_multiple=32,
-        device="gpu",
-        dialect="tensorrt",
-        no_kernel={
-            **_NO_KERNEL,
-            ("bf16", "ConvTranspose"): "TensorRT-RTX has no bf16 kernel for ConvTranspose",
-        },
-    ),
+    _TENSORRT,
+    replace(_TENSORRT, name="tensorrt-rtx", backend="tensorrt-rtx", no_kernel={**_NO_KERNEL, **_RTX_LACKS}),
 )
 BACKENDS = {
     "tensorrt": "sparsecc.backends.nvidia.engine:TensorrtEngine",

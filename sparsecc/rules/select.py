@@ -146,16 +146,19 @@ MAX_RUNS = 1024
 
 def mend_gather(edit: Edit) -> None:
     """Constant indices are counted anew among the slots that are left."""
-    if edit.memo is None:
+    if edit.memo is not None:
+        _count_anew(edit, *edit.memo)
+
+
+def _count_anew(edit: Edit, numbered: Axis, picked: Axis) -> None:
+    """Constant indices (operand 1, one for each slot of `picked`) of slots of `numbered`: those that are left, by
+    their new numbers."""
+    if not (edit.changed(numbered) or edit.changed(picked)):
         return
-    source, found = edit.memo
-    if not (edit.changed(source) or edit.changed(found)):
-        return
-    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(source)
-    assert indices is not None, f"{edit.node.name} picks slots that were not known"
-    wanted = np.where(indices < 0, indices + len(stays), indices)[edit.mask(found)]
-    number = np.cumsum(stays) - 1
-    edit.set_constant(1, number[wanted].astype(indices.dtype))
+    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(numbered)
+    assert indices is not None, f"{edit.node.name} names slots that were not known"
+    left = np.where(indices < 0, indices + len(stays), indices)[edit.mask(picked)]
+    edit.set_constant(1, (np.cumsum(stays) - 1)[left].astype(indices.dtype))
 
 
 @rule("Gather", fix=mend_gather, traits=MOVED)
@@ -302,15 +305,8 @@ def gather_nd(site: Site) -> None:
 
 def mend_scatter(edit: Edit) -> None:
     """Constant places are counted anew among the slots that are left."""
-    if edit.memo is None:
-        return
-    data, written = edit.memo
-    if not (edit.changed(data) or edit.changed(written)):
-        return
-    indices, stays = edit.shapes.array(edit.node.inputs[1]), edit.mask(data)
-    assert indices is not None, f"{edit.node.name} writes slots that were not known"
-    wanted = np.where(indices < 0, indices + len(stays), indices)[edit.mask(written)]
-    edit.set_constant(1, (np.cumsum(stays) - 1)[wanted].astype(indices.dtype))
+    if edit.memo is not None:
+        _count_anew(edit, *edit.memo)
 
 
 @rule("ScatterND", fix=mend_scatter)
