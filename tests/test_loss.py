@@ -17,6 +17,7 @@ from sparsecc.loss.judge import use_of
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import Part, by_scale, parts_of_outputs
 from sparsecc.loss.quality import told
+from sparsecc.report.verdict import verdict
 from tests.repair_models import analysed, normal
 
 RNG_SEED = 3
@@ -279,3 +280,14 @@ def test_intervals_are_as_wide_as_the_samples_are_few(number: int, least: float,
     low, high = told([{"y": dense}], [{"y": dense + 0.1 * draw.standard_normal(dense.shape)}])["interval_db"]
     assert low < 20 < high
     assert least < high - low < most
+
+
+def test_without_samples_a_ruined_result_is_said_to_look_like_one() -> None:
+    ruined = {"quality_db": -200.0, "parts": {"y": -200.0}, "data": "random inputs"}
+    said = verdict({"removed": {"share": 0.5}, "fidelity": ruined})
+    assert said.judgement == "not judged"
+    assert not said.is_good
+    assert said.lost == "outputs beyond comparison on random inputs"
+    assert said.advice.startswith("far from the original")
+    fine = {**ruined, "quality_db": 40.0, "parts": {"y": 40.0}}
+    assert verdict({"removed": {"share": 0.5}, "fidelity": fine}).advice.startswith("give samples")

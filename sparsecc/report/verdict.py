@@ -59,9 +59,9 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
     if not _changed(report):
         return Verdict("usable", lost)
     if facts.get("data") == RANDOM:
-        return Verdict(
-            "not judged", lost, "give samples with --calib: they repair what is kept, and judge it"
-        )
+        far = "far from the original, as far as random inputs tell; " if use_of(facts) == "useless" else ""
+        advice = f"{far}give samples with --calib: they repair what is kept, and judge it"
+        return Verdict("not judged", lost, advice)
     use = use_of(facts)
     return Verdict(use, lost, "" if use == "usable" else _advice(report))
 
@@ -147,6 +147,8 @@ def _named(part: str, facts: Mapping[str, Any]) -> str:
 
 
 def _db(value: float) -> str:
+    if value <= -EQUAL:
+        return "beyond comparison"
     return "equal" if value >= EQUAL else f"{value:.0f} dB"
 
 
