@@ -119,10 +119,7 @@ def test_every_name_in_the_scratch_folder_is_typed_in_one_file() -> None:
     homes: dict[str, set[str]] = {}
     for path in SHIPPED:
         for name in re.findall(r'(?:scratch(?:\.folder)?|self\.folder) / f?"([^"]+)"', path.read_text()):
-            if (
-                path.parent.name not in ("bundle", "devices", "backends", "nvidia")
-                and path.name != "verify.py"
-            ):
+            if path.parent.name not in ("bundle", "devices", "backends", "nvidia"):
                 homes.setdefault(name, set()).add(path.name)
     assert homes["pruned"] == homes["dense"] == {"scratch.py"}
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -29,6 +29,7 @@ from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.files import size_of
+from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks.inputs import model_file
 from sparsecc.tasks.reproduce import reproduced
@@ -56,7 +57,7 @@ def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         return _verified(checks)  # what is not what it says is not opened
     emit({"stage": "load", "share": 0.2})
     with temporary_folder("scratch") as scratch:
-        return _verified(checks + _opened_checks(bundle, request, emit, Path(scratch)))
+        return _verified(checks + _opened_checks(bundle, request, emit, Scratch(scratch)))
 
 
 def _checked(name: str, ok: bool | None, detail: str) -> Check:
@@ -74,11 +75,13 @@ def _verified(checks: list[Check]) -> dict[str, Any]:
     }
 
 
-def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch: Path) -> list[Check]:
+def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch: Scratch) -> list[Check]:
     """What takes opening the model, which passes the front door first."""
     compiled = model_file(bundle.folder)
     by_parts = not memory.fits(size_of(bundle.folder))
-    runner = PartedRunner(load_ir(compiled)) if by_parts else open_session(private_copy(compiled, scratch))
+    runner = (
+        PartedRunner(load_ir(compiled)) if by_parts else open_session(private_copy(compiled, scratch.folder))
+    )
     how = "is read by parts: it is too large to load whole" if by_parts else "loads in ONNX Runtime"
     checks = [_checked("loads", True, f"{compiled.name} {how}"), _on_stored_probes(bundle, runner)]
     if not request.get("model"):
@@ -131,7 +134,7 @@ class _Against:
     plan: Mapping[str, Any]
     original: Path
     runner: Any
-    scratch: Path
+    scratch: Scratch
 
     def zeroing(self) -> Check:
         """Zero what the plan says in the original, and compare outputs."""
@@ -151,7 +154,7 @@ class _Against:
         cut = zeroed(model, plan)
         feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(self.bundle))
         if memory.fits(memory.weight_bytes(cut)):
-            path = write(cut, self.scratch / "zeroed" / "model.onnx")
+            path = write(cut, self.scratch.masked(0))
             dense = open_session(path, level="none").run(feeds)
         else:
             dense = PartedRunner(cut).run(feeds)
@@ -168,7 +171,7 @@ class _Against:
         model = normalise(load_ir(self.original))
         given = CalibrationSet(spec, model)
         judged = given.held_out if given.held_out.batches else given.samples
-        dense = open_session(write(model, self.scratch / "dense" / "model.onnx"), level="none")
+        dense = open_session(write(model, self.scratch.dense), level="none")
         wanted, found = [], []
         for feeds in judged.batches:
             outputs, smaller = self._narrowed(dense.run(feeds), feeds)
