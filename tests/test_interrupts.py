@@ -44,11 +44,19 @@ def test_help_and_documents_show_that_table(capsys: pytest.CaptureFixture[str]) 
         assert f"{code:3d}  {meaning}" in shown
 
 
+def heeding() -> None:
+    """Signals that whoever started the tests ignores, as nohup does, are not ignored here."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def ended(tmp_path: Path, number: int, at: str) -> tuple[int, list[str]]:
     """Exit code and last lines of a compile that gets the signal when it announces a stage."""
     command = [*COMPILE, "-v", "-o", str(tmp_path / "out")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as run:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, preexec_fn=heeding
+    ) as run:
         assert run.stderr is not None
         lines = []
         for line in run.stderr:
