@@ -134,6 +134,21 @@ def test_the_deadline_ends_a_process(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.004, 0.008, 0.016, 0.032, 0.064])
+def test_an_interrupt_ends_a_process_by_its_signal_even_while_it_starts(
+    tmp_path: Path, moment: float
+) -> None:
+    task = {"module": "tests.process_facts", "arguments": ["endless"]}
+    with open(tmp_path / "printed.txt", "wb") as printed:
+        begun = process.start(
+            "sparsecc.system.process:run_module", task, scratch=tmp_path, output=printed.fileno(), seconds=60
+        )
+        time.sleep(moment)
+        begun.send_signal(signal.SIGINT)
+        assert begun.wait(60) == -signal.SIGINT
+    assert (tmp_path / "printed.txt").read_bytes() == b""
+
+
 PARENT = """
 import sys
 from pathlib import Path

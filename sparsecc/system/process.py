@@ -81,16 +81,28 @@ def start(
         "task": dict(task),
     }
     flags = ["-I", "-X", "utf8"] + (["-B"] if sys.dont_write_bytecode else [])
-    return subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOT, json.dumps(config)],
-        cwd=scratch,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=pass_fds,
-        start_new_session=own_session,
-        env={**_inherited(), **(env or {}), "TMPDIR": str(scratch)},
-    )
+    with _interrupts_held():
+        return subprocess.Popen(
+            [sys.executable, *flags, "-c", _BOOT, json.dumps(config)],
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            start_new_session=own_session,
+            env={**_inherited(), **(env or {}), "TMPDIR": str(scratch)},
+        )
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """SIGINT waits in this thread, and in a process that it starts until `begin` there: an interpreter that is hit
+    while it starts ends with status 1, as after a fault, not by the signal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(
@@ -117,6 +129,8 @@ def run(
 
 def begin(config: Mapping[str, Any]) -> None:
     """The first call in the new process: bind and bound it, then call its entry."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     die_with_parent(config["parent"])
     _forbid_privileges()
     for kind, wanted in _limits(config["memory"]):
