@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -76,6 +75,8 @@ def own_runtimes() -> tuple[Runtime, ...]:
 @cache
 def installed_runtimes() -> tuple[tuple[Runtime, ...], Mapping[str, str]]:
     """Those of installed packages, and by entry point why others cannot be imported."""
+    from importlib.metadata import entry_points
+
     found: list[Runtime] = []
     broken: dict[str, str] = {}
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP)):

@@ -237,11 +237,22 @@ def test_an_event_handler_that_raises_ends_the_child(child: worker.Worker) -> No
     assert child.pid is None
 
 
-def test_the_cold_start_is_short() -> None:
-    start = time.perf_counter()
-    with worker.Worker(allowed=("worker_tasks",)) as child:
-        child.run("worker_tasks:echo", {})
-    assert time.perf_counter() - start < 1.5
+@pytest.mark.parametrize(
+    ("task", "most", "ours"),
+    [("inspect", 560, 100), ("compare", 600, 125), ("profile", 600, 120), ("compile_to_goal", 800, 300)],
+)
+def test_a_worker_starts_with_few_modules(child: worker.Worker, task: str, most: int, ours: int) -> None:
+    """Most of a small task's time is imports: what a task may not need loads when it is first used."""
+    loaded = child.run("worker_tasks:loaded", {"module": f"sparsecc.tasks.{task}"})
+    late = {"sympy.core", "scipy.linalg", "onnx.reference", "jinja2", "rich", "torch", "asyncssh", "transformers"}
+    late |= {"onnxruntime"} if task == "inspect" else set()
+    assert late.isdisjoint(loaded)
+    assert len(loaded) <= most
+    assert sum(name.startswith("sparsecc") for name in loaded) <= ours
+
+
+def test_what_loads_late_is_whole_when_it_is_used(child: worker.Worker) -> None:
+    assert child.run("worker_tasks:symbolic_sum", {}) == "batch + 1"
 
 
 def test_the_child_ignores_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -24,6 +25,18 @@ def echo(request: Request, emit: Emit) -> Request:
 
 def pid(request: Request, emit: Emit) -> int:
     return os.getpid()
+
+
+def loaded(request: Request, emit: Emit) -> list[str]:
+    importlib.import_module(request["module"])
+    return sorted(sys.modules)
+
+
+def symbolic_sum(request: Request, emit: Emit) -> str:
+    import onnx_ir as ir
+
+    assert "sympy.core" not in sys.modules
+    return str((ir.SymbolicDim("batch") + 1).value)
 
 
 def progress(request: Request, emit: Emit) -> str:

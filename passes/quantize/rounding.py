@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky
+import scipy
 
 from sparsecc.passes.weights.input_moments import InputMoments, damped, output_error
 from sparsecc.runtime.numerics import decibels
@@ -124,7 +124,7 @@ def gptq(
     matrix (out, k); gram (k, k) is X^T X of its inputs.
     """
     inverse = np.linalg.inv(damped(gram))
-    upper = cholesky((inverse + inverse.T) / 2, lower=False)
+    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False)
     return _with_feedback(matrix.astype(np.float64), size, bits, symmetric, upper)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from sparsecc.passes.weights.input_moments import damped
 
@@ -19,6 +19,6 @@ def refit_rows(matrix: np.ndarray, mask: np.ndarray, gram: np.ndarray) -> np.nda
     for row in range(len(matrix)):
         kept = np.flatnonzero(mask[row])
         if kept.size:
-            factor = cho_factor(safe[np.ix_(kept, kept)], check_finite=False)
-            result[row, kept] = cho_solve(factor, targets[row, kept], check_finite=False)
+            factor = scipy.linalg.cho_factor(safe[np.ix_(kept, kept)], check_finite=False)
+            result[row, kept] = scipy.linalg.cho_solve(factor, targets[row, kept], check_finite=False)
     return result

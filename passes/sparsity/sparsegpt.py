@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cholesky
+import scipy
 
 from sparsecc.passes.sparsity.pattern import Pattern
 from sparsecc.passes.weights.input_moments import damped
@@ -14,7 +14,7 @@ BLOCK = 128
 def sparsegpt(matrix: np.ndarray, gram: np.ndarray, pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
     """(new matrix, mask) of a matrix (out, k) whose inputs have the gram matrix (k, k)."""
     inverse = np.linalg.inv(damped(gram))
-    upper = cholesky((inverse + inverse.T) / 2, lower=False)
+    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False)
     work = matrix.astype(np.float64)
     rows, columns = work.shape
     mask = np.ones((rows, columns), bool)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -173,3 +175,19 @@ def _params(analysis: Analysis, members: Sequence[Member]) -> int:
         tensor = initializers[name].const_value
         total += 0 if tensor is None else int(tensor.size)
     return total
+
+
+def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Why what was kept whole was kept whole: reason, how many groups and parameters, an example."""
+    number: Counter[str] = Counter()
+    params: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for group in groups:
+        if group.pinned is not None:
+            reason = group.pinned.partition(" of ")[0] if " of " in group.pinned else group.pinned
+            number[reason] += 1
+            params[reason] += group.params
+            example.setdefault(reason, group.members[0][0])
+    return [
+        {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
+    ]

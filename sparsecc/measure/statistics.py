@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 Times = npt.NDArray[np.float64]
 RESAMPLES = 2000
@@ -69,12 +70,10 @@ def ratio_of_rounds(differences: Sequence[Times], *, confidence: float = 0.95) -
     Pairs of one round share their sessions, and where a session's memory lies moves its speed: pairs are no
     independent draws, rounds are. An interval over all pairs alike would be too narrow.
     """
-    from scipy.special import stdtrit
-
     medians = np.array([float(np.median(d)) for d in differences])
     middle = float(medians.mean())
     error = float(medians.std(ddof=1)) / math.sqrt(len(medians))
-    reach = error * float(stdtrit(len(medians) - 1, (1 + confidence) / 2))
+    reach = error * float(scipy.special.stdtrit(len(medians) - 1, (1 + confidence) / 2))
     return LogRatio(middle, middle - reach, middle + reach)
 
 

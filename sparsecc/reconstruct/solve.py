@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from sparsecc.calibrate.moments import Moments
 
@@ -46,8 +46,8 @@ def change(inputs: np.ndarray, missing: np.ndarray, damping: float) -> np.ndarra
     diagonal += (damping * np.where(mean > 0, mean, 1.0))[:, None]
     if len(damped) == 1:
         with suppress(np.linalg.LinAlgError):  # rounding may leave it indefinite
-            factor = cho_factor(damped[0].T, lower=True, check_finite=False)
-            return np.asarray(cho_solve(factor, missing[0].T, check_finite=False).T[None])
+            factor = scipy.linalg.cho_factor(damped[0].T, lower=True, check_finite=False)
+            return np.asarray(scipy.linalg.cho_solve(factor, missing[0].T, check_finite=False).T[None])
     return np.asarray(np.linalg.solve(damped, missing.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, advised
 from sparsecc.decide.goals import judge
+from sparsecc.graph.groups import pinned_reasons
 from sparsecc.report.types_used import advice_for, slower_than, type_warnings
 from sparsecc.report.verdict import verdict
 from sparsecc.system.machine import device
@@ -16,7 +16,6 @@ from sparsecc.system.versions import versions
 
 if TYPE_CHECKING:
     from sparsecc.decide.channels import Choice
-    from sparsecc.graph.groups import Group
 
 SCHEMA = "sparsecc.report/1"
 
@@ -112,19 +111,3 @@ def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mappin
         made["goal"] = judge(goal, measured)
         if not made["goal"]["met"] and not goal["notes"]:
             made["warnings"].append("the final measurement missed the goal by over 5 %: compile once more")
-
-
-def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Why what was kept whole was kept whole: reason, how many groups and parameters, an example."""
-    number: Counter[str] = Counter()
-    params: Counter[str] = Counter()
-    example: dict[str, str] = {}
-    for group in groups:
-        if group.pinned is not None:
-            reason = group.pinned.partition(" of ")[0] if " of " in group.pinned else group.pinned
-            number[reason] += 1
-            params[reason] += group.params
-            example.setdefault(reason, group.members[0][0])
-    return [
-        {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
-    ]

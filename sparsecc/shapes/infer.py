@@ -15,8 +15,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import shape_inference
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.ops import load_op
 
 from sparsecc.axes.sizes import Size, joined
 from sparsecc.shapes.assignment import Probe, dims_of, tensor_type
@@ -317,6 +315,9 @@ def _computed(
     proto: onnx.NodeProto, arrays: Sequence[np.ndarray | None], version: int
 ) -> Sequence[np.ndarray]:
     """The outputs of one node on small arrays, or nothing where the reference cannot run it."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.ops import load_op
+
     parameters = {
         "log": lambda *_: None,
         "opsets": {"": version},

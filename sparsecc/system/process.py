@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsecc.system.deferred import defer
 from sparsecc.system.memory import default_limit
 
 _BOOT = (
@@ -128,9 +129,10 @@ def run(
 
 
 def begin(config: Mapping[str, Any]) -> None:
-    """The first call in the new process: bind and bound it, then call its entry."""
+    """The first call in the new process: bind and bound it, then call its entry, whose libraries load when used."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    defer()
     die_with_parent(config["parent"])
     _forbid_privileges()
     for kind, wanted in _limits(config["memory"]):

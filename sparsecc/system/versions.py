@@ -5,11 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 PACKAGES = ("sparsecc", "numpy", "onnx", "onnx-ir", "onnxruntime")
 """Packages whose versions every manifest records."""

@@ -14,13 +14,12 @@ from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
-from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding
+from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding, pinned_reasons
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
-from sparsecc.report.assemble import pinned_reasons
 from sparsecc.report.inspect_page import topology
 
 Emit = Callable[[dict[str, Any]], None]

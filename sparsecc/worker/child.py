@@ -25,7 +25,10 @@ _HEADROOM = 32 << 20
 
 
 def serve(config: dict[str, Any]) -> None:
-    """Serve requests until the pipe closes. File descriptors 1 and 2 already lead to the parent's log."""
+    """Serve requests until the pipe closes, then end at once: what this process wrote is in the parent's hands.
+
+    File descriptors 1 and 2 already lead to the parent's log.
+    """
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")  # the kernel's first victim, before the user's own programs
     faulthandler.enable()
@@ -38,6 +41,8 @@ def serve(config: dict[str, Any]) -> None:
             answer = _answer(json.loads(line), config["allowed"], channel, room)
             sys.stdout.flush()
             channel.send(answer, RESULT_LIMIT)
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _Channel:
