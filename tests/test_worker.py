@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sparsecc import errors, worker
+from sparsecc.system import process
 from sparsecc.worker import crash
 
 HERE = Path(__file__).parent
@@ -244,11 +245,49 @@ def test_an_event_handler_that_raises_ends_the_child(child: worker.Worker) -> No
 def test_a_worker_starts_with_few_modules(child: worker.Worker, task: str, most: int, ours: int) -> None:
     """Most of a small task's time is imports: what a task may not need loads when it is first used."""
     loaded = child.run("worker_tasks:loaded", {"module": f"sparsecc.tasks.{task}"})
-    late = {"sympy.core", "scipy.linalg", "onnx.reference", "jinja2", "rich", "torch", "asyncssh", "transformers"}
+    late = {
+        "sympy.core",
+        "scipy.linalg",
+        "onnx.reference",
+        "jinja2",
+        "rich",
+        "torch",
+        "asyncssh",
+        "transformers",
+    }
     late |= {"onnxruntime"} if task == "inspect" else set()
     assert late.isdisjoint(loaded)
     assert len(loaded) <= most
     assert sum(name.startswith("sparsecc") for name in loaded) <= ours
+
+
+def test_tasks_share_a_kept_child_where_their_sandboxes_are_alike(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = process.start
+
+    def counted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(process, "start", counted)
+
+    def children(**options: Any) -> int:
+        request = {"model": str(models_dir / "digits_lstm.onnx")}
+        worker.run("sparsecc.loading.identity:identify", request, **options)
+        return len(started)
+
+    (tmp_path / "inside").mkdir()
+    with worker.kept(tmp_path):
+        assert children() == 1
+        assert children(write=[tmp_path / "inside"]) == 1
+        assert children(write=[tmp_path.parent]) == 2
+        assert children(memory=1 << 30) == 3
+        assert children(write=None) == 4  # outside of a sandbox: perhaps the user's own code
+        assert children() == 4
+    assert gone(started[0].pid)
+    assert children() == 5
 
 
 def test_what_loads_late_is_whole_when_it_is_used(child: worker.Worker) -> None:

@@ -39,7 +39,9 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         folder,
         Space(**{name: getattr(call, name) for name in rows_of(Tried)}),
         base,
-        runner=runners.local(call.jobs) if call.cluster is None else runners.cluster(call.cluster),
+        runner=runners.local(call.jobs, call.memory_limit)
+        if call.cluster is None
+        else runners.cluster(call.cluster),
         limits={"deadline": call.deadline, "memory_limit": call.memory_limit},
         rounds=call.rounds,
         on_event=call.on_event or (lambda event: None),

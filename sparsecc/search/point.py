@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,24 +27,29 @@ def id_of(model_sha256: str, options: Mapping[str, Any], data: str) -> str:
 
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile `request["model"]` with `request["options"]`; the row of the ledger. An error becomes its line.
+    """As `make_in`, in a folder that goes again: on a machine of a cluster."""
+    with temporary_folder("search") as folder:
+        return make_in(folder, request)
 
-    Runs in a thread here or on a machine of a cluster; the compile itself has a process of its own.
-    """
+
+def make_in(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Compile `request["model"]` with `request["options"]` below `folder`; the row of the ledger. An error becomes its
+    line. The compile itself runs in a worker."""
     from sparsecc import api
 
     begun = time.perf_counter()
     row = {key: request[key] for key in ("id", "model_sha256", "varied")}
     row["options"] = row.pop("varied")
+    bundle = folder / request["id"]
     try:
-        with temporary_folder("search") as folder:
-            options = {**request["options"], **request["limits"]}
-            made = api.compile(request["model"], output=folder / "out", **options)
-            if "unmeasured" in made.report:
-                raise UnavailableError(made.report["unmeasured"])
-            row |= _measured(made.report) | _files(folder / "out")
+        made = api.compile(request["model"], output=bundle, **request["options"], **request["limits"])
+        if "unmeasured" in made.report:
+            raise UnavailableError(made.report["unmeasured"])
+        row |= _measured(made.report) | _files(bundle)
     except SparseccError as e:
         row |= {"error": str(e), "kind": type(e).__name__}
+    finally:
+        shutil.rmtree(bundle, ignore_errors=True)
     return {**row, "seconds": round(time.perf_counter() - begun, 3)}
 
 

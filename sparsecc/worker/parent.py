@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, InWorker, erro
 Event = Callable[[dict[str, Any]], None]
 """Called with each progress event; its "stage", when it has one, is named if the worker dies."""
 
+_SHARED: ContextVar[Worker | None] = ContextVar("shared", default=None)
+"""The worker that `kept` keeps for the tasks of this thread."""
 LEAST_MEMORY = 256 << 20
 """Bytes below which the libraries of a worker do not load: they exit, spin or fault, each in its own way."""
 _TICK = 0.05
@@ -57,14 +60,34 @@ def run(
     child is raised here as the same class with the same message; a child that crashed, hung or ran out of
     memory is a WorkerError; any other exception in it is an InternalError that names a crash report. `write` are the
     folders, beside its scratch and our cache, that its sandbox leaves open; None: it runs outside of any.
+
+    Inside `kept` the child may have served other tasks before.
     """
     if memory is not None and memory < LEAST_MEMORY:
         given, least = (one_line(f"{size / (1 << 20):.4g} MiB") for size in (memory, LEAST_MEMORY))
         raise WorkerError(
             f"a memory limit of {given} is below the {least} that a worker starts with: raise it"
         )
+    shared = _SHARED.get()
+    if shared is not None and shared.holds(memory, write):
+        return shared.run(task, request, deadline=deadline, on_event=on_event)
     with Worker(memory=memory, write=write) as worker:
         return worker.run(task, request, deadline=deadline, on_event=on_event)
+
+
+@contextlib.contextmanager
+def kept(write: Path, *, memory: int | None = None) -> Iterator[None]:
+    """Inside, tasks that `run` gets in this thread share one child, which imports its libraries once.
+
+    They are those with this limit of memory whose sandbox would leave nothing but folders below `write` open. What
+    runs outside of a sandbox may be the user's own code, which finds a process as it was made: it gets its own.
+    """
+    with Worker(memory=memory, write=[write]) as worker:
+        before = _SHARED.set(worker)
+        try:
+            yield
+        finally:
+            _SHARED.reset(before)
 
 
 @dataclass
@@ -101,6 +124,14 @@ class Worker:
         self._allowed = allowed
         self._write = write if write is not None and sandbox.is_wanted() else None
         self._child: _Child | None = None
+
+    def holds(self, memory: int | None, write: Sequence[Path] | None) -> bool:
+        """Whether a task with these limits may run here: it would be kept from as much in a child of its own."""
+        if write is None or self._memory != (default_limit() if memory is None else memory):
+            return False
+        open_here = [os.path.realpath(path) for path in self._write or ()]
+        inside = all(any(Path(os.path.realpath(path)).is_relative_to(o) for o in open_here) for path in write)
+        return inside or not sandbox.is_wanted()
 
     def __enter__(self) -> Worker:
         return self
