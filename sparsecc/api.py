@@ -100,12 +100,12 @@ def inspect(
     inputs: Inputs | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
-    prune_io: bool = False,
+    prune_io: Sequence[str] = (),
     why: str | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """The groups of a model: members, what can go, and what is pinned and why."""
-    options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": prune_io}
+    options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": list(prune_io)}
     with _file(model) as path:
         request = {"model": str(path), "options": options, "why": why}
         found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, on_event)

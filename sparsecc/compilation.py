@@ -18,6 +18,7 @@ from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
+from sparsecc.graph.caches import caches
 from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of
 from sparsecc.loss.answers import Question, questions
@@ -145,6 +146,8 @@ class Compilation:
     """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
     parts: tuple[Part, ...] = ()
     """The parts of the dense model's outputs: what is lost is told of each."""
+    caches: frozenset[str] = frozenset()
+    """The names of the inputs and outputs that are caches of the dense model."""
     asked: tuple[Question, ...] = ()
     """What the parts are asked, where that is known: classes, labels, neighbours."""
     feeds: list[Feeds] = field(init=False, repr=False)
@@ -218,7 +221,7 @@ class Compilation:
         except InputError as e:
             self._failure = str(e)
             return False
-        self._ran = {**dict(list(self._ran.items())[-1:]), _key(sizes): (feeds, outputs)}
+        self._ran = {**dict(list(self._ran.items())[-2:]), _key(sizes): (feeds, outputs)}
         return True
 
     def settled(self) -> Analysis:
@@ -240,6 +243,8 @@ class Compilation:
         self.sizes = [dict(sizes) for sizes in analysis.shapes.inputs]
         self.parts = parts_of_outputs(analysis)
         self.asked = questions(analysis.model, self.parts)
+        kept = caches(analysis.model)
+        self.caches = frozenset(v.name or "" for cache in kept for v in (cache.past, cache.present))
         self.feeds = [feeds for feeds, _ in ran]
         self.expected = [outputs for _, outputs in ran]
         return analysis
@@ -260,12 +265,13 @@ class Compilation:
     @property
     def judged_parts(self) -> tuple[Part, ...]:
         """The parts that results are told of: whole outputs where `--prune-io` took slots of them."""
-        return () if self.narrowed.outputs else self.parts
+        smaller = self.narrowed.outputs
+        return tuple(dict.fromkeys(Part(p.output) if p.output in smaller else p for p in self.parts))
 
     @property
     def judged_answers(self) -> tuple[Question, ...]:
         """What these are asked."""
-        return () if self.narrowed.outputs else self.asked
+        return tuple(one for one in self.asked if one.part.output not in self.narrowed.outputs)
 
     @property
     def small_feeds(self) -> Feeds | None:

@@ -86,7 +86,7 @@ def test_only_what_was_given_reaches_the_api(api: Recorder) -> None:
 def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
     options = (
         "--target onnx --ratio 0 --metric params --max-drop 1% --criterion l1 --allocator uniform --align 8 "
-        "--keep a* --keep b --only c --prune heads,layers --prune-io --sparsity 2:4 --quantize int8 "
+        "--keep a* --keep b --only c --prune heads,layers --prune-io y --sparsity 2:4 --quantize int8 "
         "--recover bias --calib c.npz --calib-general g.npz --working-memory 1GiB --evaluate m.py:f --input x:1x3 "
         "--seed 0 --device local --threads 2 --no-measure --deadline 2min --memory-limit 1GiB -o out --force "
         "--emit onnx --dry-run -q"
@@ -104,7 +104,7 @@ def test_every_compile_option_reaches_the_api(api: Recorder) -> None:
         "keep": ("a*", "b"),
         "only": ("c",),
         "prune": ("heads", "layers"),
-        "prune_io": True,
+        "prune_io": ("y",),
         "sparsity": "2:4",
         "quantize": "int8",
         "recover": "bias",
@@ -140,8 +140,8 @@ def test_other_commands_reach_the_api(api: Recorder) -> None:
     assert api.asked == {"arguments": ("m.onnx",), "layers": True, "threads": 2, "data": "d.npz"}
     assert main(["compare", "a.onnx", "out", "--input", "x:1x3", "-q"]) == 0
     assert api.asked == {"arguments": ("a.onnx", "out"), "inputs": {"x": (1, 3)}}
-    assert main(["inspect", "m.onnx", "--why", "w:0", "--prune-io", "-q"]) == 0
-    assert api.asked == {"arguments": ("m.onnx",), "why": "w:0", "prune_io": True}
+    assert main(["inspect", "m.onnx", "--why", "w:0", "--prune-io", "y", "-q"]) == 0
+    assert api.asked == {"arguments": ("m.onnx",), "why": "w:0", "prune_io": ("y",)}
     assert main(["verify", "out", "--model", "m.onnx", "-q"]) == 1
     assert api.asked == {"arguments": ("out",), "model": "m.onnx"}
 

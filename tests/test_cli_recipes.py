@@ -47,7 +47,7 @@ def test_recipe_gives_the_options(api: Recorder, tmp_path: Path) -> None:
         "inputs": {"x": (1, 3), "y": (4,)},
         "seed": 0,
         "measure": False,
-        "prune_io": True,
+        "prune_io": ("*",),
     }
 
 
@@ -98,7 +98,7 @@ def test_recipe_of_a_bundle_runs_again_when_its_code_is_named_again(
         "measure": True,
         "only": (),
         "prune": ("channels",),
-        "prune_io": False,
+        "prune_io": (),
         "threads": 1,
     }
 

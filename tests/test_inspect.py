@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ PINS = {
 }
 
 
-def analysed(text: str, *, prune_io: bool = False) -> Analysis:
+def analysed(text: str, *, prune_io: Sequence[str] = ()) -> Analysis:
     return analyse(normalise(ir.from_proto(model_of(text))), prune_io=prune_io)
 
 
@@ -96,7 +97,7 @@ def test_the_printed_cause_is_the_cause() -> None:
     assert explain(analysed(text.replace("{middle}", "p = Relu(h)")), where)["pinned"] is None
     for pin in ("graph output", "graph input"):
         text, where, _ = PINS[pin]
-        assert explain(analysed(text, prune_io=True), where)["pinned"] is None
+        assert explain(analysed(text, prune_io=("*",)), where)["pinned"] is None
 
 
 def test_why_lists_what_the_axis_goes_with(net: Path) -> None:

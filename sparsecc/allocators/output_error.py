@@ -15,6 +15,7 @@ from sparsecc.ir.save import write
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part, parts_of_outputs
+from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.segments import Walk
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
@@ -50,10 +51,14 @@ class Bench:
             else Bench(analysis.model, chosen, scratch, threads, parts_of_outputs(analysis))
         )
 
-    def moved(self, model: ir.Model, share: float = 1.0) -> float:
-        """The loss of a model's outputs, its parts alike, on the leading share of the samples."""
+    def moved(self, model: ir.Model, share: float = 1.0, smaller: Narrowed | None = None) -> float:
+        """The loss of a model's outputs, its parts alike, on the leading share of the samples.
+
+        `smaller` says which slots of the inputs the model has lost.
+        """
         feeds, reference = self._dense(share)
-        return reference.loss(self._outputs(model, feeds))
+        own = feeds if smaller is None else [smaller.feeds(one) for one in feeds]
+        return reference.loss(self._outputs(model, own))
 
     def branched(self, variant: ir.Model) -> float:
         """As `moved`, run from where the variant first differs: of many, those that differ early come first."""

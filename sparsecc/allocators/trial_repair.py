@@ -17,6 +17,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.reconstruct.stage import kept_values, repair_from
+from sparsecc.reference.pruned_io import Narrowed
 
 PLANS = 4
 """About how many cuts an allocator compares before it takes one."""
@@ -71,13 +72,13 @@ class Rehearsal(CutLosses):
         if not found.keys() >= cut.keys():
             return float("inf")
         keep = {found[atom]: slots for atom, slots in cut.items()}
-        kept = kept_values(twin, keep)
+        kept, smaller = kept_values(twin, keep), Narrowed.of(twin, keep)
         remove(twin, keep)
         mixtures = mixtures_of(twin)
         repair_from(
             stage.compilation, self._analysis.model, twin.model, kept, stage.seen, stage.method, mixtures
         )
-        return self._bench.moved(twin.model, share)
+        return self._bench.moved(twin.model, share, smaller)
 
 
 def counterparts(analysis: Analysis, twin: Analysis) -> dict[Atom, Atom]:

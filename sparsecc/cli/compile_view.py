@@ -27,6 +27,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         Line(""),
         *_engine(report),
         *_removed(report),
+        *_resized(report),
         *_types(report),
         *_reasons("pinned", report.get("pinned", ()), "what"),
         *_reasons("skipped", report.get("skipped", ()), "where"),
@@ -94,6 +95,23 @@ def _removed(report: Mapping[str, Any]) -> list[Block]:
         gone = tokens["patches"] - tokens["kept"]
         texts.append(f"{gone} of {tokens['patches']} patches behind {tokens['stream']}")
     return [Line(f"Removed: {', '.join(texts)}.", _good(report))]
+
+
+def _resized(report: Mapping[str, Any]) -> list[Block]:
+    """Inputs and outputs that have other sizes now: whoever calls the model must know."""
+    changed = report.get("io", ())
+    rows = [
+        (one["cache"], f"{quoted(one['name'])} axis {axis}: {before} to {after}")
+        for one in changed
+        for axis, (before, after) in one["axes"].items()
+    ]
+    kept, others = ([text for is_cache, text in rows if is_cache is wanted] for wanted in (True, False))
+    lines: list[Block] = [Line(f"Caches are smaller: {kept[0]}{_more(kept)}.")] if kept else []
+    if others:
+        lines.append(
+            Line(f"Callers must change: {'; '.join(others[:TOP])}{_more(others[TOP - 1 :])}.", "warn")
+        )
+    return lines
 
 
 def _types(report: Mapping[str, Any]) -> list[Block]:

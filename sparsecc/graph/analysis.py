@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.axes.sizes import at, is_static, is_unknown
+from sparsecc.graph.caches import Cache, cache_sizes, caches, relate
 from sparsecc.graph.coordinates import pin_coordinates
+from sparsecc.graph.patterns import matches
 from sparsecc.graph.single_slots import gather_single_slots
 from sparsecc.graph.slot_indices import pass_on, pin_numbered, settle
 from sparsecc.ir.subgraphs import bodies_of, has_body, reads
@@ -49,25 +51,32 @@ def analyse(
     model: ir.Model,
     dims: Dims | None = None,
     *,
-    prune_io: bool = False,
+    prune_io: Sequence[str] = (),
     runs: Runs | None = None,
     sample: Dims | None = None,
 ) -> Analysis:
     """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works.
 
-    `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first.
+    `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first. `prune_io`
+    are patterns of the inputs and outputs that may lose slots; caches may without being named.
     """
     with collector_paused():
-        return _analysed(model, infer(model, shapes_of, dims, runs, sample), prune_io)
+        found = caches(model)
+        likely = [*cache_sizes(model, found)] if found and not dims else []
+        return _analysed(model, infer(model, shapes_of, dims, runs, sample, likely), prune_io, found)
 
 
-def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
+def _analysed(model: ir.Model, shapes: Shapes, prune_io: Sequence[str], found: Sequence[Cache]) -> Analysis:
     analysis = Analysis(model, shapes, Space(), Record())
     if not shapes.works:  # such a model is refused: its shapes are a guess
         return analysis
-    enter_inputs(analysis, pin=not prune_io)
-    _follow_all(analysis, model.graph)
-    leave_outputs(analysis, pin=not prune_io)
+    kept = {value for cache in found for value in (cache.past, cache.present)}
+    graph = model.graph
+    free = {v for v in (*graph.inputs, *graph.outputs) if v in kept or _is_named(v, prune_io)}
+    enter_inputs(analysis, free)
+    _follow_all(analysis, graph)
+    relate(found, analysis.space, analysis.record)
+    leave_outputs(analysis, free)
     settle(analysis.space, analysis.record)
     pin_coordinates(model, analysis.space, analysis.record)
     _tie_shared_weights(analysis)
@@ -77,8 +86,12 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: bool) -> Analysis:
     return analysis
 
 
-def enter_inputs(analysis: Analysis, pin: bool) -> None:
-    """Axes of the graph inputs; only the batch axis is pinned unless `pin`."""
+def _is_named(value: ir.Value, patterns: Sequence[str]) -> bool:
+    return any(matches(value.name or "", pattern) for pattern in patterns)
+
+
+def enter_inputs(analysis: Analysis, free: Container[ir.Value] = ()) -> None:
+    """Axes of the graph inputs, pinned; of the `free` ones the batch axis alone, and what is dynamic."""
     graph, record = analysis.model.graph, analysis.record
     record.constant.update(graph.initializers.values())
     for value in graph.inputs:
@@ -87,23 +100,23 @@ def enter_inputs(analysis: Analysis, pin: bool) -> None:
         shape = analysis.shapes.of(value)
         if shape is not None:
             record.axes[value] = [Atom(size) for size in shape]
-            for axis in _fixed(record.axes[value], pin):
+            for axis in _fixed(record.axes[value], value in free):
                 analysis.space.pin(axis, f"graph input '{value.name}'")
 
 
-def leave_outputs(analysis: Analysis, pin: bool) -> None:
-    """Pin what reaches a graph output; only its batch axis unless `pin`."""
+def leave_outputs(analysis: Analysis, free: Container[ir.Value] = ()) -> None:
+    """Pin what reaches a graph output; of the `free` ones the batch axis alone, and what is dynamic."""
     for value in analysis.model.graph.outputs:
         analysis.space.cause = value
         axes = analysis.record.axes.get(value, [])
-        for axis in _fixed(axes, pin):
+        for axis in _fixed(axes, value in free):
             analysis.space.pin(axis, f"graph output '{value.name}'")
         pin_numbered(analysis.space, analysis.record, [value], "graph output")
 
 
-def _fixed(axes: list[Axis], pin: bool) -> list[Axis]:
-    """With `--prune-io` the batch stays, and so does what has another size at every run."""
-    return [a for i, a in enumerate(axes) if pin or i == 0 or not is_static(a.size)]
+def _fixed(axes: list[Axis], is_free: bool) -> list[Axis]:
+    """What stays: of a free input or output the batch, and what has another size at every run."""
+    return [a for i, a in enumerate(axes) if not is_free or i == 0 or not is_static(a.size)]
 
 
 def _follow_all(analysis: Analysis, graph: ir.Graph) -> None:

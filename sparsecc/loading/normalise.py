@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.graph.caches import size_caches
 from sparsecc.graph.constant_if import take_known_branches
 from sparsecc.ir.subgraphs import name_values, one_scope
 from sparsecc.loading.constant_weights import fix_weights, store_operands
@@ -17,6 +18,7 @@ from sparsecc.loading.maxpool_padding import guard_zeros
 from sparsecc.loading.mixture_buffers import guard_mixtures
 from sparsecc.loading.models import TYPES
 from sparsecc.loading.sequences import split_sequences
+from sparsecc.rules import shapes_of
 
 FIXED = "sparsecc.fixed"
 """Where a normalised model says how many inputs became constants because the file listed its weights there."""
@@ -31,7 +33,8 @@ def normalise(model: ir.Model) -> ir.Model:
 
     An If whose condition is the same for every input gives way to its branch, a sequence that only passes pieces
     of a tensor on to a Split. Weights inside bodies become weights of the main graph, which the bodies read. What
-    layers read as weights and nodes compute from constants becomes constant too. Zeros that a runtime would lose
+    layers read as weights and nodes compute from constants becomes constant too. Caches have the sizes that their
+    attention demands. Zeros that a runtime would lose
     become numbers next to zero, and inputs that it would clear get a reader more.
 
     Names of inputs, outputs and initializers stay, but for those inside bodies that repeat another. Inputs with
@@ -53,6 +56,7 @@ def normalise(model: ir.Model) -> ir.Model:
     if take_known_branches(model):
         name_values(model)
         _name_nodes(model)
+    size_caches(model, shapes_of)
     model.meta[FIXED] = fix_weights(model)
     store_operands(model)
     model.meta[GUARDED] = guard_zeros(model)

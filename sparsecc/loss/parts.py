@@ -16,6 +16,7 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Axis, parts_of
 from sparsecc.axes.sizes import at, is_static
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.caches import caches
 from sparsecc.rules import Trait, traits_of
 
 PIECES = 16
@@ -66,9 +67,14 @@ class Part:
 
 
 def parts_of_outputs(analysis: Analysis) -> tuple[Part, ...]:
-    """The parts of every output of a model, from its axes: where one is a concatenation, its pieces."""
+    """The parts of every output of a model, from its axes: where one is a concatenation, its pieces.
+
+    Caches are no answers: what is wrong in them shows in what later calls make of it.
+    """
     found: list[Part] = []
-    for value in analysis.model.graph.outputs:
+    outputs = list(analysis.model.graph.outputs)
+    kept = {cache.present for cache in caches(analysis.model)}
+    for value in [value for value in outputs if value not in kept] or outputs:
         whole = Part(value.name or "")
         axes = analysis.record.axes.get(value, [])
         cuts = [list(_pieces(number, axis)) for number, axis in enumerate(axes)]

@@ -245,6 +245,11 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _named_io(value: Any) -> tuple[str, ...]:
+    """Names, or yes and no as recipes once had them: all of them or none."""
+    return (("*",) if value else ()) if isinstance(value, bool) else _patterns(value)
+
+
 def listed(metavar: str, read: Callable[[str], tuple[T, ...]]) -> Kind[Sequence[T]]:
     """Several values with commas between them; `read` reads such a text."""
 
@@ -326,6 +331,7 @@ RATE = amount("RATE", reading.rate)
 DECIBELS = amount("DB", reading.decibels)
 SIZE = memory()
 ALIGN: Kind[str | int] = Kind("auto|N", reading.align, _align)
+NAMED_IO: Kind[Sequence[str]] = Kind("NAME", lambda one: (one,), _named_io, repeated=True)
 PATTERNS: Kind[Sequence[str]] = Kind("PATTERN", lambda one: (one,), _patterns, repeated=True)
 INPUTS: Kind[Inputs] = Kind("NAME:SHAPE", lambda one: _inputs([one]), _inputs, repeated=True)
 PAIRS: Kind[Pairs] = Kind("KEY=VALUE", lambda one: _pairs([one]), _pairs, repeated=True)

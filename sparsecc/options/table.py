@@ -21,6 +21,7 @@ from sparsecc.options.row import (
     INPUTS,
     KEPT,
     MILLISECONDS,
+    NAMED_IO,
     PAIRS,
     PATTERNS,
     RATE,
@@ -222,8 +223,11 @@ class CompileOptions(Options):
         "Remove channels that are the same on every input, or that nobody reads, and nothing else: exactly.",
         REMOVAL,
     )
-    prune_io: bool = option(
-        False, FLAG, "Let the sizes of the model's inputs and outputs change too.", REMOVAL
+    prune_io: Sequence[str] = option(
+        (),
+        NAMED_IO,
+        "Inputs and outputs whose sizes may change, by name or glob; caches of decoders may unasked. May be repeated.",
+        REMOVAL,
     )
     sparsity: str | None = option(
         None, word("PATTERN"), "Pattern over what is left, e.g. 2:4.", NUMBERS, is_common=True

@@ -18,6 +18,7 @@ from sparsecc.calibrate.mixtures import Inner, Mixture, Seen
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.reconstruct.layerwise import UNCHANGED, Kept, Repair
+from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import Walk
 
@@ -63,16 +64,21 @@ def mend_experts(
     options, scratch = compilation.options, compilation.scratch.folder
     compilation.progress("repair experts", 0.0)
     names = [name for mixture in mixtures for name in mixture.names]
+    smaller = Narrowed.by(pruned.graph, kept)
+    small = [smaller.feeds(batch) for batch in samples.batches]
     one, other = (
         Walk(
             model,
-            samples.batches,
+            batches,
             scratch / folder,
             wanted=names,
             threads=options.threads,
             memory=options.working_memory // 2,
         )
-        for model, folder in ((dense, "dense_experts"), (pruned, "pruned_experts"))
+        for model, batches, folder in (
+            (dense, samples.batches, "dense_experts"),
+            (pruned, small, "pruned_experts"),
+        )
     )
     return refit_experts(mixtures, one, other, kept, options.seed)
 

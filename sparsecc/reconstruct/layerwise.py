@@ -20,6 +20,7 @@ from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
 from sparsecc.reconstruct.damping import Halves, balanced, damping_for, in_second_half
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
 from sparsecc.reconstruct.shared import sharers_of, side_by_side
+from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
 from sparsecc.runtime.segments import Walk
 
@@ -89,9 +90,10 @@ class _Sweep:
             threads=threads,
             memory=half,
         )
+        smaller = Narrowed.by(pruned.graph, kept)
         self.pruned = Walk(
             pruned,
-            samples.batches,
+            [smaller.feeds(batch) for batch in samples.batches],
             scratch / "pruned_walk",
             threads=threads,
             memory=half,

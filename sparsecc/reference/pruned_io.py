@@ -1,8 +1,8 @@
-"""Slots of graph inputs and outputs that went with `--prune-io`: what to feed, and what to compare."""
+"""Slots of graph inputs and outputs that went, of caches or by `--prune-io`: what to feed, and what to compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,17 @@ class Narrowed:
         """Read from the masks, before the model is edited."""
         graph = analysis.model.graph
         return Narrowed(_left(analysis, graph.inputs, keep), _left(analysis, graph.outputs, keep))
+
+    @staticmethod
+    def by(graph: ir.Graph, kept: Callable[[str, int], np.ndarray | None]) -> Narrowed:
+        """Of a pruned graph's inputs, from which slots are left of a value's axis (None where all are)."""
+        found: dict[str, dict[int, list[int]]] = {}
+        for value in graph.inputs:
+            for axis in range(len(value.shape or ())):
+                slots = kept(value.name or "", axis)
+                if slots is not None and not slots.all():
+                    found.setdefault(value.name or "", {})[axis] = np.flatnonzero(slots).tolist()
+        return Narrowed(found)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Narrowed:

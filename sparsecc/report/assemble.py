@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, advised
 from sparsecc.decide.goals import judge
@@ -51,6 +53,7 @@ def report(
         "layers": decision.layers,
         "counted": decision.counted,
         **({"tokens": plan.tokens} if plan.tokens else {}),
+        **({"io": resized(compilation)} if plan.io else {}),
         "pinned": pinned_reasons(decision.groups),
         "skipped": [{"pass": name, "where": s.where, "reason": s.reason} for name, s in compilation.remarks],
         "warnings": [
@@ -73,6 +76,22 @@ def report(
         made["measured_at"] = {name: list(array.shape) for name, array in compilation.feeds[0].items()}
         made["verdict"] = verdict(made).to_json()
     return made
+
+
+def resized(compilation: Compilation) -> list[dict[str, Any]]:
+    """Inputs and outputs that have other sizes now: {"name", "cache", "axes": {axis: [before, after]}}."""
+    narrowed, shapes = compilation.narrowed, {}
+    for arrays in (compilation.feeds[0], compilation.expected[0]):
+        shapes.update({name: np.shape(array) for name, array in arrays.items()})
+    return [
+        {
+            "name": name,
+            "cache": name in compilation.caches,
+            "axes": {str(axis): [shapes[name][axis], len(left)] for axis, left in axes.items()},
+        }
+        for side in (narrowed.inputs, narrowed.outputs)
+        for name, axes in side.items()
+    ]
 
 
 def _totals(side: str, decision: Decision, measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def keep_scale(edit: Edit, width: Axis) -> None:
         edit.node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(width.size))
 
 
-@rule("Attention", fix=mend_heads, traits=Trait.COMPOSITE)
+@rule("Attention", fix=mend_heads, traits=Trait.COMPOSITE, caches={4: 1, 5: 2})
 def attention(site: Site) -> None:
     """Q, K, V of (batch, heads, length, width), or flat; a key head may serve several query heads."""
     query, key, value = (list(site.axes(i)) for i in range(3))

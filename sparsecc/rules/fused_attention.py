@@ -34,7 +34,14 @@ def mend_fused(edit: Edit) -> None:
         edit.set_attribute("qkv_hidden_sizes", sizes)
 
 
-@rule("Attention", fix=mend_fused, domain=MS, traits=Trait.COMPOSITE, shapes=packed_attention(past=4))
+@rule(
+    "Attention",
+    fix=mend_fused,
+    domain=MS,
+    traits=Trait.COMPOSITE,
+    shapes=packed_attention(past=4),
+    caches={4: 1},
+)
 def fused_attention(site: Site) -> None:
     """Input times weights (in, q+k+v), then attention."""
     _self_attention(site, past=4, bias_operand=5)
@@ -46,6 +53,7 @@ def fused_attention(site: Site) -> None:
     domain=MS,
     traits=Trait.COMPOSITE | Trait.INTEGER,
     shapes=packed_attention(past=8, dtype=3),
+    caches={8: 1},
 )
 def quantized_attention(site: Site) -> None:
     """Quantized input times weights (in, q+k+v), then attention in float."""
@@ -105,7 +113,14 @@ def _joint_cache(site: Site, operand: int, batch: Axis, heads: Heads) -> None:
     site.same(own[4], heads.width)
 
 
-@rule("MultiHeadAttention", fix=mend_heads, domain=MS, traits=Trait.COMPOSITE, shapes=split_attention(past=6))
+@rule(
+    "MultiHeadAttention",
+    fix=mend_heads,
+    domain=MS,
+    traits=Trait.COMPOSITE,
+    shapes=split_attention(past=6),
+    caches={6: 1, 7: 2},
+)
 def multi_head_attention(site: Site) -> None:
     """Q, K, V apart or packed, with an optional bias (q+k+v) and caches."""
     _multi_head(site, bias=3, mask=5, past=6)
@@ -117,6 +132,7 @@ def multi_head_attention(site: Site) -> None:
     domain=MS,
     traits=Trait.COMPOSITE,
     shapes=split_attention(past=5),
+    caches={5: 1, 6: 2},
 )
 def decoder_attention(site: Site) -> None:
     """One step of a decoder: Q, K, V with an optional bias (q+k+v) and caches."""
@@ -174,6 +190,7 @@ def _unfolded(site: Site, count: int) -> tuple[list[Axis], list[Axis], list[Axis
     domain=MS,
     traits=Trait.COMPOSITE,
     shapes=OutputShapes(grouped_attention),
+    caches={3: 1, 4: 2},
 )
 def group_query_attention(site: Site) -> None:
     """Query heads in runs that share a key head; the rotation couples slots in pairs."""

@@ -9,7 +9,7 @@ text: a letter is an axis, the same letter is the same axis, `*` stands for any 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import onnx_ir as ir
@@ -26,7 +26,8 @@ Fix = Callable[[Edit], None]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operator is treated. `weights` are the operands that a layer's own constants come in."""
+    """How one operator is treated. `weights` are the operands that a layer's own constants come in; `caches` those
+    that bring what it has kept so far, with the output that each leaves it as (operand -> output)."""
 
     follow: Follow
     fix: Fix | None = None
@@ -34,6 +35,7 @@ class Rule:
     traits: Trait = Trait.NONE
     weights: tuple[int, ...] = ()
     shapes: OutputShapes | None = None
+    caches: Mapping[int, int] = field(default_factory=dict)
 
 
 RULES: dict[tuple[str, str], Rule] = {}
@@ -48,13 +50,14 @@ def rule(
     traits: Trait = Trait.NONE,
     weights: tuple[int, ...] = (),
     shapes: OutputShapes | None = None,
+    caches: Mapping[int, int] | None = None,
 ) -> Callable[[Follow], Follow]:
     """Register a function as the `follow` of one or several operators."""
 
     def register(follow: Follow) -> Follow:
         summary = (follow.__doc__ or "").strip().split("\n")[0]
         for name in operators.split():
-            RULES[domain, name] = Rule(follow, fix, summary, traits, weights, shapes)
+            RULES[domain, name] = Rule(follow, fix, summary, traits, weights, shapes, caches or {})
         return follow
 
     return register
@@ -160,6 +163,12 @@ def weights_of(node: ir.Node) -> tuple[int, ...]:
     """The operands in which a node reads a layer's own constants; none where it is no layer."""
     known = rule_for(node.domain, node.op_type)
     return known.weights if known is not None else ()
+
+
+def caches_of(node: ir.Node) -> Mapping[int, int]:
+    """The operands of a node that are caches, with the outputs that they leave it as; none for most."""
+    known = rule_for(node.domain, node.op_type)
+    return known.caches if known is not None else {}
 
 
 def shapes_of(domain: str, operator: str) -> OutputShapes | None:

@@ -26,12 +26,15 @@ _ALIKE = ((1, 2), (1,), (2, 4), (2,), (3, 6), (3,), (4,), (8,), (16,))
 
 
 def assignments(
-    model: ir.Model, dims: Dims, sample: Dims | None = None
+    model: ir.Model,
+    dims: Dims,
+    sample: Dims | None = None,
+    likely: Sequence[list[dict[str, tuple[int, ...]]]] = (),
 ) -> Iterator[list[dict[str, tuple[int, ...]]]]:
     """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic).
 
-    `sample` are the shapes of one of the user's samples; they are tried before any others, with as many of
-    the dynamic dimensions varied as the model allows.
+    `sample` are the shapes of one of the user's samples; they are tried before any others, with as many of the
+    dynamic dimensions varied as the model allows. Then come those that are `likely`.
     """
     graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
@@ -40,6 +43,7 @@ def assignments(
         return
     if sample is not None:
         yield from _around(values, dims, sample)
+    yield from likely
     for candidate in _CANDIDATES:
         names: dict[str, tuple[int, int]] = {}
         pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}

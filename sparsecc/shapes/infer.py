@@ -111,10 +111,11 @@ def infer(
     dims: Dims | None = None,
     runs: Runs | None = None,
     sample: Dims | None = None,
+    likely: Sequence[list[dict[str, tuple[int, ...]]]] = (),
 ) -> Shapes:
     """Infer every shape; of operators that onnx does not infer, by what the `table` has.
 
-    `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first.
+    `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first, then what is `likely`.
 
     Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
     model runs at each of them; otherwise those with the fewest failures are taken.
@@ -122,7 +123,7 @@ def infer(
     walker = _Walker(model, table)
     best: Shapes | None = None
     failures = (False, 0)
-    for sizes in assignments(model, dims or {}, sample):
+    for sizes in assignments(model, dims or {}, sample, likely):
         probes = [walker.walk(inputs, number) for number, inputs in enumerate(sizes)]
         if len(probes) == 1 and probes[0].guessed:
             # all inputs are static, but what nobody can know is dynamic all the same

@@ -18,10 +18,10 @@ from sparsecc.torch.rules.site import AtenSite
 def analyse(program: Program) -> Analysis:
     """Give every dimension of an exported module its axis."""
     analysis = Analysis(program.model, program.shapes, Space(), Record())
-    walk.enter_inputs(analysis, pin=True)
+    walk.enter_inputs(analysis)
     for node in program.model.graph:
         _follow(program, analysis, node)
-    walk.leave_outputs(analysis, pin=True)
+    walk.leave_outputs(analysis)
     settle(analysis.space, analysis.record)
     _tie_parameters(analysis)
     _pin_unread(analysis)

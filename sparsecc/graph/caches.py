@@ -1,0 +1,160 @@
+"""Caches of decoders: what an attention has kept of earlier calls comes in as a graph input and leaves, longer, as an
+output. Both are one axis of heads and one of widths, so these may shrink as any inner axis may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from sparsecc.axes.algebra import Space
+from sparsecc.axes.sizes import is_static
+from sparsecc.rules.site import Record
+from sparsecc.rules.table import caches_of
+from sparsecc.shapes.contrib_ops import ShapeTable
+from sparsecc.shapes.dynamic_dims import dim_key, input_values, is_fixed
+from sparsecc.shapes.infer import Shapes, infer
+
+LENGTHS = (
+    ((1, 4, 8), (2, 1, 19), (1, 5, 0)),
+    ((1, 4, 8), (1, 1, 19), (1, 5, 0)),
+    ((1, 4, 8), (2, 1, 19)),
+    ((1, 4, 8), (1, 6, 19)),
+    ((1, 1, 8), (2, 1, 19)),
+)
+"""(batch, new positions, cached ones) of the probes: in the middle of a text, a step of two texts, the start of one.
+Kernels that take several new positions behind a cache take one text alone."""
+ENCODED = 2
+"""So many more positions than new ones has what an encoder gave."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache: the graph input, the graph output that it leaves as, the node that reads it as which operand, and
+    which of its axes counts positions."""
+
+    past: ir.Value
+    present: ir.Value
+    node: ir.Node
+    operand: int
+    positions: int
+
+
+def caches(model: ir.Model) -> list[Cache]:
+    """The caches of a model, in the order of its nodes.
+
+    Of attention operators by their table; elsewhere a Concat of a graph input (batch, heads, positions, width) with
+    new positions that is an output.
+    """
+    return [cache for node in model.graph for cache in _caches_at(node)]
+
+
+def _caches_at(node: ir.Node) -> Iterator[Cache]:
+    kept = dict(caches_of(node))
+    if node.op_type == "Concat" and node.domain in ("", "ai.onnx"):
+        kept = {0: 0}
+    for operand, output in kept.items():
+        past = node.inputs[operand] if operand < len(node.inputs) else None
+        present = node.outputs[output] if output < len(node.outputs) else None
+        if past is None or present is None or past.shape is None:
+            continue
+        rank = len(past.shape)
+        if not (past.is_graph_input() and present.is_graph_output()) or past.is_initializer() or rank < 4:
+            continue
+        if node.op_type == "Concat" and (rank != 4 or node.attributes.get_int("axis", 0) not in (2, -2)):
+            continue
+        yield Cache(past, present, node, operand, rank - 2)
+
+
+def relate(found: Sequence[Cache], space: Space, record: Record) -> None:
+    """What comes in is what went out: heads and widths of both are the same, and the positions stay."""
+    for cache in found:
+        space.cause = cache.node
+        past, present = record.axes.get(cache.past), record.axes.get(cache.present)
+        if past is None or present is None or len(past) != len(present):
+            for axis in (*(past or ()), *(present or ())):
+                space.pin(axis, f"cache '{cache.past.name}', which is not followed")
+            continue
+        for place, (before, after) in enumerate(zip(past, present, strict=True)):
+            if place == cache.positions or not is_static(before.size):
+                space.pin(before, f"the positions of cache '{cache.past.name}'")
+                space.pin(after, f"the positions of cache '{cache.past.name}'")
+            else:
+                space.unify(before, after)
+
+
+def cache_sizes(model: ir.Model, found: Sequence[Cache]) -> Iterator[list[dict[str, tuple[int, ...]]]]:
+    """Input sizes that a model with caches runs at, likeliest first: one dict per probe.
+
+    Positions in all are those cached and the new ones.
+    """
+    values = [value for value in input_values(model) if value.shape is not None]
+    if not found:
+        return
+    cached = [dim_key(cache.past, cache.positions) for cache in found]
+    batches = [dim_key(cache.past, cache.positions - 2) for cache in found]
+    for settings in LENGTHS:
+        probes = []
+        for batch, new, past in settings:
+            known = {**dict.fromkeys(batches, batch), **dict.fromkeys(cached, past)}
+            probes.append({v.name or "": _sizes(v, known, (batch, new, past)) for v in values})
+        yield probes
+
+
+def _sizes(value: ir.Value, known: dict[str, int], setting: tuple[int, int, int]) -> tuple[int, ...]:
+    """The sizes of an input; what its names mean is kept for the inputs behind it."""
+    batch, new, past = setting
+    sizes = []
+    for place, dim in enumerate(value.shape or ()):
+        key = dim_key(value, place)
+        if "encoder" in key:
+            other = new + ENCODED
+        else:
+            whole = "total" in key or "+" in key or "mask" in (value.name or "")
+            other = batch if place == 0 else past + new if whole else new
+        sizes.append(dim if is_fixed(dim) else known.setdefault(key, other))
+    return tuple(sizes)
+
+
+def size_caches(model: ir.Model, table: ShapeTable) -> None:
+    """Write the numbers of heads and the widths that follow from the attentions into the declared shapes of caches.
+
+    Exporters write names there, which tell nobody what the operators demand. `table` as shape inference takes it.
+    """
+    named = [c for c in caches(model) if c.past.shape is not None and not all(map(is_fixed, _widths_of(c)))]
+    if not named:
+        return
+    rough = infer(model, table)
+    for cache in named:
+        for value in (cache.past, cache.present):
+            if value.shape is None or len(value.shape) != len(cache.past.shape or ()):
+                continue
+            dims: list[int | ir.SymbolicDim] = list(value.shape)
+            for place, size in _widths(cache, rough).items():
+                dims[place] = dims[place] if is_fixed(dims[place]) else size
+            value.shape = ir.Shape(dims)
+
+
+def _widths_of(cache: Cache) -> list[int | ir.SymbolicDim]:
+    """The declared number of heads and width."""
+    dims = list(cache.past.shape or ())
+    return [dims[cache.positions - 1], dims[cache.positions + 1]]
+
+
+def _widths(cache: Cache, rough: Shapes) -> dict[int, int]:
+    """Heads and width of a cache as far as the attention that reads it says, by axis."""
+    node, attributes = cache.node, cache.node.attributes
+    heads = attributes.get_int("kv_num_heads", 0) or attributes.get_int("num_heads", 0)
+    if not heads or cache.positions != 2:
+        return {}
+    is_packed = len(node.inputs) < 2 or node.inputs[1] is None
+    value = node.inputs[0 if is_packed else 1 + (cache.operand != min(caches_of(node)))]
+    shape = rough.of(value) if value is not None else None
+    width = shape[-1] if shape else None
+    if shape is None or not isinstance(width, int):
+        return {}
+    if len(shape) == 3:
+        width //= attributes.get_int("num_heads", 0) + 2 * heads if is_packed else heads
+    return {1: heads, 3: width}
