@@ -56,7 +56,7 @@ def test_a_result_that_is_not_usable_is_said_first_here_and_on_the_page(
     assert (lowest_agreement(made.report["fidelity"]) < 0.8) == said
     first = compile_view(made.report)[0]
     assert isinstance(first, Line)
-    assert first.text.startswith("Not usable: try a lower --ratio" if said else "")
+    assert first.text.startswith("Not usable: try --" if said else "")
     assert first.style == ("bad" if said else "title")
     assert ("Not usable" in (tmp_path / "out" / "report.html").read_text()) == said
 

@@ -20,6 +20,8 @@ LIMIT = 512
 BATCH = 64
 FEWEST = 4
 """Samples below which none are held out."""
+FEW = 16
+"""Samples below which a fourth is held out: too few to judge by, so all are in turn (`CalibrationSet.folds`)."""
 DRAWN = 64
 """Random samples where there are none."""
 
@@ -65,6 +67,7 @@ class CalibrationSet:
         self._inputs = _inputs_of(model)
         self._source = feeds_from(spec, self._inputs)
         self._first: Feeds | None = None
+        self._few: list[Feeds] = []
 
     @staticmethod
     def of(fitted: Samples, held_out: Samples | None = None) -> CalibrationSet:
@@ -117,20 +120,44 @@ class CalibrationSet:
                 break
         if not self._divide:
             return read, []
-        return divided(read, whole_batches=not takes_any_batch(self._inputs))
+        whole_batches = not takes_any_batch(self._inputs)
+        self._few = list(read) if sum(_counted(read, whole_batches)) < FEW else []
+        return divided(read, whole_batches=whole_batches)
+
+    def folds(self) -> list[CalibrationSet]:
+        """Few samples divided in other ways, so that with the division of this set each is held out once.
+
+        None of a single one, and none where those held out are enough to judge by.
+        """
+        _ = self._divided
+        whole_batches = not takes_any_batch(self._inputs)
+        total = sum(_counted(self._few, whole_batches))
+        first, number = (0, total) if total < FEWEST else (1, 4)
+        found = []
+        for fold in range(first, number) if total > 1 else ():
+            parts = divided(self._few, whole_batches=whole_batches, every=number, fold=fold)
+            fitted, held_out = (Samples(tuple(merged(part, self._inputs)), real=True) for part in parts)
+            found.append(CalibrationSet.of(fitted, held_out))
+        return found
 
 
-def divided(batches: Sequence[Feeds], *, whole_batches: bool) -> tuple[list[Feeds], list[Feeds]]:
+def divided(
+    batches: Sequence[Feeds], *, whole_batches: bool, every: int | None = None, fold: int = 0
+) -> tuple[list[Feeds], list[Feeds]]:
     """(fitted to, held out): a fifth is held out, at least 8 where there are 16, a fourth of fewer, none of fewer than
-    FEWEST. They are taken at equal distances, so that both see all of what is ordered by class or time."""
-    numbers = [1 if whole_batches or len(_lengths(batch)) > 1 else _length(batch) for batch in batches]
+    FEWEST. They are taken at equal distances, so that both see all of what is ordered by class or time.
+
+    With `every` one of so many is held out, whatever their number, each in one of as many folds.
+    """
+    numbers = _counted(batches, whole_batches)
     total, passed = sum(numbers), 0
-    every = 4 if total < 16 else max(2, min(5, total // 8))
+    enough = every is not None or total >= FEWEST
+    every = every or (4 if total < FEW else max(2, min(5, total // 8)))
     fitted: list[Feeds] = []
     held_out: list[Feeds] = []
     for batch, number in zip(batches, numbers, strict=True):
-        back = np.arange(passed, passed + number) % every == every - 1
-        back &= total >= FEWEST
+        back = np.arange(passed, passed + number) % every == every - 1 - fold
+        back &= enough
         passed += number
         for part, chosen in ((fitted, ~back), (held_out, back)):
             if chosen.all():
@@ -218,6 +245,11 @@ def _cut(batch: Feeds, parts: Sequence[Feeds]) -> list[Feeds]:
 
 def _fits(a: Feeds, b: Feeds) -> bool:
     return all(a[n].ndim > 0 and a[n].shape[1:] == b[n].shape[1:] for n in a)
+
+
+def _counted(batches: Sequence[Feeds], whole_batches: bool) -> list[int]:
+    """How many samples each batch is to a division; one where it must stay whole."""
+    return [1 if whole_batches or len(_lengths(batch)) > 1 else _length(batch) for batch in batches]
 
 
 def _lengths(feeds: Feeds) -> set[int]:

@@ -106,6 +106,11 @@ class Reference:
         """(squared error, variance) of every row of the outputs' first axis: what a bootstrap over samples draws."""
         return self._errors(part, found), self._energies[part][0]
 
+    def lengths(self, part: Part) -> list[int]:
+        """How many rows each batch has in `rows`."""
+        blocks = [part.of(np.asarray(batch[part.output])) for batch in self.outputs]
+        return [len(block) if block.ndim and len(block) else 1 for block in blocks]
+
     def _errors(self, part: Part, found: Sequence[Outputs]) -> np.ndarray:
         """By row; infinite where shapes or infinities differ, and where what was a number is none."""
         rows = []

@@ -30,6 +30,7 @@ def told(
     found: Sequence[Outputs],
     parts: Sequence[Part] = (),
     asked: Sequence[Question] = (),
+    fits: Sequence[int] = (),
 ) -> dict[str, Any]:
     """How close outputs are to the dense model's for the same inputs, batch by batch.
 
@@ -38,13 +39,16 @@ def told(
     are the same on all samples; layers: of parts, the last layer before them; agreement: per part, the share of
     answers that are the same, their number, and the share's interval. {} where no output holds floating-point
     numbers and nothing is asked.
+
+    Where the batches are of several models, `fits` says how many of them each has: the interval then reaches from the
+    worst of these models to the best, which is how far one is from another.
     """
     reference = Reference(dense, parts)
     losses = reference.losses(found)
     facts: dict[str, Any] = losses.to_json() if losses.parts else {}
     if layers := {part.name: part.layer for part in reference.parts if part.layer}:
         facts["layers"] = layers
-    if interval := _interval(reference, found):
+    if interval := _interval(reference, found, fits):
         facts["interval_db"] = interval
     answers = agreement(asked, dense, found)
     if answers:
@@ -52,12 +56,12 @@ def told(
     return facts
 
 
-def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | None:
+def _interval(reference: Reference, found: Sequence[Outputs], fits: Sequence[int]) -> list[float] | None:
     """[low, high] of the quality in dB by bootstrap over samples, wider where these are few; None where there is one,
     or a loss is endless."""
     generator = np.random.default_rng(0)
     drawn: dict[int, np.ndarray] = {}
-    losses = np.zeros(RESAMPLES)
+    losses, apart = np.zeros(RESAMPLES), np.zeros(len(fits))
     for part in reference.parts:
         error, variance = reference.rows(part, found)
         number = len(error)
@@ -68,6 +72,9 @@ def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | N
             drawn[number] = counts.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             losses += (drawn[number] @ error) / (drawn[number] @ variance) / len(reference.parts)
+            if fits:
+                begins = np.cumsum([0, *reference.lengths(part)])[np.cumsum([0, *fits[:-1]])]
+                apart += np.add.reduceat(error, begins) / np.add.reduceat(variance, begins)
     losses = np.nan_to_num(losses, nan=np.inf)
     if not drawn:
         return None
@@ -77,4 +84,5 @@ def _interval(reference: Reference, found: Sequence[Outputs]) -> list[float] | N
         least = min(WIDEST, STUDENT[rows - 2] * SPREAD / np.sqrt(rows))
         middle = quality(reference.loss(found))
         low, high = min(low, round(middle - least, 2)), max(high, round(middle + least, 2))
-    return [low, high]
+    each = [quality(float(loss)) for loss in np.nan_to_num(apart, nan=np.inf) / len(reference.parts)]
+    return [min(low, *each), max(high, *each)] if each else [low, high]

@@ -128,7 +128,8 @@ def _outputs(facts: Mapping[str, Any]) -> str:
     data, number = facts.get("data", ""), ""
     if data.endswith("samples") and "the " not in data and "samples" in facts:
         number = f"{facts['samples']} "
-    text = f"outputs {_db(facts['quality_db'])} on {number}{data}"
+    fits = f", each out of one of {facts['fits']} fits" if "fits" in facts else ""
+    text = f"outputs {_db(facts['quality_db'])} on {number}{data}{fits}"
     if "interval_db" in facts and facts["quality_db"] < EQUAL:
         low, high = facts["interval_db"]
         text += f" ({low:.0f} to {high:.0f})"
@@ -153,10 +154,16 @@ def _db(value: float) -> str:
 
 
 def _advice(report: Mapping[str, Any]) -> str:
-    """What is most likely to help: what the compile itself found first, then what was not done yet."""
+    """What is most likely to help: what was tried and judged first, else what was not done yet."""
     asked = report.get("asked") or {}
     ratio, recover = asked.get("ratio"), asked.get("recover")
     steps: list[str] = []
+    tried = [f"{step['flags']} ({_found(step)})" for step in report.get("next_steps", ())]
+    if any(step["judgement"] != "useless" for step in report.get("next_steps", ())):
+        return f"try {', or '.join(tried)}, as was measured on the same samples"
+    if tried:
+        more = "" if recover == "distill" or not ratio else "; --recover distill was not tried"
+        return f"nor is {', nor '.join(tried)}, as was measured on the same samples{more}"
     if ratio:
         steps.append(_lower(ratio, report.get("passes", ())))
         if not asked.get("quantize"):
@@ -166,6 +173,13 @@ def _advice(report: Mapping[str, Any]) -> str:
     elif asked.get("quantize"):
         steps.append("--quantize fp16" if asked["quantize"] != "fp16" else "--quantize bf16")
     return ("try " + ", or ".join(steps)) if steps else "measure it with --evaluate"
+
+
+def _found(step: Mapping[str, Any]) -> str:
+    """`21 dB, 98.0% the same` of a next step, and where it is of no use either, that."""
+    same = "" if step.get("agreement") is None else f", {step['agreement']:.1%} the same"
+    use = {"usable": "", "doubtful": ", doubtful"}.get(step["judgement"], ", not usable")
+    return f"{_db(step['quality_db'])}{same}{use}"
 
 
 def _lower(ratio: float, records: Sequence[Mapping[str, Any]]) -> str:

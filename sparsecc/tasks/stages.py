@@ -28,6 +28,7 @@ from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
+from sparsecc.tasks import siblings
 from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
 from sparsecc.verify.probes import Probes
@@ -59,7 +60,7 @@ class Work:
     artefact: Artefact = field(init=False)
     """build: what the backend wrote into `folder`."""
     measured: dict[str, Any] = field(init=False)
-    """measure: figures of the dense and of the compiled model."""
+    """measure: figures of the dense and of the compiled model; cross-fit and next steps add theirs."""
     accuracy: dict[str, Any] | None = field(init=False)
     """evaluate: the user's metric before and after, None without one."""
 
@@ -210,6 +211,21 @@ def score_compiled(work: Work) -> None:
     work.accuracy = evaluate.evaluate(work.probes, work.backend, work.compiled, work.score)
 
 
+def cross_fit(work: Work) -> None:
+    """Where samples are few, all of them judge, each a fit that it had no part in."""
+    siblings.cross_fit(work, _graph)
+
+
+def try_next_steps(work: Work) -> None:
+    """Where the result is not usable: what would be."""
+    siblings.try_next_steps(work, _graph)
+
+
+def _graph(compilation: Compilation) -> Work:
+    """What a compile makes before a backend builds from it."""
+    return walk(Work(compilation), [stage for stage in MAKING if stage.run is not build])
+
+
 STAGES = (
     Stage("load", 0.0, load),
     Stage("evaluate the original", 0.05, score_original, checks=True),
@@ -222,7 +238,9 @@ STAGES = (
     Stage("build", 0.5, build),
     Stage("verify", 0.6, verify, checks=True, ours=True),
     Stage("measure", 0.7, measure, checks=True),
+    Stage("cross-fit", 0.85, cross_fit, checks=True),
     Stage("evaluate", 0.9, score_compiled, checks=True),
+    Stage("next steps", 0.95, try_next_steps, checks=True),
 )
 """A compile. What is read by a stage stands in an earlier one."""
 

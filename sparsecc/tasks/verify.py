@@ -165,12 +165,13 @@ class _Against:
 
     def samples(self, spec: str) -> Check:
         """The quality on samples given again, beside that which was told."""
-        before = worst_quality(self.bundle.report.get("fidelity") or {})
+        fidelity = self.bundle.report.get("fidelity") or {}
+        before = worst_quality(fidelity)
         if before is None:
             return _checked("numerics", None, "report.json tells no quality to compare with: compile again")
         model = normalise(load_ir(self.original))
         given = CalibrationSet(spec, model)
-        judged = given.held_out if given.held_out.batches else given.samples
+        judged = given.held_out if given.held_out.batches and "fits" not in fidelity else given.samples
         dense = open_session(write(model, self.scratch.dense), level="none")
         wanted, found = [], []
         for feeds in judged.batches:

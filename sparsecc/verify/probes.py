@@ -141,14 +141,24 @@ class Probes:
         if compilation.dense.by_parts:
             dense = narrowed.wanted(compilation.expected[0])
             return {**told([dense], [self._found]), "data": RANDOM}
-        runner = self.artefact(backend, compiled)
         judged, data = self._judged_on()
-        wanted = [narrowed.wanted(compilation.dense.runner.run(feeds)) for feeds in judged.batches]
-        found = [runner.run(narrowed.feeds(feeds)) for feeds in judged.batches]
+        wanted, found = self.outputs(backend, compiled, judged)
         for before, after in zip(wanted, found, strict=True):
             require_finite(before, after, data)
         close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
         return {**close, "data": data, "samples": judged.number}
+
+    def outputs(
+        self, backend: Backend, compiled: Path, samples: Samples
+    ) -> tuple[list[Outputs], list[Outputs]]:
+        """What the dense model and the compiled one give for samples, batch by batch."""
+        return self.compared(self.artefact(backend, compiled), samples)
+
+    def compared(self, runner: Any, samples: Samples) -> tuple[list[Outputs], list[Outputs]]:
+        """What the dense model, and one that takes what is left of its inputs, give for samples, batch by batch."""
+        narrowed, dense = self.compilation.narrowed, self.compilation.dense.runner
+        wanted: list[Outputs] = [narrowed.wanted(dense.run(feeds)) for feeds in samples.batches]
+        return wanted, [runner.run(narrowed.feeds(feeds)) for feeds in samples.batches]
 
     def keep(self, backend: Backend, compiled: Path, path: Path) -> None:
         """Write a few inputs with the outputs of the original and of the compiled model, for outsiders to check."""
