@@ -50,6 +50,9 @@ class Pass:
         """InputError for options that cannot be on this target, or not without calibration data: asked before a model
         is read, and again by `run`."""
 
+    def require_names(self, model: ir.Model) -> None:
+        """InputError for names among the options that the model, as it was loaded, does not have."""
+
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         raise NotImplementedError
 

@@ -140,6 +140,9 @@ class Compilation:
     """The samples of `--calib`, read once; None without it and with `--calib synthetic`."""
     general: CalibrationSet | None = None
     """The samples of `--calib-general`, read once; None without it."""
+    measured_options: dict[str, Any] = field(default_factory=dict)
+    """Options that name what passes chose by measuring: the recipe has them in place of those given, and so makes the
+    same again without measuring."""
     pass_feeds: Sequence[Feeds] = ()
     """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
@@ -165,6 +168,11 @@ class Compilation:
     @property
     def target(self) -> Target:
         return target_named(self.options.target)
+
+    @property
+    def settled_options(self) -> CompileOptions:
+        """The options with what was chosen by measuring said by name."""
+        return CompileOptions.of({**self.options.to_recipe(), **self.measured_options})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -278,6 +286,11 @@ class Compilation:
         """The first inputs for the pruned model, None where they are those of the dense one."""
         return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
 
+    @property
+    def timed_feeds(self) -> Feeds:
+        """The inputs that the result is timed on; what a pass calibrates on where it runs without a compile."""
+        return (self.small_feeds or self.feeds[0]) if self.has_begun else self.pass_feeds[0]
+
     # Samples
 
     @property
@@ -357,6 +370,7 @@ class Compilation:
         made so far, and keeps its own from there."""
         other = copy.copy(self)
         other.options, other.emit, other.narrowed, other.pass_feeds = options, emit, Narrowed(), ()
+        other.measured_options = {}
         other.records, other.warnings, other.remarks = [*self.records], [*self.warnings], [*self.remarks]
         return other
 

@@ -37,10 +37,10 @@ def options(**given: Any) -> CompileOptions:
     ("given", "passes"),
     [
         ({"quantize": "int8", "quantize_options": {"method": "mse", "smooth": "0.5", "max-drop": "1e-3"}},
-         [Quantize(type="int8", method="mse", smooth=0.5, max_drop=1e-3)]),
+         [Quantize(type="int8", method="mse", smooth=0.5, max_drop=1e-3, only_what_pays=True)]),
         ({"quantize": "int4", "quantize_options": {"algorithm": "gptq", "block": "64"}},
          [Quantize(type="int4", algorithm="gptq", block=64)]),
-        ({"quantize": "int8", "quantize_options": {"exclude": "a,b", "equalize": "true", "per_channel": "0"}},
+        ({"quantize": "int8!", "quantize_options": {"exclude": "a,b", "equalize": "true", "per_channel": "0"}},
          [Quantize(type="int8", exclude=("a", "b"), equalize=True, per_channel=False)]),
         ({"target": "tensorrt", "sparsity": "2:4", "sparsity_options": {"method": "wanda", "permute": "on"},
           "quantize": "fp8"},
@@ -132,7 +132,9 @@ def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
 @pytest.mark.parametrize(
     ("quantize", "advice"),
     [
-        ("int8", "--quantize mixed --quantize-option speedup=1 leaves in float what is slower in integers"),
+        ("int8!", "--quantize int8 leaves in float what is slower in integers"),
+        ("int8-dynamic", "--quantize int8 leaves in float what is slower in integers"),
+        ("int8", "leave --quantize out where latency is what counts"),
         ("fp16", "fp16 makes it smaller here, not faster"),
         (None, "--speedup TIMES instead of --ratio"),
     ],
@@ -360,7 +362,7 @@ def test_a_list_of_another_length_is_compiled_with_a_warning(tmp_path: Path) -> 
     np.savez(tmp_path / "x.npz", x=feeds["x"])
     result = api.compile(
         tmp_path / "m.onnx",
-        quantize="int8",
+        quantize="int8!",
         calib=str(tmp_path / "x.npz"),
         measure=False,
         output=tmp_path / "o",

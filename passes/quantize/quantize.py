@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
+from sparsecc.graph.patterns import nodes_named, require_nodes
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.base import Pass, PassResult, require_data
 from sparsecc.passes.quantize.float16 import HALF_TYPES, convert_to_half
@@ -60,8 +61,9 @@ class Quantize(Pass):
     that cost most in float for it; with the other types the compile is refused when it is more.
     size: bytes that a mixed model may have; speedup: how many times as fast as in float it must run here.
     types: what it is mixed of, beside float; all that the target has.
-    exclude: names of nodes left in float. keep_io: fp16 and bf16 keep float32 inputs and outputs;
-    false is refused.
+    exclude: the layers left in float; force: those that are quantized though they do not pay (see `nodes_named`).
+    only_what_pays: whether int8 leaves layers in float that it makes no faster.
+    keep_io: fp16 and bf16 keep float32 inputs and outputs; false is refused.
     rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """
 
@@ -80,12 +82,14 @@ class Quantize(Pass):
     correct_bias: bool = False
     max_drop: float | None = None
     exclude: tuple[str, ...] = ()
+    force: tuple[str, ...] = ()
     keep_io: bool = True
     rest: str = ""
     eora: float = 0.0
     size: float | None = None
     speedup: float | None = None
     types: tuple[str, ...] = ()
+    only_what_pays: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -101,8 +105,13 @@ class Quantize(Pass):
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
         self.require(compilation.target, has_data=bool(compilation.pass_feeds))
-        kind = self.kind
         prepare(model)
+        exclude, force = (tuple(nodes_named(model, names)) for names in (self.exclude, self.force))
+        return replace(self, exclude=exclude, force=force)._run(model, plan, compilation)
+
+    def _run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
+        """With the names of nodes in `exclude` and `force`."""
+        kind = self.kind
         skip = already_quantized(model) if kind.leaves_rest else None
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
@@ -150,6 +159,10 @@ class Quantize(Pass):
         kind.require(self)
         if what := kind.needs_data(self):
             require_data(what, has_data=has_data)
+
+    def require_names(self, model: ir.Model) -> None:
+        for name in ("exclude", "force"):
+            require_nodes(model, f"--quantize-option {name}", getattr(self, name))
 
     def _require_use(self) -> None:
         """InputError for an option that only another type has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
+from sparsecc.graph.patterns import nodes_named, require_nodes
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
 from sparsecc.passes.base import Pass, PassResult, require_data
@@ -60,7 +61,8 @@ class Sparsify(Pass):
     refit (Wanda's mask, then exact least squares), auto (refit, or sparsegpt for long reductions; magnitude
     without data). permute: reorder input channels first where that is exact. eora: the share of a layer's time that a
     low-rank path beside it may add. min_channels: layers with fewer
-    inputs or outputs stay dense; 0 takes the target's. exclude: names of nodes left dense.
+    inputs or outputs stay dense; 0 takes the target's. exclude: the layers left dense (see
+    `nodes_named`).
     """
 
     name: ClassVar[str] = "sparsify"
@@ -86,13 +88,17 @@ class Sparsify(Pass):
         if self.method in ("wanda", "sparsegpt", "refit") or self.eora:
             require_data(f"sparsity with {'eora' if self.eora else self.method}", has_data=has_data)
 
+    def require_names(self, model: ir.Model) -> None:
+        require_nodes(model, "--sparsity-option exclude", self.exclude)
+
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Zero in place. InputError when the target runs no such pattern faster."""
         self.require(compilation.target, has_data=bool(compilation.pass_feeds))
         pattern = parse_pattern(self.pattern)
         prepare(model)
         layers, skipped = find_layers(model, SINGLE_OR_HALF)
-        job = _Job(self, pattern, model, compilation)
+        named = replace(self, exclude=tuple(nodes_named(model, self.exclude)))
+        job = _Job(named, pattern, model, compilation)
         chosen = []
         for layer in layers:
             reason = job.why_not(layer)

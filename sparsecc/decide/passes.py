@@ -32,15 +32,17 @@ def passes_for(options: CompileOptions) -> list[Pass]:
         settings = pass_options(Sparsify, "--sparsity-option", options.sparsity_options, "pattern")
         passes.append(Sparsify(pattern=options.sparsity, **settings))
     if options.quantize:
-        if options.quantize not in target.types and not options.mixes_types:
+        if options.type not in target.types and not options.mixes_types:
             known = ", ".join(sorted(target.types))
-            raise InputError(f"target {target.name} does not run {options.quantize}: it has {known}")
+            raise InputError(f"target {target.name} does not run {options.type}: it has {known}")
         from sparsecc.passes.quantize import Quantize
 
-        settings = pass_options(Quantize, "--quantize-option", options.quantize_options, "type")
+        settings = pass_options(
+            Quantize, "--quantize-option", options.quantize_options, "type", "only_what_pays"
+        )
         if options.mixes_types and options.size is not None:
             settings |= {"size": options.size}
-        passes.append(Quantize(type=options.quantize, **settings))
+        passes.append(Quantize(type=options.type or "", only_what_pays=options.only_what_pays, **settings))
     return passes
 
 
@@ -50,13 +52,13 @@ def require_passes(options: CompileOptions) -> None:
         one.require(target_named(options.target), has_data=options.calib is not None)
 
 
-def pass_options(kind: type[Pass], option: str, given: Mapping[str, str], taken: str) -> dict[str, Any]:
-    """Fields of a pass from KEY=VALUE texts. `taken` is the field that has an option of its own.
+def pass_options(kind: type[Pass], option: str, given: Mapping[str, str], *taken: str) -> dict[str, Any]:
+    """Fields of a pass from KEY=VALUE texts. `taken` are the fields that other options set.
 
     InputError names the key with the closest one there is, or the value with what is wanted.
     """
     hints = typing.get_type_hints(kind)
-    known = [f.name for f in fields(kind) if f.name != taken]
+    known = [f.name for f in fields(kind) if f.name not in taken]
     read = {}
     for key, text in given.items():
         name = key.replace("-", "_")

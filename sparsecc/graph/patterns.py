@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 
+OF_TYPE = "type:"
+"""What a pattern begins with that means all nodes of an operator."""
 NEAREST = 3
 """Names that an error suggests at most."""
 _WILD = re.compile(r"[*?\[]")
@@ -37,7 +41,7 @@ def with_modules(names: Iterable[str]) -> list[str]:
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a shell pattern matches a name; one without wildcards names its module with all that is below, too."""
-    if fnmatch.fnmatchcase(name, pattern):
+    if name == pattern or fnmatch.fnmatchcase(name, pattern):
         return True
     return not _WILD.search(pattern) and name.startswith((f"{pattern}.", f"{pattern}/"))
 
@@ -92,3 +96,52 @@ def _nearest(pattern: str, known: Sequence[str]) -> str:
     if close:
         return f"the nearest names are {', '.join(map(quoted, close))}"
     return "'sparsecc inspect' lists what there is"
+
+
+def nodes_named(model: ir.Model, patterns: Sequence[str]) -> list[str]:
+    """The names of the nodes that patterns name: by their own name, their module, a constant that they read, or as
+    `type:Gemm` by their operator."""
+    if not patterns:
+        return []
+    return [
+        node.name or ""
+        for node in model.graph
+        if any(_names_node(pattern, node, names) for names in [_names_of(node)] for pattern in patterns)
+    ]
+
+
+def require_nodes(model: ir.Model, option: str, patterns: Sequence[str]) -> None:
+    """InputError for a pattern that names no node, with the nearest names."""
+    if not patterns:
+        return
+    named = [(node, _names_of(node)) for node in model.graph]
+    for pattern in patterns:
+        if not any(_names_node(pattern, node, names) for node, names in named):
+            if pattern.startswith(OF_TYPE):
+                known, text = [OF_TYPE + node.op_type for node, _ in named], pattern
+            else:
+                known, text = [name for _, names in named for name in names], pattern
+            raise InputError(
+                f"{option} {quoted(pattern)} matches nothing: {_nearest(text, list(dict.fromkeys(known)))}"
+            )
+
+
+def exactly(name: str, others: Collection[str]) -> str:
+    """The pattern that names this node and none of the others, without a comma."""
+    pattern = re.sub(r"([*?\[])", r"[\1]", name).replace(",", "?")
+    if pattern == name and any(other.startswith((f"{name}.", f"{name}/")) for other in others):
+        return f"{name[:-1]}[{name[-1]}]"
+    return pattern
+
+
+def _names_of(node: ir.Node) -> list[str]:
+    constants = [
+        value.name or "" for value in node.inputs if value is not None and value.const_value is not None
+    ]
+    return [name for name in (node.name or "", module_of(node.name or ""), *constants) if name]
+
+
+def _names_node(pattern: str, node: ir.Node, names: Iterable[str]) -> bool:
+    if pattern.startswith(OF_TYPE):
+        return fnmatch.fnmatchcase(node.op_type, pattern.removeprefix(OF_TYPE))
+    return any(matches(name, pattern) for name in names)

@@ -57,7 +57,8 @@ METRICS = ("macs", "params", "channels", "latency")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 """How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
-TYPES = ("int8", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
+TYPES = ("int8", "int8!", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
+"""Of --quantize; int8! leaves no layer in float because it would be faster there."""
 FORMS = ("onnx", "ort", "engine")
 SYNTHETIC = "synthetic"
 """What `calib` says to ask for random inputs."""
@@ -242,7 +243,8 @@ class CompileOptions(Options):
     quantize: str | None = option(
         None,
         choice("type", TYPES),
-        "Type of the weights and activations; mixed finds one for each layer, so that all fit --size.",
+        "Type of the weights and activations. int8 leaves layers in float that it makes no faster, int8! does not; "
+        "mixed finds a type for each layer, so that all fit --size.",
         NUMBERS,
         is_common=True,
     )
@@ -366,6 +368,17 @@ class CompileOptions(Options):
     def samples(self) -> str | None:
         """Where real samples come from; None where there are none, or random inputs were asked for."""
         return None if self.calib is None or self.calib == SYNTHETIC else str(self.calib)
+
+    @property
+    def type(self) -> str | None:
+        """The type that `quantize` asks for, whether it insists or not."""
+        return None if self.quantize is None else self.quantize.removesuffix("!")
+
+    @property
+    def only_what_pays(self) -> bool:
+        """Whether layers that integers make no faster stay in float: not where `int8!` insists, nor where a size is
+        asked for."""
+        return self.quantize == "int8" and self.size is None and self.footprint is None
 
     @property
     def mixes_types(self) -> bool:

@@ -112,12 +112,12 @@ def forebodings(choice: Choice) -> list[str]:
 def doubts(compilation: Compilation, measured: Mapping[str, Any]) -> list[str]:
     """What of the asked types and combinations did not come to pass. What was lost is the verdict's to say."""
     census = (measured.get("census") or {}).get("after")
-    asked, rows = compilation.options.quantize, [record.to_json() for record in compilation.records]
+    asked, rows = compilation.options.type, [record.to_json() for record in compilation.records]
     found = type_warnings(asked, rows, census, compilation.remarks)
     for part, speedup in (measured.get("parts") or {}).items():
         found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
     if speedup := (measured.get("latency") or {}).get("speedup"):
-        found += slower_than("the original", speedup, advice_for(asked))
+        found += slower_than("the original", speedup, advice_for(compilation.options.quantize))
     return found
 
 

@@ -59,7 +59,7 @@ def speedup_text(report: Mapping[str, Any]) -> str:
     if low <= 1 <= high:
         return f"no change in latency that can be told {interval}"
     if high < 1:
-        return f"{1 / speedup['estimate']:.2f}x slower {interval}"
+        return f"{1 / speedup['estimate']:.2f}x slower (95 % interval {1 / high:.2f} to {1 / low:.2f})"
     return f"{speedup['estimate']:.2f}x faster {interval}"
 
 

@@ -74,6 +74,11 @@ class Scratch:
         """The dense model with its types changed alone."""
         return self.folder / "quantized" / "model.onnx"
 
+    @property
+    def timed(self) -> Path:
+        """The folder of the models that quantization times beside each other."""
+        return self.folder / "timed"
+
     def trial(self, number: int) -> Path:
         """The folder of an artefact that a search to a goal measures."""
         return self.folder / f"trial{number}"

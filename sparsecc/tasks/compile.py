@@ -75,7 +75,7 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
     from sparsecc.report.html import compile_page
 
     options = compilation.options
-    recipe = yaml.safe_dump(options.to_recipe(), sort_keys=True)
+    recipe = yaml.safe_dump(compilation.settled_options.to_recipe(), sort_keys=True)
     original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
     about = {"input": original, "versions": versions(), "seed": options.seed}
     bundle.facts = {**about, "processor": processor()}

@@ -293,6 +293,8 @@ def begin(compilation: Compilation) -> Analysis:
         )
     compilation.take(model)
     require_room(compilation)
+    for one in passes_for(compilation.options):
+        one.require_names(model)
     analysis = compilation.settled()
     if compilation.calibration is None:
         say_unjudged(compilation)

@@ -1,0 +1,185 @@
+"""Layers that integers do not make faster stay in float: by timing where the target runs here, by a table where not.
+
+Layers of one kind and size gain or lose together, so groups of them are judged, and every timing is of the whole
+model: single layers are too short to be told apart on a busy machine, and their times do not add up. A group goes back
+to float only where the whole interval says so. The end is held against float: integers stay at KEPT of its speed or
+more (NVIDIA's Autotune keeps them from 1.02 on, for what they lose; here they also make files smaller).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsecc.compilation import Compilation
+from sparsecc.graph.linear_layers import LinearLayer
+from sparsecc.measure.statistics import LogRatio
+from sparsecc.passes.quantize.select_layers import Decision, fused_result
+from sparsecc.passes.quantize.stopwatch import Stopwatch
+from sparsecc.remarks import Remark
+
+KEPT = 0.98
+"""The least speed relative to float, by the lower end of the interval, at which integers stay."""
+THIN = 32.0
+"""Multiply-accumulates per value moved under which a layer between float ones converts longer than it gains."""
+GAINS = 1.25
+"""The speed relative to float from which on groups that are not thin are no suspects."""
+SECONDS = 12.0
+"""How long groups are tried one after the other; the others stay as they are then."""
+
+Written = Callable[[Collection[str]], ir.Model]
+"""A copy of the model on integers, but for the named nodes."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that one kernel runs at sizes alike. `is_thin` says that by the table they do not pay."""
+
+    what: str
+    names: tuple[str, ...]
+    density: float
+    is_thin: bool
+
+
+@dataclass
+class Paying:
+    """The nodes left in float, and how that was found: facts for the report."""
+
+    left: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def groups_of(decision: Decision, forced: Collection[str]) -> list[Group]:
+    """The layers of a decision that are not forced, in groups, those that are most likely to lose first."""
+    found: dict[tuple[str, bool, bool], list[LinearLayer]] = defaultdict(list)
+    for layer in decision.layers:
+        if layer.name not in forced:
+            found[_kind(layer), density(layer) < THIN, _is_lone(layer, decision)].append(layer)
+    groups = []
+    for (kind, is_thin, is_lone), layers in found.items():
+        size = f"{'under' if is_thin else 'from'} {THIN:g} multiply-accumulates per value"
+        what = f"{kind}, {size}{', between float ones' if is_lone else ''}"
+        mean = sum(density(layer) for layer in layers) / len(layers)
+        groups.append(Group(what, tuple(layer.name for layer in layers), mean, is_thin and is_lone))
+    return sorted(groups, key=lambda group: (not group.is_thin, group.density))
+
+
+def density(layer: LinearLayer) -> float:
+    """Multiply-accumulates per value that is read or written: the more, the more integers gain."""
+    groups, outputs, columns = layer.sizes
+    inputs = columns // layer.cells * groups if layer.is_conv else columns
+    steps = int(np.prod(layer.node.attributes.get_ints("strides") or [1])) if layer.is_conv else 1
+    return groups * outputs * columns / (inputs * steps + groups * outputs)
+
+
+def _kind(layer: LinearLayer) -> str:
+    if not layer.is_conv:
+        return "matrix products"
+    if layer.group > 1:
+        return "depthwise convolutions" if layer.shape[1] == 1 else "grouped convolutions"
+    return "1x1 convolutions" if layer.cells == 1 else "convolutions"
+
+
+def _is_lone(layer: LinearLayer, decision: Decision) -> bool:
+    """Whether what it reads comes from a float kernel, and what it gives goes to float kernels only."""
+    if layer.source in decision.full:
+        return False
+    integer = {*(other.node for other in decision.layers), *decision.followers}
+    return integer.isdisjoint(fused_result(layer.node).consumers())
+
+
+def by_table(groups: Sequence[Group]) -> Paying:
+    """What is left in float where nothing can be timed."""
+    thin = [group for group in groups if group.is_thin]
+    reason = "integers gain less there than the conversions take"
+    remarks = [
+        Remark(name, f"left in float: {group.what}: {reason}") for group in thin for name in group.names
+    ]
+    facts = {"how": "table", "left_in_float": [remark.where for remark in remarks]}
+    return Paying(tuple(remark.where for remark in remarks), facts, remarks)
+
+
+def by_timing(
+    groups: Sequence[Group], written: Written, in_float: ir.Model, compilation: Compilation
+) -> Paying:
+    """What is left in float on this machine: groups without which the model is surely faster, and all of them where
+    it would be slower than in float."""
+    return Trial(groups, written, in_float, Stopwatch(compilation), compilation).run()
+
+
+class Trial:
+    """One search for the fastest choice."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        written: Written,
+        in_float: ir.Model,
+        watch: Stopwatch,
+        compilation: Compilation,
+    ) -> None:
+        self.groups, self.written, self.watch, self.compilation = groups, written, watch, compilation
+        self.in_float = watch.file(in_float)
+        self.left: list[Group] = []
+        self.best = watch.file(written(()))
+        self.rows: list[dict[str, Any]] = []
+
+    def run(self) -> Paying:
+        whole = self.watch.ratio(self.in_float, self.best)
+        end = time.monotonic() + SECONDS
+        thin = [group for group in self.groups if group.is_thin]
+        suspects = thin if math.exp(-whole.high) > GAINS else self.groups
+        for number, group in enumerate(suspects):
+            if time.monotonic() < end:
+                self._try([group])
+            self.compilation.progress("time types", (number + 1) / len(suspects))
+        if not self.left and len(thin) > 1:
+            self._try(thin)  # each may be too little to be told apart
+        chosen = self.watch.ratio(self.in_float, self.best, brief=False) if self.left else whole
+        if math.exp(-chosen.high) < KEPT < math.exp(-chosen.low):
+            chosen = self.watch.ratio(self.in_float, self.best, brief=False)
+        return self._told(whole, chosen)
+
+    def _try(self, more: Sequence[Group]) -> None:
+        """Leave these in float as well where that is surely faster."""
+        left = [*self.left, *more]
+        if len(left) == len(self.groups):
+            return  # that is the model in float, which comes last
+        file = self.watch.file(self.written([name for group in left for name in group.names]))
+        ratio = self.watch.ratio(self.best, file)
+        is_faster = ratio.high < 0
+        what = "; ".join(group.what for group in more)
+        self.rows.append({"group": what, "in_float": ratio.to_json(), "left": is_faster})
+        if is_faster:
+            self.left, self.best = left, file
+
+    def _told(self, whole: LogRatio, chosen: LogRatio) -> Paying:
+        facts: dict[str, Any] = {
+            "how": "timed", "all": whole.to_json(), "chosen": chosen.to_json(), "tried": self.rows,
+        }  # fmt: skip
+        left = [(name, group.what) for group in self.left for name in group.names]
+        reason = "the model is faster with these in float"
+        warnings = []
+        if math.exp(-chosen.high) < KEPT:
+            left = [(name, group.what) for group in self.groups for name in group.names]
+            reason = f"integers run at {_speed(chosen)} of the speed of float"
+            warnings = [
+                f"int8 pays in no layer here: at best the model would run at {_speed(chosen)} of its speed in float; "
+                "--quantize int8! insists"
+            ]
+        facts["left_in_float"] = [name for name, _ in left]
+        remarks = [Remark(name, f"left in float: {what}: {reason}") for name, what in left]
+        return Paying(tuple(name for name, _ in left), facts, remarks, warnings)
+
+
+def _speed(ratio: LogRatio) -> str:
+    return f"{ratio.speedup:.2f} ({math.exp(-ratio.high):.2f} to {math.exp(-ratio.low):.2f})"
