@@ -19,8 +19,10 @@ from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
+from sparsecc.graph.decoder_sizes import DecoderSizes
 from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of
+from sparsecc.loading.package import Package, package_at
 from sparsecc.loss.answers import Question, questions
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SYNTHETIC, CompileOptions
@@ -120,6 +122,8 @@ class Compilation:
     emit: Emit = _nobody_listens
     """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls. An event that also has "say"
     is a sentence for the user, known before long work; its figures stand beside it."""
+    package: Package | None = None
+    """The folder that the model came in, with what its runtime reads beside it; None where a file was named."""
     goal: Mapping[str, Any] | None = None
     """What a search to a goal tried before this compile, for the report; None without a goal."""
     records: list[Record] = field(default_factory=list)
@@ -134,6 +138,8 @@ class Compilation:
     """The stage and the share of the last event."""
     narrowed: Narrowed = field(default_factory=Narrowed)
     """The slots of graph inputs and outputs that go with `--prune-io`; none until `choose` decided."""
+    decoder: DecoderSizes | None = None
+    """The sizes of the model in its package; None without one."""
     dense: Dense = field(init=False, repr=False)
     """The model as it was given."""
     calibration: CalibrationSet | None = None
@@ -165,6 +171,14 @@ class Compilation:
         self._ran: dict[object, tuple[Feeds, Outputs]] = {}
         self._failure = ""
 
+    @classmethod
+    def opened_at(
+        cls, path: Path, options: CompileOptions, scratch: Scratch, emit: Emit = _nobody_listens
+    ) -> Compilation:
+        """Of a model's file, or of the folder of a language model. InputError for another folder."""
+        package = package_at(path)
+        return cls(path if package is None else package.model, options, scratch, emit, package)
+
     @property
     def target(self) -> Target:
         return target_named(self.options.target)
@@ -195,6 +209,7 @@ class Compilation:
         """Load the (normalised) model. InputError where the options name an input that it does not have."""
         options = self.options
         self._require_known_inputs(model)
+        self.decoder = DecoderSizes.of(model) if self.package is not None else None
         self.dense = Dense(model, options, self.scratch)
         self.reference = self.dense.runner
         if self.calibration is None and options.samples is not None:

@@ -103,7 +103,7 @@ class Decoder:
                     "num_hidden_layers": self.layers,
                     "num_key_value_heads": self.kv_heads,
                 },
-                "eos_token_id": self.words - 1,
+                "eos_token_id": self.words,
                 "pad_token_id": 0,
                 "type": "llama",
                 "vocab_size": self.words,

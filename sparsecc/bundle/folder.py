@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
 """Of the finished bundle, so that the manifest cannot list it."""
+OURS = frozenset(
+    {MANIFEST, SIGNATURE, "plan.json", "report.json", "report.html", "recipe.yaml", "probes.npz"}
+)
+"""Files of a bundle beside its artefact: what lies beside a model takes none of these names."""
 SCHEMA = "sparsecc.manifest/1"
 JSON_LIMIT = 256 << 20
 """Bytes of a JSON file of a bundle that we are ready to read."""

@@ -28,6 +28,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         *_engine(report),
         *_removed(report),
         *_resized(report),
+        *_package(report),
         *_types(report),
         *_reasons("pinned", report.get("pinned", ()), "what"),
         *_reasons("skipped", report.get("skipped", ()), "where"),
@@ -111,6 +112,20 @@ def _resized(report: Mapping[str, Any]) -> list[Block]:
         lines.append(
             Line(f"Callers must change: {'; '.join(others[:TOP])}{_more(others[TOP - 1 :])}.", "warn")
         )
+    return lines
+
+
+def _package(report: Mapping[str, Any]) -> list[Block]:
+    """What the runtime of a language model finds beside it."""
+    package = report.get("package")
+    if not package:
+        return []
+    sizes = [f"{key} {before} to {after}" for key, (before, after) in package["sizes"].items()]
+    told = f"{quoted(package['config'])} says {', '.join(sizes)}" if sizes else quoted(package["config"])
+    copied = f", with {plural(len(package['copied']), 'file')} beside it" if package["copied"] else ""
+    lines: list[Block] = [Line(f"For its runtime: {told}{copied}.")]
+    if dropped := package.get("dropped"):
+        lines.append(Line(f"Left out, as it would load code: {quoted(dropped[0])}{_more(dropped)}.", "warn"))
     return lines
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from sparsecc.bundle.folder import BundleWriter
+from sparsecc.bundle.package import carry
 from sparsecc.compilation import Compilation, Emit
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError
+from sparsecc.graph.decoder_sizes import DecoderSizes
 from sparsecc.options import CompileOptions
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
@@ -36,7 +38,9 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_methods(options)  # what cannot be done is refused before anything is loaded
     require_passes(options)
     with temporary_folder("scratch") as scratch:
-        return compiled(Compilation(Path(request["model"]), options, Scratch(scratch), emit), request)
+        return compiled(
+            Compilation.opened_at(Path(request["model"]), options, Scratch(scratch), emit), request
+        )
 
 
 def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +59,11 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         options = compilation.options
         if refused := refusal(report, options.min_quality, options.min_agreement):
             raise GoalError(f"nothing was written: {refused}; {report['verdict']['advice'] or 'lower it'}")
+        if compilation.package is not None and compilation.decoder is not None:
+            left = DecoderSizes.of(work.analysis.model)
+            report["package"] = carry(
+                compilation.package, bundle.folder, work.artefact.main, compilation.decoder, left
+            )
         work.probes.keep(work.backend, work.compiled, bundle.folder / PROBES)
         write_bundle(compilation, bundle, plan, report)
     made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}

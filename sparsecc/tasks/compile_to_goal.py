@@ -47,7 +47,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         return pipeline.compile_model(request, emit)
     with temporary_folder("scratch") as folder:
         scratch = Scratch(folder)
-        asked = Compilation(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
+        asked = Compilation.opened_at(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
         settled = Workshop.open(asked, goal).settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])

@@ -21,13 +21,14 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.report.inspect_page import topology
+from sparsecc.tasks.inputs import model_file
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Groups, members, what can go, and what is pinned and why."""
-    path, options = Path(request["model"]), CompileOptions.of(request["options"])
+    path, options = model_file(Path(request["model"])), CompileOptions.of(request["options"])
     emit({"stage": "load", "share": 0.0})
     model = normalise(load_ir(path))
     emit({"stage": "analyse", "share": 0.4})

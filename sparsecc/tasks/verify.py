@@ -88,7 +88,7 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
         missing = "give the model it was compiled from with --model"
         return [*checks, *(_checked(name, None, missing) for name in ("original", "numerics"))]
     emit({"stage": "compare", "share": 0.5})
-    original = Path(request["model"])
+    original = model_file(Path(request["model"]))
     plan = read_plan(bundle.plan)
     checks.append(_is_original(plan, original))
     if not checks[-1]["ok"]:

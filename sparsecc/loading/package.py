@@ -1,0 +1,160 @@
+"""Folders that hold a language model as its runtime loads it: the model, its configuration, its tokenizer.
+
+All of it is data of a stranger's: JSON is read bounded and never evaluated, names of files are plain ones in the same
+folder, links are not followed, and what a configuration says that a runtime would load as code is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsecc.errors import InputError
+from sparsecc.escaping import one_line, quoted
+
+LARGEST = 256 << 20
+"""Bytes of a file of a package that we are ready to copy: tokenizers are the largest."""
+JSON_LARGEST = 16 << 20
+"""Bytes of a configuration."""
+GENAI, HUGGING_FACE = "genai_config.json", "config.json"
+DECODERS = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx", "decoder_model.onnx")
+"""What a decoder is called beside a Hugging Face configuration, the likeliest first."""
+ENCODER = "encoder_model.onnx"
+_DATA = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe"})
+"""Endings of the files that runtimes read beside a model."""
+_CODE = ("library", "path", "auto_map", "plugin")
+"""Parts of the keys under which a configuration may name what a runtime would load and run."""
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder, the name of its configuration and what that says, and its one model."""
+
+    folder: Path
+    config: str
+    settings: Mapping[str, Any]
+    model: Path
+    dropped: tuple[str, ...] = ()
+    """Keys of the configuration that were left out, as they would make a runtime load code."""
+
+    @property
+    def is_genai(self) -> bool:
+        """Whether onnxruntime-genai loads it; otherwise it is of Hugging Face's form."""
+        return self.config == GENAI
+
+    @property
+    def decoder(self) -> Mapping[str, Any]:
+        """The part of the configuration that has sizes and names."""
+        return _decoder(self.settings) if self.is_genai else self.settings
+
+    def others(self) -> tuple[list[str], list[str]]:
+        """(files that a runtime reads beside the model, names of all that is left behind)."""
+        carried: list[str] = []
+        left: list[str] = []
+        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
+            if entry.name in (self.config, self.model.name) or entry.name.startswith("."):
+                continue
+            is_data = Path(entry.name).suffix.lower() in _DATA or entry.name.upper().startswith(
+                ("LICENSE", "NOTICE")
+            )
+            is_plain = entry.is_file(follow_symlinks=False)
+            (carried if is_data and is_plain else left).append(entry.name)
+        return carried, left
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of `others`. InputError where it is no plain file, or too large."""
+        return _bytes(self.folder / name, LARGEST)
+
+
+def package_at(path: Path) -> Package | None:
+    """The package in a folder; None for a file. InputError for a folder without a model that it says, and for several
+    models that share axes."""
+    if not path.is_dir():
+        return None
+    for config in (GENAI, HUGGING_FACE):
+        if (path / config).is_file():
+            settings, dropped = _without_code(_json(path / config))
+            return Package(path, config, settings, _model(path, config, settings), tuple(dropped))
+    raise InputError(
+        f"{one_line(str(path), 120)} is a folder without {GENAI} or {HUGGING_FACE}: name the .onnx file in it"
+    )
+
+
+def _model(folder: Path, config: str, settings: Mapping[str, Any]) -> Path:
+    if config == GENAI:
+        parts = settings.get("model")
+        named = {
+            part: about["filename"]
+            for part, about in (parts if isinstance(parts, dict) else {}).items()
+            if isinstance(about, dict) and isinstance(about.get("filename"), str)
+        }
+        parts_of_it = [*named, *(["pipeline"] if "pipeline" in _decoder(settings) else [])]
+        names = [named["decoder"]] if "decoder" in named else []
+    else:
+        parts_of_it = [name for name in (*DECODERS, ENCODER) if (folder / name).is_file()]
+        names = parts_of_it[:1]
+    if len(parts_of_it) > 1:
+        raise InputError(
+            f"{one_line(str(folder), 120)} holds several models ({', '.join(map(one_line, parts_of_it))}) that share "
+            "axes: name one of their files, and only what is its own will be cut"
+        )
+    if not names or Path(names[0]).name != names[0] or not (folder / names[0]).is_file():
+        told = f"names no model in it but {quoted(names[0])}" if names else "names no model in it"
+        raise InputError(f"{one_line(str(folder / config), 120)} {told}: name the .onnx file itself")
+    return folder / str(names[0])
+
+
+def _decoder(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = settings.get("model")
+    found = model.get("decoder") if isinstance(model, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _without_code(settings: Any, where: str = "") -> tuple[Any, list[str]]:
+    """A configuration without what names programs, and the keys that went."""
+    dropped: list[str] = []
+    if isinstance(settings, list):
+        pairs = [_without_code(one, f"{where}[{number}]") for number, one in enumerate(settings)]
+        return [kept for kept, _ in pairs], [name for _, names in pairs for name in names]
+    if not isinstance(settings, dict):
+        return settings, dropped
+    kept = {}
+    for key, value in settings.items():
+        name = f"{where}.{key}" if where else key
+        if any(part in key.lower() for part in _CODE):
+            dropped.append(name)
+            continue
+        kept[key], more = _without_code(value, name)
+        dropped += more
+    return kept, dropped
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. InputError for what is none."""
+    try:
+        found = json.loads(_bytes(path, JSON_LARGEST))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{one_line(str(path), 120)} is not JSON: {one_line(str(e), 120)}") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{one_line(str(path), 120)} holds no JSON object: name the .onnx file itself")
+    return found
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    shown = one_line(str(path), 120)
+    try:
+        with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{shown} is not a plain file: copy what it stands for")
+            data = file.read(most + 1)
+    except OSError as e:
+        raise InputError(f"cannot read {shown}: {one_line(e.strerror or str(e))}; copy it there") from e
+    if len(data) > most:
+        raise InputError(f"{shown} has over {most >> 20} MiB: it is no part of a language model that we know")
+    return data
