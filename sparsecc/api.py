@@ -281,6 +281,40 @@ def reduce(
     return found
 
 
+def gate(
+    current: StrPath,
+    baseline: StrPath,
+    *,
+    max_regression: float = 0.05,
+    name: str | None = None,
+    checks: Sequence[str] | None = None,
+    device: str = "local",
+    threads: int = 1,
+    data: StrPath | None = None,
+    on_event: Event | None = None,
+) -> dict[str, Any]:
+    """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 is 5 %).
+
+    Both are .onnx or .ort files, or bundle folders. "verdict" is "OK", "REGRESSION" or "INCONCLUSIVE"; `checks` are
+    those that need no clock, by default all. The rest is as `gate --json` prints it.
+    """
+    from sparsecc.tasks.outside import beyond_sandbox
+
+    request = {
+        "current": os.path.abspath(current),
+        "baseline": os.path.abspath(baseline),
+        "max_regression": max_regression,
+        "name": name,
+        "checks": list(checks) if checks is not None else None,
+        "device": device,
+        "threads": threads,
+        "data": os.fspath(data) if data is not None else None,
+    }
+    outside = beyond_sandbox(request)
+    found: dict[str, Any] = _run("sparsecc.tasks.gate:gate_model", request, on_event, outside=outside)
+    return found
+
+
 def doctor() -> dict[str, Any]:
     """Which targets and devices work here, and what each missing one needs."""
     from sparsecc.tasks.doctor import examine

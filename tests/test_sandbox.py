@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ from sparsecc.cli import main
 from sparsecc.system import landlock, sandbox, seccomp
 from sparsecc.system.sandbox import SWITCH
 from sparsecc.tasks.outside import beyond_sandbox
+from tests.test_gate import stack
 
 HERE = Path(__file__).parent
 NETWORK = ("connect", "datagram", "local socket")
@@ -203,3 +205,22 @@ def test_who_fills_a_bundle_cannot_lead_out_of_it(tmp_path: Path) -> None:
     with pytest.raises(errors.InternalError, match="no plain file"), BundleWriter(tmp_path / "out") as bundle:
         (bundle.folder / "model.onnx").symlink_to(tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("is_own_code", [False, True])
+def test_the_gate_measures_in_it(
+    is_own_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sandboxes = worker.run, []
+
+    def observed(*arguments: Any, **options: Any) -> Any:
+        sandboxes.append(options["write"])
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(worker, "run", observed)
+    (tmp_path / "data.py").write_text("import numpy\ndef f(): yield {'x': numpy.ones((64, 128), 'float32')}")
+    path = str(stack(tmp_path / "a.onnx", 3))
+    data = ["--data", f"{tmp_path / 'data.py'}:f"] if is_own_code else []
+    assert main(["gate", path, "--baseline", path, "--max-regression", "99%", *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["change"]["ci95"]
+    assert sandboxes == [None if is_own_code else ()]

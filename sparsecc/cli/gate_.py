@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,11 @@ from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.options import reading
 
 if TYPE_CHECKING:
-    from sparsecc.gate.gate import GateResult
+    from sparsecc.cli.progress import OnEvent
 
 STYLES = {"OK": "good", "REGRESSION": "bad", "INCONCLUSIVE": "warn"}
+EXIT_CODES = {"OK": 0, "REGRESSION": 1, "INCONCLUSIVE": 4}
 WORST_FIRST = (1, 4, 0)
-DEFAULT_THRESHOLD = 0.05
 REVISIONS = ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
 """Where GitHub, GitLab and Jenkins name the commit."""
 
@@ -48,59 +49,46 @@ def run(terminal: Terminal, given: dict[str, Any]) -> int:
         from sparsecc.report.html import trend_page
 
         write_file(trend, trend_page(history_of(Path(history))))
-    found = [result.to_json() for result in results]
-    terminal.result({"schema": "sparsecc.gates/1", "results": found} if is_many else found[0], gate_view)
-    return min((result.exit_code for result in results), key=WORST_FIRST.index)
+    terminal.result({"schema": "sparsecc.gates/1", "results": results} if is_many else results[0], gate_view)
+    return min((EXIT_CODES[result["verdict"]] for result in results), key=WORST_FIRST.index)
 
 
-def _gate_one(terminal: Terminal, given: dict[str, Any]) -> GateResult:
+def _gate_one(terminal: Terminal, given: dict[str, Any]) -> dict[str, Any]:
     for name, spelled in (("current", "CURRENT"), ("baseline", "--baseline")):
         if name not in given:
             raise click.UsageError(f"missing {spelled}: give CURRENT and --baseline, or --config")
-    current, baseline = Path(given.pop("current")), Path(given.pop("baseline"))
-    given.setdefault("max_regression", DEFAULT_THRESHOLD)
-    from sparsecc.gate.gate import gate
+    from sparsecc import api
 
-    if "data" in given:
-        given["feeds"] = _first_sample(given.pop("data"), baseline)
     with terminal.progress() as on_event:
-        on_event({"stage": f"gate {current.name}", "share": 0.0, "note": "A/A, then A/B"})
-        return gate(current, baseline, **given)
+        return api.gate(given.pop("current"), given.pop("baseline"), **given, on_event=on_event)
 
 
-def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[GateResult]:
+def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[dict[str, Any]]:
     clash = [name for name in given if name != "config"]
     if clash:
         raise click.UsageError(f"--config names the models and their limits itself: leave out '{clash[0]}'")
+    from sparsecc import api
     from sparsecc.gate.config import read_gate_config
-    from sparsecc.gate.gate import gate
 
-    results = []
     entries = read_gate_config(Path(given["config"]))
     with terminal.progress() as on_event:
-        for number, entry in enumerate(entries):
-            on_event({"stage": f"gate {entry.name}", "share": number / len(entries), "note": "A/A, then A/B"})
-            result = gate(
+        return [
+            api.gate(
                 entry.current,
                 entry.baseline,
                 max_regression=entry.max_regression,
                 threads=entry.threads,
                 name=entry.name,
                 checks=entry.checks,
+                on_event=partial(_at, on_event, number / len(entries)),
             )
-            results.append(result)
-    return results
+            for number, entry in enumerate(entries)
+        ]
 
 
-def _first_sample(spec: str, baseline: Path) -> Mapping[str, Any]:
-    from sparsecc.data.files import feeds_from
-    from sparsecc.errors import InputError
-    from sparsecc.gate.gate import model_file
-    from sparsecc.loading.models import load_ir
-
-    for sample in feeds_from(spec, load_ir(model_file(baseline))):
-        return sample
-    raise InputError(f"{spec}: holds no sample: give --data with one at least")
+def _at(on_event: OnEvent, share: float, event: Mapping[str, Any]) -> None:
+    """One model's event on the way through them all."""
+    on_event({**event, "share": share})
 
 
 def _now() -> str:

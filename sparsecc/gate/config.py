@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.gate.gate import CHECKS
 from sparsecc.system.plain_yaml import read_yaml
 
+CHECKS = ("kernels", "macs", "size", "channels")
+"""What a gate looks at before any clock runs."""
 DEEPEST = 3
 """The deepest that is written: entries, one of them, its checks."""
 _REQUIRED = ("name", "current", "baseline", "max_regression")

@@ -15,17 +15,16 @@ from sparsecc.bundle import Bundle
 from sparsecc.devices import open_device
 from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError
+from sparsecc.gate.config import CHECKS
 from sparsecc.loading.private_copy import require_sound
 from sparsecc.measure.interleave import Budget, Comparison
 from sparsecc.measure.pair import measure_pair
 from sparsecc.measure.statistics import LogRatio
 
 Verdict = Literal["OK", "REGRESSION", "INCONCLUSIVE"]
-CHECKS = ("kernels", "macs", "size", "channels")
 SMALLEST_THRESHOLD = 0.03
 """Two sessions of one model differ by 1.4 % here; below twice that, a verdict cannot be defended."""
 
-_EXIT_CODES: dict[Verdict, int] = {"OK": 0, "REGRESSION": 1, "INCONCLUSIVE": 4}
 LOOKS = 3
 """How often a measurement is looked at before it is given up."""
 ROUNDS = 8
@@ -57,11 +56,6 @@ class GateResult:
     self_check: LogRatio | None = None
     comparison: Comparison | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> int:
-        """0 OK, 1 regression, 4 could not tell."""
-        return _EXIT_CODES[self.verdict]
 
     @property
     def change(self) -> tuple[float, float, float] | None:

@@ -4,54 +4,53 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from sparsecc.errors import InputError, SystemFailureError
-from sparsecc.gate.gate import GateResult
 
 _NUMBERS = ("change", "low", "high", "baseline_ms", "current_ms")
 """What a timed run records."""
+_SIDES = (("baseline", "before"), ("current", "after"))
 _SIGNS = {"OK": "pass", "REGRESSION": "FAIL", "INCONCLUSIVE": "????"}
 
 
-def text_rows(result: GateResult) -> list[tuple[str, str]]:
+Result = Mapping[str, Any]
+"""What a gate found, as `GateResult.to_json` says it."""
+
+
+def text_rows(result: Result) -> list[tuple[str, str]]:
     """(what, fact) rows for a terminal."""
-    rows = [("verdict", f"{result.verdict}: {result.reason}")]
-    rows += [(check.name, ("" if check.ok else "FAIL ") + check.detail) for check in result.checks]
-    if result.self_check is not None:
-        low, high = _percent(result.self_check.low), _percent(result.self_check.high)
+    rows = [("verdict", f"{result['verdict']}: {result['reason']}")]
+    rows += [
+        (check["name"], ("" if check["ok"] else "FAIL ") + check["detail"]) for check in result["checks"]
+    ]
+    if alone := result["self_check"]:
+        low, high = (f"{math.expm1(alone[end]):+.1%}" for end in ("low", "high"))
         rows.append(("self-check", f"the baseline against itself: {low} to {high}"))
-    if result.comparison is not None:
-        measured = result.comparison
-        clock = "processor time" if measured.clock == "cpu" else "wall clock"
-        rows.append(
-            ("baseline", f"{measured.before.p50:.3f} ms (median, {clock}, {measured.threads} threads)")
-        )
-        rows.append(("current", f"{measured.after.p50:.3f} ms (median, {measured.pairs} interleaved pairs)"))
-        wall = measured.ratio("wall")
-        rows.append(
-            (
-                "wall clock",
-                f"{_percent(wall.median)} ({_percent(wall.low)} to {_percent(wall.high)})",
-            )
-        )
+    if measured := result["latency"]:
+        clock = "processor time" if measured["clock"] == "cpu" else "wall clock"
+        before, after = (measured[f"{side}_ms"]["p50"] for side in ("before", "after"))
+        rows.append(("baseline", f"{before:.3f} ms (median, {clock}, {measured['threads']} threads)"))
+        rows.append(("current", f"{after:.3f} ms (median, {measured['pairs']} interleaved pairs)"))
+        wall = measured.get("wall", measured)["speedup"]
+        change, high, low = (f"{1 / speedup - 1:+.1%}" for speedup in (wall["estimate"], *wall["ci95"]))
+        rows.append(("wall clock", f"{change} ({low} to {high})"))
     return rows
 
 
-def _percent(log_ratio: float) -> str:
-    return f"{math.expm1(log_ratio):+.1%}"
-
-
-def markdown(results: Iterable[GateResult]) -> str:
+def markdown(results: Iterable[Result]) -> str:
     """A summary table for a pull request."""
     lines = ["| model | verdict | change (95 %) | allowed | why |", "|---|---|---|---|---|"]
     for result in results:
-        change = result.change
-        told = "not timed" if change is None else f"{change[0]:+.1%} ({change[1]:+.1%} to {change[2]:+.1%})"
-        cells = (result.name, f"**{result.verdict}**", told, f"{result.max_regression:.1%}", result.reason)
+        change = "not timed"
+        if timed := result["change"]:
+            low, high = timed["ci95"]
+            change = f"{timed['estimate']:+.1%} ({low:+.1%} to {high:+.1%})"
+        allowed = f"{result['max_regression']:.1%}"
+        cells = (result["name"], f"**{result['verdict']}**", change, allowed, result["reason"])
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -60,24 +59,31 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def junit(results: Sequence[GateResult]) -> str:
+def junit(results: Sequence[Result]) -> str:
     """JUnit XML: a regression is a failure, what could not be told an error."""
     suite = ElementTree.Element("testsuite", name="sparsecc gate", tests=str(len(results)))
-    suite.set("failures", str(sum(r.verdict == "REGRESSION" for r in results)))
-    suite.set("errors", str(sum(r.verdict == "INCONCLUSIVE" for r in results)))
+    suite.set("failures", str(sum(r["verdict"] == "REGRESSION" for r in results)))
+    suite.set("errors", str(sum(r["verdict"] == "INCONCLUSIVE" for r in results)))
     for result in results:
-        seconds = 0.0
-        if result.comparison is not None:
-            seconds = float(result.comparison.wall_before.sum() + result.comparison.wall_after.sum()) / 1e3
         case = ElementTree.SubElement(
-            suite, "testcase", name=_xml(result.name), classname="sparsecc.gate", time=f"{seconds:.3f}"
+            suite,
+            "testcase",
+            name=_xml(result["name"]),
+            classname="sparsecc.gate",
+            time=f"{_seconds(result['latency']):.3f}",
         )
-        tag = {"REGRESSION": "failure", "INCONCLUSIVE": "error"}.get(result.verdict)
+        tag = {"REGRESSION": "failure", "INCONCLUSIVE": "error"}.get(result["verdict"])
         if tag is not None:
-            ElementTree.SubElement(case, tag, message=_xml(result.reason), type=result.verdict)
+            ElementTree.SubElement(case, tag, message=_xml(result["reason"]), type=result["verdict"])
         out = ElementTree.SubElement(case, "system-out")
         out.text = _xml("\n".join(f"{what}: {fact}" for what, fact in text_rows(result)))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _seconds(latency: Mapping[str, Any] | None) -> float:
+    """How long all runs took together, by a clock that other processes move."""
+    samples = (latency or {}).get("samples_ms", {})
+    return sum(sum(times) for clock, times in samples.items() if not clock.startswith("cpu")) / 1e3
 
 
 def _xml(text: str) -> str:
@@ -85,18 +91,19 @@ def _xml(text: str) -> str:
     return "".join(c for c in text if c in "\t\n" or (ord(c) >= 0x20 and not 0xD800 <= ord(c) <= 0xDFFF))
 
 
-def append_history(file: Path, result: GateResult, *, when: str, revision: str = "") -> None:
+def append_history(file: Path, result: Result, *, when: str, revision: str = "") -> None:
     """Add one line of JSON. `when` is an ISO time. Milliseconds in it are shown; they decide nothing."""
-    change, measured = result.change, result.comparison
+    change, measured = result["change"], result["latency"]
     entry: dict[str, Any] = {
         "when": when,
         "revision": revision,
-        "name": result.name,
-        "verdict": result.verdict,
+        "name": result["name"],
+        "verdict": result["verdict"],
     }
-    if change is not None and measured is not None:
-        entry |= {"change": change[0], "low": change[1], "high": change[2]}
-        entry |= {"baseline_ms": measured.before.p50, "current_ms": measured.after.p50}
+    if change and measured:
+        low, high = change["ci95"]
+        entry |= {"change": change["estimate"], "low": low, "high": high}
+        entry |= {f"{of}_ms": measured[f"{side}_ms"]["p50"] for of, side in _SIDES}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as out:
