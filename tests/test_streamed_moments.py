@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsecc.calibrate import moments as sums
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
@@ -122,3 +123,14 @@ def test_an_infinite_value_is_named() -> None:
     given = compilation(feeds=[{"h0": np.full((4, 32), np.inf, np.float32)}])
     with pytest.raises(InputError, match="value 'h0' holds NaN or infinity"):
         moments(model, given)
+
+
+def test_rows_of_small_batches_are_multiplied_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "_TOGETHER", 10)
+    rows = np.random.default_rng(0).standard_normal((2, 23, 3)).astype(np.float32)
+    odd = np.arange(23) % 2 == 1
+    parts = [(rows[:, i : i + 4], odd[i : i + 4]) for i in range(0, 23, 4)]
+    joined = list(sums.together(parts, (1, 0)))
+    assert [part[0].shape[1] for part in joined] == [12, 11]
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in joined], 1), rows)
+    np.testing.assert_array_equal(np.concatenate([part[1] for part in joined]), odd)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
+from sparsecc.calibrate import positive_definite
 from sparsecc.passes.weights.input_moments import InputMoments, damped, output_error
 from sparsecc.runtime.numerics import decibels
 
@@ -123,8 +123,7 @@ def gptq(
 
     matrix (out, k); gram (k, k) is X^T X of its inputs.
     """
-    inverse = np.linalg.inv(damped(gram))
-    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False)
+    upper = positive_definite.upper_root_of_inverse(damped(gram))
     return _with_feedback(matrix.astype(np.float64), size, bits, symmetric, upper)
 
 

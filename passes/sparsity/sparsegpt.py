@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
+from sparsecc.calibrate import positive_definite
 from sparsecc.passes.sparsity.pattern import Pattern
 from sparsecc.passes.weights.input_moments import damped
 
@@ -13,8 +13,7 @@ BLOCK = 128
 
 def sparsegpt(matrix: np.ndarray, gram: np.ndarray, pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
     """(new matrix, mask) of a matrix (out, k) whose inputs have the gram matrix (k, k)."""
-    inverse = np.linalg.inv(damped(gram))
-    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False)
+    upper = positive_definite.upper_root_of_inverse(damped(gram))
     work = matrix.astype(np.float64)
     rows, columns = work.shape
     mask = np.ones((rows, columns), bool)

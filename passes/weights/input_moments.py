@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.calibrate.layer_statistics import column_blocks, widest_block
-from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.moments import Moments, together
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.graph.linear_layers import LinearLayer
@@ -74,8 +74,8 @@ class Inputs:
         mean, size, blocks = np.zeros((groups, columns)), np.zeros((groups, columns)), []
         for part in parts:
             sums = Moments.empty(groups, part.stop - part.start)
-            for rows in self._rows():
-                sums.add(rows[:, :, part])
+            for (rows,) in together(((rows[:, :, part],) for rows in self._rows()), (1,)):
+                sums.add(rows)
             mean[:, part] = sums.mean
             diagonal = np.einsum("gkk->gk", sums.xx)
             size[:, part] = np.sqrt(np.maximum(diagonal, 0) / max(1, sums.rows))

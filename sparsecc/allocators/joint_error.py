@@ -13,6 +13,7 @@ import onnx_ir as ir
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.output_error import Bench
 from sparsecc.axes.algebra import Atom, Keep, atoms_of
+from sparsecc.calibrate import positive_definite
 from sparsecc.calibrate.layer_statistics import LayerStatistics, Stats
 from sparsecc.graph.analysis import Analysis
 from sparsecc.reference.masked_channels import masked
@@ -133,7 +134,7 @@ def refitted(layer: LayerStatistics, stays: np.ndarray) -> np.ndarray:
         inside = covariance[np.ix_(left, left)]
         diagonal = np.einsum("kk->k", inside)
         diagonal += _DAMPING * (float(diagonal.mean()) if diagonal.size and diagonal.mean() > 0 else 1.0)
-        change = np.linalg.solve(inside, covariance[np.ix_(~left, left)].T).T
+        change = positive_definite.solved(inside, covariance[np.ix_(left, ~left)]).T
         part = weight[block.group][:, block.columns]
         result[block.group][:, block.columns][:, left] = part[:, left] + part[:, ~left] @ change
     return result

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, atoms_of
 from sparsecc.axes.owners import owners_of
-from sparsecc.calibrate.moments import Moments
+from sparsecc.calibrate.moments import Moments, together
 from sparsecc.calibrate.routers import Router, Watch, mixtures_of
 from sparsecc.calibrate.routers import facts_of as router_facts
 from sparsecc.calibrate.statistics_cache import Shelf, digest_of
@@ -202,11 +202,16 @@ def widest_block(groups: int, columns: int, cells: int, memory: int) -> int:
 
 def _moments(walk: Walk, consumer: LinearLayer, seed: int, block: slice) -> Moments:
     moments = Moments.empty(consumer.group, block.stop - block.start)
+    for (rows,) in together(_rows(walk, consumer, seed, block), (1,)):
+        moments.add(rows)
+    return moments
+
+
+def _rows(walk: Walk, consumer: LinearLayer, seed: int, block: slice) -> Iterator[tuple[np.ndarray]]:
     for batch in range(walk.batches):
         data = walk.value(consumer.source, batch)
         picks = consumer.picks(data, batch, walk.batches, seed)
-        moments.add(consumer.rows(data, picks)[:, :, block])
-    return moments
+        yield (consumer.rows(data, picks)[:, :, block],)
 
 
 def _known(

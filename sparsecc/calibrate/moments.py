@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 _ROWS = 256
+_TOGETHER = 4096
+"""Rows that are multiplied at once: fewer are summed slower than they are multiplied."""
+_CHUNK = 64 << 20
+"""Bytes of rows at once."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Moments:
 
     def add(self, rows: np.ndarray, targets: np.ndarray | None = None) -> None:
         """Rows (groups, rows, columns) and targets (groups, rows, outputs)."""
-        self.xx += np.matmul(rows.transpose(0, 2, 1), rows)
+        self.xx += np.matmul(rows.transpose(0, 2, 1), rows)  # of a matrix with itself: half the work
         self.x += rows.sum(axis=1, dtype=np.float64)
         self.rows += rows.shape[1]
         if targets is not None:
@@ -91,3 +96,26 @@ class Moments:
     def target_variance(self) -> np.ndarray:
         """(groups, outputs)."""
         return np.asarray(np.maximum(self.yy / max(self.rows, 1) - np.square(self.target_mean), 0.0))
+
+
+def together(
+    parts: Iterable[tuple[np.ndarray, ...]], axes: tuple[int, ...]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Parts that stand one behind the other along these axes, the first of them rows (groups, rows, columns): joined
+    until there are enough rows for a product. Batches may be single samples."""
+    waiting: list[tuple[np.ndarray, ...]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(w[0].shape[1] for w in waiting) >= _TOGETHER or sum(w[0].nbytes for w in waiting) >= _CHUNK:
+            yield _joined(waiting, axes)
+            waiting = []
+    if waiting:
+        yield _joined(waiting, axes)
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]], axes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        np.concatenate(same, axis) for same, axis in zip(zip(*parts, strict=True), axes, strict=True)
+    )

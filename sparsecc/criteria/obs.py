@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.axes.algebra import Atom
+from sparsecc.calibrate import positive_definite
 from sparsecc.calibrate.layer_statistics import LayerStatistics, Stats
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.magnitude import l2
@@ -83,7 +84,7 @@ class _Reader:
         diagonal += DAMPING * (mean if mean > 0 else 1.0)
         self.owners = owners
         self.weight = weight / np.sqrt(power if power > 0 else 1.0)
-        self.inverse = np.linalg.inv(covariance)
+        self.inverse = positive_definite.inverse(covariance)
 
     def costs(self, size: int) -> np.ndarray:
         """What each slot alone would cost now: (size,)."""
@@ -101,16 +102,17 @@ class _Reader:
         return total
 
     def drop(self, slots: np.ndarray) -> float:
-        """Remove slots, refit the rest; what that cost."""
+        """Remove slots, refit the rest; what that cost, NaN where samples were no numbers."""
         gone = np.flatnonzero(np.isin(self.owners, slots))
         if not len(gone):
             return 0.0
         rest = np.setdiff1d(np.arange(len(self.owners)), gone)
-        block = self.inverse[np.ix_(gone, gone)]
-        lost = self.weight[:, gone]
-        cross = np.linalg.solve(block, self.inverse[np.ix_(gone, rest)])
-        cost = float(np.sum(lost * np.linalg.solve(block, lost.T).T))
+        root = positive_definite.inverse_root(self.inverse[np.ix_(gone, gone)])
+        lost = self.weight[:, gone] @ root.T
+        cross = root @ self.inverse[np.ix_(gone, rest)]
+        cost = float(np.sum(np.square(lost)))
         self.weight = self.weight[:, rest] - lost @ cross
-        self.inverse = self.inverse[np.ix_(rest, rest)] - self.inverse[np.ix_(rest, gone)] @ cross
+        self.inverse = self.inverse[np.ix_(rest, rest)]
+        self.inverse -= cross.T @ cross  # of a matrix with itself: half the work
         self.owners = self.owners[rest]
         return max(cost, 0.0)

@@ -196,14 +196,20 @@ class LinearLayer:
 
     def _patches(self, data: np.ndarray, picks: np.ndarray) -> np.ndarray:
         window = _Window(self.node, data.shape[2:])
-        padded = np.pad(data, [(0, 0), (0, 0), *zip(window.before, window.after, strict=True)])
+        margins = list(zip(window.before, window.after, strict=True))
+        padded = np.pad(data, [(0, 0), (0, 0), *margins]) if any(map(any, margins)) else data
         sample, *place = np.unravel_index(picks, self.places(data))
-        cells = []
-        for offset in np.ndindex(*window.kernel):
-            steps = zip(place, window.strides, offset, window.dilations, strict=True)
-            at: tuple[Any, ...] = (sample, slice(None), *(p * s + o * d for p, s, o, d in steps))
-            cells.append(padded[at])
-        rows = np.stack(cells, axis=-1).astype(np.float32, copy=False)  # (rows, channels, cells)
+        rank = len(window.kernel)
+        spans = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
+        starts = (p * step for p, step in zip(place, window.strides, strict=True))
+        at: tuple[Any, ...] = (
+            sample,
+            slice(None),
+            *starts,
+            *(slice(None, None, d) for d in window.dilations),
+        )
+        rows = windows[at].astype(np.float32, copy=False)  # (rows, channels, *kernel)
         grouped = rows.reshape(len(picks), self.group, -1)
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.calibrate.layer_statistics import column_blocks
+from sparsecc.calibrate.moments import together
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.damping import Halves, damping_for
 
@@ -104,8 +105,12 @@ def refit_in_parts(layer: LayerPair, bias: np.ndarray | None, *, rows: int, memo
 def _residual(layer: LayerPair, chunk: slice, block: slice, weight: np.ndarray) -> Halves:
     """Moments of a block's inputs with what all columns together still miss."""
     halves = Halves.empty(1, block.stop - block.start, len(weight))
-    for data, made, wanted, odd in _passes(layer, chunk, weight):
-        halves.add(data[None][:, :, block], (wanted - made)[None], odd)
+    missed = (
+        (data[None][:, :, block], (wanted - made)[None], odd)
+        for data, made, wanted, odd in _passes(layer, chunk, weight)
+    )
+    for rows, targets, odd in together(missed, (1, 1, 0)):
+        halves.add(rows, targets, odd)
     return halves
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.calibrate.moments import together
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
@@ -256,25 +257,44 @@ class _Sweep:
 
     def _halves(self, consumer: LinearLayer, target: str, other: str) -> Halves | None:
         groups, outputs, columns = consumer.sizes
-        halves = Halves.empty(groups, columns, outputs)
-        axis = 1 if consumer.is_conv else -1
-        for batch in range(self.pruned.batches):
-            data = self._data(consumer, batch)
-            if data is None:
-                return None
-            wanted = self._left(self.dense.value(target, batch), target, axis)
-            if other:
-                partner = self.pruned.value(other, batch)
-                if partner.shape != wanted.shape:
-                    return None
-                wanted = wanted - partner
-            if wanted.shape[axis] != groups * outputs:
-                return None
-            picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
-            rows = consumer.outputs(wanted, picks).reshape(len(picks), groups, outputs)
-            odd = self._odd(consumer, data, picks, batch)
-            halves.add(consumer.rows(data, picks), rows.transpose(1, 0, 2), odd)
-        return halves
+        halves, fitting = Halves.empty(groups, columns, outputs), 0
+
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            nonlocal fitting
+            for batch in range(self.pruned.batches):
+                part = self._part(consumer, target, other, batch)
+                if part is None:
+                    return
+                fitting += 1
+                yield part
+
+        for rows, targets, odd in together(parts(), (1, 1, 0)):
+            halves.add(rows, targets, odd)
+        return halves if fitting == self.pruned.batches else None
+
+    def _part(
+        self, consumer: LinearLayer, target: str, other: str, batch: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Of a batch: rows (groups, rows, columns), what they should give (groups, rows, outputs), which are of odd
+        samples; None where shapes do not fit."""
+        groups, outputs, _ = consumer.sizes
+        data = self._data(consumer, batch)
+        if data is None:
+            return None
+        wanted, axis = self.dense.value(target, batch), 1 if consumer.is_conv else -1
+        left, shape = self.kept(target, axis), list(wanted.shape)
+        shape[axis] = shape[axis] if left is None else int(left.sum())
+        partner = self.pruned.value(other, batch) if other else None
+        if shape[axis] != groups * outputs or (partner is not None and list(partner.shape) != shape):
+            return None
+        picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
+        targets = consumer.outputs(wanted, picks)
+        if left is not None:
+            targets = targets[:, left]
+        if partner is not None:
+            targets = targets - consumer.outputs(partner, picks)
+        targets = targets.reshape(len(picks), groups, outputs).transpose(1, 0, 2)
+        return consumer.rows(data, picks), targets, self._odd(consumer, data, picks, batch)
 
     def _data(self, consumer: LinearLayer, batch: int) -> np.ndarray | None:
         """What a layer multiplies; before it can run, what the dense one does; None where that does not fit."""
