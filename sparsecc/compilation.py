@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
+from sparsecc.data.plan_file import read_plan
 from sparsecc.data.random_inputs import random_feeds
 from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
+from sparsecc.data.slot_files import read_slots
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
@@ -35,6 +38,7 @@ from sparsecc.runtime.session import OrtRunner, open_session
 from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
 from sparsecc.system.files import size_of
+from sparsecc.system.plain_json import read_json
 from sparsecc.system.scratch import Scratch
 from sparsecc.targets import Target, target_named
 
@@ -192,6 +196,17 @@ class Compilation:
     def identity(self) -> dict[str, Any]:
         """The hashes of the user's model, its external data with it."""
         return identity_of(self.file)
+
+    @cached_property
+    def slots(self) -> Mapping[str, np.ndarray]:
+        """What `--slots` says of tensors and axes; {} without it."""
+        return {} if self.options.slots is None else read_slots(Path(self.options.slots))
+
+    @cached_property
+    def base(self) -> Mapping[str, Any]:
+        """The plan that `--plan` names; {} without one."""
+        plan = self.options.plan
+        return {} if plan is None else read_plan(read_json(Path(plan), "give the plan.json of a bundle"))
 
     # The model and its sizes
 

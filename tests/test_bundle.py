@@ -182,7 +182,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_large_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out")
-    monkeypatch.setattr(bundle, "JSON_LIMIT", 10)
+    monkeypatch.setattr("sparsecc.system.plain_json.LARGEST", 10)
     with pytest.raises(InputError, match="over"):
         _ = Bundle(tmp_path / "out").plan
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import sparsecc
-from sparsecc.bundle.plan_file import read_plan
+from sparsecc.data.plan_file import read_plan
 from sparsecc.errors import GoalError, InputError
 from tests.foreign_files import MODEL, errors_of, seal
 

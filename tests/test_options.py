@@ -46,6 +46,9 @@ TEXTS = {
     "N": "3",
     "NAME:SHAPE": "x:1x3|2x3|4x3",
     "KEY=VALUE": "workspace=4GiB",
+    "PATTERN=SHARE": "layer4.*=0.6",
+    "PATTERN=N|SHARE": "layer4.*=16",
+    "PATTERN=SLOTS": "layer4.*=0-3,9",
     "KINDS": "heads",
     "local|NAME|ssh://USER@HOST|adb:SERIAL": "ssh://host",
 }

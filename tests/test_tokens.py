@@ -323,7 +323,7 @@ def test_a_share_out_of_bounds_is_refused(share: float) -> None:
 
 
 def test_a_plan_that_names_no_attention_is_refused(models_dir: Path) -> None:
-    from sparsecc.bundle.plan_file import read_plan, require_fits
+    from sparsecc.data.plan_file import read_plan, require_fits
 
     tokens = {"attention": "node_conv2d", "later": [], "first": 1, "patches": 16, "kept": 8}
     plan = {**Plan({"sha256": ""}).to_json(), "tokens": tokens}

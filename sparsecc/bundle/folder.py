@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sparsecc.errors import GoalError, InputError, InternalError, SystemFailureError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import file_sha256
+from sparsecc.system.plain_json import read_json
 from sparsecc.system.temp_folders import locked_folder, sweep_folders
 from sparsecc.system.versions import versions
 
@@ -34,12 +35,8 @@ OURS = frozenset(
 )
 """Files of a bundle beside its artefact: what lies beside a model takes none of these names."""
 SCHEMA = "sparsecc.manifest/1"
-JSON_LIMIT = 256 << 20
-"""Bytes of a JSON file of a bundle that we are ready to read."""
-
 
 _DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -226,23 +223,7 @@ class Bundle:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object of the bundle; InputError when missing, too large or not one."""
-        path = self.folder / name
-        shown = one_line(str(path), 120)
-        try:
-            with os.fdopen(os.open(path, _READ_FLAGS), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InputError(f"{shown} is not a plain file: it is not one of ours")
-                text = file.read(JSON_LIMIT + 1)
-            if len(text) > JSON_LIMIT:
-                raise InputError(f"{shown} is over {JSON_LIMIT >> 20} MiB: it is not one of ours")
-            data = json.loads(text)
-        except OSError as e:
-            raise InputError(f"cannot read {shown}: {one_line(e.strerror or str(e))}") from e
-        except (ValueError, RecursionError) as e:
-            raise InputError(f"{shown} is not JSON: {one_line(str(e), 120)}; compile again") from e
-        if not isinstance(data, dict):
-            raise InputError(f"{shown} holds no JSON object: compile again")
-        return data
+        return read_json(self.folder / name, "compile again", links=False)
 
     def verify_manifest(self) -> list[str]:
         """One line for every file that is missing, changed, a link or not listed; empty when all is well."""

@@ -27,6 +27,7 @@ from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.decide.limits import Limits, settle
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
@@ -85,28 +86,33 @@ def choose(
     groups: Sequence[Group],
     ratio: float,
     dead: Dead | None = None,
+    limits: Limits | None = None,
 ) -> Choice:
     """Which slots of the free groups stay so that `ratio` of the metric goes; those that are `dead` go in any
-    case."""
-    dead = dead or Dead()
+    case, and all keeps within the `limits` of groups."""
+    dead, limits = dead or Dead(), limits or Limits()
     options = compilation.options
     require_methods(options)
     free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, free, options.metric, threads=options.threads)
     before = cost.total({})
-    if not free or ratio == 0:
-        keep = {atom: ~slots for atom, slots in dead.slots.items()}
+    if not free or (ratio == 0 and not limits.rank):
+        keep = {g.atom: ~gone for g in free if (gone := named_to_go(g, dead, limits)) is not None}
         after = cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
         return Choice(keep, ratio, before, after, ratio == 0)
     evidence = evidence_for(compilation, analysis)
-    candidates = scored(analysis, free, options, evidence, dead=dead)
+    candidates = scored(analysis, free, options, evidence, dead=dead, limits=limits)
+    if ratio == 0:
+        keep = {c.atom: c.best(c.size) for c in candidates if c.gone is not None}
+        after = cost.total({c.atom: c.size for c in candidates})
+        return Choice(keep, ratio, before, after, True, {"criterion": criterion_for(options)})
     if options.calib is not None:
         candidates = informed(compilation, analysis, free, candidates, evidence)
     measured = all(c.curve is not None for c in candidates)
     criterion = criterion_for(options)
     if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
         criterion = FOR_THRESHOLDS
-        candidates = scored(analysis, free, options, evidence, criterion, dead)
+        candidates = scored(analysis, free, options, evidence, criterion, dead, limits)
     allocator = allocator_named(options.allocator, has_curves=measured)
     losses = None
     if evidence.stats is not None:
@@ -268,10 +274,12 @@ def scored(
     evidence: Evidence | None = None,
     instead: str | None = None,
     dead: Dead | None = None,
+    limits: Limits | None = None,
 ) -> list[Candidate]:
     """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one, `dead`
-    slots are no choice."""
+    slots are no choice, nor is what `limits` settle."""
     evidence, dead = evidence or Evidence(SlotWeights(analysis, options.seed)), dead or Dead()
+    bounds = (limits or Limits()).of
     has_data = evidence.stats is not None and options.samples is not None
     criterion = criterion_named(instead or options.criterion, has_data=has_data)
     for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
@@ -285,21 +293,18 @@ def scored(
             scores[dead.carriers[group.atom]] = np.inf
         step = step_of(group, target, options.align)
         shapes = evidence.weights.shapes(group)
-        gone = _aligned(dead.slots.get(group.atom), step)
+        floor = max(group.least, least, int(np.ceil(FLOOR * group.size)))
+        if group.atom in bounds:
+            scores[bounds[group.atom].held] = np.inf
+        gone, floor = settle(bounds.get(group.atom), scores, dead.slots.get(group.atom), step, floor)
         live = scores if gone is None else scores[~gone]
-        floor = min(max(group.least, least, int(np.ceil(FLOOR * group.size))), len(live))
         candidates.append(Candidate(group.atom, len(live), live, step, floor, shapes, gone=gone))
     return candidates
 
 
-def _aligned(dead: np.ndarray | None, step: int) -> np.ndarray | None:
-    """The dead slots that go: all, but for those that fill what stays up to a multiple of the step."""
-    if dead is None:
-        return None
-    spare = -int((~dead).sum()) % step
-    gone = dead.copy()
-    gone[np.flatnonzero(dead)[:spare]] = False
-    return gone if gone.any() else None
+def named_to_go(group: Group, dead: Dead, limits: Limits) -> np.ndarray | None:
+    """The slots that go whatever their scores are, boolean; None where none do."""
+    return settle(limits.of.get(group.atom), np.zeros(group.size), dead.slots.get(group.atom), 1, 1)[0]
 
 
 def step_of(group: Group, target: Target, align: str | int) -> int:

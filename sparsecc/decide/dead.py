@@ -19,6 +19,7 @@ from sparsecc.axes.sizes import is_static
 from sparsecc.compilation import Compilation
 from sparsecc.decide.channels import Dead
 from sparsecc.decide.layers import Depth, require_same
+from sparsecc.decide.limits import limits_of
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.constant_channels import Known, constant_channels, is_padded
 from sparsecc.graph.groups import Group, find_groups
@@ -35,25 +36,32 @@ def bury(compilation: Compilation, analysis: Analysis, depth: Depth) -> tuple[An
     InternalError where the model is another one then.
     """
     options = compilation.options
-    if not (options.ratio or options.dead_only) or compilation.dense.by_parts:
+    if not options.removes or compilation.dense.by_parts:
         return analysis, depth
-    groups = _free(analysis, depth, options.prune)
     known = constant_channels(analysis)
-    dead = dead_slots(analysis, groups, known)
+    dead = _that_may_go(compilation, analysis, depth, known)
     changed = _absorb(analysis, dead, known)
     if changed:
         same = compilation.loaded(write(analysis.model, compilation.scratch.absorbed))
         require_same(compilation, same, "the model with constant channels in its biases")
         analysis = compilation.analysed(analysis.model)
-        dead = dead_slots(analysis, _free(analysis, depth, options.prune), constant_channels(analysis))
+        dead = _that_may_go(compilation, analysis, depth, constant_channels(analysis))
     if number := sum(int(slots.sum()) for slots in dead.slots.values()):
         compilation.note("dead", {"slots": number, "absorbed": changed})
     return analysis, replace(depth, dead=dead, absorbed=tuple(changed))
 
 
-def _free(analysis: Analysis, depth: Depth, prune: Sequence[str]) -> list[Group]:
-    groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=prune)
-    return [g for g in groups if g.is_free and g.kind != "expert"]
+def _that_may_go(
+    compilation: Compilation, analysis: Analysis, depth: Depth, known: Mapping[ir.Value, Known]
+) -> Dead:
+    """The dead slots of free groups, as far as the user's bounds of them let them go."""
+    groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=compilation.options.prune)
+    limits = limits_of(compilation, analysis, groups, depth.patterns)
+    dead = dead_slots(analysis, [g for g in groups if g.is_free and g.kind != "expert"], known)
+    lost = {atom for atom, slot in dead.carriers.items() if limits.removes(atom, slot)}
+    may = {atom: limits.may_die(atom, slots) for atom, slots in dead.slots.items() if atom not in lost}
+    slots = {atom: some for atom, some in may.items() if some.any()}
+    return Dead(slots, {atom: slot for atom, slot in dead.carriers.items() if atom in slots})
 
 
 def dead_slots(analysis: Analysis, groups: Sequence[Group], known: Mapping[ir.Value, Known]) -> Dead:

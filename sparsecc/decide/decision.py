@@ -11,6 +11,7 @@ from sparsecc.cost import summary
 from sparsecc.criteria import criterion_named
 from sparsecc.decide.channels import Choice, choose, criterion_for
 from sparsecc.decide.layers import Depth
+from sparsecc.decide.limits import limits_of
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.loss.measure import quality
@@ -36,7 +37,8 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     options = compilation.options
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
-    choice = depth.joined(choose(compilation, analysis, groups, left, depth.dead), options.ratio)
+    limits = limits_of(compilation, analysis, groups, depth.patterns)
+    choice = depth.joined(choose(compilation, analysis, groups, left, depth.dead, limits), options.ratio)
     note_choice(compilation, choice)
     foretell(compilation, choice)
     is_free = any(g.is_free for g in groups) or any(b.is_free for b in depth.blocks)

@@ -21,8 +21,10 @@ from sparsecc.cost.model import macs_model, params_model
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import Choice, Dead
 from sparsecc.decide.layer_spans import spans_of, straightest, walked
+from sparsecc.decide.limits import Patterns, patterns_of, require_same_graph
 from sparsecc.decide.output_distances import DISTANCES, Distance, distances
-from sparsecc.errors import InternalError
+from sparsecc.errors import InputError, InternalError
+from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
@@ -32,7 +34,7 @@ from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
-from sparsecc.reference.gated_layers import Switchboard, plugged, silenced
+from sparsecc.reference.gated_layers import Switchboard, dropped_branches, plugged, silenced
 from sparsecc.runtime.numerics import tolerance_of, worst_error
 from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
 
@@ -55,7 +57,7 @@ class Depth:
 
     `dropped` names branches, `removed` is the share of the metric that went, `change` the relative change of
     the outputs; `before` holds the dense macs and params; `layers` are the report's rows of what went.
-    `keep` and `only` are the user's patterns, spelt so that they hold after the edit. `tokens` is what the plan
+    `keep`, `only` and `patterns` are the user's, spelt so that they hold after the edit. `tokens` is what the plan
     says of tokens left out; `macs` are the dense ones by node where these changed, `added` how many nodes came.
     `dead` are the slots that go in any case, `absorbed` the tensors that changed for that.
     """
@@ -69,6 +71,7 @@ class Depth:
     layers: Sequence[dict[str, Any]] = ()
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    patterns: Patterns = field(default_factory=dict)
     tokens: Mapping[str, Any] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
     added: int = 0
@@ -117,18 +120,28 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
 
     InternalError where the shorter model is not the dense one with these layers adding zeros.
     """
-    options = compilation.options
-    if "layers" not in options.prune and not (options.keep or options.only):
+    options, gone = (
+        compilation.options,
+        set(dropped_branches(compilation.base)) if compilation.base else set(),
+    )
+    require_same_graph(compilation, analysis.model)
+    named = {"keep": options.keep, "only": options.only, **patterns_of(options)}
+    if "layers" not in options.prune and not gone and not any(named.values()):
         return analysis, Depth()
     groups = find_groups(analysis)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
-    known = known_names(analysis, groups)
-    require_matches(options.keep, options.only, known, len(groups) + len(blocks))
-    asked = Depth(keep=by_handle(options.keep, groups), only=by_handle(options.only, groups))
-    if "layers" not in options.prune:
+    require_matches(named, known_names(analysis, groups), len(groups) + len(blocks))
+    asked = Depth(
+        keep=by_handle(options.keep, groups),
+        only=by_handle(options.only, groups),
+        patterns=patterns_of(options, groups),
+    )
+    if "layers" not in options.prune and not gone:
         return analysis, asked
     before = summary.costs(analysis, {})["before"]
-    chosen, change = _chosen(compilation, analysis, blocks) if options.ratio else ([], 0.0)
+    planned = _planned(blocks, gone)
+    more = "layers" in options.prune and options.ratio
+    chosen, change = _chosen(compilation, analysis, blocks, planned) if more else (planned, 0.0)
     facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
     compilation.note(DropBlocks.name, facts)
     if not chosen:
@@ -185,12 +198,30 @@ def _branches(blocks: Iterable[ResidualBlock]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(branch.title for block in blocks for branch in block.branches))
 
 
+def _planned(blocks: Sequence[ResidualBlock], gone: Iterable[str]) -> list[ResidualBlock]:
+    """The blocks that a plan leaves out, by their branches. InputError where some are no blocks of the model."""
+    left, found = set(gone), []
+    for block in sorted(blocks, key=lambda b: -len(b.nodes)):
+        branches = set(_branches([block]))
+        if branches <= left:
+            left -= branches
+            found.append(block)
+    if left:
+        raise InputError(f"--plan leaves out {quoted(min(left))}, which is no layer of this model")
+    return found
+
+
 def _chosen(
-    compilation: Compilation, analysis: Analysis, blocks: Sequence[ResidualBlock]
+    compilation: Compilation,
+    analysis: Analysis,
+    blocks: Sequence[ResidualBlock],
+    planned: Sequence[ResidualBlock],
 ) -> tuple[list[ResidualBlock], float]:
-    """The blocks to leave out, and by how much the outputs change without them."""
+    """The blocks to leave out, those of a plan first, and by how much the outputs change without them."""
     options, scratch = compilation.options, compilation.scratch
-    free = [b for b in blocks if b.is_free]
+    if planned and options.layer_criterion == "span":
+        raise InputError("--layer-criterion span chooses layers anew, --plan has some: leave one of them out")
+    free = [b for b in blocks if b.is_free or b in planned]
     if not free:
         return [], 0.0
     shared = any(kind != "layers" for kind in options.prune)
@@ -211,7 +242,7 @@ def _chosen(
         parts=compilation.parts,
     )
     if options.layer_criterion != "span":
-        return greedy.choose()
+        return greedy.choose(planned)
     spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
     settings = {"threads": options.threads, "memory": options.working_memory}
     walk = walked(analysis, spans, samples, scratch.folder / "spans", **settings)
@@ -247,10 +278,11 @@ class Greedy:
         self.reference = Reference(self.dense, self.parts)
         self.nodes = {b.id: set(b.nodes) for b in self.free}
 
-    def choose(self) -> tuple[list[ResidualBlock], float]:
-        """The blocks in the order in which they went, and the relative change of the outputs without them."""
-        taken: list[ResidualBlock] = []
-        change, used = 0.0, 0.0
+    def choose(self, planned: Sequence[ResidualBlock] = ()) -> tuple[list[ResidualBlock], float]:
+        """The blocks in the order in which they went, `planned` ones first, and the relative change of the outputs
+        without them."""
+        taken = list(planned)
+        change, used = self.change(_branches(taken)) if taken else 0.0, self.cost(taken)
         last = {block.id: 0.0 for block in self.free}
         while used < self.budget:
             candidates = self._candidates(taken, self.budget - used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -45,6 +45,11 @@ class Group:
     least: int = 1
 
     @property
+    def names(self) -> list[str]:
+        """All that a pattern finds it by, but for modules."""
+        return [f"group:{self.id}", *handles(self.kind, self.members), *self.nodes]
+
+    @property
     def is_free(self) -> bool:
         return self.pinned is None
 
@@ -71,24 +76,21 @@ def find_groups(
         assert isinstance(atom.size, int)
         nodes = users.get(atom, {})
         kind = _kind(atom)
-        names = [f"group:{number}", *handles(kind, members), *(n.name or "" for n in nodes)]
-        unasked = None if kind in allowed else f"{kind} groups were not asked to be pruned"
-        pinned = atom.pin or held(names, keep, only) or unasked
-        groups.append(
-            Group(
-                id=number,
-                kind=kind,
-                size=atom.size,
-                atom=atom,
-                members=tuple(members),
-                nodes=tuple(dict.fromkeys(n.name or "" for n in nodes)),
-                pinned=pinned,
-                mixes=atom in mixing,
-                feeds_conv=any(traits_of(n) & Trait.CONVOLUTION for n in nodes),
-                params=_params(analysis, members),
-                least=least.get(atom, 1),
-            )
+        group = Group(
+            id=number,
+            kind=kind,
+            size=atom.size,
+            atom=atom,
+            members=tuple(members),
+            nodes=tuple(dict.fromkeys(n.name or "" for n in nodes)),
+            pinned=atom.pin,
+            mixes=atom in mixing,
+            feeds_conv=any(traits_of(n) & Trait.CONVOLUTION for n in nodes),
+            params=_params(analysis, members),
+            least=least.get(atom, 1),
         )
+        unasked = None if kind in allowed else f"{kind} groups were not asked to be pruned"
+        groups.append(replace(group, pinned=atom.pin or held(group.names, keep, only) or unasked))
     return groups
 
 

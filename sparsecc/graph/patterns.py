@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -60,27 +60,27 @@ def held(names: Iterable[str], keep: Sequence[str], only: Sequence[str]) -> str 
 
 
 def require_matches(
-    keep: Sequence[str], only: Sequence[str], names: Iterable[str], groups: int, spelt: str = "--"
+    asked: Mapping[str, Iterable[str]], names: Iterable[str], groups: int, spelt: str = "--"
 ) -> None:
-    """InputError for a pattern that names nothing, with the nearest names; `groups` is the number of `group:ID`.
+    """InputError for a pattern that names nothing, with the nearest names; `asked` has the patterns by option, and
+    `groups` is the number of `group:ID`.
 
     `spelt` is what stands before the options' names where the user writes them.
     """
-    if not keep and not only:
+    given = [(option, pattern) for option, patterns in asked.items() for pattern in patterns]
+    if not given:
         return
     known, numbered = with_modules(names), [f"group:{i}" for i in range(groups)]
-    for option, patterns in (("keep", keep), ("only", only)):
-        for pattern in patterns:
-            word, _, number = pattern.partition(":")
-            if word == "group" and number.isdigit():
-                if int(number) >= groups:
-                    raise InputError(
-                        f"there is no {pattern}: groups are 0 to {groups - 1}, see 'sparsecc inspect'"
-                    )
-            elif not any(matches(n, pattern) for n in (*known, *numbered)):
+    for option, pattern in given:
+        word, _, number = pattern.partition(":")
+        if word == "group" and number.isdigit():
+            if int(number) >= groups:
                 raise InputError(
-                    f"{spelt}{option} {quoted(pattern)} matches nothing: {_nearest(pattern, known)}"
+                    f"there is no {pattern}: groups are 0 to {groups - 1}, see 'sparsecc inspect'"
                 )
+        elif not any(matches(n, pattern) for n in (*known, *numbered)):
+            flag = option.replace("_", "-") if spelt == "--" else option
+            raise InputError(f"{spelt}{flag} {quoted(pattern)} matches nothing: {_nearest(pattern, known)}")
 
 
 def _nearest(pattern: str, known: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 DURATIONS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
 SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+MOST_SLOTS = 1 << 20
+"""That a range of slots may name."""
 NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)")
 
 
@@ -154,6 +156,30 @@ def pair(text: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise ValueError(f"'{text}' is not KEY=VALUE: write for example workspace=4GiB")
     return key, value
+
+
+def amount_kept(text: str) -> float | int:
+    """`16` slots, or the share of them `25%` or `0.25`, above zero."""
+    if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31:
+        return int(text)
+    value = share(text)
+    if value == 0:
+        raise ValueError(f"{text} leaves nothing: write for example 16 or 25%")
+    return value
+
+
+def slots(text: str) -> tuple[int, ...]:
+    """`0-15,31`: numbers of slots, from 0, each once and in order."""
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() and len(end) < 8 for end in ends):
+            raise ValueError(f"'{text}' is no list of slots: write for example 0-15,31")
+        if int(ends[1]) - int(ends[0]) >= MOST_SLOTS:
+            raise ValueError(f"'{part}' is more than {MOST_SLOTS} slots")
+        found.update(range(int(ends[0]), int(ends[1]) + 1))
+    return tuple(sorted(found))
 
 
 def names(text: str) -> tuple[str, ...]:

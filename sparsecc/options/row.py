@@ -306,6 +306,37 @@ def _pairs(value: Any) -> dict[str, Any]:
     return dict(sorted(given.items()))
 
 
+def per_pattern(metavar: str, read: Callable[[str], T], check: Callable[[Any], T]) -> Kind[Mapping[str, T]]:
+    """A value for each pattern of names, `PATTERN=VALUE`."""
+
+    def one(text: str) -> tuple[str, T]:
+        pattern, equals, value = (part.strip() for part in text.rpartition("="))
+        if not equals or not pattern or not value:
+            raise ValueError(f"'{_short(text)}' is not {metavar}: write the pattern, =, and the value")
+        return pattern, read(value)
+
+    def mapping(value: Any) -> dict[str, T]:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {k: read(v) if isinstance(v, str) else check(v) for k, v in value.items()}
+        if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+            return dict(map(one, value))
+        raise ValueError(f"{_short(value)} is no mapping of patterns to values")
+
+    return Kind(metavar, lambda text: dict([one(text)]), mapping, repeated=True)
+
+
+def _slots(value: Any) -> tuple[int, ...]:
+    if not are_sizes(value):
+        raise ValueError(f"{_short(value)} is no list of slots: write [0, 1, 5] or '0-15,31'")
+    return tuple(sorted(set(value)))
+
+
+def _amount_kept(value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{_short(value)} is no number of slots, and no share of them")
+    return reading.amount_kept(str(value) if isinstance(value, int) else f"{Decimal(repr(value)):f}")
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{_short(value)} is neither true nor false")
@@ -335,3 +366,6 @@ NAMED_IO: Kind[Sequence[str]] = Kind("NAME", lambda one: (one,), _named_io, repe
 PATTERNS: Kind[Sequence[str]] = Kind("PATTERN", lambda one: (one,), _patterns, repeated=True)
 INPUTS: Kind[Inputs] = Kind("NAME:SHAPE", lambda one: _inputs([one]), _inputs, repeated=True)
 PAIRS: Kind[Pairs] = Kind("KEY=VALUE", lambda one: _pairs([one]), _pairs, repeated=True)
+RATIOS = per_pattern("PATTERN=SHARE", reading.ratio, RATIO.check)
+AMOUNTS = per_pattern("PATTERN=N|SHARE", reading.amount_kept, _amount_kept)
+SLOTS = per_pattern("PATTERN=SLOTS", reading.slots, _slots)

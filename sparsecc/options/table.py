@@ -14,6 +14,7 @@ from sparsecc.graph.kinds import KINDS
 from sparsecc.options import reading
 from sparsecc.options.row import (
     ALIGN,
+    AMOUNTS,
     CALL,
     DECIBELS,
     DROP,
@@ -26,8 +27,10 @@ from sparsecc.options.row import (
     PATTERNS,
     RATE,
     RATIO,
+    RATIOS,
     SECONDS,
     SIZE,
+    SLOTS,
     TIMES,
     Inputs,
     Kind,
@@ -218,6 +221,45 @@ class CompileOptions(Options):
         is_common=True,
     )
     only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be repeated.", REMOVAL)
+    ratio_for: Mapping[str, float] = option(
+        {},
+        RATIOS,
+        "Remove this share of the slots of each group that the pattern names, e.g. 'layer4.*=0.6'; of several "
+        "patterns the longest counts. Beside --ratio, which the other groups then make up. May be repeated.",
+        REMOVAL,
+    )
+    at_least: Mapping[str, float | int] = option(
+        {},
+        AMOUNTS,
+        "So many slots, or this share of them, stay of each group that the pattern names, e.g. 'layer1.*=16'. May "
+        "be repeated.",
+        REMOVAL,
+    )
+    at_most: Mapping[str, float | int] = option(
+        {}, AMOUNTS, "No more than so many, or this share, stay of each. May be repeated.", REMOVAL
+    )
+    protect: Mapping[str, tuple[int, ...]] = option(
+        {},
+        SLOTS,
+        "These slots stay of each group that the pattern names, e.g. fc1.weight:0=0-7,12. May be repeated.",
+        REMOVAL,
+    )
+    slots: StrPath | None = option(
+        None,
+        source("FILE"),
+        "Slots chosen by a method of your own: .npz or .json, by tensor of the model (docs/slots.md); groups that it "
+        "names keep just these.",
+        REMOVAL,
+        names_code=True,
+    )
+    plan: StrPath | None = option(
+        None,
+        source("FILE"),
+        "The plan.json of another compile of this graph, with these or other weights: what it removed goes, and more "
+        "where --ratio says so.",
+        REMOVAL,
+        names_code=True,
+    )
     dead_only: bool = option(
         False,
         FLAG,
@@ -343,8 +385,10 @@ class CompileOptions(Options):
         if len(asked) > 1:
             names = " and ".join(asked)
             raise InputError(f"{names} are different budgets: give one of them (--max-drop may go with it)")
-        if self.dead_only and (asked or "layers" in self.prune or self.tokens is not None):
-            what = (*asked, "--tokens" if self.tokens is not None else "--prune layers")[0]
+        if self.dead_only and (
+            asked or self.names_slots or "layers" in self.prune or self.tokens is not None
+        ):
+            what = (*asked, *self.names_slots, "--tokens" if self.tokens is not None else "--prune layers")[0]
             raise InputError(f"--dead-only removes what is dead and nothing else: leave out {what}")
         if self.max_drop is not None and self.evaluate is None:
             raise InputError("--max-drop needs an accuracy to watch: give --evaluate FILE.py:FUNCTION")
@@ -379,6 +423,17 @@ class CompileOptions(Options):
         """Whether layers that integers make no faster stay in float: not where `int8!` insists, nor where a size is
         asked for."""
         return self.quantize == "int8" and self.size is None and self.footprint is None
+
+    @property
+    def names_slots(self) -> list[str]:
+        """The flags of the options given that say themselves what goes, of which group."""
+        given = ("ratio_for", "at_most", "slots", "plan")
+        return [f"--{name.replace('_', '-')}" for name in given if getattr(self, name)]
+
+    @property
+    def removes(self) -> bool:
+        """Whether channels, heads or experts are to go."""
+        return bool(self.ratio or self.dead_only or self.names_slots)
 
     @property
     def mixes_types(self) -> bool:

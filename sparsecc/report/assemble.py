@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sparsecc.decide.channels import Choice
 
 SCHEMA = "sparsecc.report/1"
+NAMED = ("ratio_for", "at_least", "at_most", "protect", "slots", "plan")
+"""Options of single groups, told where they were given."""
 
 
 def report(
@@ -41,6 +43,7 @@ def report(
             "sparsity": options.sparsity,
             "tokens": options.tokens,
             "recover": options.recover,
+            **{name: value for name in NAMED if (value := getattr(options, name))},
         },
         "removed": {"share": choice.removed, "metric": options.metric, "reached": choice.reached},
         "verification": dict(verification),

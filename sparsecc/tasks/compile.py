@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,24 @@ def _figures(work: Work) -> dict[str, Any]:
     return {**work.measured, "bytes": sizes, "built": built}
 
 
+def _kept_beside(options: CompileOptions, folder: Path) -> dict[str, str]:
+    """Copy the files that say which slots go into the bundle: the recipe names them there."""
+    kept = {}
+    for name, source in (("slots", options.slots), ("plan", options.plan)):
+        if source is not None:
+            kept[name] = f"given_{name}{Path(source).suffix.lower()}"
+            shutil.copyfile(source, folder / kept[name])
+    return kept
+
+
 def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, report: dict[str, Any]) -> None:
     """Everything beside the artefact: plan, report, page, recipe; the manifest follows by itself."""
     from sparsecc.report.html import compile_page
 
     options = compilation.options
-    recipe = yaml.safe_dump(compilation.settled_options.to_recipe(), sort_keys=True)
+    recipe = yaml.safe_dump(
+        compilation.settled_options.to_recipe() | _kept_beside(options, bundle.folder), sort_keys=True
+    )
     original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
     about = {"input": original, "versions": versions(), "seed": options.seed}
     bundle.facts = {**about, "processor": processor()}

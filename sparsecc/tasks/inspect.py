@@ -35,7 +35,8 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     analysis = analyse(model, options.dims, prune_io=options.prune_io)
     groups = find_groups(analysis, keep=options.keep, only=options.only)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
-    require_matches(options.keep, options.only, known_names(analysis, groups), len(groups) + len(blocks))
+    asked = {"keep": options.keep, "only": options.only}
+    require_matches(asked, known_names(analysis, groups), len(groups) + len(blocks))
     nodes = nodes_holding(analysis)
     macs, batch = macs_model(analysis), summary.batch_of(analysis)
     half = {g.atom: 1 for g in groups if g.is_free}

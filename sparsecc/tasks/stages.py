@@ -291,6 +291,7 @@ def begin(compilation: Compilation) -> Analysis:
             "when it runs the file as it is: all its outputs are zero; in the result, and in the dense model it is "
             "compared with, the input is kept"
         )
+    _ = compilation.slots, compilation.base  # what is wrong with them is said before anything long begins
     compilation.take(model)
     require_room(compilation)
     for one in passes_for(compilation.options):
@@ -306,7 +307,7 @@ def begin(compilation: Compilation) -> Analysis:
 def say_unjudged(compilation: Compilation) -> None:
     """Say at once what cannot be done without samples, and what is done instead."""
     options = compilation.options
-    if not (options.ratio or options.quantize or options.sparsity or options.tokens):
+    if not (options.removes or options.quantize or options.sparsity or options.tokens):
         return
     repairs = method_for(options, compilation.dense.model) != "none"
     how = "weights are repaired on random inputs" if repairs else "nothing can be repaired"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sparsecc.bundle.folder import SIGNATURE, Bundle
-from sparsecc.bundle.plan_file import read_plan, require_fits
 from sparsecc.bundle.signing import signature_check
+from sparsecc.data.plan_file import read_plan, require_fits
 from sparsecc.data.random_inputs import random_feeds
 from sparsecc.data.samples import CalibrationSet
 from sparsecc.errors import InputError

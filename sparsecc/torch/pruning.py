@@ -76,7 +76,8 @@ def study(
     program = trace(module, args, kwargs, dynamic_shapes)
     analysis = analyse(program)
     groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
-    require_matches(given.keep, given.only, known_names(analysis, groups), len(groups), spelt="")
+    asked = {"keep": given.keep, "only": given.only}
+    require_matches(asked, known_names(analysis, groups), len(groups), spelt="")
     return Study(module, args, dict(kwargs or {}), program, analysis, groups, given)
 
 

@@ -15,7 +15,7 @@ from onnx import parser
 
 from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.foreign import read_recipe
-from sparsecc.bundle.plan_file import read_plan, require_fits
+from sparsecc.data.plan_file import read_plan, require_fits
 from sparsecc.errors import InputError
 from sparsecc.loading.models import load_ir_bytes
 from sparsecc.loading.normalise import normalise

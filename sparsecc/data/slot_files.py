@@ -1,0 +1,71 @@
+"""`--slots FILE`: which slots a method of the user's own keeps, by tensor.
+
+A name is a tensor of the model, with `:AXIS` behind it where the values are of one axis, or a module that holds one
+layer. A value is the numbers of the slots that stay, a mask of an axis (true or other than zero stays), or a mask of
+the tensor's whole shape, of which slots go that are zero throughout.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecc.errors import InputError
+from sparsecc.escaping import one_line, quoted
+from sparsecc.system.plain_json import read_json
+
+REMEDY = "write {tensor: [slots that stay]} as .json, or arrays by tensor with numpy.savez"
+
+
+def read_slots(path: Path) -> Mapping[str, np.ndarray]:
+    """By name a mask (boolean, of any rank) or the numbers of slots that stay (integers, one axis).
+
+    InputError for a file of another kind, and for values that are neither.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        given = _arrays(path)
+    elif suffix == ".json":
+        given = {name: _listed(path, name, value) for name, value in read_json(path, REMEDY).items()}
+    else:
+        raise InputError(f"--slots {one_line(str(path), 120)}: {suffix or 'no suffix'} is not read: {REMEDY}")
+    if not given:
+        raise InputError(f"--slots {one_line(str(path), 120)} names nothing: {REMEDY}")
+    return {name: _meant(path, name, array) for name, array in given.items()}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
+        raise InputError(f"--slots {path}: not readable: {one_line(str(e), 120)}: {REMEDY}") from e
+
+
+def _listed(path: Path, name: str, value: Any) -> np.ndarray:
+    """A list of JSON, nested as deep as a tensor has axes."""
+    if isinstance(value, list):
+        try:
+            return np.array(value) if value else np.zeros(0, dtype=np.int64)
+        except (ValueError, OverflowError) as e:
+            raise _neither(path, name) from e
+    raise _neither(path, name)
+
+
+def _meant(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "b" or array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.ndim > 1):
+        return np.asarray(array != 0)
+    if array.dtype.kind in "iu" and array.ndim == 1 and (array.size == 0 or array.min() >= 0):
+        return array.astype(np.int64)
+    raise _neither(path, name)
+
+
+def _neither(path: Path, name: str) -> InputError:
+    shown = one_line(str(path), 120)
+    return InputError(
+        f"--slots {shown}: {quoted(name)} holds neither a mask nor numbers of slots that stay: {REMEDY}"
+    )
