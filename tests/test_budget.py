@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
-from sparsecc.decide.goals import NEAR, TRIALS, Goal, Trial, judge, settle
+from sparsecc.decide.goal_search import MOST, TRIALS, Family, Search, Settled
+from sparsecc.decide.goals import NEAR, Goal, Trial, judge, words_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions
@@ -42,6 +44,11 @@ def attempt_at(
         )
 
     return attempt
+
+
+def settle(goal: Goal, attempt: Callable[[float], Trial], ceiling: float | None = None) -> Settled:
+    """With nothing but channels."""
+    return Search(goal, lambda _, ratio: attempt(ratio), ceiling=ceiling).settle()
 
 
 def ideal(ratio: float) -> float:
@@ -114,6 +121,122 @@ def test_a_loss_within_bounds_changes_nothing() -> None:
     free = settle(Goal(speedup=2), attempt_at(ideal))
     held = settle(Goal(speedup=2, max_drop=0.9), attempt_at(ideal, score=lambda r: 1 - r**2))
     assert held.ratio == free.ratio
+
+
+INT8: Family = {"quantize": "int8"}
+LAYERS: Family = {"prune": ("channels", "layers")}
+TOKENS: Family = {"tokens": 0.7}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A family of a model that takes 10 ms: its speed and quality in dB at ratio 0, and how both change with
+    x = -ln(1 - ratio)."""
+
+    speed: float
+    quality: float
+    slope: float = 0.7
+    lost: float = 20.0
+
+
+def among(ways: dict[str, Way], made: list[str] | None = None) -> Callable[[Family, float], Trial]:
+    def attempt(family: Family, ratio: float) -> Trial:
+        name = " ".join(words_of(family))
+        if name not in ways:
+            raise InputError(f"no {name}")
+        if made is not None:
+            made.append(f"{name} {ratio:.2f}")
+        way, x = ways[name], -math.log1p(-ratio)
+        speed, kept = way.speed * math.exp(way.slope * x), way.quality - way.lost * x
+        return Trial(
+            ratio, ratio, 1000, 1000, levers=family, speedup=speed, dense_ms=10.0, quality_db=kept
+        )  # fmt: skip
+
+    return attempt
+
+
+def test_types_that_are_fast_enough_and_better_are_taken() -> None:
+    ways = {"": Way(1.0, 40, lost=30), "int8": Way(2.2, 36)}
+    found = Search(Goal(speedup=2), among(ways), [INT8, {}]).settle()
+    assert found.best.levers == INT8
+    assert found.ratio == 0
+
+
+def test_pruning_is_taken_where_types_are_slow() -> None:
+    made: list[str] = []
+    ways = {"": Way(1.0, 40, lost=5), "int8": Way(0.83, 36)}
+    found = Search(Goal(speedup=1.5), among(ways, made), [INT8, {}]).settle()
+    assert found.best.levers == {}
+    assert found.best.speedup == pytest.approx(1.5, rel=0.05)
+    assert made.count("int8 0.00") == sum(name.startswith("int8") for name in made) == 1
+
+
+def test_a_little_removed_from_types_that_are_almost_fast_enough() -> None:
+    ways = {"": Way(1.0, 60, lost=60), "int8": Way(1.4, 36)}
+    found = Search(Goal(speedup=1.7), among(ways), [INT8, {}]).settle()
+    assert found.best.levers == INT8
+    assert 0.2 < found.ratio < 0.3
+
+
+def test_speed_that_nobody_asked_for_is_given_back_for_quality() -> None:
+    ways = {"": Way(1.0, 40, lost=60), "int8": Way(2.2, 25), "mixed": Way(1.55, 33)}
+    search = Search(Goal(speedup=1.5), among(ways), [INT8, {}], finer=lambda _: {"quantize": "mixed"})
+    assert search.settle().best.levers == {"quantize": "mixed"}
+    search = Search(Goal(speedup=2.2), among(ways), [INT8, {}], finer=lambda _: {"quantize": "mixed"})
+    assert search.settle().best.levers == INT8
+
+
+def test_layers_and_tokens_join_the_best_so_far() -> None:
+    ways = {
+        "": Way(1.0, 40, lost=30),
+        "int8": Way(1.5, 36, lost=20),
+        "int8 layers": Way(1.5, 36, slope=1.0, lost=12),
+        "int8 layers tokens 0.7": Way(1.9, 30, slope=1.0, lost=12),
+    }
+    found = Search(Goal(speedup=2), among(ways), [INT8, {}], [LAYERS, TOKENS]).settle()
+    assert found.best.levers == {**INT8, **LAYERS}
+    assert found.best.speedup == pytest.approx(2, rel=0.05)
+    assert len(found.trials) <= MOST
+
+
+def test_a_family_that_has_no_model_is_named_and_left_out() -> None:
+    search = Search(Goal(speedup=1.5), among({"": Way(1.0, 40)}), [INT8, {}])
+    assert search.settle().best.levers == {}
+    assert search.refused == ["no int8"]
+
+
+def test_when_time_is_over_what_meets_the_goal_is_taken() -> None:
+    made: list[str] = []
+    ways = {"": Way(1.0, 90, lost=1), "int8": Way(2.2, 36)}
+    found = Search(Goal(speedup=2), among(ways, made), [INT8, {}], is_over=lambda: True).settle()
+    assert made == ["int8 0.00"]
+    assert found.best.levers == INT8
+    slow = {"": Way(1.0, 90, lost=1), "int8": Way(1.2, 36)}
+    found = Search(Goal(speedup=2), among(slow), [INT8, {}], is_over=lambda: True).settle()
+    assert found.best.speedup == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("ways", "levers"),
+    [
+        ({"": Way(1.0, 40, lost=30), "int8": Way(2.0, 36)}, INT8),
+        ({"": Way(1.0, 40, lost=5), "int8": Way(2.0, 24)}, {}),
+    ],
+)
+def test_within_a_limit_the_fastest_is_taken(ways: dict[str, Way], levers: Family) -> None:
+    found = Search(Goal(min_quality=25.0), among(ways), [INT8, {}]).settle()
+    assert found.best.levers == levers
+    assert found.best.quality_db is not None
+    assert 25 <= found.best.quality_db < 27
+
+
+def test_limits_watch_over_orders_and_are_goals_alone(tmp_path: Path) -> None:
+    calib = str(tmp_path / "x.npz")
+    assert Goal.of(CompileOptions(ratio=0.3, min_quality=20.0, calib=calib)) is None
+    assert Goal.of(CompileOptions(min_quality=20.0, calib=calib)) == Goal(min_quality=20.0)
+    assert Goal.of(CompileOptions(quantize="int8", speedup=2.0)) == Goal(speedup=2.0)
+    pulled = CompileOptions(speedup=2.0, min_quality=20.0, calib=calib).pulled(0.25, INT8)
+    assert (pulled.ratio, pulled.quantize, pulled.speedup, pulled.min_quality) == (0.25, "int8", None, 20.0)
 
 
 @pytest.mark.parametrize(

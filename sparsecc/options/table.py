@@ -63,6 +63,10 @@ LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 TYPES = ("int8", "int8!", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
 """Of --quantize; int8! leaves no layer in float because it would be faster there."""
 FORMS = ("onnx", "ort", "engine")
+LEVERS = ("channels", "types", "layers", "tokens")
+"""What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image."""
+PRUNED = ("channels", "heads", "head_dims")
+"""What may go unless --prune says otherwise."""
 SYNTHETIC = "synthetic"
 """What `calib` says to ask for random inputs."""
 SMALLEST_MEMORY = 16 << 20
@@ -166,21 +170,39 @@ class CompileOptions(Options):
         BUDGET,
         is_common=True,
         is_goal=True,
+        is_limit=True,
     )
     min_quality: float | None = option(
         None,
         DECIBELS,
-        "Write nothing where a part of the outputs keeps less on held-out samples, e.g. 20dB (needs --calib).",
+        "Write nothing where a part of the outputs keeps less on held-out samples, e.g. 20dB (needs --calib). Without "
+        "an order (--ratio, --quantize, …) the fastest within it is looked for.",
         BUDGET,
+        is_limit=True,
     )
     min_agreement: float | None = option(
         None,
         KEPT,
-        "Write nothing where less of the answers stay the same on held-out samples, e.g. 0.98 (needs --calib).",
+        "Write nothing where less of the answers stay the same on held-out samples, e.g. 0.98 (needs --calib). Without "
+        "an order the fastest within it is looked for.",
+        BUDGET,
+        is_limit=True,
+    )
+    levers: Sequence[str] = option(
+        LEVERS,
+        listed("LEVERS", reading.names_of("lever", LEVERS)),
+        f"What a search to a goal may use, with commas: {', '.join(LEVERS)}. What is ordered (--quantize, --tokens, "
+        "--prune) is obeyed.",
+        BUDGET,
+    )
+    budget: float | None = option(
+        None,
+        SECONDS,
+        "How long a search to a goal goes on once something meets it, e.g. 10min; one minute without.",
         BUDGET,
     )
     prune: Sequence[str] = option(
-        ("channels", "heads", "head_dims"),
+        PRUNED,
         listed("KINDS", _kinds),
         f"What may go, with commas: {', '.join(KINDS)}.",
         REMOVAL,
@@ -401,12 +423,21 @@ class CompileOptions(Options):
         values = {name: getattr(self, name) for name in rows_of(CompileOptions)}
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
-    def at_ratio(self, ratio: float) -> CompileOptions:
-        """The same compile to a ratio instead of to goals. The size that types are chosen for is no goal."""
-        kept = {"size"} if self.mixes_types else set()
-        goals = {row.name for row in rows_of(CompileOptions).values() if row.is_goal} - kept
-        met: dict[str, Any] = dict.fromkeys(goals)
-        return replace(self, ratio=ratio, **met)
+    def pulled(self, ratio: float, levers: Mapping[str, Any]) -> CompileOptions:
+        """The same compile to a ratio, with these options besides, instead of to goals. The size that types are chosen
+        for is no goal, and limits still hold."""
+        rows, other = rows_of(CompileOptions), CompileOptions()
+        searched = {row.name: None for row in rows.values() if row.is_goal}
+        if self.mixes_types:
+            del searched["size"]
+        how = {name: getattr(other, name) for name in ("levers", "budget")}
+        return replace(self, **{"ratio": ratio, **searched, **how, **levers})
+
+    @property
+    def gives_orders(self) -> bool:
+        """Whether it is said what to do, and not only what is wanted."""
+        orders = (self.ratio, self.quantize, self.sparsity, self.tokens)
+        return any(order is not None for order in orders) or self.dead_only
 
     @property
     def samples(self) -> str | None:

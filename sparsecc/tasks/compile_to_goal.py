@@ -1,7 +1,9 @@
-"""Compile to a goal: models made at a few ratios and measured, until the ratio that meets it is known."""
+"""Compile to a goal: models made in a few ways and at a few ratios, and measured, until what meets it is known."""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,20 @@ from sparsecc.compilation import Compilation, Emit
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
-from sparsecc.decide.goals import REFUSED, TRIALS, Goal, Settled, Trial, settle
+from sparsecc.decide.goal_search import MOST, Family, Search, Settled
+from sparsecc.decide.goals import REFUSED, Goal, Trial, words_of
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError, UnavailableError
+from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.residual_blocks import find_blocks
+from sparsecc.graph.token_sites import CannotReduceError, find_site
+from sparsecc.loss.judge import lowest_agreement, worst_quality
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.options import CompileOptions
+from sparsecc.options.table import PRUNED
+from sparsecc.remarks import Remark
 from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
@@ -32,6 +41,10 @@ from sparsecc.verify.evaluate import function_of, score
 _COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
 _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
 _NEARBY = 0.12
+FIRST_ANSWER = 60.0
+"""Seconds for which levers are tried where `--budget` says nothing."""
+_TOKENS = 0.7
+"""The share of an image's patches that a trial with fewer of them keeps."""
 
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -40,6 +53,8 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     GoalError where nothing near the goal can be reached; nothing is written then.
     """
     options = CompileOptions.of(request["options"])
+    require_methods(options)
+    require_passes(options)
     goal, builds = Goal.of(options), not request.get("dry_run")
     times = (options.measure and builds) or (goal is not None and goal.is_timed)
     require_device(options, Path(request["model"]), times=times, builds=builds)
@@ -51,9 +66,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         settled = Workshop.open(asked, goal).settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
-        resolved = options.at_ratio(settled.ratio)
-        require_methods(resolved)
-        require_passes(resolved)
+        resolved = options.pulled(settled.ratio, settled.best.levers)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
         compilation.goal = {
             "asked": goal.asked,
@@ -70,13 +83,20 @@ def _scaled(emit: Emit, start: float) -> Emit:
 
 @dataclass
 class Workshop:
-    """Makes models at ratios and measures them against the dense one."""
+    """Makes models and measures them against the dense one."""
 
     compilation: Compilation
     goal: Goal
+    analysis: Analysis
     made: list[Trial] = field(default_factory=list)
     dense_score: float | None = None
     dense_memory: int | None = None
+
+    @property
+    def times(self) -> bool:
+        """Whether trials are timed: for a goal of speed, and where the fastest within limits is wanted."""
+        runs = self.compilation.options.measure and backend_named(self.compilation.target.backend).runs_here
+        return self.goal.is_timed or (runs and not self.goal.has_target)
 
     @staticmethod
     def open(compilation: Compilation, goal: Goal) -> Workshop:
@@ -87,49 +107,106 @@ class Workshop:
                 f"target {options.target} cannot be measured here: give --ratio instead of {goal.words()}"
             )
         compilation.emit({"stage": "load", "share": 0.0})
-        begin(compilation)
+        analysis = begin(compilation)
         dense = compilation.dense
         if dense.by_parts:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
-        shop = Workshop(compilation, goal)
-        if goal.max_drop is not None:
+        shop = Workshop(compilation, goal, analysis)
+        if options.evaluate is not None:
             shop.dense_score = shop.score(compilation, dense.path)
         if goal.footprint is not None:
             shop.dense_memory = shop.memory_of(compilation.file, compilation.feeds[0])
         return shop
 
     def settle(self) -> Settled:
-        """The ratio that meets the goal, or comes nearest."""
-        return settle(self.goal, self.attempt, self.compilation.options.ratio)
+        """What meets the goal and loses least, or comes nearest."""
+        options = self.compilation.options
+        seconds = options.budget or FIRST_ANSWER
+        end = time.monotonic() + seconds
+        families, more = self.levers()
+        search = Search(
+            self.goal,
+            self.attempt,
+            families,
+            more,
+            ceiling=options.ratio,
+            finer=self.finer,
+            is_over=lambda: time.monotonic() > end,
+        )
+        settled = search.settle()
+        skipped = [Remark("search", reason) for reason in search.refused]
+        self.compilation.remarks.extend(("goal", remark) for remark in skipped)
+        return settled
 
-    def attempt(self, ratio: float) -> Trial:
+    def levers(self) -> tuple[list[Family], list[Family]]:
+        """(types and channels, what may join them): what the options leave free, and the model and the target have."""
+        options, given = self.compilation.options, self.compilation.options.levers
+        if options.quantize and not options.mixes_types:
+            families: list[Family] = [{"quantize": options.quantize}]
+        else:
+            families = [{"quantize": name} for name in self.types()] if "types" in given else []
+            families += [{}] if "channels" in given or not families else []
+        more: list[Family] = []
+        if options.samples is None:
+            return families, more
+        if "layers" in given and options.prune == PRUNED and find_blocks(self.analysis):
+            more.append({"prune": (*PRUNED, "layers")})
+        if "tokens" in given and options.tokens is None and _has_tokens(self.analysis):
+            more.append({"tokens": _TOKENS})
+        return families, more
+
+    def types(self) -> list[str]:
+        """Types that may pay on the target: 8 bits, which need samples."""
+        options, target = self.compilation.options, self.compilation.target
+        free = options.quantize is None and options.samples is not None
+        return [name for name in ("int8",) if free and name in target.types]
+
+    def finer(self, trial: Trial) -> Family | None:
+        """Types per layer at the speed or size that is asked, where all in 8 bits are faster or smaller than that."""
+        options, timed = self.compilation.options, self.goal.is_timed and trial.speedup is not None
+        if options.quantize or trial.levers != {"quantize": "int8"}:
+            return None
+        if timed and trial.speedup is not None and self.compilation.target.timed_here:
+            wanted = trial.speedup * math.exp(self.goal.excess(trial))
+            return {"quantize": "mixed", "quantize_options": {"speedup": f"{wanted:.3f}"}}
+        return None
+
+    def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken."""
         number = len(self.made)
-        stage = f"trial {number + 1}: ratio {ratio:.3f}"
-        self.compilation.emit({"stage": stage, "share": number / (2 * TRIALS)})
+        self.compilation.emit({"stage": self.doing(family, ratio), "share": min(1.0, number / MOST)})
         folder = self.compilation.scratch.trial(number)
         folder.mkdir()
-        work = self.build(ratio, folder)
+        work = self.build(family, ratio, folder)
         choice = work.decision.choice
-        known = next((t for t in self.made if abs(t.removed - choice.removed) < 1e-9), None)
+        same = (t for t in self.made if t.levers == family and abs(t.removed - choice.removed) < 1e-9)
+        known = next(same, None)
         if known is None:
             sizes = size_of(folder), self.compilation.dense.bytes
-            known = self.measured(Trial(ratio, choice.removed, *sizes), work)
+            known = self.measured(Trial(ratio, choice.removed, *sizes, levers=dict(family)), work)
         trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(work.decision))
         self.made.append(trial)
+        self.compilation.say(f"trial {number + 1}: {trial.words()}", trial=trial.to_json())
         for file in folder.iterdir():
             file.unlink()
         return trial
 
-    def build(self, ratio: float, folder: Path) -> Work:
-        """The artefact at a ratio, in `folder`, made as a compile makes it."""
-        options = self.compilation.options.at_ratio(ratio)
+    def doing(self, family: Family, ratio: float) -> str:
+        """`trial 3 (int8, ratio 0.2), best so far int8: 1.72x, 28.4 dB`."""
+        what = ", ".join([*words_of(family), *([f"ratio {ratio:.3f}"] if ratio or not family else [])])
+        met = [t for t in self.made if self.goal.excess(t) <= 0 and not self.goal.loses_too_much(t)]
+        best = f", best so far {max(met, key=lambda t: t.merit).words()}" if met else ""
+        return f"trial {len(self.made) + 1} ({what}){best}"
+
+    def build(self, family: Family, ratio: float, folder: Path) -> Work:
+        """The artefact of a family at a ratio, in `folder`, made as a compile makes it."""
+        options = self.compilation.options.pulled(ratio, family)
         return walk(Work(self.compilation.again(options), folder), MAKING)
 
     def measured(self, trial: Trial, work: Work) -> Trial:
-        """With its speed and score. What is near the goal is measured longer."""
+        """With its speed, quality and score. What is near the goal is measured longer."""
         compilation = work.compilation
-        if self.goal.is_timed:
+        if self.times:
             trial = self.timed(trial, work, _COARSE, 4)
             if abs(self.goal.excess(trial)) < _NEARBY:
                 trial = self.timed(trial, work, _FINE, 8)
@@ -137,7 +214,11 @@ class Workshop:
             feeds = compilation.small_feeds or compilation.feeds[0]
             memory = self.memory_of(work.compiled, feeds)
             trial = replace(trial, memory=memory, dense_memory=self.dense_memory)
-        if self.goal.max_drop is not None:
+        if compilation.options.samples is not None:
+            facts = work.probes.close_to_dense(work.backend, work.compiled)
+            agreed = lowest_agreement(facts) if facts.get("agreement") else None
+            trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed)
+        if self.dense_score is not None:
             found = self.score(compilation, work.compiled)
             trial = replace(trial, score=found, dense_score=self.dense_score)
         return trial
@@ -171,6 +252,13 @@ class Workshop:
         runner = open_session(model, threads=compilation.options.threads)
         narrowed, function = compilation.narrowed, function_of(compilation.options.evaluate)
         return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
+
+
+def _has_tokens(analysis: Analysis) -> bool:
+    try:
+        return bool(find_site(analysis))
+    except CannotReduceError:
+        return False
 
 
 def held_back(decision: Decision) -> str:

@@ -1,0 +1,276 @@
+"""The search to a goal: which levers are pulled, and how far.
+
+A ratio is what the allocator understands; a user wants 5 ms. So models are made and measured, a few for each way of
+making them (a family: types, layers, tokens, or none of these, each with a ratio besides), and the ratio is corrected
+until what was asked for is met. Of what meets it the trial that loses least is taken. A family ends as soon as it has
+lost more than the best that is known and is still too slow: more removal only loses more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsecc.decide.goals import NEAR, Goal, Trial
+from sparsecc.errors import GoalError, InputError
+
+TRIALS = 7
+"""How many models a family may make."""
+MOST = 14
+"""How many models a search may make."""
+LARGEST = 0.97
+"""The largest ratio that is tried."""
+SLACK = math.log(1.08)
+"""What is faster than asked by more than this may give speed back for less loss."""
+START = 0.35
+"""The ratio to begin with where nothing is known of the speed."""
+
+_GOOD = (-0.035, 0.015)
+_CLOSE = 0.008
+
+Family = Mapping[str, Any]
+"""Options of a compile besides its ratio."""
+Attempt = Callable[[Family, float], Trial]
+"""Makes and measures a model of a family at a ratio. InputError or GoalError where the family has none."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The end of a search: the trial to compile as, every trial, what is in the way, how far it is off."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+    excess: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return self.best.ratio
+
+
+@dataclass
+class Search:
+    """One search. `families` are tried in turn, then each of `more` together with the levers of the best so far.
+
+    `finer` is the family that gives the speed of a trial back for less loss, if there is one; `is_over` ends the
+    search once something meets the goal. `ceiling` is the largest ratio allowed (`--ratio`). `refused` says why
+    families had no model.
+    """
+
+    goal: Goal
+    attempt: Attempt
+    families: Sequence[Family] = ({},)
+    more: Sequence[Family] = ()
+    ceiling: float | None = None
+    finer: Callable[[Trial], Family | None] = lambda _: None
+    is_over: Callable[[], bool] = lambda: False
+    trials: list[Trial] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def settle(self) -> Settled:
+        """The trial that meets the goal and loses least, or comes nearest. InputError or GoalError where no family
+        has any model."""
+        for number, family in enumerate((*self.families, *self.more)):
+            if number and (len(self.trials) >= MOST or (self.is_over() and self._within())):
+                break
+            if number >= len(self.families) and self.trials:
+                best = self._best()
+                if self._within() and best.ratio == 0:
+                    break  # nothing was removed that others could save
+                family = {**best.levers, **family}
+            try:
+                (self._reach if self.goal.has_target else self._farthest)(family)
+            except (InputError, GoalError) as e:
+                self.refused.append(str(e))
+                if number + 1 == len(self.families) and not self.trials:
+                    raise
+        if not self.goal.has_target:
+            return self._fastest()
+        best = self._best()
+        excess = self.goal.excess(best)
+        if self.goal.loses_too_much(best):
+            return self._held_back(best)
+        notes = () if excess <= NEAR else (self.goal.short(best, excess),)
+        return Settled(best, tuple(self.trials), notes, excess)
+
+    def _try(self, family: Family, ratio: float) -> Trial:
+        trial = self.attempt(family, ratio)
+        self.trials.append(trial)
+        return trial
+
+    def _within(self) -> list[Trial]:
+        """Trials that meet the goal: exactly, or where none does, nearly."""
+        kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
+        exactly = [t for t in kept if self.goal.excess(t) <= _GOOD[1]]
+        return exactly or [t for t in kept if self.goal.excess(t) <= NEAR]
+
+    def _best(self) -> Trial:
+        """Of the trials that meet the goal the one that loses least; where none does the nearest."""
+        within = self._within()
+        return max(within, key=lambda t: t.merit) if within else self._nearest()
+
+    def _nearest(self) -> Trial:
+        """The least over among those that do not lose too much; the smallest loss where all do."""
+        kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
+        if kept and min(map(self.goal.excess, kept)) > NEAR and len(kept) < len(self.trials):
+            reached = [t for t in self.trials if self.goal.excess(t) <= NEAR]
+            return max(reached, key=lambda t: t.merit) if reached else min(kept, key=self.goal.excess)
+        return min(kept, key=self.goal.excess) if kept else max(self.trials, key=lambda t: t.merit)
+
+    def _is_beaten(self, trial: Trial) -> bool:
+        """Whether what meets the goal already loses less."""
+        return any(known.merit > trial.merit for known in self._within())
+
+    # To a target
+
+    def _reach(self, family: Family) -> None:
+        """The smallest ratio of a family that meets the target. The search runs over x = -ln(1 - ratio)."""
+        start = self._without_layers(family)
+        if family and start is None:
+            whole = self._try(family, 0.0)
+            start = self.goal.excess(whole)
+            if start <= NEAR:
+                finer = None if start > -SLACK or self.is_over() else self.finer(whole)
+                if finer is not None:
+                    self._give_back(finer)
+                return
+            if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
+                return  # slower than without it
+            if self._is_beaten(whole):
+                return
+        known: list[Trial] = []
+        low, high = (0.0, math.inf), (math.inf, -math.inf)
+        x = self._first(start)
+        while len(known) < TRIALS and len(self.trials) < MOST:
+            trial = self._try(family, -math.expm1(-x))
+            known.append(trial)
+            off, base = self.goal.excess(trial), start
+            base = self.goal.excess_of_dense(trial) if base is None else base
+            if base <= 0:
+                self._try(family, 0.0)
+                return
+            if _GOOD[0] <= off <= _GOOD[1] or (off > 0 and self._is_beaten(trial)):
+                return
+            if low[0] == 0.0:
+                low = (0.0, base)
+            if off > 0:
+                low = (x, off)
+            else:
+                high = (x, off)
+            if (off > 0 and trial.exhausted) or x >= self._last or high[0] - low[0] < _CLOSE:
+                return
+            if self.is_over() and self._within():
+                return
+            x = min(self._last, _next(low, high, base))
+
+    def _without_layers(self, family: Family) -> float | None:
+        """The excess at ratio 0 of a family that may leave layers out: none goes there, so it is that of the family
+        without. None for other families."""
+        if "prune" not in family:
+            return None
+        rest = {name: value for name, value in family.items() if name != "prune"}
+        same = [t for t in self.trials if t.levers == rest and t.ratio == 0]
+        found = [self.goal.excess(t) for t in same] or [self.goal.excess_of_dense(t) for t in self.trials]
+        return found[0] if found else None
+
+    def _give_back(self, finer: Family) -> None:
+        """One trial of a family that is slower and loses less."""
+        try:
+            self._try(finer, 0.0)
+        except (InputError, GoalError) as e:
+            self.refused.append(str(e))
+
+    @property
+    def _last(self) -> float:
+        return -math.log1p(-min(self.ceiling or LARGEST, LARGEST))
+
+    def _first(self, start: float | None) -> float:
+        """Where a family starts: where the slope of an earlier one says, else the share of the work that the excess
+        implies."""
+        if start is None:
+            speedup = self.goal.speedup
+            start = math.log(speedup) if speedup is not None else -math.log1p(-START)
+        slopes = [
+            (self.goal.excess_of_dense(t) - self.goal.excess(t)) / -math.log1p(-t.ratio)
+            for t in self.trials
+            if t.ratio > 0.02 and not t.levers
+        ]
+        slope = min(2.0, max(0.25, slopes[-1])) if slopes and slopes[-1] > 0 else 1.0
+        return min(self._last, max(_CLOSE, start / slope))
+
+    def _held_back(self, best: Trial) -> Settled:
+        """What reaches the target loses too much: the largest ratio of its family that does not."""
+        family = best.levers
+        low, high, kept = 0.0, -math.log1p(-best.ratio), None
+        for _ in range(TRIALS):
+            if high - low < 0.02:
+                break
+            trial = self._try(family, -math.expm1(-(low + high) / 2))
+            if self.goal.loses_too_much(trial):
+                high = -math.log1p(-trial.ratio)
+            else:
+                low, kept = -math.log1p(-trial.ratio), trial
+                if trial.exhausted:
+                    break
+        notes = (*self._kept_up_to(-math.expm1(-low)),)
+        if kept is None:
+            off = self.goal.excess_of_dense(best)
+            whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes, levers={})
+            return Settled(whole, tuple(self.trials), notes, off)
+        off = self.goal.excess(kept)
+        return Settled(kept, tuple(self.trials), (*notes, self.goal.short(kept, off)), off)
+
+    # Within limits
+
+    def _farthest(self, family: Family) -> None:
+        """The largest ratio of a family that keeps the limits, by halving."""
+        if family and self.goal.loses_too_much(self._try(family, 0.0)):
+            return
+        low, high = 0.0, self._last
+        x = min(high, -math.log1p(-0.5))
+        for _ in range(TRIALS):
+            trial = self._try(family, -math.expm1(-x))
+            if self.goal.loses_too_much(trial):
+                high = x
+            else:
+                low = x
+                if trial.exhausted:
+                    break
+            if high - low < 0.02 or low >= high or len(self.trials) >= MOST:
+                break
+            x = (low + high) / 2
+
+    def _fastest(self) -> Settled:
+        """The fastest that keeps the limits; the smallest where nothing was timed."""
+        kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
+        if not kept:
+            some = self.trials[0]
+            kept = [Trial(0.0, 0.0, some.dense_bytes, some.dense_bytes, speedup=1.0, dense_ms=some.dense_ms)]
+        best = max(kept, key=lambda t: (t.speedup or 0.0, -t.bytes, t.ratio))
+        return Settled(best, tuple(self.trials), self._kept_up_to(best.ratio))
+
+    def _kept_up_to(self, ratio: float) -> tuple[str, ...]:
+        lost = [t for t in self.trials if self.goal.loses_too_much(t)]
+        if not lost:
+            return ()
+        nearest = min(lost, key=lambda t: t.ratio)
+        limits = self.goal.words(limits_only=True)
+        note = f"{limits} is kept up to ratio {ratio:.3f}"
+        if nearest.score is not None and nearest.dense_score is not None:
+            note += f"; at {nearest.ratio:.3f} the loss is {nearest.dense_score - nearest.score:.4g}"
+        elif nearest.quality_db is not None:
+            note += f"; {nearest.words()}"
+        return (note,)
+
+
+def _next(low: tuple[float, float], high: tuple[float, float], start: float) -> float:
+    """Where the line through both ends crosses zero, near to neither; further on while there is no high."""
+    if math.isinf(high[0]):
+        gained = start - low[1]
+        ahead = low[0] * start / gained if gained > 0.02 else 2 * low[0]
+        return min(-math.log1p(-LARGEST), max(1.1 * low[0], min(ahead, 2.5 * low[0])))
+    width = high[0] - low[0]
+    crossing = low[0] + width * low[1] / (low[1] - high[1])
+    return min(high[0] - 0.15 * width, max(low[0] + 0.15 * width, crossing))
