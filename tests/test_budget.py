@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
@@ -19,6 +20,7 @@ from sparsecc.decide.goals import NEAR, Goal, Trial, judge, words_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions
+from sparsecc.report.trials import trial_rows
 
 
 def attempt_at(
@@ -335,3 +337,27 @@ def test_memory_is_a_goal_of_its_own() -> None:
         Goal.of(CompileOptions(footprint=100.0, measure=False))
     with pytest.raises(InputError, match="--footprint is measured on this machine"):
         Goal.of(CompileOptions(footprint=100.0, device="ssh://pi@board"))
+
+
+def test_with_samples_types_are_tried_first_and_what_was_chosen_is_in_the_recipe(tmp_path: Path) -> None:
+    source = perceptron(tmp_path / "m.onnx", layers=3)
+    samples = np.random.default_rng(1).standard_normal((24, 32, 64)).astype(np.float32)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for number, one in enumerate(samples):
+        np.savez(folder / f"{number:02}.npz", h0=one)
+    made = sparsecc.compile(source, min_quality=20.0, calib=folder, budget=0.001, output=tmp_path / "out")
+    trials, chosen = made.report["trials"], made.report["chosen"]
+    assert trials[0]["levers"] == {"quantize": "int8"}
+    assert all(trial["speedup"] > 0 and trial["quality_db"] > -50 for trial in trials)
+    assert any(t["ratio"] == chosen["ratio"] and t.get("levers", {}) == chosen["levers"] for t in trials)
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["ratio"] == chosen["ratio"]
+    assert recipe.get("quantize") == chosen["levers"].get("quantize")
+    assert recipe["min_quality"] == 20.0
+    assert made.report["fidelity"]["worst"]["quality_db"] >= 20
+    rows = trial_rows(made.report)
+    assert [row[3] for row in rows].count("chosen") == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What was tried" in page
+    assert page.count("<circle") >= min(2, len(trials))

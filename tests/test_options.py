@@ -50,6 +50,7 @@ TEXTS = {
     "PATTERN=N|SHARE": "layer4.*=16",
     "PATTERN=SLOTS": "layer4.*=0-3,9",
     "KINDS": "heads",
+    "LEVERS": "types",
     "local|NAME|ssh://USER@HOST|adb:SERIAL": "ssh://host",
 }
 """What a value of a kind looks like, by its metavar; a word for all others."""

@@ -11,6 +11,7 @@ from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
 from sparsecc.report.summary import TOTALS, engine_text, headline, held_for, latency_rows, pair, reasons
+from sparsecc.report.trials import trial_rows
 from sparsecc.report.verdict import verdict
 
 TOP = 5
@@ -25,6 +26,7 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
         Grid(("", ">before", ">after", ">change"), _before_after(report)),
         *(Line(text, "dim") for text in held_for(report)),
         Line(""),
+        *_trials(report),
         *_engine(report),
         *_removed(report),
         *_resized(report),
@@ -62,6 +64,11 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         drop = f"{after - before:+.4g}".replace("-", "−")
         rows.append((accuracy.get("metric") or "accuracy", f"{before:.4g}", f"{after:.4g}", drop))
     return rows
+
+
+def _trials(report: Mapping[str, Any]) -> list[Block]:
+    rows = trial_rows(report)
+    return [Grid(("tried", ">speed or size", ">left", ""), rows), Line("")] if rows else []
 
 
 def _engine(report: Mapping[str, Any]) -> list[Block]:

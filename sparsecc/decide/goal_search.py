@@ -240,6 +240,8 @@ class Search:
                     break
             if high - low < 0.02 or low >= high or len(self.trials) >= MOST:
                 break
+            if self.is_over() and self._within():
+                break
             x = (low + high) / 2
 
     def _fastest(self) -> Settled:

@@ -152,7 +152,11 @@ class Goal:
         drop = self.max_drop is not None and trial.score is not None and trial.dense_score is not None
         if drop and trial.dense_score - trial.score > self.max_drop + 1e-12:  # type: ignore[operator]
             return True
-        if self.min_quality is not None and trial.quality_db is not None and trial.quality_db < self.min_quality:
+        if (
+            self.min_quality is not None
+            and trial.quality_db is not None
+            and trial.quality_db < self.min_quality
+        ):
             return True
         return (
             self.min_agreement is not None

@@ -66,7 +66,8 @@ class Row:
     command line. `is_common` rows stand in the short help. `names_code` says that its value may name a function to
     run, and that a compile is another one without it: a file sets it only where it names samples beside it.
     `never_in_a_file` says what the value names that no file may. Of the rows that are `alone` a compile takes one;
-    `is_goal` ones are met by measuring, `is_limit` ones bound what may be lost. `tries` is the option for which a search tries these values.
+    `is_goal` ones are met by measuring, `is_limit` ones bound what may be lost. `tries` is the option for
+    which a search tries these values.
     """
 
     name: str

@@ -183,8 +183,8 @@ class CompileOptions(Options):
     min_agreement: float | None = option(
         None,
         KEPT,
-        "Write nothing where less of the answers stay the same on held-out samples, e.g. 0.98 (needs --calib). Without "
-        "an order the fastest within it is looked for.",
+        "Write nothing where less of the answers stay the same on held-out samples, e.g. 0.98 (needs --calib). "
+        "Without an order the fastest within it is looked for.",
         BUDGET,
         is_limit=True,
     )

@@ -127,7 +127,7 @@ def doubts(compilation: Compilation, measured: Mapping[str, Any]) -> list[str]:
 def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """What was asked for beside what the final measurement found, every trial, and what stands in the way."""
     made["asked"] |= goal["asked"]
-    made["trials"] = list(goal["trials"])
+    made["trials"], made["chosen"] = list(goal["trials"]), goal["chosen"]
     made["warnings"] = [*made["warnings"], *goal["notes"]]
     if measured:
         made["goal"] = judge(goal, measured)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WIDTH = 640
 """Width of a chart in SVG units."""
 CURVE_HEIGHT = 84
+PLOT_HEIGHT = 300
 STEPS_ACROSS = 160
 TICKS = 6
 
@@ -41,6 +42,58 @@ class Distributions:
 
     curves: tuple[Curve, ...]
     ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One point; `kind` is `after` on the front and `before` elsewhere. `label` stands beside it, `title` is shown
+    when it is pointed at."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One quantity over another, in a box of WIDTH x PLOT_HEIGHT; `path` joins the front."""
+
+    across_label: str
+    up_label: str
+    dots: Sequence[Dot]
+    path: str
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    height: int = PLOT_HEIGHT
+
+
+def plot(across_label: str, up_label: str, points: Sequence[Dot], front: Sequence[Dot]) -> Plot:
+    """Draw points given in their own units; `front` are those that the line joins, in its order."""
+    across, up = _span([dot.x for dot in points]), _span([dot.y for dot in points])
+
+    def placed(dot: Dot) -> Dot:
+        return replace(
+            dot,
+            x=round(_x(dot.x, *across), 1),
+            y=round(PLOT_HEIGHT * (1 - (dot.y - up[0]) / (up[1] - up[0])), 1),
+        )
+
+    return Plot(
+        across_label,
+        up_label,
+        [placed(dot) for dot in points],
+        " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in map(placed, front)),
+        [Tick(round(_x(value, *across), 1), f"{value:g}") for value in round_values(*across)],
+        [Tick(placed(Dot(0.0, value, "", "")).y, f"{value:g}") for value in round_values(*up)],
+    )
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return low - margin, high + margin
 
 
 def distributions(series: Sequence[tuple[str, str, Sequence[float]]]) -> Distributions | None:

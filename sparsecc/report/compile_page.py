@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.report import numbers
-from sparsecc.report.charts import Distributions, distributions
+from sparsecc.report.charts import Distributions, Plot, distributions
 from sparsecc.report.summary import (
     TOTALS,
     Reason,
@@ -18,6 +18,7 @@ from sparsecc.report.summary import (
     reasons,
     speedup_text,
 )
+from sparsecc.report.trials import trial_rows, trials_plot
 from sparsecc.report.verdict import verdict
 
 LAYERS_OPEN = 60
@@ -77,6 +78,8 @@ class CompilePage:
     latency: Distributions | None
     latency_rows: Sequence[tuple[str, str, str, str]]
     latency_note: str
+    trials: Sequence[tuple[str, str, str, str]]
+    trials_plot: Plot | None
     quality: Sequence[tuple[str, str]]
     clock: str
     census: Sequence[CensusRow]
@@ -109,6 +112,8 @@ class CompilePage:
             latency=_curves(latency),
             latency_rows=_latency_rows(latency),
             latency_note=speedup_text(report),
+            trials=trial_rows(report),
+            trials_plot=trials_plot(report),
             quality=_quality(report),
             clock=CLOCKS.get(latency.get("clock", ""), "time on the device"),
             census=_census(census),

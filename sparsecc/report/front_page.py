@@ -7,38 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.report import numbers
-from sparsecc.report.charts import WIDTH, Tick, round_values
+from sparsecc.report.charts import Dot, Plot, plot
 
-HEIGHT = 300
 LABELS = {
     "latency": "latency, share of the dense model's",
     "macs": "multiply-accumulates, share of the dense model's",
     "bytes": "size, share of the dense model's",
 }
 QUALITY = {"accuracy": "accuracy", "quality_db": "quality of outputs, dB"}
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One point; `kind` is `after` on the front and `before` elsewhere."""
-
-    x: float
-    y: float
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Quality over one cost, in a box of WIDTH x HEIGHT; `path` joins the front."""
-
-    label: str
-    quality: str
-    dots: Sequence[Dot]
-    path: str
-    across: Sequence[Tick]
-    up: Sequence[Tick]
-    height: int = HEIGHT
 
 
 @dataclass(frozen=True)
@@ -91,33 +67,17 @@ def _row(point: Mapping[str, Any]) -> list[str]:
 def _plot(found: Mapping[str, Any], cost: str) -> Plot:
     prices, front = found["costs"][cost], found["fronts"][cost]
     points = [p for p in found["points"] if prices[p["id"]] is not None and p["quality"] is not None]
-    across = _range([prices[p["id"]] for p in points])
-    up = _range([p["quality"] for p in points])
-    places = {p["id"]: (_at(prices[p["id"]], across, WIDTH), _at(p["quality"], up, HEIGHT)) for p in points}
-    dots = [
-        Dot(x, HEIGHT - y, "after" if p["id"] in front else "before", _title(p, prices[p["id"]]))
-        for p, (x, y) in ((p, places[p["id"]]) for p in points)
-    ]
-    path = " ".join(f"{places[name][0]:.1f},{HEIGHT - places[name][1]:.1f}" for name in front)
-    return Plot(
-        LABELS[cost],
-        QUALITY[found["quality"]],
-        dots,
-        path,
-        [Tick(_at(v, across, WIDTH), f"{v:g}") for v in round_values(*across)],
-        [Tick(HEIGHT - _at(v, up, HEIGHT), f"{v:g}") for v in round_values(*up)],
-    )
+    dots = {
+        p["id"]: Dot(
+            prices[p["id"]],
+            p["quality"],
+            "after" if p["id"] in front else "before",
+            _title(p, prices[p["id"]]),
+        )
+        for p in points
+    }
+    return plot(LABELS[cost], QUALITY[found["quality"]], list(dots.values()), [dots[name] for name in front])
 
 
 def _title(point: Mapping[str, Any], price: float) -> str:
     return f"{plan_text(point['options'])}: {point['quality']:.4g} at {price:.3f}"
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
-    return low - margin, high + margin
-
-
-def _at(value: float, span: tuple[float, float], size: int) -> float:
-    return round(size * (value - span[0]) / (span[1] - span[0]), 1)

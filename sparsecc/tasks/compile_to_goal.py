@@ -71,6 +71,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         compilation.goal = {
             "asked": goal.asked,
             "trials": [trial.to_json() for trial in settled.trials],
+            "chosen": {"ratio": settled.ratio, "levers": dict(settled.best.levers)},
             "notes": settled.notes,
         }
         return pipeline.compiled(compilation, request)
