@@ -97,12 +97,12 @@ def _steps(options: CompileOptions, advised: float | None) -> Iterator[tuple[str
     ratio, type_ = options.ratio or 0.0, options.quantize
     if ratio and not options.mixes_types:
         types = type_ or "int8"
-        alone = replace(options.at_ratio(0.0), quantize=types, tokens=None)
+        alone = options.pulled(0.0, {"quantize": types, "tokens": None})
         yield f"--quantize {types} instead of pruning", alone
     if ratio:
         lower = advised if advised and advised < ratio else ratio / 2
         for share in (lower, lower / 2):
-            yield f"--ratio {share:.3g}", options.at_ratio(share)
+            yield f"--ratio {share:.3g}", options.pulled(share, {})
     elif type_ is not None:
         yield "--quantize fp16", replace(options, quantize="fp16", quantize_options={})
 
