@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from sparsecc import api
 from sparsecc.errors import GoalError, InputError
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.mixed_precision import FLOAT, Point, allocate, gain, widths
+from sparsecc.passes.quantize.by_hand import FLOAT, forms_by_hand, written_by_hand
+from sparsecc.passes.quantize.mixed_precision import Point, allocate, gain, widths
 from sparsecc.plan import Plan
 from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
@@ -234,3 +236,48 @@ def test_a_better_single_type_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path
     facts = mix(model, [feeds_for(model)], tmp_path, size=size).facts
     assert facts["chosen"] == "int8"
     assert set(facts["types"].values()) == {"int8"}
+
+
+def test_types_by_hand_are_those_that_layers_get(tmp_path: Path) -> None:
+    """The last pattern that names a layer counts; what none names stays in float."""
+    model = transformer()
+    layers = ("type:MatMul=int8", "down.weight=int4", "query.weight=float")
+    facts = mix(model, [feeds_for(model)], tmp_path, layers=layers).facts
+    by_weight = {name.removeprefix("MatMul_"): form for name, form in facts["types"].items()}
+    assert by_weight["down.weight"] == "int4/32"
+    assert by_weight["query.weight"] == "float"
+    assert {form for name, form in by_weight.items() if name not in ("down.weight", "query.weight")} == {
+        "int8"
+    }
+    kinds = Counter(node.op_type for node in model.graph)
+    assert (kinds["MatMulIntegerToFloat"], kinds["MatMulNBits"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (("query.weight",), "write PATTERN=TYPE"),
+        (("Softmax_shares=int8",), "cannot be int8: it may be float"),
+        (("query.weight=int4/128",), "cannot be int4/128: it may be float, int4/32, int8"),
+    ],
+)
+def test_types_by_hand_that_cannot_be_are_refused(
+    layers: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    model = transformer()
+    with pytest.raises(InputError, match=words):
+        mix(model, [feeds_for(model)], tmp_path, layers=layers, types=("int8", "int4"))
+
+
+def test_a_choice_is_written_so_that_it_is_made_again() -> None:
+    """Names with commas and wildcards, and one that is a module of another."""
+    model = transformer()
+    nodes = [node for node in model.graph if node.op_type == "MatMul"][:3]
+    for node, name in zip(nodes, ("a", "a/b", "c[0],d"), strict=True):
+        node.name = name
+    forms = {node.name or "": ("float", "int8") for node in nodes}
+    names = [node.name or "" for node in model.graph]
+    for kept in itertools.product(("float", "int8"), repeat=3):
+        choice = dict(zip(forms, kept, strict=True))
+        text = written_by_hand(choice, names)
+        assert forms_by_hand(model, [part for part in text.split(",") if part], forms) == choice

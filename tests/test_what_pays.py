@@ -41,6 +41,7 @@ class Machine:
     def __init__(self, groups: Mapping[str, float], rest: float, noise: float, seed: int) -> None:
         self.groups, self.rest, self.noise = groups, rest, noise
         self.random = np.random.default_rng(seed)
+        self.in_float = self.file(list(groups))
 
     def file(self, left: Collection[str]) -> float:
         return self.rest + sum(1.0 if name in left else time for name, time in self.groups.items())
@@ -53,7 +54,7 @@ class Machine:
     def chosen(self, thin: Collection[str] = ()) -> tuple[str, ...]:
         groups = [Group(name, (name,), THIN, name in thin) for name in self.groups]
         nothing = compilation()
-        trial = Trial(groups, lambda left: left, list(self.groups), self, nothing)  # type: ignore[arg-type,return-value]
+        trial = Trial(groups, lambda left: left, self, nothing)  # type: ignore[arg-type,return-value]
         return trial.run().left
 
 

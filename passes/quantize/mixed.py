@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.passes.base import PassResult
+from sparsecc.passes.quantize.by_hand import FLOAT, read_layers
 from sparsecc.passes.quantize.int8 import static_options
 from sparsecc.passes.quantize.kind import Kind
 from sparsecc.passes.quantize.mixed_precision import MixOptions, mix_types
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 class Mixed(Kind):
     """Of the types asked for, beside float, the ones that lose least in all."""
 
-    own = frozenset({"size", "speedup", "types"})
+    own = frozenset({"size", "speedup", "types", "layers"})
     keeps_loss = True
 
     def types(self, options: Quantize) -> tuple[str, ...]:
-        return options.types or ("int8", "int4")
+        by_hand = {form.partition("/")[0] for _, form in read_layers(options.layers)} - {FLOAT}
+        return options.types or tuple(sorted(by_hand)) or ("int8", "int4")
 
     def needs_data(self, options: Quantize) -> str:
         return options.type
@@ -41,5 +43,6 @@ class Mixed(Kind):
             options.exclude,
             options.rest,
             options.keep_io,
+            options.layers,
         )
         return mix_types(model, plan, compilation, mix)

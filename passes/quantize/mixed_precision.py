@@ -7,6 +7,7 @@ Quantization for Large Language Models", 2025).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,13 +21,17 @@ from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
 from sparsecc.ir.graph_editor import raise_opset
+from sparsecc.measure.statistics import LogRatio
 from sparsecc.passes.base import PassResult
+from sparsecc.passes.quantize.by_hand import FLOAT, forms_by_hand, written_by_hand
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.float16 import convert_to_half
-from sparsecc.passes.quantize.mixed_speed import Choice, Stopwatch, choose_within_time
+from sparsecc.passes.quantize.mixed_speed import Choice, choose_within_time, require_reach
 from sparsecc.passes.quantize.model_error import Meter
+from sparsecc.passes.quantize.sensitivity import work_of
 from sparsecc.passes.quantize.spec import QuantizationPlan
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
+from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
 from sparsecc.passes.quantize.weight_only import (
     BLOCKED_OPSET,
     WeightOnlyOptions,
@@ -37,8 +42,6 @@ from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.plan import Plan
 from sparsecc.remarks import Remark
 
-FLOAT = "float"
-"""Forms of layers are this, int8, fp8, and int4/BLOCK."""
 STATIC = ("int8", "fp8")
 BLOCKS = (32, 128)
 """Inputs per scale that int4 layers may have."""
@@ -66,7 +69,7 @@ class Point:
 @dataclass(frozen=True)
 class MixOptions:
     """What is asked: the types to choose from, and at most so many bytes, or so many times the speed of float, or
-    the fewest bytes that lose `max_drop`."""
+    the fewest bytes that lose `max_drop`; or with `layers` the types by hand."""
 
     types: tuple[str, ...]
     static: StaticOptions
@@ -77,16 +80,20 @@ class MixOptions:
     exclude: tuple[str, ...] = ()
     rest: str = ""
     keep_io: bool = True
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not set(self.types) <= set(MIXED) or not self.types or set(STATIC) <= set(self.types):
             raise InputError(
                 f"quantize: types {', '.join(self.types) or 'none'}: give int4 and one of {', '.join(STATIC)}"
             )
-        if self.size is None and self.speedup is None and self.max_drop is None:
+        if self.size is None and self.speedup is None and self.max_drop is None and not self.layers:
             raise InputError(
-                "quantize: mixed needs a budget: give --size 40MB, or --quantize-option speedup=2 or max_drop=0.01"
+                "quantize: mixed needs a budget: give --size 40MB, or --quantize-option speedup=2 or max_drop=0.01, "
+                "or the types by hand with layers=head=float,body=int8"
             )
+        if self.layers and (self.size is not None or self.speedup is not None):
+            raise InputError("quantize: layers says the types by hand: leave out --size and speedup")
         if self.speedup is not None and self.speedup <= 0:
             raise InputError(
                 f"quantize: speedup {self.speedup:g} is none: 2 asks for twice the speed of float"
@@ -166,12 +173,15 @@ def mix_types(
     Losses of single layers are added up to choose; the choice itself, and every type alone, are measured again,
     and where one type alone is better within the budget, that is taken.
     """
+    if options.speedup is not None and not is_timed(compilation):
+        raise InputError(
+            "quantize: speedup is timed on this machine: use --target onnxruntime, and not --no-measure or --device"
+        )
     writer = Writer(model, compilation, options)
-    judge = Judge(
-        writer,
-        Meter(model, compilation),
-        Stopwatch(model, compilation) if options.speedup is not None else None,
-    )
+    watch = Stopwatch(compilation, model) if options.speedup is not None else None
+    judge = Judge(writer, Meter(model, compilation), watch)
+    if options.layers:
+        return _by_hand(judge, plan)
     whole = judge.untimed(dict.fromkeys(writer.forms, FLOAT))
     table = measured(judge, whole)
     uniform = {
@@ -194,8 +204,32 @@ def mix_types(
     facts = _facts(choice, found, table, uniform)
     facts |= {"chosen": kind, "float_bytes": whole.bytes, "gain_of_widths": _gain(writer, table)}
     if judge.watch is not None:
-        facts["speedup"] = judge.speedup(choice)
-    facts |= writer.write(model, choice, plan, options.algorithm)
+        facts["speedup"] = judge.ratio(choice, brief=False).to_json()
+        names = [node.name or "" for node in model.graph]
+        asked = {key: text for key, text in compilation.options.quantize_options.items() if key != "speedup"}
+        asked["layers"] = written_by_hand(choice, names)
+        compilation.measured_options |= {"quantize_options": asked}
+    return _written(writer, choice, plan, facts)
+
+
+def _by_hand(judge: Judge, plan: QuantizationPlan) -> PassResult:
+    """The types that the user named."""
+    writer = judge.writer
+    choice = forms_by_hand(writer.model, writer.options.layers, writer.forms)
+    found = judge.untimed(choice)
+    facts = {
+        "type": "mixed",
+        "chosen": "by hand",
+        "types": choice,
+        "error": found.error,
+        "bytes": found.bytes,
+    }
+    facts["nodes"] = [name for name, form in choice.items() if form != FLOAT]
+    return _written(writer, choice, plan, facts)
+
+
+def _written(writer: Writer, choice: Choice, plan: QuantizationPlan, facts: dict[str, Any]) -> PassResult:
+    facts |= writer.write(writer.model, choice, plan, writer.options.algorithm)
     left = [Remark(name, "left in float") for name, form in choice.items() if form == FLOAT]
     return PassResult(facts, (*writer.skipped, *left))
 
@@ -233,13 +267,12 @@ class Judge:
 
     def time(self, choice: Choice) -> float:
         """The time relative to float."""
-        assert self.watch is not None
-        return self.watch.share(self._written(choice))
+        return math.exp(self.ratio(choice).median)
 
-    def speedup(self, choice: Choice) -> dict[str, Any]:
-        """Against float, with an interval."""
+    def ratio(self, choice: Choice, *, brief: bool = True) -> LogRatio:
+        """ln of the time relative to float, with an interval."""
         assert self.watch is not None
-        return self.watch.ratio(self._written(choice), brief=False).to_json()
+        return self.watch.ratio(self.watch.in_float, self.watch.file(self._written(choice)), brief=brief)
 
     def _written(self, choice: Choice) -> ir.Model:
         return self.writer.complete(self.writer.written(choice))
@@ -284,14 +317,16 @@ def _fast(
     judge: Judge, table: Table, uniform: Mapping[str, Point], speedup: float
 ) -> tuple[dict[str, str], Point]:
     """The choice under a speed, from the fastest single type, or from float where that is."""
-    times = {FLOAT: 1.0} | {form: point.time for form, point in uniform.items()}
+    writer, times = judge.writer, {FLOAT: 1.0} | {form: point.time for form, point in uniform.items()}
     form = min(times, key=lambda one: times[one])
+    base = _uniform(writer.forms, form)
+    require_reach(judge.ratio(base, brief=False), speedup)
     losses = {name: {form: point.error for form, point in row.items()} for name, row in table.items()}
-    base, progress = (
-        _uniform(judge.writer.forms, form),
-        partial(judge.writer.compilation.progress, "time types"),
-    )
-    choice = choose_within_time(losses, base, times[form], judge.time, speedup, progress)
+    layers = [layer for layer in find_layers(writer.model, SINGLE_OR_HALF)[0] if layer.name in losses]
+    work = {layer.name: work_of(writer.quantizer, layer) for layer in layers}
+    shares = {name: each / (sum(work.values()) or 1.0) for name, each in work.items()}
+    progress = partial(writer.compilation.progress, "time types")
+    choice = choose_within_time(losses, shares, times, base, judge.time, speedup, progress)
     return choice, judge.point(choice)
 
 

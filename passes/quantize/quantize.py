@@ -13,6 +13,7 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.patterns import nodes_named, require_nodes
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.base import Pass, PassResult, require_data
+from sparsecc.passes.quantize.by_hand import read_layers
 from sparsecc.passes.quantize.float16 import HALF_TYPES, convert_to_half
 from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
 from sparsecc.passes.quantize.half import Half
@@ -60,7 +61,7 @@ class Quantize(Pass):
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers
     that cost most in float for it; with the other types the compile is refused when it is more.
     size: bytes that a mixed model may have; speedup: how many times as fast as in float it must run here.
-    types: what it is mixed of, beside float; all that the target has.
+    types: what it is mixed of, beside float; all that the target has. layers: PATTERN=TYPE, the types by hand.
     exclude: the layers left in float; force: those that are quantized though they do not pay (see `nodes_named`).
     only_what_pays: whether int8 leaves layers in float that it makes no faster.
     keep_io: fp16 and bf16 keep float32 inputs and outputs; false is refused.
@@ -89,6 +90,7 @@ class Quantize(Pass):
     size: float | None = None
     speedup: float | None = None
     types: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     only_what_pays: bool = False
 
     @property
@@ -163,6 +165,8 @@ class Quantize(Pass):
     def require_names(self, model: ir.Model) -> None:
         for name in ("exclude", "force"):
             require_nodes(model, f"--quantize-option {name}", getattr(self, name))
+        patterns = [pattern for pattern, _ in read_layers(self.layers)]
+        require_nodes(model, "--quantize-option layers", patterns)
 
     def _require_use(self) -> None:
         """InputError for an option that only another type has."""

@@ -59,7 +59,7 @@ def choose_float_layers(
     layers = quantizer.decide(quantizer.model, exclude).layers
     names = [layer.name for layer in layers]
     alone = [error_beside(tuple(n for n in names if n != name)) for name in names]
-    work = [_work(quantizer, layer) for layer in layers]
+    work = [work_of(quantizer, layer) for layer in layers]
     cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
     loss = [[value, 0.0] for value in alone]
     sensitivity = dict(zip(names, alone, strict=True))
@@ -74,10 +74,13 @@ def choose_float_layers(
     return MixedPrecision(tuple(names), 0.0, whole, sensitivity)
 
 
-def _work(quantizer: StaticQuantizer, layer: LinearLayer) -> float:
-    """Multiply-accumulates of a layer over the calibration set, up to padding."""
+def work_of(quantizer: StaticQuantizer | None, layer: LinearLayer) -> float:
+    """Multiply-accumulates of a layer over the calibration set, up to padding; its weights where values that it reads
+    were not looked at."""
     weight = layer.array()
-    value = quantizer.decide(quantizer.model, ()).root(layer.data.name or "")
+    value = "" if quantizer is None else quantizer.whole.root(layer.source)
+    if quantizer is None or value not in quantizer.stats:
+        return float(weight.size)
     positions = quantizer.stats[value].count / (weight.shape[layer.in_axis] * layer.group)
     strides = layer.node.attributes.get_ints("strides") or [1]
     return float(weight.size * positions / np.prod(strides))

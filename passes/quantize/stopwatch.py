@@ -29,15 +29,21 @@ def is_timed(compilation: Compilation) -> bool:
 
 @dataclass
 class Stopwatch:
-    """Times files of models interleaved, over rounds of fresh sessions, on the inputs that results are timed on."""
+    """Times files of models interleaved, over rounds of fresh sessions, on the inputs that results are timed on.
+
+    `in_float` is the file of the model that all are held against.
+    """
 
     compilation: Compilation
+    model: ir.Model
+    in_float: Path = field(init=False)
     _feeds: Feeds = field(init=False)
 
     def __post_init__(self) -> None:
         self._feeds = self.compilation.timed_feeds
         self._folder = self.compilation.scratch.timed
         self._numbers = itertools.count()
+        self.in_float = self.file(self.model)
 
     def file(self, model: ir.Model) -> Path:
         """Where a model lies to be timed."""

@@ -113,7 +113,7 @@ def by_timing(
 ) -> Paying:
     """What is left in float on this machine: groups without which the model is surely faster, and all of them where
     it would be slower than in float."""
-    return Trial(groups, written, in_float, Stopwatch(compilation), compilation).run()
+    return Trial(groups, written, Stopwatch(compilation, in_float), compilation).run()
 
 
 class Trial:
@@ -123,18 +123,16 @@ class Trial:
         self,
         groups: Sequence[Group],
         written: Written,
-        in_float: ir.Model,
         watch: Stopwatch,
         compilation: Compilation,
     ) -> None:
         self.groups, self.written, self.watch, self.compilation = groups, written, watch, compilation
-        self.in_float = watch.file(in_float)
         self.left: list[Group] = []
         self.best = watch.file(written(()))
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> Paying:
-        whole = self.watch.ratio(self.in_float, self.best)
+        whole = self.watch.ratio(self.watch.in_float, self.best)
         end = time.monotonic() + SECONDS
         thin = [group for group in self.groups if group.is_thin]
         suspects = thin if math.exp(-whole.high) > GAINS else self.groups
@@ -144,9 +142,9 @@ class Trial:
             self.compilation.progress("time types", (number + 1) / len(suspects))
         if not self.left and len(thin) > 1:
             self._try(thin)  # each may be too little to be told apart
-        chosen = self.watch.ratio(self.in_float, self.best, brief=False) if self.left else whole
+        chosen = self.watch.ratio(self.watch.in_float, self.best, brief=False) if self.left else whole
         if math.exp(-chosen.high) < KEPT < math.exp(-chosen.low):
-            chosen = self.watch.ratio(self.in_float, self.best, brief=False)
+            chosen = self.watch.ratio(self.watch.in_float, self.best, brief=False)
         return self._told(whole, chosen)
 
     def _try(self, more: Sequence[Group]) -> None:

@@ -14,6 +14,8 @@ from sparsecc.escaping import quoted
 
 OF_TYPE = "type:"
 """What a pattern begins with that means all nodes of an operator."""
+NODE = "node:"
+"""What one begins with that means nodes by their own names alone."""
 NEAREST = 3
 """Names that an error suggests at most."""
 _WILD = re.compile(r"[*?\[]")
@@ -99,8 +101,8 @@ def _nearest(pattern: str, known: Sequence[str]) -> str:
 
 
 def nodes_named(model: ir.Model, patterns: Sequence[str]) -> list[str]:
-    """The names of the nodes that patterns name: by their own name, their module, a constant that they read, or as
-    `type:Gemm` by their operator."""
+    """The names of the nodes that patterns name: by their own name (`node:` by nothing else), their module, a constant
+    that they read, or as `type:Gemm` by their operator."""
     if not patterns:
         return []
     return [
@@ -130,7 +132,7 @@ def exactly(name: str, others: Collection[str]) -> str:
     """The pattern that names this node and none of the others, without a comma."""
     pattern = re.sub(r"([*?\[])", r"[\1]", name).replace(",", "?")
     if pattern == name and any(other.startswith((f"{name}.", f"{name}/")) for other in others):
-        return f"{name[:-1]}[{name[-1]}]"
+        return NODE + pattern
     return pattern
 
 
@@ -144,4 +146,6 @@ def _names_of(node: ir.Node) -> list[str]:
 def _names_node(pattern: str, node: ir.Node, names: Iterable[str]) -> bool:
     if pattern.startswith(OF_TYPE):
         return fnmatch.fnmatchcase(node.op_type, pattern.removeprefix(OF_TYPE))
+    if pattern.startswith(NODE):
+        return fnmatch.fnmatchcase(node.name or "", pattern.removeprefix(NODE))
     return any(matches(name, pattern) for name in names)
