@@ -15,7 +15,7 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileCall, rows_of
 from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
-from sparsecc.options.row import Inputs, Pairs, StrPath
+from sparsecc.options.row import Data, Inputs, Pairs, Score
 from sparsecc.options.table import Event
 
 First = TypeVar("First")
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from sparsecc.data.in_memory import InMemory
+
     Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
 
+_SAMPLES = ("calib", "calib_general", "data")
+"""Options that take samples."""
 DEADLINE = 3600.0
 """Seconds after which a worker is ended."""
 
@@ -65,25 +69,29 @@ def compile(model: Model, **options: Any) -> CompileResult:
 
     `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model` or an
     onnx-graphsurgeon graph. `options` are those of the command line (docs/options.md): target, ratio, metric,
-    criterion, … `output` is the bundle's folder, by default the model's name.
+    criterion, … `output` is the bundle's folder, by default the model's name. `calib` and `calib_general` may also be
+    the samples: arrays (samples along the first axis), mappings of input names to arrays, or whatever yields such, one
+    sample or batch each: lists, generators, a torch DataLoader, a data set, a function without arguments. `evaluate`
+    may be a function of `run(feeds) -> outputs`, which is called in this process.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
     from sparsecc.bundle.folder import BundleWriter
     from sparsecc.tasks.outside import beyond_sandbox
 
-    call = CompileCall.of(warned(options, 2))
-    work = partial(
-        _run,
-        "sparsecc.tasks.compile_to_goal:compile_model",
-        on_event=call.on_event,
-        deadline=call.deadline,
-        memory=call.memory_limit,
-    )
-    with _file(model) as path:
+    with held(warned(options, 2)) as (given, memory), _file(model) as path:
+        call = CompileCall.of(given)
+        work = partial(
+            _run,
+            "sparsecc.tasks.compile_to_goal:compile_model",
+            on_event=call.on_event,
+            deadline=call.deadline,
+            memory=call.memory_limit,
+            held=memory,
+        )
         folder = Path(call.output) if call.output is not None else default_bundle(path)
-        given = call.to_recipe()
-        request = {"model": str(path), "output": str(folder), "dry_run": call.dry_run, "options": given}
-        outside = beyond_sandbox(given)
+        asked = call.to_recipe()
+        request = {"model": str(path), "output": str(folder), "dry_run": call.dry_run, "options": asked}
+        outside = beyond_sandbox(asked)
         if call.dry_run:
             made = work(request, outside=outside)
             return CompileResult(None, made["report"], made["plan"])
@@ -120,11 +128,11 @@ def profile(
     layers: bool = False,
     threads: int = 1,
     inputs: Inputs | None = None,
-    data: str | None = None,
+    data: Data | None = None,
     key: str | os.PathLike[str] | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
-    """Latency of a model or bundle, per layer where asked.
+    """Latency of a model or bundle, per layer where asked. `data` is like `calib` of `compile`.
 
     An engine of someone else is only loaded with the public `key` (PEM) that its bundle is signed for.
     """
@@ -133,16 +141,16 @@ def profile(
         "layers": layers,
         "threads": threads,
         "inputs": _shapes(inputs),
-        "data": data,
         "device": device,
         "key": os.path.abspath(key) if key is not None else None,
     }
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with _file(model) as path:
-        request["model"] = str(path)
+    with held({"data": data}) as (given, memory), _file(model) as path:
+        request |= {"model": str(path), **given}
         outside = beyond_sandbox(request)
-        found: dict[str, Any] = _run("sparsecc.tasks.profile:profile", request, on_event, outside=outside)
+        task = "sparsecc.tasks.profile:profile"
+        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
     return found
 
 
@@ -150,24 +158,25 @@ def compare(
     a: Model,
     b: Model,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     threads: int = 1,
     inputs: Inputs | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
-    """Outputs and latency of two models or bundles, side by side, interleaved."""
+    """Outputs and latency of two models or bundles, side by side, interleaved. `data` is like `calib` of `compile`."""
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with _file(a) as first, _file(b) as second:
+    with held({"data": data}) as (given, memory), _file(a) as first, _file(b) as second:
         request = {
             "a": str(first),
             "b": str(second),
-            "data": data,
             "threads": threads,
             "inputs": _shapes(inputs),
+            **given,
         }
         outside = beyond_sandbox(request)
-        found: dict[str, Any] = _run("sparsecc.tasks.compare:compare", request, on_event, outside=outside)
+        task = "sparsecc.tasks.compare:compare"
+        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
     return found
 
 
@@ -177,9 +186,9 @@ def verify(
     model: str | os.PathLike[str] | None = None,
     reproduce: bool = False,
     key: str | os.PathLike[str] | None = None,
-    calib: StrPath | None = None,
-    calib_general: StrPath | None = None,
-    evaluate: str | None = None,
+    calib: Data | None = None,
+    calib_general: Data | None = None,
+    evaluate: Score | None = None,
     build: Pairs | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
@@ -195,23 +204,26 @@ def verify(
     if reproduce and model is None:
         raise InputError("reproducing a bundle needs the model it was compiled from: give it with --model")
     own = {"calib": calib, "calib_general": calib_general, "evaluate": evaluate, "build": build or None}
-    rows = rows_of(CompileCall)
-    given = {name: rows[name].take(value) for name, value in own.items() if value is not None}
     if calib is not None and model is None:
         raise InputError("quality is told beside the model it was compiled from: give it with --model")
-    if (others := sorted(given.keys() - {"calib"})) and not reproduce:
+    named = [name for name, value in own.items() if value is not None]
+    if (others := sorted({*named} - {"calib"})) and not reproduce:
         raise InputError(f"{', '.join(others)}: only a compile takes that: give --reproduce too")
-    request = {
-        "bundle": str(bundle),
-        "model": str(model) if model is not None else None,
-        "reproduce": reproduce,
-        "key": os.path.abspath(key) if key is not None else None,
-        "options": given,
-    }
     from sparsecc.tasks.outside import beyond_sandbox, target_of
 
-    outside = beyond_sandbox({"target": target_of(Path(bundle)), **given} if reproduce else given)
-    found: dict[str, Any] = _run("sparsecc.tasks.verify:verify", request, on_event, outside=outside)
+    rows = rows_of(CompileCall)
+    with held(own) as (taken, memory):
+        given = {name: rows[name].take(taken[name]) for name in named}
+        request = {
+            "bundle": str(bundle),
+            "model": str(model) if model is not None else None,
+            "reproduce": reproduce,
+            "key": os.path.abspath(key) if key is not None else None,
+            "options": given,
+        }
+        outside = beyond_sandbox({"target": target_of(Path(bundle)), **given} if reproduce else given)
+        task = "sparsecc.tasks.verify:verify"
+        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
@@ -331,9 +343,14 @@ def _run(
     outside: str = "",
     deadline: float | None = None,
     memory: int | None = None,
+    held: InMemory | None = None,
 ) -> Any:
-    """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`."""
+    """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`.
+    `held` answers what it asks of this process's memory."""
     from sparsecc import worker
+
+    if held is not None:
+        write = [*write, held.folder]
 
     if outside and on_event is not None:
         on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})
@@ -344,7 +361,26 @@ def _run(
         memory=memory,
         on_event=on_event,
         write=None if outside else write,
+        answer=held or worker.nothing_held,
     )
+
+
+@contextmanager
+def held(given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], InMemory | None]]:
+    """(the options with words for samples and functions in memory, what holds those); None where there are none."""
+    named = (type(None), str, os.PathLike)
+    if all(isinstance(given.get(name), named) for name in (*_SAMPLES, "evaluate")):
+        yield dict(given), None
+        return
+    from sparsecc.data.in_memory import InMemory
+    from sparsecc.system.temp_folders import temporary_folder
+
+    with temporary_folder("input") as folder:
+        memory = InMemory(folder)
+        own = {name: memory.samples(name, given[name]) for name in _SAMPLES if name in given}
+        if "evaluate" in given:
+            own["evaluate"] = memory.function(given["evaluate"])
+        yield {**given, **own}, memory
 
 
 def _shapes(inputs: Inputs | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.data.array_files import read_arrays
+from sparsecc.data.in_memory import MEMORY, files_of
 from sparsecc.data.texts import from_text
 from sparsecc.errors import InputError
 from sparsecc.shapes.dynamic_dims import is_fixed
@@ -23,13 +26,16 @@ Feeds = dict[str, np.ndarray]
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 ARRAYS = frozenset({".npy", ".npz"})
 _CHANNELS = (1, 3, 4)
+_IN_ORDER = re.compile(r"arr_\d+", re.ASCII)
+"""What numpy.savez calls arrays that were given without a name."""
 _SPELLED = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def feeds_from(path_or_spec: str, model: ir.Model) -> Iterator[Feeds]:
     """The samples of a file, folder or `file.py:function`, one set of checked inputs each, in order.
 
-    - .npz: arrays by input name (any names when there is one input); .npy: the only input.
+    - .npz: arrays by input name (any names when there is one input; arr_0, arr_1, … are in the order of the inputs);
+      .npy: the only input. What a Python call holds in memory comes in the same form.
     - a folder: its .npy, .npz or image files in the order of their names.
     - images: resized to the input's height and width, RGB (or grey), scaled to [0, 1] for float inputs;
       channels first or last as the input's shape says.
@@ -47,7 +53,10 @@ def feeds_from(path_or_spec: str, model: ir.Model) -> Iterator[Feeds]:
 def _samples(spec: str, inputs: list[ir.Value]) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     path = Path(spec)
     file, colon, function = spec.rpartition(":")
-    if colon and file.endswith(".py") and not path.exists():
+    if spec.startswith(MEMORY):
+        for held in files_of(spec):
+            yield from _from_arrays(held, read_arrays(held), inputs)
+    elif colon and file.endswith(".py") and not path.exists():
         yield from _from_function(Path(file), function, inputs)
     elif path.is_dir():
         yield from _from_folder(path, inputs)
@@ -76,8 +85,13 @@ def _from_file(file: Path, inputs: list[ir.Value]) -> Iterator[tuple[str, Mappin
         value = _only(inputs, file)
         yield file.name, {value.name or "": _image(file, value)}
         return
-    arrays = _by_name(file, _arrays(file), inputs)
-    for sample in _split(file, arrays, inputs):
+    yield from _from_arrays(file, _arrays(file), inputs)
+
+
+def _from_arrays(
+    file: Path, arrays: Mapping[str, np.ndarray], inputs: list[ir.Value]
+) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
+    for sample in _split(file, _by_name(file, arrays, inputs), inputs):
         yield file.name, sample
 
 
@@ -98,6 +112,8 @@ def _by_name(file: Path, arrays: Mapping[str, np.ndarray], inputs: list[ir.Value
         return {inputs[0].name or "": next(iter(arrays.values()))}
     if "" in arrays:
         _only(inputs, file)
+    if arrays and all(_IN_ORDER.fullmatch(name) for name in arrays) and len(arrays) >= len(inputs):
+        return {v.name or "": a for v, a in zip(inputs, arrays.values(), strict=False)}
     return dict(arrays)
 
 

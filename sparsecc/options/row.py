@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from enum import Flag, auto
@@ -22,6 +22,10 @@ Shape = Sequence[int] | Sequence[Sequence[int]]
 """A shape, or (least, usual, largest) shapes of an input with a range."""
 Inputs = Mapping[str, Shape]
 Pairs = Mapping[str, str]
+Data = StrPath | Iterable[object] | Callable[[], Iterable[object]]
+"""Where samples come from: a path, or in Python the samples themselves, as arrays, mappings or what yields them."""
+Score = str | Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
+"""What scores a model: `file.py:function`, or in Python a function of `run(feeds) -> outputs`."""
 
 
 @dataclass(frozen=True)

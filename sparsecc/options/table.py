@@ -32,9 +32,11 @@ from sparsecc.options.row import (
     SIZE,
     SLOTS,
     TIMES,
+    Data,
     Inputs,
     Kind,
     Pairs,
+    Score,
     StrPath,
     choice,
     listed,
@@ -321,7 +323,7 @@ class CompileOptions(Options):
     )
     recover: str = option("auto", choice("recovery", RECOVERIES), "Repair after removal.", NUMBERS)
     recover_budget: str = option("2m", word("BUDGET"), "How long to distil: 10m, 90s or steps:2000.", NUMBERS)
-    calib: StrPath | None = option(
+    calib: Data | None = option(
         None,
         source(CODE),
         "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, a "
@@ -331,7 +333,7 @@ class CompileOptions(Options):
         is_common=True,
         names_code=True,
     )
-    calib_general: StrPath | None = option(
+    calib_general: Data | None = option(
         None,
         source(CODE),
         "Samples of everything else, which --criterion dai compares those of --calib with.",
@@ -339,7 +341,7 @@ class CompileOptions(Options):
         was=("calibration_general",),
         names_code=True,
     )
-    evaluate: str | None = option(
+    evaluate: Score | None = option(
         None,
         text("FILE.py:FUNCTION"),
         "A function that scores a model: accuracy before and after.",

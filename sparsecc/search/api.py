@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparsecc.api import takes
+from sparsecc.api import held, takes
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, SearchCall, Tried, rows_of
 from sparsecc.options.places import default_search
@@ -21,7 +21,8 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     holds every finished point, so that a search that was ended goes on where it was; with them front.json,
     whose content is returned, front.html, and a recipe per point that gives the same bytes again. `jobs`
     compiles run at once here, or on the Dask scheduler `cluster`. `options` are those of `compile` besides
-    (docs/options.md). GoalError where no point could be made.
+    (docs/options.md); samples and functions in memory are known again by this call alone, and no cluster takes them.
+    GoalError where no point could be made.
     """
     from sparsecc.search import runners
     from sparsecc.search.run import search as run_search
@@ -30,19 +31,24 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     path = Path(os.path.abspath(model))
     if not path.is_file():
         raise InputError(f"{model}: no such file: a search needs a model on disk")
-    given = warned(options, 2)
-    call = SearchCall.of(given)
-    folder = Path(call.output) if call.output is not None else default_search(path)
-    base = {name: getattr(call, name) for name in rows_of(CompileOptions) if name in given}
-    return run_search(
-        path,
-        folder,
-        Space(**{name: getattr(call, name) for name in rows_of(Tried)}),
-        base,
-        runner=runners.local(call.jobs, call.memory_limit)
-        if call.cluster is None
-        else runners.cluster(call.cluster),
-        limits={"deadline": call.deadline, "memory_limit": call.memory_limit},
-        rounds=call.rounds,
-        on_event=call.on_event or (lambda event: None),
-    )
+    with held(warned(options, 2)) as (given, memory):
+        call = SearchCall.of(given)
+        if memory is not None and call.cluster is not None:
+            raise InputError(
+                "the machines of a cluster have other memories: give samples and functions as files"
+            )
+        folder = Path(call.output) if call.output is not None else default_search(path)
+        base = {name: getattr(call, name) for name in rows_of(CompileOptions) if name in given}
+        limits = {"deadline": call.deadline, "memory_limit": call.memory_limit}
+        return run_search(
+            path,
+            folder,
+            Space(**{name: getattr(call, name) for name in rows_of(Tried)}),
+            base,
+            runner=runners.local(call.jobs, call.memory_limit)
+            if call.cluster is None
+            else runners.cluster(call.cluster),
+            of_each={**limits, **(memory.again() if memory is not None else {})},
+            rounds=call.rounds,
+            on_event=call.on_event or (lambda event: None),
+        )

@@ -42,7 +42,8 @@ def make_in(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     row["options"] = row.pop("varied")
     bundle = folder / request["id"]
     try:
-        made = api.compile(request["model"], output=bundle, **request["options"], **request["limits"])
+        options = {**request["options"], **request["of_each"]}
+        made = api.compile(request["model"], output=bundle, **options)
         if "unmeasured" in made.report:
             raise UnavailableError(made.report["unmeasured"])
         row |= _measured(made.report) | _files(bundle)

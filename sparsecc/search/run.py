@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sparsecc import worker
 from sparsecc.bundle.folder import json_bytes
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
+from sparsecc.data.in_memory import MEMORY
 from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.identity import digest_of
 from sparsecc.options import SYNTHETIC, CompileOptions, rows_of
@@ -34,11 +36,12 @@ def search(
     base: Mapping[str, Any],
     *,
     runner: Runner,
-    limits: Mapping[str, float | None],
+    of_each: Mapping[str, Any],
     rounds: int,
     on_event: Event,
 ) -> dict[str, Any]:
-    """What `front.json` in `folder` then holds. GoalError where no point could be made."""
+    """What `front.json` in `folder` then holds; `of_each` are options of every compile that make no other point.
+    GoalError where no point could be made."""
     space.require_known(base)
     sha = digest_of(worker.run("sparsecc.loading.identity:identify", {"model": str(model)}))
     data = _data_of(base)
@@ -46,8 +49,8 @@ def search(
         asked: set[str] = set()
         wanted = _requests(space.grid(), model, sha, base, data)
         for number in range(rounds + 1):
-            limited = [{**request, "limits": dict(limits)} for request in wanted]
-            _make(ledger, limited, runner, on_event, f"round {number + 1} of {rounds + 1}")
+            whole = [{**request, "of_each": dict(of_each)} for request in wanted]
+            _make(ledger, whole, runner, on_event, f"round {number + 1} of {rounds + 1}")
             asked |= {request["id"] for request in wanted}
             rows = [row for row in _sound(ledger) if row["id"] in asked]
             if number < rounds:
@@ -149,10 +152,14 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
 
 
 def _data_of(base: Mapping[str, Any]) -> str:
-    """A hash of where the samples and the metric come from: names, sizes and times of their files."""
+    """A hash of where the samples and the metric come from: names, sizes and times of their files. What is in memory
+    is another one in every call."""
     digest = hashlib.sha256()
     for option in _CODED:
         text = str(base.get(option.name) or "")
+        if text.startswith(MEMORY):
+            digest.update(os.urandom(16))
+            continue
         path = Path(text)
         path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
         files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []

@@ -251,7 +251,7 @@ class Workshop:
         """The user's metric of a model that takes the inputs of this compile."""
         assert compilation.options.evaluate is not None
         runner = open_session(model, threads=compilation.options.threads)
-        narrowed, function = compilation.narrowed, function_of(compilation.options.evaluate)
+        narrowed, function = compilation.narrowed, function_of(str(compilation.options.evaluate))
         return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
 
 

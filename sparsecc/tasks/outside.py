@@ -22,7 +22,7 @@ def beyond_sandbox(options: Mapping[str, Any]) -> str:
     build = options.get("build") or {}
     device = str(options.get("device") or build.get("device") or "local")
     target = TARGETS.get(str(options.get("target")))
-    if options.get("evaluate"):
+    if _is_function(options.get("evaluate")):
         return "--evaluate is a function of your own"
     for name, option in _SAMPLES.items():
         if _is_function(options.get(name)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsecc.compilation import Compilation
+from sparsecc.data.in_memory import MEMORY, function_in_parent
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
 
@@ -28,7 +29,7 @@ def score_of_dense(compilation: Compilation) -> float | None:
     if options.evaluate is None:
         return None
     fast = dense.runner if dense.by_parts else open_session(dense.path, threads=options.threads)
-    return score(function_of(options.evaluate), fast.run)
+    return score(function_of(str(options.evaluate)), fast.run)
 
 
 def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | None) -> dict[str, Any] | None:
@@ -39,7 +40,7 @@ def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | N
     asked, narrowed = probes.compilation.options.evaluate, probes.compilation.narrowed
     if asked is None:
         return None
-    function, small = function_of(asked), probes.artefact(backend, compiled)
+    function, small = function_of(str(asked)), probes.artefact(backend, compiled)
     after = score(function, lambda feeds: small.run(narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": before, "after": after}
 
@@ -56,7 +57,10 @@ def score(function: Callable[[Run], Any], run: Run) -> float:
 
 
 def function_of(spec: str) -> Callable[..., Any]:
-    """The function that `file.py:function` names. It is the user's own code and runs as such."""
+    """The function that `file.py:function` names, or that a Python call holds in memory. It is the user's own code
+    and runs as such: that of a file here, that in memory in the parent."""
+    if spec.startswith(MEMORY):
+        return function_in_parent(spec)
     file, _, name = spec.removeprefix("py:").rpartition(":")
     path = Path(file)
     if not path.is_file():

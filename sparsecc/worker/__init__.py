@@ -7,6 +7,7 @@ So every such call runs in a child. `run` starts one for one task, or takes the 
 
 from __future__ import annotations
 
+from sparsecc.worker.asking import Answer, Exchange, Question, Reply, ask, nothing_held
 from sparsecc.worker.parent import Event, Worker, kept, run
 
-__all__ = ["Event", "Worker", "kept", "run"]
+__all__ = ["Answer", "Event", "Exchange", "Question", "Reply", "Worker", "ask", "kept", "nothing_held", "run"]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from sparsecc.errors import SparseccError
 from sparsecc.system import sandbox
 from sparsecc.system.process import GRACE, end_after
+from sparsecc.worker import asking
 from sparsecc.worker.protocol import EVENT_LIMIT, OUT_OF_MEMORY, RESULT_LIMIT, is_task
 
 _HEADROOM = 32 << 20
@@ -37,6 +38,7 @@ def serve(config: dict[str, Any]) -> None:
     channel = _Channel(os.fdopen(config["events"], "wb", buffering=0))
     room = _Room(config["folder"], config["write"])
     with os.fdopen(config["requests"], "rb") as requests:
+        asking.listen(lambda question: channel.ask(question, requests))
         for line in requests:
             answer = _answer(json.loads(line), config["allowed"], channel, room)
             sys.stdout.flush()
@@ -54,6 +56,12 @@ class _Channel:
 
     def emit(self, event: dict[str, Any]) -> None:
         self.send({"event": event}, EVENT_LIMIT)
+
+    def ask(self, question: asking.Question, requests: BinaryIO) -> asking.Reply:
+        """The parent's reply, which comes on the pipe of requests."""
+        self.send({"ask": question}, EVENT_LIMIT)
+        reply: asking.Reply = json.loads(requests.readline())["reply"]
+        return reply
 
     def send(self, message: dict[str, Any], limit: int) -> None:
         line = json.dumps(message).encode() + b"\n"

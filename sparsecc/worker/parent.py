@@ -22,6 +22,7 @@ from sparsecc.escaping import one_line
 from sparsecc.system import process, sandbox
 from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
+from sparsecc.worker.asking import Answer, Question, Reply, nothing_held
 from sparsecc.worker.crash import write_report
 from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, InWorker, error_named, is_task
 
@@ -53,13 +54,15 @@ def run(
     memory: int | None = None,
     on_event: Event | None = None,
     write: Sequence[Path] | None = (),
+    answer: Answer = nothing_held,
 ) -> Any:
     """Run `sparsecc.module:function` as `function(request, emit)` in a fresh child; return its plain result.
 
     `deadline` is in seconds, `memory` in bytes (None: nine tenths of the machine's). A SparseccError of the
     child is raised here as the same class with the same message; a child that crashed, hung or ran out of
     memory is a WorkerError; any other exception in it is an InternalError that names a crash report. `write` are the
-    folders, beside its scratch and our cache, that its sandbox leaves open; None: it runs outside of any.
+    folders, beside its scratch and our cache, that its sandbox leaves open; None: it runs outside of any. `answer`
+    answers what the task asks; what it raises ends the worker.
 
     Inside `kept` the child may have served other tasks before.
     """
@@ -70,9 +73,9 @@ def run(
         )
     shared = _SHARED.get()
     if shared is not None and shared.holds(memory, write):
-        return shared.run(task, request, deadline=deadline, on_event=on_event)
+        return shared.run(task, request, deadline=deadline, on_event=on_event, answer=answer)
     with Worker(memory=memory, write=write) as worker:
-        return worker.run(task, request, deadline=deadline, on_event=on_event)
+        return worker.run(task, request, deadline=deadline, on_event=on_event, answer=answer)
 
 
 @contextlib.contextmanager
@@ -102,8 +105,13 @@ class _Child:
     buffer: bytearray = field(default_factory=bytearray)
     outbox: memoryview = field(default_factory=lambda: memoryview(b""))
     stage: str = ""
+    question: Question | None = None
     answer: dict[str, Any] | None = None
     over: bool = False
+
+
+class _OverError(Exception):
+    """The child ended, or has its result, while a function of the user's waited for it."""
 
 
 class Worker:
@@ -147,7 +155,13 @@ class Worker:
         return self._child.process.pid if self._child else None
 
     def run(
-        self, task: str, request: dict[str, Any], *, deadline: float = 600.0, on_event: Event | None = None
+        self,
+        task: str,
+        request: dict[str, Any],
+        *,
+        deadline: float = 600.0,
+        on_event: Event | None = None,
+        answer: Answer = nothing_held,
     ) -> Any:
         """As `sparsecc.worker.run`, in this child."""
         if not is_task(task, self._allowed):
@@ -156,9 +170,9 @@ class Worker:
         child.outbox = memoryview(
             json.dumps({"task": task, "request": request, "seconds": deadline}).encode() + b"\n"
         )
-        child.stage, child.answer, child.tail = task, None, b""
+        child.stage, child.question, child.answer, child.tail = task, None, None, b""
         try:
-            self._converse(child, deadline, on_event)
+            self._converse(child, deadline, on_event, answer)
             return self._result(child, task, request)
         except BaseException as e:
             if not (isinstance(e, SparseccError) and child.answer):
@@ -213,19 +227,36 @@ class Worker:
             os.set_blocking(fd, False)
         return _Child(started, request_in, event_out, log_out, scratch, lock)
 
-    def _converse(self, child: _Child, deadline: float, on_event: Event | None) -> None:
+    def _converse(self, child: _Child, deadline: float, on_event: Event | None, answer: Answer) -> None:
         """Until the child has answered or is gone; raises WorkerError at the deadline and over the memory."""
         end = time.monotonic() + deadline
         with selectors.DefaultSelector() as selector:
             selector.register(child.events, selectors.EVENT_READ, _read_events)
             selector.register(child.log, selectors.EVENT_READ, _read_log)
             selector.register(child.requests, selectors.EVENT_WRITE, _write_request)
-            while child.answer is None and not child.over:
-                for key, _ in selector.select(min(_TICK, max(0.0, end - time.monotonic()))):
-                    if not key.data(child):
-                        selector.unregister(key.fd)
-                _take_messages(child, on_event)
-                self._check(child, end, deadline)
+
+            def asked() -> Question | None:
+                while child.answer is None and not child.over:
+                    for key, _ in selector.select(min(_TICK, max(0.0, end - time.monotonic()))):
+                        if not key.data(child):
+                            selector.unregister(key.fd)
+                    _take_messages(child, on_event)
+                    if child.question is not None:
+                        question, child.question = child.question, None
+                        return question
+                    self._check(child, end, deadline)
+                return None
+
+            def exchange(reply: Reply) -> Question:
+                _send_reply(child, reply)
+                question = asked()
+                if question is None:
+                    raise _OverError
+                return question
+
+            while (question := asked()) is not None:
+                with contextlib.suppress(_OverError):
+                    _send_reply(child, answer(question, exchange))
 
     def _check(self, child: _Child, end: float, deadline: float) -> None:
         if child.answer is not None or child.over:
@@ -328,10 +359,20 @@ def _write_request(child: _Child) -> bool:
     return len(child.outbox) > 0
 
 
+def _send_reply(child: _Child, reply: Reply) -> None:
+    """The reply to a child that waits for it; it is shorter than a pipe holds."""
+    if child.answer is None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(child.requests, json.dumps({"reply": reply}).encode() + b"\n")
+
+
 def _take_messages(child: _Child, on_event: Event | None) -> None:
     while child.answer is None and (end := child.buffer.find(b"\n")) >= 0:
         message = _message(bytes(child.buffer[:end]))
         del child.buffer[: end + 1]
+        if isinstance(message.get("ask"), dict):
+            child.question = message["ask"]
+            return
         if "event" not in message:
             child.answer = message
             return

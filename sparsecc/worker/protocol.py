@@ -1,7 +1,9 @@
 """What parent and child of a worker say to each other: JSON lines over two pipes of their own.
 
 parent -> child   {"task": "package.module:function", "request": {...}}
-child -> parent   {"event": {...}}*  then one of
+child -> parent   {"event": {...}}* and {"ask": {...}}*, each of these answered by
+parent -> child   {"reply": {...}}
+child -> parent   at last one of
                   {"result": ...}
                   {"error": class name, "message": one line, "traceback": text}     a SparseccError
                   {"memory": true}                               a MemoryError
