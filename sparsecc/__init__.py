@@ -27,8 +27,9 @@ from types import ModuleType  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from sparsecc.api import CompileResult, build, compare, compile, doctor, inspect, profile, verify
+    from sparsecc.api import build, compare, compile, doctor, inspect, profile, verify
     from sparsecc.fleet import profile_fleet
+    from sparsecc.report.result import CompileResult
     from sparsecc.search.api import search
 
 if sys.platform == "win32":
@@ -52,8 +53,12 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"profile_fleet": "sparsecc.fleet", "search": "sparsecc.search.api"}
-"""Verbs that stand elsewhere than in `sparsecc.api`."""
+_HOMES = {
+    "CompileResult": "sparsecc.report.result",
+    "profile_fleet": "sparsecc.fleet",
+    "search": "sparsecc.search.api",
+}
+"""Names that stand elsewhere than in `sparsecc.api`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,6 +16,7 @@ from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
 from sparsecc.options.row import Data, Inputs, Pairs, Score
 from sparsecc.options.table import Event
+from sparsecc.report.result import CompileResult
 
 First = TypeVar("First")
 Made = TypeVar("Made")
@@ -35,15 +35,6 @@ _SAMPLES = ("calib", "calib_general", "data")
 """Options that take samples."""
 DEADLINE = 3600.0
 """Seconds after which a worker is ended."""
-
-
-@dataclass(frozen=True)
-class CompileResult:
-    """What a compile gave: the bundle's folder (None on a dry run), its report and its plan."""
-
-    bundle: Path | None
-    report: dict[str, Any]
-    plan: dict[str, Any]
 
 
 def takes(
@@ -348,7 +339,9 @@ def _run(
     """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`.
     `held` answers what it asks of this process's memory."""
     from sparsecc import worker
+    from sparsecc.report.notebook import progress
 
+    on_event = on_event or progress()
     if held is not None:
         write = [*write, held.folder]
 

@@ -27,6 +27,8 @@ class SparseccError(Exception):
     """Base of every error meant for the user; printed as one line, never as a traceback."""
 
     exit_code = 70
+    in_worker = ""
+    """The traceback of the worker that the error comes from, for `--debug` and crash reports; "" without one."""
 
 
 class GoalError(SparseccError):
@@ -49,6 +51,10 @@ class UnavailableError(SparseccError):
     """A target or device is not available here; the message says what it needs."""
 
     exit_code = 3
+
+
+class MissingPackageError(UnavailableError, ImportError):
+    """A package that is no requirement of ours is not installed; the message says which extra brings it."""
 
 
 class InconclusiveError(SparseccError):

@@ -22,6 +22,7 @@ from sparsecc.loading.normalise import CLEARED, normalise
 from sparsecc.options import CompileOptions
 from sparsecc.passes.drop_blocks import drop
 from sparsecc.reference.gated_layers import plugged, silenced
+from sparsecc.report.result import CompileResult
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
@@ -205,7 +206,7 @@ def test_equal_layers_go_from_the_back(tmp_path: Path) -> None:
     assert [b.id for b in greedy.choose()[0]] == [3]
 
 
-def compiled(path: Path, folder: Path, **options: Any) -> api.CompileResult:
+def compiled(path: Path, folder: Path, **options: Any) -> CompileResult:
     return api.compile(path, output=folder / "out", measure=False, recover="none", **options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sparsecc import api
+from sparsecc import CompileResult, api
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.session import open_session
 from tests.rule_checks import model_of
@@ -21,7 +21,7 @@ EVAL = (
 )
 
 
-def compiled(folder: Path, **options: Any) -> api.CompileResult:
+def compiled(folder: Path, **options: Any) -> CompileResult:
     onnx.save(model_of(TEXT), folder / "m.onnx")
     given: dict[str, Any] = {"ratio": 0.5, "recover": "none", "align": 1, **options}
     return api.compile(folder / "m.onnx", output=folder / "out", prune_io=("*",), **given)

@@ -25,6 +25,7 @@ from sparsecc.passes.drop_blocks import drop
 from sparsecc.passes.reduce_tokens import ReduceTokens
 from sparsecc.plan import Plan
 from sparsecc.reference.hidden_tokens import unseen
+from sparsecc.report.result import CompileResult
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
@@ -259,7 +260,7 @@ def test_equal_scores_go_by_place(tmp_path: Path) -> None:
     check(tmp_path / "vit.onnx", tmp_path)
 
 
-def compiled(path: Path, folder: Path, **options: Any) -> api.CompileResult:
+def compiled(path: Path, folder: Path, **options: Any) -> CompileResult:
     return api.compile(path, output=folder / "out", measure=False, **options)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from sparsecc.errors import InputError, UnavailableError
+from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.loading.private_copy import require_sound
 
@@ -44,7 +44,7 @@ def _library() -> Any:
     try:
         import onnx_graphsurgeon
     except ImportError as e:
-        raise UnavailableError(
+        raise MissingPackageError(
             "graphs of onnx-graphsurgeon need the extra: pip install 'sparsecc[graphsurgeon]'"
         ) from e
     return onnx_graphsurgeon

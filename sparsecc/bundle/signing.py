@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.bundle.folder import SIGNATURE, Bundle
-from sparsecc.errors import InputError, SystemFailureError, UnavailableError
+from sparsecc.errors import InputError, MissingPackageError, SystemFailureError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import draft_in
 
@@ -95,7 +95,7 @@ def _library() -> Any:
     try:
         import model_signing
     except ImportError as e:
-        raise UnavailableError("signatures need the extra: pip install 'sparsecc[sign]'") from e
+        raise MissingPackageError("signatures need the extra: pip install 'sparsecc[sign]'") from e
     return model_signing
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 
 from sparsecc.cli.interrupts import Interrupted
-from sparsecc.cli.run_log import Trail
+from sparsecc.cli.run_log import Trail, traceback_here
 from sparsecc.cli.streams import say, stdout_failure
 from sparsecc.errors import SparseccError
 
@@ -73,7 +73,7 @@ def _explain(message: str, code: int, trail: Trail) -> int:
     from sparsecc.escaping import one_line
 
     if trail.keeps_debug and not trail.speaks_json:
-        say(traceback.format_exc().rstrip("\n"))
+        say(traceback_here())
     written = [path for path in trail.written() if path not in message]
     message += f"; {', '.join(written)} was already written" if written else ""
     trail.say("error", one_line(message, MOST), exit=code)

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from sparsecc.cli.streams import say
+from sparsecc.errors import SparseccError
 
 DEBUG = "On an error, show the traceback and keep a folder for a bug report."
 """The help of `--debug`."""
@@ -86,7 +87,7 @@ class Trail:
             json.dumps(self.options, indent=1, default=str, sort_keys=True),
             json.dumps(where, indent=1),
             "".join(json.dumps(event, default=str) + "\n" for event in self.events).rstrip("\n"),
-            traceback.format_exc().rstrip("\n"),
+            traceback_here(),
         )
         try:
             crash_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -112,3 +113,10 @@ def trail() -> Trail:
     context = click.get_current_context(silent=True)
     found = context.find_object(Trail) if context is not None else None
     return found if found is not None else Trail(())
+
+
+def traceback_here() -> str:
+    """The traceback of the exception that is handled, behind that of the worker it comes from."""
+    error = sys.exc_info()[1]
+    there = error.in_worker if isinstance(error, SparseccError) else ""
+    return f"{there}{traceback.format_exc()}".rstrip("\n")

@@ -10,7 +10,7 @@ import numpy as np
 from sparsecc.axes.algebra import Atom
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.data.samples import Samples
-from sparsecc.errors import UnavailableError
+from sparsecc.errors import MissingPackageError, UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 
@@ -39,7 +39,7 @@ class Gradients:
             try:
                 scores_of = import_module(_SCORES).scores_of
             except UnavailableError as e:
-                raise UnavailableError(
+                raise MissingPackageError(
                     f"criterion {criterion} needs gradients: run pip install 'sparsecc[torch]', or use obs"
                 ) from e
             self._known[criterion] = scores_of(

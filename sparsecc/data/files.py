@@ -16,7 +16,7 @@ import onnx_ir as ir
 from sparsecc.data.array_files import read_arrays
 from sparsecc.data.in_memory import MEMORY, files_of
 from sparsecc.data.texts import from_text
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.shapes.dynamic_dims import is_fixed
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ def _image(file: Path, value: ir.Value) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as e:
-        raise InputError(
-            f"{file}: reading images needs Pillow: pip install pillow, or give .npy files"
+        raise MissingPackageError(
+            f"{file}: reading images needs Pillow: pip install 'sparsecc[images]', or give .npy files"
         ) from e
     channels_last, channels, height, width = _image_layout(file, value)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -44,7 +44,7 @@ def _encoded(file: Path) -> Iterator[Encoding]:
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
-        raise InputError("text samples need tokenizers: pip install 'sparsecc[text]'") from e
+        raise MissingPackageError("text samples need tokenizers: pip install 'sparsecc[text]'") from e
     if not path.is_file():
         raise InputError(f"{path}: no such file: put the model's tokenizer.json beside the text")
     try:

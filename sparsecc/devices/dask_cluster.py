@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsecc.errors import UnavailableError
+from sparsecc.errors import MissingPackageError, UnavailableError
 from sparsecc.escaping import one_line
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def connect(address: str) -> Client:
     try:
         from distributed import Client
     except ImportError as e:
-        raise UnavailableError("--cluster needs Dask: run pip install 'sparsecc[cluster]'") from e
+        raise MissingPackageError("--cluster needs Dask: run pip install 'sparsecc[cluster]'") from e
     try:
         return Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as e:

@@ -20,13 +20,20 @@ from sparsecc.devices.device import (
     checked_name,
 )
 from sparsecc.devices.keeper import BEAT_SECONDS, folder_in, keeper_command, stop_command
-from sparsecc.errors import InputError, SparseccError, SystemFailureError, UnavailableError, WorkerError
+from sparsecc.errors import (
+    InputError,
+    MissingPackageError,
+    SparseccError,
+    SystemFailureError,
+    UnavailableError,
+    WorkerError,
+)
 from sparsecc.escaping import one_line, quoted
 
 try:
     import asyncssh
 except ImportError as e:
-    raise UnavailableError("devices over SSH need asyncssh: pip install 'sparsecc[ssh]'") from e
+    raise MissingPackageError("devices over SSH need asyncssh: pip install 'sparsecc[ssh]'") from e
 
 from sparsecc.devices.ssh_route import Route
 

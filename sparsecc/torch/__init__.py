@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.errors import UnavailableError
+from sparsecc.errors import MissingPackageError
 
 try:
     import torch  # noqa: F401
 except ImportError as e:
-    raise UnavailableError("sparsecc.torch needs torch: run pip install 'sparsecc[torch]'") from e
+    raise MissingPackageError("sparsecc.torch needs torch: run pip install 'sparsecc[torch]'") from e
 
 if TYPE_CHECKING:
     from sparsecc.torch.onnx_ops.module import from_onnx, write_back

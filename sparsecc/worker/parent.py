@@ -24,7 +24,7 @@ from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.asking import Answer, Question, Reply, nothing_held
 from sparsecc.worker.crash import write_report
-from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, InWorker, error_named, is_task
+from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
 """Called with each progress event; its "stage", when it has one, is named if the worker dies."""
@@ -287,14 +287,13 @@ class Worker:
             return answer["result"]
         trace = str(answer.get("traceback", ""))
         if "error" in answer:
-            raise error_named(answer["error"], answer.get("message", "")) from InWorker(trace)
+            raise error_named(answer["error"], answer.get("message", ""), trace)
         if "memory" in answer:
             raise self._out_of_memory(child)
         fault = one_line(str(answer.get("fault", "a message it cannot have sent")))
         where = _report(child, task, request, fault, trace)
-        raise InternalError(
-            f"a fault of sparsecc while {one_line(child.stage)}: {fault}{where}"
-        ) from InWorker(trace)
+        said = f"a fault of sparsecc while {one_line(child.stage)}: {fault}{where}"
+        raise error_named(InternalError.__name__, said, trace)
 
     def _death(self, child: _Child, task: str, request: dict[str, Any]) -> SparseccError:
         _kill(child.process)

@@ -34,22 +34,16 @@ OUT_OF_MEMORY = (
 _TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z]\w*", re.ASCII)
 
 
-class InWorker(Exception):
-    """The traceback of a child's exception, as the cause of the one that is raised for it here."""
-
-    def __str__(self) -> str:
-        return "\n" + str(self.args[0])
-
-
 def is_task(task: str, allowed: Collection[str]) -> bool:
     """Whether `task` reads `package.module:function` with its package among `allowed`."""
     return bool(_TASK.fullmatch(task)) and task.split(":")[0].split(".")[0] in allowed
 
 
-def error_named(name: Any, message: Any) -> errors.SparseccError:
+def error_named(name: Any, message: Any, trace: str) -> errors.SparseccError:
     """The error a child reported, by the name of its class: one of `sparsecc.errors`, else InternalError."""
-    line = one_line(str(message), 2000)
     kind = getattr(errors, str(name), None)
-    if isinstance(kind, type) and issubclass(kind, errors.SparseccError):
-        return kind(line)
-    return errors.InternalError(line)
+    is_ours = isinstance(kind, type) and issubclass(kind, errors.SparseccError)
+    of: type[errors.SparseccError] = kind if is_ours and kind is not None else errors.InternalError
+    error = of(one_line(str(message), 2000))
+    error.in_worker = trace
+    return error
