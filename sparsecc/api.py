@@ -342,8 +342,8 @@ def _run(
     from sparsecc.report.notebook import progress
 
     on_event = on_event or progress()
-    if held is not None:
-        write = [*write, held.folder]
+    if held is not None and held.has_functions:
+        write = [*write, held.folder]  # what models give comes back there
 
     if outside and on_event is not None:
         on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})

@@ -42,8 +42,9 @@ class InMemory:
         self._functions: dict[str, Callable[[Run], Any]] = {}
 
     @property
-    def is_empty(self) -> bool:
-        return not self._spools and not self._functions
+    def has_functions(self) -> bool:
+        """Whether the worker is to run models for functions, and writes what they give."""
+        return bool(self._functions)
 
     def samples(self, option: str, value: object) -> object:
         """What stands in a request for the value of an option for samples."""

@@ -123,7 +123,7 @@ def _metric_of(work: Work, made: Work) -> dict[str, Any] | None:
     asked, compilation = made.compilation.options.evaluate, made.compilation
     if asked is None:
         return None
-    function = function_of(asked)
+    function = function_of(str(asked))
     runner = compilation.opened(made.analysis.model, compilation.scratch.final)
     after = score(function, lambda feeds: runner.run(compilation.narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": work.score, "after": after}

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 KEPT = 20
 """Reports kept; older ones are removed."""
+SIGNAL_MEANS = {
+    signal.SIGSEGV: "a native library touched memory it must not",
+    signal.SIGFPE: "a native library divided by zero",
+    signal.SIGABRT: "a native library gave up",
+    signal.SIGBUS: "a mapped file changed or shrank under it",
+    signal.SIGKILL: "something outside, often the system short of memory, killed it",
+    signal.SIGALRM: "it went on past its deadline",
+    signal.SIGSYS: "a native library made a system call that the sandbox ends a process for",
+}
+"""What it mostly means that a signal ended a worker."""
 
 
 def crash_folder() -> Path:

@@ -23,7 +23,7 @@ from sparsecc.system import process, sandbox
 from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.asking import Answer, Question, Reply, nothing_held
-from sparsecc.worker.crash import write_report
+from sparsecc.worker.crash import SIGNAL_MEANS, write_report
 from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
@@ -35,15 +35,6 @@ LEAST_MEMORY = 256 << 20
 """Bytes below which the libraries of a worker do not load: they exit, spin or fault, each in its own way."""
 _TICK = 0.05
 _LOG_KEPT = 64 << 10
-_SIGNAL_MEANS = {
-    signal.SIGSEGV: "a native library touched memory it must not",
-    signal.SIGFPE: "a native library divided by zero",
-    signal.SIGABRT: "a native library gave up",
-    signal.SIGBUS: "a mapped file changed or shrank under it",
-    signal.SIGKILL: "something outside, often the system short of memory, killed it",
-    signal.SIGALRM: "it went on past its deadline",
-    signal.SIGSYS: "a native library made a system call that the sandbox ends a process for",
-}
 
 
 def run(
@@ -305,7 +296,7 @@ class Worker:
             fault = f"the worker ended with status {code} and no answer"
             return InternalError(fault + _report(child, task, request, fault, ""))
         name = signal.Signals(-code).name
-        means = _SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
+        means = SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
         fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
 
