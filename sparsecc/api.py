@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,24 +16,14 @@ from sparsecc.options.renamed import warned
 from sparsecc.options.row import Data, Inputs, Pairs, Score
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
+from sparsecc.tasks.calls import file_of, held, run_task, swept
 
 First = TypeVar("First")
 Made = TypeVar("Made")
 Given = ParamSpec("Given")
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
-
-    from sparsecc.data.in_memory import InMemory
-
-    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
-
-
-_SAMPLES = ("calib", "calib_general", "data")
-"""Options that take samples."""
-DEADLINE = 3600.0
-"""Seconds after which a worker is ended."""
+    from sparsecc.tasks.calls import Model
 
 
 def takes(
@@ -69,10 +58,10 @@ def compile(model: Model, **options: Any) -> CompileResult:
     from sparsecc.bundle.folder import BundleWriter
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held(warned(options, 2)) as (given, memory), _file(model) as path:
+    with held(warned(options, 2)) as (given, memory), file_of(model) as path:
         call = CompileCall.of(given)
         work = partial(
-            _run,
+            run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",
             on_event=call.on_event,
             deadline=call.deadline,
@@ -105,9 +94,9 @@ def inspect(
 ) -> dict[str, Any]:
     """The groups of a model: members, what can go, and what is pinned and why."""
     options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": list(prune_io)}
-    with _file(model) as path:
+    with file_of(model) as path:
         request = {"model": str(path), "options": options, "why": why}
-        found: dict[str, Any] = _run("sparsecc.tasks.inspect:inspect", request, on_event)
+        found: dict[str, Any] = run_task("sparsecc.tasks.inspect:inspect", request, on_event)
     return found
 
 
@@ -137,11 +126,11 @@ def profile(
     }
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held({"data": data}) as (given, memory), _file(model) as path:
+    with held({"data": data}) as (given, memory), file_of(model) as path:
         request |= {"model": str(path), **given}
         outside = beyond_sandbox(request)
         task = "sparsecc.tasks.profile:profile"
-        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
     return found
 
 
@@ -157,7 +146,7 @@ def compare(
     """Outputs and latency of two models or bundles, side by side, interleaved. `data` is like `calib` of `compile`."""
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held({"data": data}) as (given, memory), _file(a) as first, _file(b) as second:
+    with held({"data": data}) as (given, memory), file_of(a) as first, file_of(b) as second:
         request = {
             "a": str(first),
             "b": str(second),
@@ -167,7 +156,7 @@ def compare(
         }
         outside = beyond_sandbox(request)
         task = "sparsecc.tasks.compare:compare"
-        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
     return found
 
 
@@ -214,7 +203,7 @@ def verify(
         }
         outside = beyond_sandbox({"target": target_of(Path(bundle)), **given} if reproduce else given)
         task = "sparsecc.tasks.verify:verify"
-        found: dict[str, Any] = _run(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
@@ -232,7 +221,7 @@ def sign(
     beside = Path(
         os.path.abspath(bundle)
     ).parent  # where the signature is written, and takes its place in one step
-    signed: dict[str, Any] = _run("sparsecc.bundle.signing:sign", request, on_event, write=[beside])
+    signed: dict[str, Any] = run_task("sparsecc.bundle.signing:sign", request, on_event, write=[beside])
     return signed
 
 
@@ -252,8 +241,8 @@ def build(
     """
     folder = Path(os.path.abspath(bundle))
     request = {"bundle": str(folder), "device": device, "options": dict(build or {})}
-    with _swept(folder):
-        made: dict[str, Any] = _run(
+    with swept(folder):
+        made: dict[str, Any] = run_task(
             "sparsecc.tasks.build:build",
             request,
             on_event,
@@ -276,24 +265,26 @@ def reduce(
     In `check`, {} stands for the model's path. The reduced model is written to `output`, by default
     `<name>.reduced.onnx`. InputError where the command does not fail on the whole model.
     """
-    with _file(model) as path:
+    with file_of(model) as path:
         made = Path(output) if output is not None else default_reduced(path)
         request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
         outside = "--check is a command of your own"
-        found: dict[str, Any] = _run("sparsecc.tasks.reduce:reduce_model", request, on_event, outside=outside)
+        found: dict[str, Any] = run_task(
+            "sparsecc.tasks.reduce:reduce_model", request, on_event, outside=outside
+        )
     return found
 
 
 def gate(
-    current: StrPath,
-    baseline: StrPath,
+    current: str | os.PathLike[str],
+    baseline: str | os.PathLike[str],
     *,
     max_regression: float = 0.05,
     name: str | None = None,
     checks: Sequence[str] | None = None,
     device: str = "local",
     threads: int = 1,
-    data: StrPath | None = None,
+    data: Data | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 is 5 %).
@@ -311,10 +302,12 @@ def gate(
         "checks": list(checks) if checks is not None else None,
         "device": device,
         "threads": threads,
-        "data": os.fspath(data) if data is not None else None,
     }
-    outside = beyond_sandbox(request)
-    found: dict[str, Any] = _run("sparsecc.tasks.gate:gate_model", request, on_event, outside=outside)
+    with held({"data": data}) as (given, memory):
+        request |= given
+        outside = beyond_sandbox(request)
+        task = "sparsecc.tasks.gate:gate_model"
+        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
     return found
 
 
@@ -325,105 +318,5 @@ def doctor() -> dict[str, Any]:
     return examine()
 
 
-def _run(
-    task: str,
-    request: dict[str, Any],
-    on_event: Event | None,
-    *,
-    write: Sequence[Path] = (),
-    outside: str = "",
-    deadline: float | None = None,
-    memory: int | None = None,
-    held: InMemory | None = None,
-) -> Any:
-    """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`.
-    `held` answers what it asks of this process's memory."""
-    from sparsecc import worker
-    from sparsecc.report.notebook import progress
-
-    on_event = on_event or progress()
-    if held is not None and held.has_functions:
-        write = [*write, held.folder]  # what models give comes back there
-
-    if outside and on_event is not None:
-        on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})
-    return worker.run(
-        task,
-        request,
-        deadline=deadline or DEADLINE,
-        memory=memory,
-        on_event=on_event,
-        write=None if outside else write,
-        answer=held or worker.nothing_held,
-    )
-
-
-@contextmanager
-def held(given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], InMemory | None]]:
-    """(the options with words for samples and functions in memory, what holds those); None where there are none."""
-    named = (type(None), str, os.PathLike)
-    if all(isinstance(given.get(name), named) for name in (*_SAMPLES, "evaluate")):
-        yield dict(given), None
-        return
-    from sparsecc.data.in_memory import InMemory
-    from sparsecc.system.temp_folders import temporary_folder
-
-    with temporary_folder("input") as folder:
-        memory = InMemory(folder)
-        own = {name: memory.samples(name, given[name]) for name in _SAMPLES if name in given}
-        if "evaluate" in given:
-            own["evaluate"] = memory.function(given["evaluate"])
-        yield {**given, **own}, memory
-
-
 def _shapes(inputs: Inputs | None) -> dict[str, Any]:
     return {name: list(shape) for name, shape in (inputs or {}).items()}
-
-
-@contextmanager
-def _swept(folder: Path) -> Iterator[None]:
-    """However the block ends, nothing half-written is left beside `folder`."""
-    from sparsecc.bundle.folder import sweep
-
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            sweep(Path(os.path.abspath(folder)))
-
-
-@contextmanager
-def _file(model: Model) -> Iterator[Path]:
-    """The model as a file that a worker can open."""
-    if isinstance(model, str | os.PathLike):
-        path = Path(model)
-        if not path.exists():
-            raise InputError(f"{path}: no such file: check the path")
-        yield path.absolute()
-        return
-    from sparsecc.system.temp_folders import temporary_folder
-
-    with temporary_folder("input") as folder:
-        path = folder / "model.onnx"
-        _save(model, path)
-        yield path
-
-
-def _save(model: Any, path: Path) -> None:
-    if isinstance(model, bytes):
-        path.write_bytes(model)
-        return
-    import onnx
-    import onnx_ir as ir
-
-    if isinstance(model, ir.Model):
-        ir.save(model, path, external_data="model.onnx.data")
-    elif isinstance(model, onnx.ModelProto):
-        onnx.save(model, path)
-    elif hasattr(model, "nodes") and hasattr(model, "tensors"):
-        from sparsecc.backends.nvidia.graph_surgeon import from_graphsurgeon
-
-        ir.save(from_graphsurgeon(model), path, external_data="model.onnx.data")
-    else:
-        kind = type(model).__name__
-        raise InputError(f"a {kind} is no model: give a path, bytes, ModelProto, onnx_ir.Model or gs.Graph")

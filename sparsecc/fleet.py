@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsecc import api
 from sparsecc.devices.dask_cluster import connect, machines
 from sparsecc.errors import InputError, SparseccError
+
+if TYPE_CHECKING:
+    from sparsecc.tasks.calls import Model
 
 AT_ONCE = 16
 """Devices that are waited for together; the work is theirs, not this machine's."""
@@ -21,7 +24,7 @@ Event = Callable[[Mapping[str, Any]], None]
 
 
 def profile_fleet(
-    model: api.Model,
+    model: Model,
     devices: Sequence[str] = (),
     *,
     cluster: str | None = None,
@@ -59,7 +62,7 @@ def profile_fleet(
         return _fleet([one.result() for one in work])
 
 
-def measured(model: api.Model, device: str, name: str, **options: Any) -> Row:
+def measured(model: Model, device: str, name: str, **options: Any) -> Row:
     """The profile on one device under its name in the fleet, or the error in one line."""
     try:
         found = api.profile(model, device=device, **options)
@@ -73,7 +76,7 @@ def _fleet(results: list[Row]) -> Row:
 
 
 def _on_cluster(
-    address: str, model: api.Model, devices: Sequence[str], on_event: Event | None, options: Mapping[str, Any]
+    address: str, model: Model, devices: Sequence[str], on_event: Event | None, options: Mapping[str, Any]
 ) -> list[Row]:
     """Rows in the order of the devices, or of the machines' names."""
     if not isinstance(model, str | os.PathLike):

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from sparsecc import api
+from sparsecc import CompileResult, api
 from sparsecc.axes.algebra import resolve
 from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.view import Line
@@ -37,7 +37,7 @@ PLAIN = """
 """
 
 
-def compiled(file: Path, folder: Path, **options: object) -> api.CompileResult:
+def compiled(file: Path, folder: Path, **options: object) -> CompileResult:
     return api.compile(file, output=folder / "out", ratio=0.4, measure=False, **options)  # type: ignore[arg-type]
 
 

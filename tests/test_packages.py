@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from sparsecc import api
+from sparsecc import CompileResult, api
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.loading.package import package_at
@@ -27,7 +27,7 @@ PROMPT = [1, 9, 2, 33, 17]
 LENGTH = 64
 
 
-def compiled(folder: Path, output: Path, **options: Any) -> api.CompileResult:
+def compiled(folder: Path, output: Path, **options: Any) -> CompileResult:
     return api.compile(folder, output=output, measure=False, **options)
 
 

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparsecc.api import held, takes
+from sparsecc.api import takes
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, SearchCall, Tried, rows_of
 from sparsecc.options.places import default_search
 from sparsecc.options.renamed import warned
+from sparsecc.tasks.calls import held
 
 
 @takes(SearchCall)

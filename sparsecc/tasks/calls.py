@@ -1,0 +1,125 @@
+"""How a call in Python becomes a task of a worker: its model as a file, its samples and functions in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.errors import InputError
+from sparsecc.options.table import Event
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from sparsecc.data.in_memory import InMemory
+
+    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+
+_SAMPLES = ("calib", "calib_general", "data")
+"""Options that take samples."""
+DEADLINE = 3600.0
+"""Seconds after which a worker is ended."""
+
+
+def run_task(
+    task: str,
+    request: dict[str, Any],
+    on_event: Event | None,
+    *,
+    write: Sequence[Path] = (),
+    outside: str = "",
+    deadline: float | None = None,
+    memory: int | None = None,
+    held: InMemory | None = None,
+) -> Any:
+    """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`.
+    `held` answers what it asks of this process's memory."""
+    from sparsecc import worker
+    from sparsecc.report.notebook import progress
+
+    on_event = on_event or progress()
+    if held is not None and held.has_functions:
+        write = [*write, held.folder]  # what models give comes back there
+
+    if outside and on_event is not None:
+        on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})
+    return worker.run(
+        task,
+        request,
+        deadline=deadline or DEADLINE,
+        memory=memory,
+        on_event=on_event,
+        write=None if outside else write,
+        answer=held or worker.nothing_held,
+    )
+
+
+@contextmanager
+def held(given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], InMemory | None]]:
+    """(the options with words for samples and functions in memory, what holds those); None where there are none."""
+    named = (type(None), str, os.PathLike)
+    if all(isinstance(given.get(name), named) for name in (*_SAMPLES, "evaluate")):
+        yield dict(given), None
+        return
+    from sparsecc.data.in_memory import InMemory
+    from sparsecc.system.temp_folders import temporary_folder
+
+    with temporary_folder("input") as folder:
+        memory = InMemory(folder)
+        own = {name: memory.samples(name, given[name]) for name in _SAMPLES if name in given}
+        if "evaluate" in given:
+            own["evaluate"] = memory.function(given["evaluate"])
+        yield {**given, **own}, memory
+
+
+@contextmanager
+def swept(folder: Path) -> Iterator[None]:
+    """However the block ends, nothing half-written is left beside `folder`."""
+    from sparsecc.bundle.folder import sweep
+
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sweep(Path(os.path.abspath(folder)))
+
+
+@contextmanager
+def file_of(model: Model) -> Iterator[Path]:
+    """The model as a file that a worker can open."""
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        if not path.exists():
+            raise InputError(f"{path}: no such file: check the path")
+        yield path.absolute()
+        return
+    from sparsecc.system.temp_folders import temporary_folder
+
+    with temporary_folder("input") as folder:
+        path = folder / "model.onnx"
+        _save(model, path)
+        yield path
+
+
+def _save(model: Any, path: Path) -> None:
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+        return
+    import onnx
+    import onnx_ir as ir
+
+    if isinstance(model, ir.Model):
+        ir.save(model, path, external_data="model.onnx.data")
+    elif isinstance(model, onnx.ModelProto):
+        onnx.save(model, path)
+    elif hasattr(model, "nodes") and hasattr(model, "tensors"):
+        from sparsecc.backends.nvidia.graph_surgeon import from_graphsurgeon
+
+        ir.save(from_graphsurgeon(model), path, external_data="model.onnx.data")
+    else:
+        kind = type(model).__name__
+        raise InputError(f"a {kind} is no model: give a path, bytes, ModelProto, onnx_ir.Model or gs.Graph")
