@@ -169,27 +169,34 @@ def verify(
     calib: Data | None = None,
     calib_general: Data | None = None,
     evaluate: Score | None = None,
+    target: str | None = None,
     build: Pairs | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
     With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calib`,
-    `calib_general`, `evaluate` and `build` are then what no recipe may name, as for `compile`. `calib` with the
-    original alone tells its quality on samples anew. Each check is "ok" or "not checked" with why; "is_sound" says
+    `calib_general`, `evaluate`, `target` and `build` are then what no recipe may name, as for `compile`. `calib` with
+    the original alone tells its quality on samples anew. Each check is "ok" or "not checked" with why; "is_sound" says
     whether all were checked.
     With the public `key` (PEM), the bundle must be signed by its private half.
     GoalError names the first check that failed; after a failed manifest or signature nothing else is opened.
     """
     if reproduce and model is None:
         raise InputError("reproducing a bundle needs the model it was compiled from: give it with --model")
-    own = {"calib": calib, "calib_general": calib_general, "evaluate": evaluate, "build": build or None}
+    own = {
+        "calib": calib,
+        "calib_general": calib_general,
+        "evaluate": evaluate,
+        "target": target,
+        "build": build or None,
+    }
     if calib is not None and model is None:
         raise InputError("quality is told beside the model it was compiled from: give it with --model")
     named = [name for name, value in own.items() if value is not None]
     if (others := sorted({*named} - {"calib"})) and not reproduce:
         raise InputError(f"{', '.join(others)}: only a compile takes that: give --reproduce too")
-    from sparsecc.tasks.outside import beyond_sandbox, target_of
+    from sparsecc.tasks.outside import beyond_sandbox
 
     rows = rows_of(CompileCall)
     with held(own) as (taken, memory):
@@ -201,7 +208,7 @@ def verify(
             "key": os.path.abspath(key) if key is not None else None,
             "options": given,
         }
-        outside = beyond_sandbox({"target": target_of(Path(bundle)), **given} if reproduce else given)
+        outside = beyond_sandbox(given)
         task = "sparsecc.tasks.verify:verify"
         found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
     failed = [c for c in found["checks"] if c["ok"] is False]

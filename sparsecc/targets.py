@@ -48,6 +48,11 @@ class Target:
     no_kernel: Mapping[tuple[str, str], str] = field(default_factory=dict, hash=False)
     timed_here: bool = False
 
+    @property
+    def talks_to_drivers(self) -> bool:
+        """Whether its builder and runtime need the drivers of a GPU, which no sandbox can hold."""
+        return self.device == "gpu"
+
     def multiple(self, size: int, *, feeds_conv: bool) -> int:
         """The step in which a group of `size` slots is cut so that kernels stay on their fast path."""
         wide = self.conv_multiple if feeds_conv else self.gemm_multiple

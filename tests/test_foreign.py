@@ -7,6 +7,7 @@ canary, and no test may find one.
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import os
 import subprocess
 import sys
@@ -17,10 +18,13 @@ import pytest
 import yaml
 
 import sparsecc
+from sparsecc import worker
 from sparsecc.bundle.foreign import file_rows, own_options
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions
 from sparsecc.options.builder_keys import BUILD_KEYS, build_settings
+from sparsecc.targets import TARGETS
+from sparsecc.tasks.outside import beyond_sandbox
 from tests.foreign_files import MODEL, errors_of, seal
 
 pytest_plugins = ("tests.foreign_fixtures",)
@@ -118,6 +122,40 @@ def test_samples_beside_a_file_are_taken_unless_links_lead_out(tmp_path: Path) -
 def test_values_of_another_kind_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"--(no-)?{name}: "):
         own_options({name: value}, Path())
+
+
+@pytest.mark.parametrize("name", [*TARGETS, "trt"])
+def test_no_file_names_a_target_that_leaves_the_sandbox(name: str) -> None:
+    taken, left = own_options({"target": name}, Path())
+    assert bool(left) == bool(beyond_sandbox({"target": "tensorrt" if name == "trt" else name}))
+    assert bool(taken) != bool(left)
+
+
+def test_only_the_users_own_command_leaves_the_sandbox(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report says tensorrt, too: nothing in the bundle counts."""
+    report = json.loads((bundle / "report.json").read_text())
+    (bundle / "report.json").write_text(json.dumps({**report, "target": {"name": "tensorrt"}}))
+    recipe = recipe_with(bundle, target="tensorrt", emit="onnx")
+    run, sandboxes = worker.run, []
+
+    def observed(*arguments: Any, **options: Any) -> Any:
+        sandboxes.append(options["write"])
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(worker, "run", observed)
+    compiled = ["compile", MODEL, "--recipe", recipe, "-o", tmp_path / "new", "--no-measure"]
+    reproduced = ["verify", bundle, "--model", MODEL, "--reproduce"]
+    for command in (compiled, reproduced):
+        code, lines = errors_of(capsys, *command)
+        assert (code, len(lines)) == (2, 1), lines
+        assert "'target' is 'tensorrt', which talks to the drivers of a GPU" in lines[0]
+        assert "give --target again" in lines[0]
+    assert sandboxes == [()]  # of verify; the compile did not get so far
+    assert errors_of(capsys, *compiled, "--target", "tensorrt")[0] == 0
+    errors_of(capsys, *reproduced, "--target", "tensorrt")
+    assert sandboxes[1:] == [None, None]
 
 
 HOSTILE_BUILDS = {

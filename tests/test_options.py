@@ -165,9 +165,10 @@ def test_the_page_of_options_is_current() -> None:
 @pytest.mark.parametrize("verb", [sparsecc.inspect, sparsecc.profile, sparsecc.compare, sparsecc.verify])
 def test_other_verbs_have_the_defaults_of_the_table(verb: Any) -> None:
     rows = rows_of(CompileCall)
+    above_a_recipe = {"target"} if verb is sparsecc.verify else set()
     for name, found in inspect.signature(verb).parameters.items():
         if name in rows and not isinstance(rows[name].default, dict):
-            assert found.default == rows[name].default, name
+            assert found.default == (None if name in above_a_recipe else rows[name].default), name
 
 
 def test_short_help_shows_what_most_need() -> None:

@@ -73,12 +73,19 @@ def own_options(given: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any],
         elif row.never_in_a_file or row.names_code:
             path, why = ("", row.never_in_a_file) if row.never_in_a_file else _samples_beside(folder, value)
             if why:
-                left.append(LeftOut(name, f"is {quoted(str(value), 60)}, {why}", row.flag))
+                left.append(_left_out(row, value, why))
             else:
                 taken[name] = path
+        elif row.refused_in_a_file is not None and (why := row.refused_in_a_file(row.take(value))):
+            left.append(_left_out(row, value, why))
         else:
             taken[name] = row.take(value)
     return taken, left
+
+
+def _left_out(row: Row, value: Any, why: str) -> LeftOut:
+    decides = row.names_code or row.refused_in_a_file is not None
+    return LeftOut(row.name, f"is {quoted(str(value), 60)}, {why}", row.flag, decides)
 
 
 def _samples_beside(folder: Path, value: Any) -> tuple[str, str]:

@@ -24,7 +24,7 @@ def above_recipe(path: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], l
     if alone & set(given):
         recipe = {name: value for name, value in recipe.items() if name not in alone}
     for one in not_given_again(left, given):
-        if one.option in rows and rows[one.option].names_code:
+        if one.decides:
             raise InputError(one.line(path))
         told.append(one.line(path))
     both = [name for name in recipe if name in given and rows[name].kind is PAIRS]

@@ -78,6 +78,7 @@ command = Command(
             options.option("calib"),
             options.option("calib_general"),
             options.option("evaluate"),
+            options.option("target"),
             options.option("build"),
             options.key(
                 "Check that the bundle is signed by the owner of this public key (see `sparsecc sign`)."

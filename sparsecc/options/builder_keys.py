@@ -25,11 +25,13 @@ BUILD_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An option of a file that was not taken: why, and how the command line gives it again."""
+    """An option of a file that was not taken: why, and how the command line gives it again. A compile is another one
+    without an option that `decides`."""
 
     option: str
     why: str
     again: str
+    decides: bool = False
 
     def line(self, file: str) -> str:
         return f"{file}: '{self.option}' {self.why}: a file may not; give {self.again} again"

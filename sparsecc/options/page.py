@@ -30,8 +30,9 @@ BAR = "\\|"
 """A bar within a cell."""
 FOOT = """
 "File" is what a recipe may say, from whomever it comes ([SECURITY.md](../SECURITY.md)): "beside it" takes samples that
-lie beside the recipe, "never" has to be given on the command line or in Python, "–" is no option of a recipe. `build`
-takes from a file only keys that name no file and no machine.
+lie beside the recipe, "never" has to be given on the command line or in Python, "–" is no option of a recipe. From a
+file `target` takes only runtimes that need no drivers of a GPU, for those run outside of the sandbox, and `build` only
+keys that name no file and no machine.
 """
 
 
@@ -78,6 +79,8 @@ def _in_a_file(row: Row) -> str:
         return "–"
     if row.never_in_a_file:
         return "never"
+    if row.refused_in_a_file is not None:
+        return "in part"
     return "beside it" if row.names_code else "yes"
 
 

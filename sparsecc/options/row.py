@@ -69,9 +69,9 @@ class Row:
     `default` None is no value. `was` are the names it had before in Python and recipes, `was_flags` those on the
     command line. `is_common` rows stand in the short help. `names_code` says that its value may name a function to
     run, and that a compile is another one without it: a file sets it only where it names samples beside it.
-    `never_in_a_file` says what the value names that no file may. Of the rows that are `alone` a compile takes one;
-    `is_goal` ones are met by measuring, `is_limit` ones bound what may be lost. `tries` is the option for
-    which a search tries these values.
+    `never_in_a_file` says what the value names that no file may, `refused_in_a_file` the same of some values. Of the
+    rows that are `alone` a compile takes one; `is_goal` ones are met by measuring, `is_limit` ones bound what may be
+    lost. `tries` is the option for which a search tries these values.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Row:
     is_common: bool = False
     names_code: bool = False
     never_in_a_file: str = ""
+    refused_in_a_file: Callable[[Any], str] | None = None
     alone: bool = False
     is_goal: bool = False
     is_limit: bool = False
@@ -110,6 +111,10 @@ class Row:
             return f"{self.default >> 30}GiB"
         many = isinstance(self.default, tuple)
         return ",".join(str(one or "none") for one in self.default) if many else str(self.default)
+
+    def is_refused_in_a_file(self, value: Any) -> bool:
+        """Whether the command line alone may say this value, of an option that a file may name."""
+        return self.refused_in_a_file is not None and bool(self.refused_in_a_file(self.take(value)))
 
     def take(self, value: Any) -> Any:
         """The value in the form in which it is kept. InputError says what is wrong with it."""

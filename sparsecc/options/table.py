@@ -91,6 +91,11 @@ def _target(name: str) -> str:
     return target_named(SHORT_TARGETS.get(name.lower(), name)).name
 
 
+def _drivers(name: str) -> str:
+    """Why a file may not name this target; "" where it may."""
+    return "which talks to the drivers of a GPU" if TARGETS[name].talks_to_drivers else ""
+
+
 def _kinds(text: str) -> tuple[str, ...]:
     return reading.names_of("kind", KINDS)(text)
 
@@ -375,6 +380,7 @@ class CompileOptions(Options):
         "Runtime: {names}.",
         RUNNING,
         flags=("-t", "--target"),
+        refused_in_a_file=_drivers,
         is_common=True,
     )
     device: str = option(

@@ -145,9 +145,10 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
     """A row with the options that make it again from where the search was started; `recipe` is within `folder`."""
     told = {key: value for key, value in row.items() if key not in ("recipe", "model_sha256")}
     again = [f"--recipe {folder}/points/{row['id']}.json"]
-    for option in _CODED:
-        if base.get(option.name) not in (None, SYNTHETIC):
-            again.append(f"{option.flag} {base[option.name]}")
+    for name, option in rows_of(CompileOptions).items():
+        value = base.get(name)
+        if value not in (None, SYNTHETIC) and (option.names_code or option.is_refused_in_a_file(value)):
+            again.append(f"{option.flag} {value}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsecc.errors import SparseccError
 from sparsecc.targets import TARGETS
 
 _SAMPLES = {"calib": "--calib", "calib_general": "--calib-general", "data": "--data"}
@@ -16,8 +14,8 @@ _SAMPLES = {"calib": "--calib", "calib_general": "--calib-general", "data": "--d
 def beyond_sandbox(options: Mapping[str, Any]) -> str:
     """Why a task with these options runs outside of the sandbox; "" where it does not.
 
-    `options` are those of `compile` or `profile`, given by the user: those of a file are in
-    `sparsecc/bundle/foreign.py`, and none of them leads out of the sandbox but a target.
+    `options` are those of `compile` or `profile`, given by the user. None that a file may set
+    (`sparsecc/bundle/foreign.py`) leads out of the sandbox.
     """
     build = options.get("build") or {}
     device = str(options.get("device") or build.get("device") or "local")
@@ -31,20 +29,9 @@ def beyond_sandbox(options: Mapping[str, Any]) -> str:
         return "plug-ins are programs of your own"
     if device != "local":
         return f"{device} is reached over a connection"
-    if target is not None and target.device == "gpu":
+    if target is not None and target.talks_to_drivers:
         return f"target {target.name} talks to the drivers of a GPU"
     return ""
-
-
-def target_of(bundle: Path) -> str | None:
-    """The target that the report of a bundle names; None where it names none of ours."""
-    from sparsecc.bundle.folder import Bundle
-
-    with contextlib.suppress(SparseccError):
-        told = Bundle(bundle).report.get("target")
-        name = told.get("name") if isinstance(told, dict) else None
-        return name if isinstance(name, str) and name in TARGETS else None
-    return None
 
 
 def _is_function(spec: Any) -> bool:
