@@ -86,6 +86,20 @@ def package_at(path: Path) -> Package | None:
     )
 
 
+def model_file(path: Path) -> Path:
+    """The model to run: the file itself, the artefact of a bundle, or what a language model's folder names."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file: check the path")
+        return path
+    for name in ("model.ort", "model.onnx"):
+        if (path / name).is_file():
+            return path / name
+    package = package_at(path)
+    assert package is not None  # of a folder
+    return package.model
+
+
 def _model(folder: Path, config: str, settings: Mapping[str, Any]) -> Path:
     if config == GENAI:
         parts = settings.get("model")

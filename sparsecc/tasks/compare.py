@@ -15,6 +15,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.loading.package import model_file
 from sparsecc.loading.private_copy import private_copy
 from sparsecc.loss.answers import questions
 from sparsecc.loss.measure import Outputs
@@ -26,7 +27,7 @@ from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
 from sparsecc.system.temp_folders import temporary_folder
-from sparsecc.tasks.inputs import feeds_of, model_file
+from sparsecc.tasks.inputs import feeds_of
 
 
 def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models and inputs as the examining commands take them."""
+"""Inputs as the examining commands take them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,11 @@ import numpy as np
 
 from sparsecc.compilation import Compilation
 from sparsecc.data.random_inputs import feeds_from
-from sparsecc.errors import InputError
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.loading.package import package_at
 from sparsecc.options import CompileOptions
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
-
-
-def model_file(path: Path) -> Path:
-    """The model to run: the file itself, the artefact of a bundle, or what a language model's folder names."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"{path}: no such file: check the path")
-        return path
-    for name in ("model.ort", "model.onnx"):
-        if (path / name).is_file():
-            return path / name
-    package = package_at(path)
-    assert package is not None  # of a folder
-    return package.model
 
 
 def feeds_of(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -19,9 +19,9 @@ from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.loading.package import model_file
 from sparsecc.options import CompileOptions
 from sparsecc.report.inspect_page import topology
-from sparsecc.tasks.inputs import model_file
 
 Emit = Callable[[dict[str, Any]], None]
 

@@ -10,8 +10,9 @@ from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.signing import signature_check
 from sparsecc.compilation import Emit
 from sparsecc.errors import GoalError
+from sparsecc.loading.package import model_file
 from sparsecc.targets import target_named
-from sparsecc.tasks.inputs import feeds_of, model_file
+from sparsecc.tasks.inputs import feeds_of
 
 
 def profile(request: dict[str, Any], emit: Emit) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of, is_same
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.loading.package import model_file
 from sparsecc.loading.private_copy import private_copy
 from sparsecc.loss.judge import worst_quality
 from sparsecc.loss.quality import told
@@ -31,7 +32,6 @@ from sparsecc.system import memory
 from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
-from sparsecc.tasks.inputs import model_file
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
 from sparsecc.verify.stored_probes import PROBES, compared, inputs_of
