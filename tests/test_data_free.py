@@ -15,6 +15,7 @@ from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norm_o
 from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.view import Line
 from sparsecc.data.samples import Samples, image_like
+from sparsecc.decide.data_free import PLANS
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -186,3 +187,50 @@ def test_without_samples_files_with_batch_norms_are_repaired_and_nothing_is_judg
     assert facts["data"] == "random inputs matched to 2 batch norms"
     assert made.report["verdict"]["judgement"] == "not judged"
     assert not [line for line in compile_view(made.report) if isinstance(line, Line) and line.style == "good"]
+
+
+def moved(model: Path, bundle: Path) -> float:
+    """How far a plan moves the outputs on noise with an image's frequencies, none that a compile draws."""
+    noise = np.random.default_rng(77).standard_normal((64, 1, 16, 16)).astype(np.float32)
+    dense, small = (
+        open_session(path).run({"image": image_like(noise)}) for path in (model, bundle / "model.onnx")
+    )
+    return Reference([dense]).loss([small])
+
+
+def test_without_samples_the_plan_that_moves_least_is_taken(models_dir: Path, tmp_path: Path) -> None:
+    """The transformer of the digits: two plans of the same work differ by seven times."""
+    model = models_dir / "digits_vit.onnx"
+    options: dict[str, Any] = {"ratio": 0.3, "measure": False}
+    made = sparsecc.compile(model, output=tmp_path / "auto", **options)
+    (facts,) = (p["facts"] for p in made.report["passes"] if p["name"] == "choose" and "facts" in p)
+    assert facts["tried"] == "random inputs"
+    for criterion, allocator in PLANS:
+        named = {"criterion": criterion, "allocator": allocator}
+        other = sparsecc.compile(model, output=tmp_path / "_".join(named.values()), **named, **options)
+        is_taken = (facts["criterion"], facts["allocator"]) == (criterion, allocator)
+        assert not is_taken or other.plan["tensors"] == made.plan["tensors"]
+        assert moved(model, tmp_path / "auto") <= 1.2 * moved(model, tmp_path / "_".join(named.values()))
+
+
+def test_nothing_is_tried_on_random_integers_or_where_a_method_was_asked_for(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    text = """g (int64[n, 4] x) => (float[n, 3] y) {
+        a = Gather<axis=0>(table, x) b = ReduceMean<keepdims=0>(a, one)
+        c = Gemm(b, w1) d = Relu(c) y = Gemm(d, w2) }"""
+    weights = {
+        "table": normal(9, 8),
+        "one": np.array([1]),
+        "w1": normal(8, 16, seed=1),
+        "w2": normal(16, 3, seed=2),
+    }
+    ir.save(analysed(text, weights).model, tmp_path / "words.onnx")
+    for model, options in (
+        (tmp_path / "words.onnx", {}),
+        (models_dir / "digits_lstm.onnx", {"criterion": "l1"}),
+    ):
+        made = sparsecc.compile(model, ratio=0.3, dry_run=True, **options)
+        (facts,) = (p["facts"] for p in made.report["passes"] if p["name"] == "choose" and "facts" in p)
+        assert (facts["criterion"], facts["allocator"]) == (options.get("criterion", "lamp"), "global")
+        assert "tried" not in facts

@@ -39,7 +39,7 @@ class Samples:
         return sum(_length(batch) for batch in self.batches)
 
     def first(self, number: int) -> Samples:
-        """The leading batches, at least one, that hold about `number` samples; a longer batch is cut."""
+        """The leading batches, at least one, that hold `number` samples or more."""
         chosen: list[Feeds] = []
         for batch in self.batches:
             missing = number - sum(_length(b) for b in chosen)
@@ -175,16 +175,18 @@ def _inputs_of(model: ir.Model) -> ir.Model:
     return ir.Model(ir.Graph(values, [], nodes=[], opset_imports={"": 20}), ir_version=10)
 
 
-def random_samples(model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int) -> Samples:
-    """Random inputs of the given sizes: N(0, 1), in the frequencies of photographs where the shape is that of an
-    image."""
+def random_samples(
+    model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int, number: int = DRAWN, joined: bool = True
+) -> Samples:
+    """At least so many random inputs of the given sizes: N(0, 1), in the frequencies of photographs where the shape is
+    that of an image; in large batches, or not `joined`."""
     drawn: list[Feeds] = []
-    for number in range(DRAWN):
-        if sum(_length(d) for d in drawn) >= DRAWN:
+    for draw in range(number):
+        if sum(_length(d) for d in drawn) >= number:
             break
-        feeds = random_feeds(model, seed=seed + number, sizes=sizes)
+        feeds = random_feeds(model, seed=seed + draw, sizes=sizes)
         drawn.append({name: image_like(array) for name, array in feeds.items()})
-    return Samples(tuple(merged(drawn, model)), real=False)
+    return Samples(tuple(merged(drawn, model) if joined else drawn), real=False)
 
 
 def image_like(array: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
 from sparsecc.criteria.gradient import Gradients
 from sparsecc.criteria.weights import SlotWeights
+from sparsecc.decide.data_free import Method, keep_of, least_moved
 from sparsecc.decide.limits import Limits, settle
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
@@ -100,39 +102,61 @@ def choose(
         keep = {g.atom: ~gone for g in free if (gone := named_to_go(g, dead, limits)) is not None}
         after = cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
         return Choice(keep, ratio, before, after, ratio == 0)
-    evidence = evidence_for(compilation, analysis)
-    candidates = scored(analysis, free, options, evidence, dead=dead, limits=limits)
+    evidence, budget = evidence_for(compilation, analysis), (1 - ratio) * before
+    scores = partial(scored, analysis, free, options, evidence, dead=dead, limits=limits)
     if ratio == 0:
+        candidates = scores()
         keep = {c.atom: c.best(c.size) for c in candidates if c.gone is not None}
         after = cost.total({c.atom: c.size for c in candidates})
         return Choice(keep, ratio, before, after, True, {"criterion": criterion_for(options)})
-    if options.calib is not None:
-        candidates = informed(compilation, analysis, free, candidates, evidence)
+    chosen = method_of(compilation, analysis, free, evidence, scores, cost, budget)
+    candidates, losses = chosen.candidates, None
     measured = all(c.curve is not None for c in candidates)
-    criterion = criterion_for(options)
-    if not measured and evidence.stats is not None and options.criterion == options.allocator == "auto":
-        criterion = FOR_THRESHOLDS
-        candidates = scored(analysis, free, options, evidence, criterion, dead, limits)
-    allocator = allocator_named(options.allocator, has_curves=measured)
-    losses = None
+    method: dict[str, Any] = {
+        "criterion": chosen.criterion,
+        "allocator": name_of(chosen.allocator),
+        "curves": measured,
+    }
     if evidence.stats is not None:
         losses = cut_losses(compilation, analysis, candidates, evidence.stats, measured=measured)
-    problem = Problem(candidates, cost, (1 - ratio) * before, seed=options.seed, joint=losses)
-    selection = allocator.allocate(problem)
+    problem = Problem(candidates, cost, budget, seed=options.seed, joint=losses)
+    selection = chosen.allocator.allocate(problem)
     if losses is not None:
         losses.keep()
-    counts = selection.counts
-    keep = {
-        c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size or c.gone is not None
-    }
-    method = {"criterion": criterion, "allocator": name_of(allocator), "curves": measured}
-    if losses is not None:
         method["tried"] = type(losses).__name__.lower()
-    rehearsed = losses.tried(counts) if isinstance(losses, Rehearsal) else None
+    elif chosen.loss is not None:
+        method["tried"] = "random inputs"
+    keep = keep_of(candidates, selection)
+    rehearsed = losses.tried(selection.counts) if isinstance(losses, Rehearsal) else None
     choice = Choice(keep, ratio, before, selection.cost, selection.reached, method, rehearsed=rehearsed)
     if evidence.stats is not None:
         choice = replace(choice, calibration=evidence.stats.facts)
     return foreseen(choice, problem, (selection.beat or selection).counts) if measured else choice
+
+
+def method_of(
+    compilation: Compilation,
+    analysis: Analysis,
+    free: Sequence[Group],
+    evidence: Evidence,
+    scores: Callable[..., list[Candidate]],
+    cost: CostModel,
+    budget: float,
+) -> Method:
+    """The criterion with its scores, and the allocator: what was asked for, else the best for what is known."""
+    options = compilation.options
+    is_auto = options.criterion == options.allocator == "auto"
+    if options.samples is None and is_auto:
+        tried = least_moved(compilation, analysis, scores, cost, budget)
+        if tried is not None:
+            return tried
+    criterion, candidates = criterion_for(options), scores()
+    if options.calib is not None:
+        candidates = informed(compilation, analysis, free, candidates, evidence)
+    measured = all(c.curve is not None for c in candidates)
+    if not measured and evidence.stats is not None and is_auto:
+        criterion, candidates = FOR_THRESHOLDS, scores(FOR_THRESHOLDS)
+    return Method(criterion, allocator_named(options.allocator, has_curves=measured), candidates)
 
 
 def require_methods(options: CompileOptions) -> None:

@@ -1,0 +1,91 @@
+"""Without samples: of a few plans by weights alone, the one that moves the outputs least on random inputs.
+
+No criterion is best for every model, and weights do not tell which layers a model can spare. Random inputs are unlike
+real ones, but a plan that ruins a model ruins it on them too (docs/methods.md). Random integers are no language: what
+reads them keeps the plan that does well on most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparsecc.allocators import Allocator, Candidate, Problem, Selection, allocator_named
+from sparsecc.allocators.output_error import Bench
+from sparsecc.axes.algebra import Atom
+from sparsecc.compilation import Compilation
+from sparsecc.cost.model import CostModel
+from sparsecc.cost.summary import macs
+from sparsecc.data.samples import random_samples
+from sparsecc.graph.analysis import Analysis
+from sparsecc.loss.parts import parts_of_outputs
+from sparsecc.reference.masked_channels import masked
+from sparsecc.runtime.numerics import is_float
+
+PLANS = (("lamp", "global"), ("l2", "global"), ("l2", "uniform"), ("fpgm", "global"), ("fpgm", "uniform"))
+"""(criterion, allocator), what is taken where nothing can be tried first."""
+WORK = 1e11
+"""Multiply-accumulates that all trials together may take: some seconds on one core."""
+FEWEST, MOST = 4, 32
+"""Random samples to a trial."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A criterion with its scores, and an allocator. `loss` is what their plan loses on random inputs, where that was
+    tried."""
+
+    criterion: str
+    allocator: Allocator
+    candidates: list[Candidate]
+    loss: float | None = None
+
+
+def keep_of(candidates: Sequence[Candidate], selection: Selection) -> dict[Atom, np.ndarray]:
+    """The masks of the groups that lose slots."""
+    counts = selection.counts
+    return {
+        c.atom: c.best(counts[c.atom]) for c in candidates if counts[c.atom] < c.size or c.gone is not None
+    }
+
+
+def least_moved(
+    compilation: Compilation,
+    analysis: Analysis,
+    scores: Callable[[str], list[Candidate]],
+    cost: CostModel,
+    budget: float,
+) -> Method | None:
+    """The method whose plan moves the outputs least; None where random inputs tell nothing, or take too long."""
+    bench = _bench(compilation, analysis)
+    if bench is None:
+        return None
+    known: dict[bytes, float] = {}
+    found: list[tuple[bool, float, Method]] = []
+    for at, (criterion, allocator) in enumerate(PLANS):
+        compilation.progress(f"try {criterion}, {allocator}", at / len(PLANS))
+        method = Method(criterion, allocator_named(allocator), scores(criterion))
+        selection = method.allocator.allocate(Problem(method.candidates, cost, budget))
+        keep = keep_of(method.candidates, selection)
+        name = b" ".join(keep[c.atom].tobytes() if c.atom in keep else b"" for c in method.candidates)
+        if name not in known:
+            known[name] = bench.moved(masked(analysis, keep))
+        found.append((not selection.reached, known[name], replace(method, loss=known[name])))
+    return min(found, key=lambda one: one[:2])[-1]
+
+
+def _bench(compilation: Compilation, analysis: Analysis) -> Bench | None:
+    options = compilation.options
+    if not compilation.has_begun or compilation.dense.by_parts:
+        return None
+    if not all(is_float(np.asarray(array)) for array in compilation.feeds[0].values()):
+        return None
+    number = min(MOST, int(WORK / max((len(PLANS) + 1) * macs(analysis, {}), 1.0)))
+    if number < FEWEST:
+        return None
+    model, sizes = compilation.dense.model, compilation.sizes[0]
+    samples = random_samples(model, sizes=sizes, seed=options.seed, number=number, joined=False)
+    scratch = compilation.scratch.folder
+    return Bench(analysis.model, samples, scratch, options.threads, parts_of_outputs(analysis))
