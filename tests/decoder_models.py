@@ -103,7 +103,7 @@ class Decoder:
                     "num_hidden_layers": self.layers,
                     "num_key_value_heads": self.kv_heads,
                 },
-                "eos_token_id": self.words,
+                "eos_token_id": 0,
                 "pad_token_id": 0,
                 "type": "llama",
                 "vocab_size": self.words,

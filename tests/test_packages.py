@@ -63,12 +63,16 @@ def test_a_runtime_generates_from_the_result_alone(tmp_path: Path) -> None:
     genai = pytest.importorskip(
         "onnxruntime_genai", reason="onnxruntime-genai is not installed: pip install 'sparsecc[language]'"
     )
-    folder = Decoder(positions=LENGTH + 1).folder(tmp_path / "dense")
+    decoder = Decoder(positions=LENGTH + 1)
+    folder = decoder.folder(tmp_path / "dense")
     options: dict[str, Any] = {"ratio": 0.4, "metric": "params", "keep": ["model.embed_tokens.weight:1"]}
     (tmp_path / "scratch").mkdir()
     dense = masked_model(folder, tmp_path / "scratch", **options)
     names = [f"past_key_values.{n}.{part}" for n in range(2) for part in ("key", "value")]
     wanted = greedy(dense, {name: np.zeros((1, 4, 0, 16), np.float32) for name in names})
+    config = decoder.config()
+    config["model"]["eos_token_id"] = min({*range(64)} - {*wanted})  # so that nothing ends early
+    (folder / "genai_config.json").write_text(json.dumps(config))
     result = compiled(folder, tmp_path / "out", **options)
     shutil.rmtree(folder)
     assert result.report["package"]["sizes"].keys() >= {"num_key_value_heads", "num_attention_heads"}
