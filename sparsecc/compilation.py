@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,25 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.data.language import TOKENIZER, TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
-from sparsecc.data.random_inputs import random_feeds
+from sparsecc.data.random_inputs import random_feeds, require_known_inputs
 from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.data.slot_files import read_slots
 from sparsecc.errors import InputError
-from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
 from sparsecc.graph.decoder_sizes import DecoderSizes
-from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of
 from sparsecc.loading.package import Package, package_at
 from sparsecc.loss.answers import Question, questions
 from sparsecc.loss.parts import Part, parts_of_outputs
-from sparsecc.options import SYNTHETIC, CompileOptions
+from sparsecc.options import SELF, SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
+from sparsecc.runtime.dense import Dense, loaded, opened
 from sparsecc.runtime.numerics import Outputs
-from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import Runs
-from sparsecc.runtime.session import OrtRunner, open_session
-from sparsecc.shapes.dynamic_dims import input_values
-from sparsecc.system import memory
-from sparsecc.system.files import size_of
 from sparsecc.system.plain_json import read_json
 from sparsecc.system.scratch import Scratch
 from sparsecc.targets import Target, target_named
@@ -68,44 +63,6 @@ class Record:
         return {"name": self.name, **timed, **({} if self.facts is None else {"facts": dict(self.facts)})}
 
 
-class Dense:
-    """The model as it was given, normalised and ready to run: what every result is compared with."""
-
-    def __init__(self, model: ir.Model, options: CompileOptions, scratch: Scratch) -> None:
-        self.model = model
-        """The graph. Stages edit it in place: from `choose` on it is the compiled model's, its inputs may be fewer."""
-        self.weights = memory.weight_bytes(model)
-        """Bytes of its weights."""
-        self.by_parts = not memory.fits(self.weights)
-        """Whether it is too large to be loaded whole; every runner works part by part then."""
-        self.path = scratch.dense
-        """Its file, which never changes; there is none where it is run by parts."""
-        self.runner = opened(model, self.path, threads=options.threads, by_parts=self.by_parts)
-        """Runs the dense model for as long as the compile lasts."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the dense model's files."""
-        return self.weights if self.by_parts else size_of(self.path.parent)
-
-    def too_large(self) -> str:
-        """Why the model is run by parts."""
-        limit = memory.gigabytes(memory.ceiling())
-        return f"the weights take {memory.gigabytes(self.weights)}, too much to run whole within {limit}"
-
-
-def opened(model: ir.Model, path: Path, *, threads: int, by_parts: bool) -> Runs:
-    """A graph ready to run exactly as it stands: written to `path` and loaded, or by parts, without a file."""
-    if by_parts:
-        return PartedRunner(model, threads=threads)
-    return loaded(write(model, path), threads=threads)
-
-
-def loaded(path: Path, *, threads: int) -> OrtRunner:
-    """The graph of a file, ready to run exactly as it stands."""
-    return open_session(path, threads=threads, level="none")
-
-
 def _nobody_listens(event: dict[str, Any]) -> None:
     """The listener of a compile that nobody watches."""
 
@@ -120,7 +77,7 @@ class Compilation:
     file: Path
     """The user's model. It is read once more, to be measured, and never written."""
     options: CompileOptions
-    """What was asked, resolved; it never changes."""
+    """What was asked, resolved; `take` settles what a decoder is calibrated on, then it never changes."""
     scratch: Scratch
     """Where intermediate files are; it goes away with the compile."""
     emit: Emit = _nobody_listens
@@ -161,6 +118,8 @@ class Compilation:
     """The parts of the dense model's outputs: what is lost is told of each."""
     caches: frozenset[str] = frozenset()
     """The names of the inputs and outputs that are caches of the dense model."""
+    text: TextModel | None = None
+    """How the model takes text; None where it is no decoder with caches."""
     asked: tuple[Question, ...] = ()
     """What the parts are asked, where that is known: classes, labels, neighbours."""
     feeds: list[Feeds] = field(init=False, repr=False)
@@ -223,26 +182,19 @@ class Compilation:
     def take(self, model: ir.Model) -> None:
         """Load the (normalised) model. InputError where the options name an input that it does not have."""
         options = self.options
-        self._require_known_inputs(model)
+        require_known_inputs(options, model)
         self.decoder = DecoderSizes.of(model) if self.package is not None else None
         self.dense = Dense(model, options, self.scratch)
         self.reference = self.dense.runner
+        self.text = TextModel.of(model)
+        if self.text is not None and options.calib is None and not self.dense.by_parts:
+            self.options = options = replace(options, calib=SELF)
         if self.calibration is None and options.samples is not None:
-            self.calibration = CalibrationSet(options.samples, model)
+            begin = None if self.package is None else self.package.begin
+            run, own = self.dense.runner.run, self.file.with_name(TOKENIZER)
+            self.calibration = samples_of(options.samples, model, self.text, run, options.seed, own, begin)
         if self.general is None and options.calib_general is not None:
             self.general = CalibrationSet(str(options.calib_general), model, "--calib-general", divide=False)
-
-    def _require_known_inputs(self, model: ir.Model) -> None:
-        ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}
-        for name, shape in self.options.inputs.items():
-            if name not in ranks:
-                known = ", ".join(quoted(n or "") for n in ranks)
-                raise InputError(f"--input {quoted(name)}: no such input: inputs are {known}")
-            given = shape if name in self.options.dims else shape[0]
-            if isinstance(given, tuple) and len(given) != ranks[name]:
-                raise InputError(
-                    f"--input {quoted(name)} has rank {len(given)}, the model's has {ranks[name]}"
-                )
 
     def analysed(self, model: ir.Model) -> Analysis:
         """A model analysed as the options say, at sizes that the dense one runs at."""

@@ -28,12 +28,12 @@ LENGTH = 64
 
 
 def compiled(folder: Path, output: Path, **options: Any) -> CompileResult:
-    return api.compile(folder, output=output, measure=False, **options)
+    return api.compile(folder, output=output, measure=False, calib="none", **options)
 
 
 def masked_model(folder: Path, scratch: Path, **options: Any) -> OrtRunner:
     """The dense model with what a compile would remove masked, at dense sizes."""
-    given = CompileOptions.of({**options, "measure": False})
+    given = CompileOptions.of({**options, "measure": False, "calib": "none"})
     work = walk(Work(Compilation.opened_at(folder, given, Scratch(scratch))), DECIDING)
     ir.save(masked(work.analysis, work.decision.choice.keep), scratch / "masked.onnx")
     return open_session(scratch / "masked.onnx", level="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +113,7 @@ class Bench:
 
 def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:
     """As many of the samples as so many runs of the dense model may take; None where these are too few."""
-    per_sample = macs_model(analysis).total({}) / _batch_of(analysis)
+    per_sample = macs_model(analysis).total({}) / _batch_of(analysis) * _longer(analysis, samples)
     number = int(min(most, WORK / max(runs * per_sample, 1.0)))
     return None if number < FEWEST else samples.first(number)
 
@@ -121,6 +122,14 @@ def _alike(ours: ir.Node, other: ir.Node) -> bool:
     """Whether a node of a variant reads and makes values of the same names."""
     names = [[v and v.name for v in (*node.inputs, *node.outputs)] for node in (ours, other)]
     return names[0] == names[1]
+
+
+def _longer(analysis: Analysis, samples: Samples) -> float:
+    """How many times as many elements as the cost model's inputs the first input of a sample has."""
+    name, shape = next(iter(analysis.shapes.inputs[0].items()), ("", (1,)))
+    sample = samples.batches[0].get(name) if samples.batches else None
+    counted = math.prod(shape[1:])
+    return 1.0 if sample is None or not counted else math.prod(sample.shape[1:]) / counted
 
 
 def _batch_of(analysis: Analysis) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from sparsecc.bundle.recipe import ABOUT, load_recipe
 from sparsecc.errors import InputError, unknown
 from sparsecc.escaping import one_line, quoted
-from sparsecc.options import CompileCall, rows_of
+from sparsecc.options import NO_SAMPLES, SELF, SYNTHETIC, CompileCall, rows_of
 from sparsecc.options.builder_keys import LeftOut, build_settings
 from sparsecc.options.renamed import renamed
 from sparsecc.options.row import By, Row
@@ -90,7 +90,7 @@ def _left_out(row: Row, value: Any, why: str) -> LeftOut:
 
 def _samples_beside(folder: Path, value: Any) -> tuple[str, str]:
     """(where the samples lie that a file names, "") or ("", why they are not taken)."""
-    if value == "synthetic":
+    if value in (SYNTHETIC, SELF, NO_SAMPLES):
         return value, ""
     if not isinstance(value, str) or ":" in value:
         return "", "which names code to run, or no file"

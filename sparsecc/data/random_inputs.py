@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from sparsecc.data.files import feeds_from
 from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
+from sparsecc.options import CompileOptions
 from sparsecc.rules import Trait, traits_of
 from sparsecc.shapes.dynamic_dims import DEFAULT_DIM, candidate_dims, dim_key, input_values, is_fixed
 
@@ -84,6 +86,18 @@ def random_feeds(
         else:
             feeds[name] = _draw(value, shapes, generator, model, integers)
     return feeds
+
+
+def require_known_inputs(options: CompileOptions, model: ir.Model) -> None:
+    """InputError where `--input` names an input that a model does not have, or has with another rank."""
+    ranks = {v.name: len(v.shape) for v in input_values(model) if v.shape is not None}
+    for name, shape in options.inputs.items():
+        if name not in ranks:
+            known = ", ".join(quoted(n or "") for n in ranks)
+            raise InputError(f"--input {quoted(name)}: no such input: inputs are {known}")
+        given = shape if name in options.dims else shape[0]
+        if isinstance(given, tuple) and len(given) != ranks[name]:
+            raise InputError(f"--input {quoted(name)} has rank {len(given)}, the model's has {ranks[name]}")
 
 
 def _require_known(names: Iterable[str], values: Sequence[ir.Value]) -> None:

@@ -57,15 +57,26 @@ class Samples:
 class CalibrationSet:
     """The samples of `option`, read once and divided: a part of them is never fitted to, and judges what was.
 
-    They must fit the inputs that the model has now, whatever becomes of it later. Without `divide` all are fitted to:
+    They must fit the inputs that the model has now, whatever becomes of it later; a `source` gives them where `spec`
+    names no file. At most `batch` make a large batch. Without `divide` all are fitted to:
     nothing is judged by them.
     """
 
-    def __init__(self, spec: str, model: ir.Model, option: str = "--calib", *, divide: bool = True) -> None:
+    def __init__(
+        self,
+        spec: str,
+        model: ir.Model,
+        option: str = "--calib",
+        *,
+        divide: bool = True,
+        source: Iterator[Feeds] | None = None,
+        batch: int = BATCH,
+    ) -> None:
         self._divide = divide
         self._name = f"{option} {spec}"
         self._inputs = _inputs_of(model)
-        self._source = feeds_from(spec, self._inputs)
+        self._source = feeds_from(spec, self._inputs) if source is None else source
+        self._batch = batch
         self._first: Feeds | None = None
         self._few: list[Feeds] = []
 
@@ -96,7 +107,7 @@ class CalibrationSet:
         InputError where there are none. The batches as read become views of these: samples are held once.
         """
         fitted = self._divided[0]
-        groups = list(grouped(fitted, self._inputs))
+        groups = list(grouped(fitted, self._inputs, self._batch))
         joined = Samples(tuple(_joined(group) for group in groups), real=True)
         if not joined.number:
             raise InputError(f"{self._name} holds no samples: give at least one")
@@ -106,7 +117,7 @@ class CalibrationSet:
     @cached_property
     def held_out(self) -> Samples:
         """Those that nothing is fitted to, in large batches: what results are judged by. None of fewer than FEWEST."""
-        return Samples(tuple(merged(self._divided[1], self._inputs)), real=True)
+        return Samples(tuple(merged(self._divided[1], self._inputs, self._batch)), real=True)
 
     @cached_property
     def _divided(self) -> tuple[list[Feeds], list[Feeds]]:
@@ -136,7 +147,9 @@ class CalibrationSet:
         found = []
         for fold in range(first, number) if total > 1 else ():
             parts = divided(self._few, whole_batches=whole_batches, every=number, fold=fold)
-            fitted, held_out = (Samples(tuple(merged(part, self._inputs)), real=True) for part in parts)
+            fitted, held_out = (
+                Samples(tuple(merged(part, self._inputs, self._batch)), real=True) for part in parts
+            )
             found.append(CalibrationSet.of(fitted, held_out))
         return found
 
@@ -206,18 +219,18 @@ def image_like(array: np.ndarray) -> np.ndarray:
     return np.asarray(filtered / filtered.std(axis=axes, keepdims=True)).astype(array.dtype)
 
 
-def merged(feeds: Iterable[Feeds], model: ir.Model) -> list[Feeds]:
+def merged(feeds: Iterable[Feeds], model: ir.Model, batch: int = BATCH) -> list[Feeds]:
     """Up to LIMIT samples, small batches joined into larger ones where every input's first axis is free."""
-    return [_joined(group) for group in grouped(feeds, model)]
+    return [_joined(group) for group in grouped(feeds, model, batch)]
 
 
-def grouped(feeds: Iterable[Feeds], model: ir.Model) -> Iterator[list[Feeds]]:
+def grouped(feeds: Iterable[Feeds], model: ir.Model, batch: int = BATCH) -> Iterator[list[Feeds]]:
     """Up to LIMIT samples: the batches that make a larger one together."""
     free = takes_any_batch(model)
     waiting: list[Feeds] = []
     seen = 0
     for one in feeds:
-        if waiting and (not free or _length_of(waiting) >= BATCH or not _fits(waiting[0], one)):
+        if waiting and (not free or _length_of(waiting) >= batch or not _fits(waiting[0], one)):
             yield waiting
             waiting = []
         waiting.append(dict(one))

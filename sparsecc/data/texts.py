@@ -12,7 +12,7 @@ import onnx_ir as ir
 from sparsecc.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
 LONGEST = 512
 """Tokens of a sample of a model that says no length."""
@@ -41,16 +41,21 @@ def from_text(file: Path, inputs: list[ir.Value]) -> Iterator[dict[str, np.ndarr
 def _encoded(file: Path) -> Iterator[Encoding]:
     """The lines as the tokenizer beside the file gives them."""
     path = file.with_name("tokenizer.json")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: put the model's tokenizer.json beside the text")
+    tokenizer = tokenizer_at(path)
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        yield from (tokenizer.encode(line.strip()) for line in lines if line.strip())
+
+
+def tokenizer_at(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. InputError where the library cannot use it, or is missing."""
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
         raise MissingPackageError("text samples need tokenizers: pip install 'sparsecc[text]'") from e
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: put the model's tokenizer.json beside the text")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            yield from (tokenizer.encode(line.strip()) for line in lines if line.strip())
+        return Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises nothing narrower
         raise InputError(f"{path}: tokenizers cannot use it: {e}") from e
 

@@ -151,7 +151,7 @@ def method_of(
         if tried is not None:
             return tried
     criterion, candidates = criterion_for(options), scores()
-    if options.calib is not None:
+    if options.data is not None:
         candidates = informed(compilation, analysis, free, candidates, evidence)
     measured = all(c.curve is not None for c in candidates)
     if not measured and evidence.stats is not None and is_auto:
@@ -163,13 +163,13 @@ def require_methods(options: CompileOptions) -> None:
     """InputError for a criterion or allocator that there is not or that lacks samples, before anything is loaded."""
     name, allocator = criterion_for(options), allocator_for(options)
     row = criterion_named(name)
-    if row.needs_data and options.calib is None:
+    if row.needs_data and options.data is None:
         raise InputError(f"criterion {name} looks at activations: give samples with --calib, or use l2")
     if row.needs_general and options.calib_general is None:
         raise InputError(
             f"criterion {name} compares two sets of samples: give the general one with --calib-general"
         )
-    if (allocator.uses == "angles" and options.calib is None) or (
+    if (allocator.uses == "angles" and options.data is None) or (
         allocator.uses == "joint" and options.samples is None
     ):
         raise InputError(

@@ -53,6 +53,13 @@ class Package:
         """The part of the configuration that has sizes and names."""
         return _decoder(self.settings) if self.is_genai else self.settings
 
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text; None where the configuration names none, or several."""
+        holder = self.settings.get("model") if self.is_genai else self.settings
+        found = holder.get("bos_token_id") if isinstance(holder, dict) else None
+        return found if type(found) is int and found >= 0 else None
+
     def others(self) -> tuple[list[str], list[str]]:
         """(files that a runtime reads beside the model, names of all that is left behind)."""
         carried: list[str] = []

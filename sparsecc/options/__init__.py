@@ -3,6 +3,8 @@
 from sparsecc.options.row import are_sizes, rows_of
 from sparsecc.options.table import (
     LAYER_CRITERIA,
+    NO_SAMPLES,
+    SELF,
     SWITCHES,
     SYNTHETIC,
     CompileCall,
@@ -13,6 +15,8 @@ from sparsecc.options.table import (
 
 __all__ = [
     "LAYER_CRITERIA",
+    "NO_SAMPLES",
+    "SELF",
     "SWITCHES",
     "SYNTHETIC",
     "CompileCall",

@@ -69,8 +69,8 @@ LEVERS = ("channels", "types", "layers", "tokens")
 """What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image."""
 PRUNED = ("channels", "heads", "head_dims")
 """What may go unless --prune says otherwise."""
-SYNTHETIC = "synthetic"
-"""What `calib` says to ask for random inputs."""
+SYNTHETIC, SELF, NO_SAMPLES = "synthetic", "self", "none"
+"""What `calib` says to ask for random inputs, for text that a decoder writes itself, and for neither."""
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
@@ -332,7 +332,7 @@ class CompileOptions(Options):
         None,
         source(CODE),
         "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, a "
-        "function, or synthetic: random inputs.",
+        "function, or synthetic: random inputs; self: what a language model writes, the default for those; or none.",
         DATA,
         was=("calibration",),
         is_common=True,
@@ -450,7 +450,12 @@ class CompileOptions(Options):
     @property
     def samples(self) -> str | None:
         """Where real samples come from; None where there are none, or random inputs were asked for."""
-        return None if self.calib is None or self.calib == SYNTHETIC else str(self.calib)
+        return None if self.calib in (None, SYNTHETIC, NO_SAMPLES) else str(self.calib)
+
+    @property
+    def data(self) -> str | None:
+        """What is calibrated on, random inputs too; None where that is nothing."""
+        return None if self.calib in (None, NO_SAMPLES) else str(self.calib)
 
     @property
     def type(self) -> str | None:

@@ -103,6 +103,10 @@ def _lost(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         texts.append(
             f"{accuracy.get('metric') or 'accuracy'} {accuracy['before']:.4g} → {accuracy['after']:.4g}"
         )
+    if text := report.get("text"):
+        whose = "of its own text" if text["is_own"] else "held out"
+        figures = f"{text['before']:.3f} → {text['after']:.3f} nats a token"
+        texts.append(f"{figures} on {plural(text['tokens'], 'token')} {whose}")
     texts += filter(None, [kept_text(facts)])
     return "; ".join(texts) if texts else "what was lost was not measured"
 

@@ -14,7 +14,7 @@ from sparsecc.bundle.recipe import SCHEMA as RECIPE
 from sparsecc.data.in_memory import MEMORY
 from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.identity import digest_of
-from sparsecc.options import SYNTHETIC, CompileOptions, rows_of
+from sparsecc.options import NO_SAMPLES, SELF, SYNTHETIC, CompileOptions, rows_of
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
 from sparsecc.search.point import id_of
@@ -147,7 +147,9 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
     again = [f"--recipe {folder}/points/{row['id']}.json"]
     for name, option in rows_of(CompileOptions).items():
         value = base.get(name)
-        if value not in (None, SYNTHETIC) and (option.names_code or option.is_refused_in_a_file(value)):
+        if value not in (None, SYNTHETIC, SELF, NO_SAMPLES) and (
+            option.names_code or option.is_refused_in_a_file(value)
+        ):
             again.append(f"{option.flag} {value}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
 

@@ -33,17 +33,17 @@ def assignments(
 ) -> Iterator[list[dict[str, tuple[int, ...]]]]:
     """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic).
 
-    `sample` are the shapes of one of the user's samples; they are tried before any others, with as many of the
-    dynamic dimensions varied as the model allows. Then come those that are `likely`.
+    Those that are `likely` come first. `sample` are the shapes of one of the user's samples; they are tried next, with
+    as many of the dynamic dimensions varied as the model allows.
     """
     graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
     if all(v.name in dims or all(is_fixed(d) for d in v.shape or ()) for v in values):
         yield [{v.name or "": _fixed(v, dims) for v in values}]
         return
+    yield from likely
     if sample is not None:
         yield from _around(values, dims, sample)
-    yield from likely
     for candidate in _CANDIDATES:
         names: dict[str, tuple[int, int]] = {}
         pairs = {v.name or "": _input_dims(v, dims, candidate, names) for v in values}

@@ -115,7 +115,7 @@ def infer(
 ) -> Shapes:
     """Infer every shape; of operators that onnx does not infer, by what the `table` has.
 
-    `dims` fixes the sizes of inputs that are dynamic; those of a `sample` are tried first, then what is `likely`.
+    `dims` fixes the sizes of inputs that are dynamic; what is `likely` is tried first, then those of a `sample`.
 
     Sizes of dynamic inputs are tried in turn until all shapes can be inferred and, where `runs` is given, the
     model runs at each of them; otherwise those with the fewest failures are taken.

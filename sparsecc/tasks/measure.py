@@ -9,6 +9,7 @@ from sparsecc.backends.base import NotTimedError
 from sparsecc.compilation import Compilation
 from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
 from sparsecc.measure.footprint import footprint
+from sparsecc.options import SELF
 from sparsecc.remarks import Remark
 from sparsecc.tasks.ablation import against_parts
 
@@ -25,12 +26,31 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
     """Latency interleaved with the dense model, kernel census of both, fidelity."""
     facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
     dense, asked = compilation.dense, compilation.options
+    facts |= _of_text(compilation, backend, compiled, probes)
     if dense.by_parts:
         _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
         return facts
     if backend.runs_here:
         facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
     return facts | _timed(compilation, backend, compiled) if asked.measure else facts
+
+
+def _of_text(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """{"text": {"before", "after", "tokens"}}: nats a token of a language model on text that is held out."""
+    text, held_out = compilation.text, compilation.held_out.batches
+    if text is None or not held_out or text.logits in compilation.narrowed.outputs:
+        return {}
+    small, narrowed = probes.artefact(backend, compiled), compilation.narrowed
+    before, tokens = text.loss(held_out, compilation.dense.runner.run)
+    after, _ = text.loss(held_out, lambda feeds: small.run(narrowed.feeds(feeds)))
+    return {
+        "text": {
+            "before": before,
+            "after": after,
+            "tokens": tokens,
+            "is_own": compilation.options.calib == SELF,
+        }
+    }
 
 
 def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def require_room(compilation: Compilation) -> None:
     """InputError where the options need more than a part of a model in memory, and there is no room."""
     options, backend = compilation.options, backend_named(compilation.target.backend)
     wants = {
-        "--calib": options.calib is not None,
+        "--calib": options.data is not None,
         "--prune layers": "layers" in options.prune,
         "--tokens": options.tokens is not None,
         f"--recover {options.recover}": options.recover not in ("auto", "none"),
