@@ -25,6 +25,8 @@ class PassResult:
 
     facts: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[Remark, ...] = ()
+    in_float: ir.Model | None = None
+    """The graph before its types changed, where numbers were moved between layers first: the same function."""
 
 
 def require_data(what: str, *, has_data: bool) -> None:

@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 
 from sparsecc.errors import GoalError
 from sparsecc.ir import graph_editor
+from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.runtime.session import open_session
 from sparsecc.tasks.compile import compile_model
@@ -51,11 +52,18 @@ def net() -> onnx.ModelProto:
 
 
 def verification(
-    model: onnx.ModelProto, folder: Path, quantize: str, calib: str = "synthetic"
+    model: onnx.ModelProto, folder: Path, quantize: str, calib: str = "synthetic", **more: str
 ) -> dict[str, Any]:
-    """What a compile that changes types alone says of its proof."""
+    """What a compile that changes types alone says of its proof; `more` are options of the pass."""
     onnx.save(model, folder / "model.onnx")
-    options = {"ratio": 0, "quantize": quantize, "calib": calib, "measure": False}
+    all_layers = {"force": "*"} if quantize == "int8" else {}
+    options = {
+        "ratio": 0,
+        "quantize": quantize,
+        "calib": calib,
+        "measure": False,
+        "quantize_options": all_layers | more,
+    }
     request = {
         "model": str(folder / "model.onnx"),
         "options": options,
@@ -116,6 +124,58 @@ def test_a_dead_channel_keeps_its_bias_in_8_bits(tmp_path: Path) -> None:
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(bias, "b1"))
     found = verification(model, tmp_path, "int8")
     assert found["status"] == "proved", found["reason"]
+
+
+TWICE = NET.replace(
+    "p = GlobalAveragePool(r)", "c = Conv<pads = [1,1,1,1]>(r, w4) t = Relu(c) p = GlobalAveragePool(t)"
+)
+TWICE = TWICE.replace("h = MatMul(f, w2)", "l = LayerNormalization(f, s, b1) h = MatMul(l, w2)")
+MOVED = [
+    ("int8", {"smooth": "0.5"}, 4),
+    ("int8", {"equalize": "true"}, 4),
+    ("int8", {"smooth": "0.5", "equalize": "true"}, 4),
+    ("int4", {"algorithm": "awq"}, 2),
+    ("int4", {"eora": "0.5"}, 2),
+]
+"""Types whose passes move numbers between layers first, or add paths beside them, and how many layers are held."""
+
+
+def twice() -> onnx.ModelProto:
+    """As `net`, of two convolutions and a norm."""
+    return with_weights(
+        TWICE, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10), w4=(32, 32, 3, 3), s=(32,)
+    )
+
+
+@pytest.mark.parametrize(("quantize", "options", "layers"), MOVED)
+def test_layers_are_held_against_the_form_with_numbers_moved(
+    quantize: str, options: dict[str, str], layers: int, tmp_path: Path
+) -> None:
+    found = verification(twice(), tmp_path, quantize, **options)
+    assert found["status"] == "proved", found["reason"]
+    assert found["layers_in_type"] == layers
+
+
+@pytest.mark.parametrize(("quantize", "options", "layers"), MOVED)
+def test_scales_at_the_next_channel_are_named_there_too(
+    quantize: str, options: dict[str, str], layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    afterwards(monkeypatch, lambda name, a: np.roll(a, 1) if name.endswith("_scale") and a.size > 1 else a)
+    found = verification(twice(), tmp_path, quantize, **options)
+    assert found["status"] == "not proved"
+    assert "where the type explains" in found["reason"]
+
+
+def test_numbers_that_were_moved_wrongly_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = GraphEditor.constant
+    monkeypatch.setattr(
+        GraphEditor,
+        "constant",
+        lambda self, name, array: right(self, name, 2 * array if name.endswith("_divided") else array),
+    )
+    found = verification(twice(), tmp_path, "int8", smooth="0.5")
+    assert found["status"] == "not proved"
+    assert "scales that were moved between layers changed output 'y'" in found["reason"]
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int4"])

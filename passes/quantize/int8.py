@@ -50,6 +50,7 @@ class Static(Kind):
             facts["equalized"] = equalize_convolutions(model)
         if options.smooth:
             facts["smoothed"] = smooth_activations(model, compilation, options.smooth)
+        in_float = model.clone() if options.equalize or options.smooth else None
         quantizer = StaticQuantizer(model, compilation, static_options(options, options.type))
         exclude = options.exclude
         if options.max_drop is not None:
@@ -70,7 +71,7 @@ class Static(Kind):
         left = _round(options, model, decision, compilation, facts)
         known = {remark.where for remark in left_for_speed}
         skipped = [remark for remark in quantizer.lower(model, exclude).skipped if remark.where not in known]
-        return PassResult(facts, (*left_for_speed, *skipped, *left))
+        return PassResult(facts, (*left_for_speed, *skipped, *left), in_float)
 
 
 def what_pays(

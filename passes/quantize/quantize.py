@@ -102,7 +102,7 @@ class Quantize(Pass):
 
     @property
     def only_rounds(self) -> bool:
-        return not (self.smooth or self.equalize or self.algorithm == "awq" or self.eora)
+        return True
 
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""

@@ -11,6 +11,9 @@ from sparsecc.graph.linear_layers import LinearLayer, is_float_constant
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.weights.linear_layers import constant_array
 
+SCALED = "_scaled"
+"""Behind the name of a weight that took up a scale."""
+
 
 def scale_inputs(model: ir.Model, readers: Sequence[LinearLayer], scale: np.ndarray) -> bool:
     """Divide the shared input of `readers` (Gemm, MatMul) by `scale` (k,), multiply their weights by it.
@@ -22,7 +25,7 @@ def scale_inputs(model: ir.Model, readers: Sequence[LinearLayer], scale: np.ndar
     value = readers[0].data
     for layer in readers:
         shape = (-1, 1) if layer.in_axis == 0 else (1, -1)
-        scaled = editor.constant(f"{layer.weight.name}_scaled", layer.array() * scale.reshape(shape))
+        scaled = editor.constant(f"{layer.weight.name}{SCALED}", layer.array() * scale.reshape(shape))
         layer.node.replace_input_with(1, scaled)
         layer.weight = scaled
     producer = value.producer()

@@ -62,9 +62,10 @@ def quantize_weights(
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
     chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
-    names = {layer.name: layer.weight.name or "" for layer in chosen}
+    names, in_float = {layer.name: layer.weight.name or "" for layer in chosen}, None
     if options.algorithm == "awq":
         _scale_all(model, chosen, compilation, options, symmetric=not to_onnxruntime)
+        in_float = model.clone()
     editor = GraphEditor(model, Spool(compilation.scratch.folder))
     paths = Paths(editor, options.eora, clock=_clock(compilation, options) if to_onnxruntime else None)
     spec, noise, stored = QuantizationSpec(), {}, []
@@ -82,7 +83,7 @@ def quantize_weights(
     spec.record(plan)
     facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
     facts |= {"low_rank": paths.facts} if options.eora else {}
-    return PassResult(facts, (*skipped, *paths.left))
+    return PassResult(facts, (*skipped, *paths.left), in_float)
 
 
 def _divided(

@@ -57,6 +57,8 @@ class Work:
     """prove, verify: the report's `verification`."""
     in_float: ir.Model | None = None
     """passes: the graph before its types changed, where every layer can be held against it."""
+    unmoved: ir.Model | None = None
+    """passes: the graph before numbers were moved between its layers for the sake of types; None where none were."""
     artefact: Artefact = field(init=False)
     """build: what the backend wrote into `folder`."""
     measured: dict[str, Any] = field(init=False)
@@ -180,6 +182,8 @@ def run_passes(work: Work) -> None:
         result = one.run(work.analysis.model, work.decision.plan, compilation)
         compilation.remarks.extend((one.name, remark) for remark in result.skipped)
         compilation.warnings.extend(result.facts.get("warnings", ()))
+        if result.in_float is not None:
+            work.unmoved, work.in_float = work.in_float, result.in_float
         compilation.note(str(one), result.facts, begun=begun)
 
 
@@ -195,7 +199,7 @@ def verify(work: Work) -> None:
     model, plan = work.analysis.model, work.decision.plan
     work.verification |= work.probes.of_artefact(work.backend, work.compiled, model, plan)
     if work.in_float is not None:
-        work.verification |= work.probes.of_types(work.in_float, model, plan)
+        work.verification |= work.probes.of_types(work.in_float, model, plan, work.unmoved)
     if losses := work.verification.get("losses"):
         reasons = [work.verification.get("reason"), *losses]
         work.verification |= {"status": "not proved", "reason": "; ".join(r for r in reasons if r)}

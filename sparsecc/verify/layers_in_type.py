@@ -17,9 +17,10 @@ from sparsecc.escaping import quoted
 from sparsecc.ir.constants import add_constant
 from sparsecc.ir.subgraphs import show
 from sparsecc.passes.quantize.float16_range import saturates
+from sparsecc.passes.quantize.scale_inputs import SCALED
 from sparsecc.runtime.numerics import TOLERANCE
 from sparsecc.runtime.part_errors import part_errors
-from sparsecc.runtime.rounding import AMPLIFIED, Runs
+from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
 from sparsecc.runtime.runner import Feeds
 
 EXPLAINED = 4.0
@@ -92,6 +93,19 @@ def losses_in_layers(
     return len(layers), told
 
 
+def moved_wrongly(
+    before: ir.Model, after: ir.Model, feeds: Feeds, opened: Callable[[ir.Model], Runs]
+) -> Iterator[str]:
+    """A clause for each output that moving numbers between layers changed, by more than rounding does."""
+    runner = opened(before)
+    wanted = runner.run(feeds)
+    moved, found = moved_by_rounding(runner, feeds, wanted), opened(after).run(feeds)
+    for name, error in part_errors(wanted, found).items():
+        if error[0] > max(_PLAIN_SLACK, AMPLIFIED * moved):
+            percent = 100 * float(error[0])
+            yield f"scales that were moved between layers changed output {quoted(name)} by {percent:.2g} %"
+
+
 def _beyond_outputs(
     before: ir.Model,
     after: ir.Model,
@@ -102,10 +116,11 @@ def _beyond_outputs(
     """Outputs that moved by far more than rounding the weights in the float graph moves them."""
     rounded = before.clone()
     for name, how in quantization.items():
-        value = rounded.graph.initializers.get(name)
+        constants = rounded.graph.initializers
+        value = constants.get(name) or constants.get(name + SCALED)
         if how.get("role") == "weight" and value is not None and value.dtype == ir.DataType.FLOAT:
             assert value.const_value is not None
-            value.const_value = ir.Tensor(_rounded(value.const_value.numpy(), how), name=name)
+            value.const_value = ir.Tensor(_rounded(value.const_value.numpy(), how), name=value.name)
     plain, now = opened(before).run(feeds), opened(after).run(feeds)
     explained = part_errors(plain, opened(rounded).run(feeds))
     halves = {how["type"] for how in quantization.values()} <= {"fp16", "bf16"}
@@ -124,7 +139,8 @@ def _layers(before: ir.Model, after: ir.Model, quantization: Mapping[str, Any]) 
     known = set(made) | {value.name for value in after.graph.inputs}
     for node in before.graph:
         weight = node.inputs[1] if node.op_type in _CHANNELS and len(node.inputs) > 1 else None
-        how = quantization.get(weight.name or "") if weight is not None and weight.is_initializer() else None
+        name = (weight.name or "") if weight is not None and weight.is_initializer() else ""
+        how = quantization.get(name) or quantization.get(name.removesuffix(SCALED))
         data, output = node.inputs[0], made.get(node.outputs[0].name)
         if how is None or data is None or data.is_initializer() or output is None or weight is None:
             continue

@@ -24,7 +24,7 @@ from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import Runs, moved_by_rounding
 from sparsecc.verify import stored_probes
 from sparsecc.verify.built import require_finite, require_same, unlike_rounding
-from sparsecc.verify.layers_in_type import losses_in_layers
+from sparsecc.verify.layers_in_type import losses_in_layers, moved_wrongly
 from sparsecc.verify.onnx_checker import check
 
 if TYPE_CHECKING:
@@ -109,14 +109,19 @@ class Probes:
     def _opened_again(self, model: ir.Model) -> Runs:
         return self.compilation.opened(model, self.compilation.scratch.planted)
 
-    def of_types(self, before: ir.Model, after: ir.Model, plan: Plan) -> dict[str, Any]:
+    def of_types(
+        self, before: ir.Model, after: ir.Model, plan: Plan, unmoved: ir.Model | None = None
+    ) -> dict[str, Any]:
         """Every layer in its new type against its float form: what the types do not explain is no proof.
 
+        Where numbers were moved between layers first, that is the form after the move, which must equal `unmoved`.
         On what the passes calibrated on, where they did: random inputs leave the ranges of 8-bit activations.
         """
         random = self.compilation.narrowed.feeds(self.compilation.feeds[0])
         feeds = self.compilation.pass_feeds[0] if self.compilation.pass_feeds else random
         number, losses = losses_in_layers(before, after, plan.quantization, feeds, self._opened_again)
+        if unmoved is not None:
+            losses = [*moved_wrongly(unmoved, before, feeds, self._opened_again), *losses]
         return {"layers_in_type": number, **({"losses": losses} if losses else {})}
 
     def artefact(self, backend: Backend, compiled: Path) -> Any:
