@@ -9,13 +9,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import sparsecc
 from sparsecc.cli import main
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.rewrite import Cut, remove
+from sparsecc.ir.versions import at_versions
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
+from sparsecc.system.user_code import error_of, function_in
 from sparsecc.tasks import stages
 from tests.repair_models import normal
 from tests.test_loading import MLP, saved
@@ -65,3 +68,49 @@ def test_a_ratio_with_nothing_near_it_ends_with_exit_code_1(
     told = " ".join(capsys.readouterr().err.split())
     assert "is written, but only 0.0% of the macs can go, not 50.0%" in told
     assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+USER = """
+import json
+class Odd(Exception): pass
+def raises(run):
+    raise Odd("nothing to score")
+def library(run):
+    return json.loads("{")
+def ours(run):
+    return run({"x": 3})
+def samples():
+    yield {"x": [[1.0] * 6]}
+    raise Odd("out of samples")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"evaluate": "raises"}, r"own\.py:5, in raises: Odd: nothing to score"),
+        ({"evaluate": "library"}, r"own\.py:7, in library: JSONDecodeError: "),
+        ({"calib": "samples"}, r"own\.py:12, in samples: Odd: out of samples"),
+    ],
+)
+def test_the_error_of_a_users_function_has_its_file_and_line(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    path = saved(tmp_path / "m.onnx", MLP, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    (tmp_path / "own.py").write_text(USER)
+    given: dict[str, Any] = {name: f"{tmp_path / 'own.py'}:{function}" for name, function in options.items()}
+    with pytest.raises(InputError, match=told):
+        sparsecc.compile(
+            path, dry_run="calib" in given, output=tmp_path / "out", ratio=0.5, measure=False, **given
+        )
+
+
+def test_what_breaks_in_our_files_behind_a_users_function_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def call(f):\n    return f()\n")
+    call = function_in(tmp_path / "own.py", "call", "--evaluate")
+    unknown: Any = None
+    given: list[tuple[Any, bool]] = [(lambda: int("x"), True), (lambda: at_versions(unknown, 3, None), False)]
+    for function, is_theirs in given:
+        with pytest.raises((ValueError, AttributeError)) as caught:
+            call(function)
+        assert (error_of(caught.value) is not None) == is_theirs

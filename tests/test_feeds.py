@@ -222,7 +222,7 @@ MISUSES: list[tuple[str, Callable[[Path], str]]] = [
     ("not readable as a numpy file", lambda d: _write(d, "d.npy", b"")),
     ("the model has 2 inputs", lambda d: _write(d, "d.png", b"")),
     ("cannot read '.csv' files", lambda d: _write(d, "d.csv", b"1,2")),
-    ("defines no function 'data'", lambda d: _write(d, "d.py", b"x = 1") + ":data"),
+    ("has no function 'data'", lambda d: _write(d, "d.py", b"x = 1") + ":data"),
     ("cannot be imported", lambda d: _write(d, "d.py", b"def") + ":data"),
     ("nothing to iterate", lambda d: _write(d, "d.py", b"def data(): return 1") + ":data"),
     ("yields 1 arrays, the model has 2", lambda d: _write(d, "d.py", b"def data(): yield (1,)") + ":data"),

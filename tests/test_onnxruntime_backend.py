@@ -96,13 +96,13 @@ def test_plain_onnx_keeps_every_node(tmp_path: Path) -> None:
 def test_nothing_tells_where_it_was_made_and_the_input_stays_as_it_was(tmp_path: Path) -> None:
     source = convnet(tmp_path)
     model = ir.load(source)
-    model.metadata_props["path"] = "/home/someone"
+    model.graph.metadata_props["path"] = model.graph[0].metadata_props["path"] = "/home/someone"
     (tmp_path / "out").mkdir()
     OnnxRuntimeCpu().build(model, tmp_path / "out", {"level": "none"}, silent)
     content = (tmp_path / "out" / "model.onnx").read_bytes()
     assert b"someone" not in content
     assert str(tmp_path).encode() not in content
-    assert model.metadata_props == {"path": "/home/someone"}
+    assert model.graph.metadata_props == {"path": "/home/someone"}
     assert model.graph[0].doc_string == "made at /home/someone"
 
 

@@ -189,7 +189,7 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
         loaded = ir.load(optimized)
         if level != "none":
             unfold(loaded, model)
-        _write_plain(without_traces(loaded), built, chosen.external_above)
+        _write_plain(without_traces(loaded, model), built, chosen.external_above)
         try:
             open_session(built)
         except InputError as e:
@@ -204,7 +204,7 @@ def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Pa
 
 def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
     """The folder with the model as it stands, written once, tensor by tensor, and not loaded."""
-    _write_plain(without_traces(model), folder / "model.onnx", min(chosen.external_above, memory.HELD))
+    _write_plain(without_traces(model, model), folder / "model.onnx", min(chosen.external_above, memory.HELD))
     return folder
 
 
@@ -220,17 +220,25 @@ def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -
     return out
 
 
-def without_traces(model: ir.Model) -> ir.Model:
-    """The model without what tells where it was made: notes, metadata, unused opsets, order of weights."""
-    model.doc_string = None
+def without_traces(model: ir.Model, given: ir.Model) -> ir.Model:
+    """The model without what tells where it was made: notes of nodes, unused opsets, order of weights.
+
+    What belongs to it stays as it is in the `given` one: metadata (class names, preprocessing), version and domain,
+    doc strings of the model, its inputs and its outputs; and what it was optimized to asks for no newer format.
+    """
+    model.doc_string, about = given.doc_string, dict(given.metadata_props)
     model.producer_name, model.producer_version = "sparsecc", None
-    model.domain, model.model_version = None, None
+    model.domain, model.model_version = given.domain, given.model_version
+    model.ir_version = min(model.ir_version, given.ir_version)
     model.metadata_props.clear()
+    model.metadata_props.update(about)
+    said = {v.name: v.doc_string for v in (*given.graph.inputs, *given.graph.outputs)}
+    main, description = model.graph, given.graph.doc_string
     for graph in model.graphs():
-        graph.doc_string = None
+        graph.doc_string = description if graph is main else None
         graph.metadata_props.clear()
         for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            value.doc_string = None
+            value.doc_string = said.get(value.name) if graph is main else None
             value.metadata_props.clear()
         ordered = sorted(graph.initializers.items())
         graph.initializers.clear()
@@ -249,8 +257,9 @@ def _clear_nodes(model: ir.Model) -> None:
         node.doc_string = None
         node.metadata_props.clear()
         for output in node.outputs:
-            output.doc_string = None
             output.metadata_props.clear()
+            if not output.is_graph_output():
+                output.doc_string = None
         for attribute in node.attributes.values():
             attribute.doc_string = None
             if attribute.type == ir.AttributeType.TENSOR:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.graph.linear_layers import LinearLayer
-from sparsecc.ir.graph_editor import GraphEditor, raise_opset
+from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.integer_lstm import lower_lstm, why_no_integer_lstm
 from sparsecc.passes.quantize.spec import (

@@ -16,8 +16,9 @@ import onnx
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
-from sparsecc.ir.graph_editor import GraphEditor, raise_opset
+from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.subgraphs import has_body
+from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
 from sparsecc.passes.quantize.float16_range import FP16_MAX, fit_batch_norms, outside_range

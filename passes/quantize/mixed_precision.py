@@ -20,7 +20,7 @@ from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
-from sparsecc.ir.graph_editor import raise_opset
+from sparsecc.ir.versions import raise_opset
 from sparsecc.measure.statistics import LogRatio
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.by_hand import FLOAT, forms_by_hand, written_by_hand

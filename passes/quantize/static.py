@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
-from sparsecc.ir.graph_editor import raise_opset
+from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
     choose_range,

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
-from sparsecc.ir.graph_editor import GraphEditor, raise_opset
+from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.mapped import Spool
+from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.coordinate_descent import round_by_output
 from sparsecc.passes.quantize.rounding import Blocks, awq_scale, noise_db, round_to_nearest

@@ -54,9 +54,17 @@ def exit_code_of(command: Callable[[], object], trail: Trail) -> int:
         if error.errno in (errno.EBADF, errno.ENOSPC, errno.EIO, errno.EPIPE) and error.filename is None:
             return _explain(str(stdout_failure(error)), ENVIRONMENT, trail)
         return _explain(f"the system refuses: {error}; mend it and run again", ENVIRONMENT, trail)
-    except Exception as error:  # noqa: BLE001 - the last door: whatever else arrives here is our fault
+    except Exception as error:  # noqa: BLE001 - the last door: what does not come from the user's code is our fault
+        if (theirs := _theirs(error)) is not None:
+            return _explain(str(theirs), theirs.exit_code, trail)
         return _explain(_bug_message(error), BUG, trail)
     return result if isinstance(result, int) else 0
+
+
+def _theirs(error: Exception) -> SparseccError | None:
+    from sparsecc.system.user_code import error_of
+
+    return error_of(error)
 
 
 def _usage_message(error: click.UsageError) -> str:

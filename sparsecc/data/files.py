@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from sparsecc.data.in_memory import MEMORY, files_of
 from sparsecc.data.texts import from_text
 from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.shapes.dynamic_dims import is_fixed
+from sparsecc.system.user_code import function_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -249,19 +249,7 @@ def _from_function(
     file: Path, name: str, inputs: list[ir.Value]
 ) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     where = f"{file.name}:{name}"
-    if not file.is_file():
-        raise InputError(f"{file}: no such file: give file.py:function")
-    spec = importlib.util.spec_from_file_location(f"_sparsecc_user_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{file}: not importable as Python: give file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as e:
-        raise InputError(f"{file}: cannot be imported: {type(e).__name__}: {e}: correct the file") from e
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f"{where}: the file defines no function '{name}': define one that yields the inputs")
+    function = function_in(file, name, "samples of")
     produced = function()
     if not isinstance(produced, Iterable) or isinstance(produced, (str, bytes, Mapping, np.ndarray)):
         raise InputError(

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from sparsecc.ir.mapped import Spool
-from sparsecc.system.memory import HELD
 
 
 class GraphEditor:
@@ -164,44 +163,3 @@ def drop_identities(model: ir.Model) -> None:
         node.graph.remove(node, safe=True)
         if is_output:
             source.name, source.shape = name, result.shape or source.shape
-
-
-def raise_opset(model: ir.Model, version: int) -> bool:
-    """Convert the model to at least this version of the ONNX operators; whether anything changed."""
-    current = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    if current >= version:
-        return False
-    import onnx
-    from onnx import version_converter
-
-    from sparsecc.errors import InputError
-
-    held = _set_aside(model.graph)
-    try:
-        converted = version_converter.convert_version(ir.to_proto(model), version)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as e:
-        raise InputError(
-            f"quantize: the model's opset {current} cannot be raised to {version} "
-            f"({str(e).splitlines()[0]}): export it at opset {version} or later"
-        ) from e
-    newer = ir.from_proto(converted)
-    for name, tensor in held.items():
-        newer.graph.initializers[name].const_value = tensor
-    model.graph = newer.graph
-    model.ir_version = max(model.ir_version or 0, newer.ir_version or 0)
-    prepare(model)
-    return True
-
-
-def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
-    """Take large constants out and leave references to no file: no converter looks at them, or has the memory."""
-    held: dict[str, ir.TensorProtocol] = {}
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > HELD:
-            held[name] = tensor
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor(
-                "held", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
-            )
-    return held

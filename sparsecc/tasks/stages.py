@@ -23,6 +23,7 @@ from sparsecc.errors import InputError, InternalError, RuntimeRefusalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
 from sparsecc.reconstruct.distillation import distil
@@ -189,9 +190,14 @@ def run_passes(work: Work) -> None:
 
 def build(work: Work) -> None:
     """What the target's runtime loads."""
-    compilation = work.compilation
-    options = work.backend.build_options(compilation.options)
-    work.artefact = work.backend.build(work.analysis.model, work.folder, options, compilation.progress)
+    compilation, asked = work.compilation, work.compilation.options
+    model = at_versions(work.analysis.model, asked.opset, asked.ir_version)
+    if not asked.doc_strings:
+        model.doc_string = model.graph.doc_string = None
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.doc_string = None
+    options = work.backend.build_options(asked)
+    work.artefact = work.backend.build(model, work.folder, options, compilation.progress)
 
 
 def verify(work: Work) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +12,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.data.in_memory import MEMORY, function_in_parent
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
+from sparsecc.system.user_code import function_in
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -46,11 +44,9 @@ def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | N
 
 
 def score(function: Callable[[Run], Any], run: Run) -> float:
-    """The metric of one model. InputError where the user's function raises or gives no number."""
-    try:
-        value = function(run)
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as e:
-        raise InputError(f"--evaluate {function.__name__} failed: {type(e).__name__}: {e}") from e
+    """The metric of one model. InputError where the user's function gives no number; what it raises is told as its own
+    (`sparsecc/system/user_code.py`)."""
+    value = function(run)
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise InputError(f"--evaluate {function.__name__} returned {value!r}: it must return a finite number")
     return float(value)
@@ -62,24 +58,4 @@ def function_of(spec: str) -> Callable[..., Any]:
     if spec.startswith(MEMORY):
         return function_in_parent(spec)
     file, _, name = spec.removeprefix("py:").rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"--evaluate {spec}: no file '{file}': write path/to/file.py:function")
-    found = getattr(_module(path), name, None)
-    if not callable(found):
-        raise InputError(f"--evaluate {spec}: {path.name} has no function '{name}'")
-    function: Callable[..., Any] = found
-    return function
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"sparsecc_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, OSError, ValueError, RuntimeError, NameError) as e:
-        raise InputError(f"{path}: cannot be imported: {type(e).__name__}: {e}") from e
-    return module
+    return function_in(Path(file), name, "--evaluate")

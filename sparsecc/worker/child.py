@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from sparsecc.errors import SparseccError
 from sparsecc.system import sandbox
 from sparsecc.system.process import GRACE, end_after
+from sparsecc.system.user_code import error_of
 from sparsecc.worker import asking
 from sparsecc.worker.protocol import EVENT_LIMIT, OUT_OF_MEMORY, RESULT_LIMIT, is_task
 
@@ -111,6 +112,8 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel, room
     except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
         if any(phrase in str(e) for phrase in OUT_OF_MEMORY) or _is_starved():
             return {"memory": True}
+        if (theirs := error_of(e)) is not None:
+            return {"error": type(theirs).__name__, "message": str(theirs), "traceback": _traced(e)}
         return {"fault": f"{type(e).__name__}: {e}", "traceback": _traced(e)}
     finally:
         end_after(0)
