@@ -167,7 +167,7 @@ def samples():
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        ("raises", "raises failed: ValueError: no labels"),
+        ("raises", "in raises: ValueError: no labels"),
         ("nothing", "returned None: it must return a finite number"),
         ("nan", "returned nan: it must return a finite number"),
         ("wrong_input", "picture"),

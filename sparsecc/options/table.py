@@ -402,13 +402,13 @@ class CompileOptions(Options):
     )
     opset: int | None = option(
         None,
-        whole(7),
+        whole(1),
         "Write the result at this version of the ONNX operators, for an older runtime (with --target onnx, which "
         "has no operators of ONNX Runtime's own).",
         OUTPUT,
     )
     ir_version: int | None = option(
-        None, whole(3), "Write the result at this version of the ONNX format.", OUTPUT
+        None, whole(1), "Write the result at this version of the ONNX format.", OUTPUT
     )
     doc_strings: bool = option(
         False, FLAG, "Keep the doc strings of the model, its inputs and its outputs.", OUTPUT
