@@ -108,8 +108,7 @@ class Compilation:
     general: CalibrationSet | None = None
     """The samples of `--calib-general`, read once; None without it."""
     measured_options: dict[str, Any] = field(default_factory=dict)
-    """Options that name what passes chose by measuring: the recipe has them in place of those given, and so makes the
-    same again without measuring."""
+    """What passes chose by measuring, said by name: the recipe has it in place of the options given."""
     pass_feeds: Sequence[Feeds] = ()
     """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
@@ -145,11 +144,6 @@ class Compilation:
     @property
     def target(self) -> Target:
         return target_named(self.options.target)
-
-    @property
-    def settled_options(self) -> CompileOptions:
-        """The options with what was chosen by measuring said by name."""
-        return CompileOptions.of({**self.options.to_recipe(), **self.measured_options})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -267,11 +261,6 @@ class Compilation:
     def small_feeds(self) -> Feeds | None:
         """The first inputs for the pruned model, None where they are those of the dense one."""
         return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
-
-    @property
-    def timed_feeds(self) -> Feeds:
-        """The inputs that the result is timed on; what a pass calibrates on where it runs without a compile."""
-        return (self.small_feeds or self.feeds[0]) if self.has_begun else self.pass_feeds[0]
 
     # Samples
 

@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sparsecc.data.files import feeds_from as from_files
 from sparsecc.data.random_inputs import feeds_from, random_feeds
+from sparsecc.data.samples import CalibrationSet
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import candidate_dims
@@ -250,3 +252,27 @@ def test_an_image_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="not readable as an image"):
         list(feeds_from(str(tmp_path), images_model()))
+
+
+@pytest.mark.parametrize(
+    ("declared", "stored", "shape"),
+    [
+        ("float[16] x", (5, 16), (16,)),
+        ("float[samples] x", (5, 40), (40,)),
+        ("float x", (5,), ()),
+        ("float[n] x", (5,), (1,)),
+        ("float[16] x", (80,), (16,)),
+    ],
+)
+def test_rows_are_the_samples_of_inputs_of_one_axis(
+    declared: str, stored: tuple[int, ...], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    array = np.random.default_rng(0).standard_normal(stored).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=array)
+    model = model_of(declared)
+    found = [feeds["x"] for feeds in from_files(str(tmp_path / "d.npz"), model)]
+    assert [one.shape for one in found] == [shape] * 5
+    np.testing.assert_array_equal(np.concatenate([one.reshape(-1) for one in found]), array.reshape(-1))
+    given = CalibrationSet(str(tmp_path / "d.npz"), model)
+    assert [batch["x"].shape for batch in given.batches(9)] == [shape] * 4
+    assert given.held_out.number == 1

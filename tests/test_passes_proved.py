@@ -89,7 +89,9 @@ def afterwards(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
     monkeypatch.setattr(Quantize, "run", run)
 
 
-@pytest.mark.parametrize(("quantize", "layers"), [("int8", 3), ("int8-dynamic", 2), ("int4", 2), ("fp16", 3)])
+@pytest.mark.parametrize(
+    ("quantize", "layers"), [("int8!", 3), ("int8-dynamic", 2), ("int4", 2), ("fp16", 3)]
+)
 def test_layers_are_within_what_their_type_explains(quantize: str, layers: int, tmp_path: Path) -> None:
     found = verification(net(), tmp_path, quantize)
     assert found["status"] == "proved"
@@ -100,7 +102,7 @@ def test_what_lies_beyond_the_ranges_of_the_samples_is_no_fault(tmp_path: Path) 
     """Random inputs are some twenty times as large as these samples: 8-bit activations clip them."""
     samples = np.random.default_rng(0).uniform(0, 0.1, (64, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "samples.npz", x=samples)
-    found = verification(net(), tmp_path, "int8", str(tmp_path / "samples.npz"))
+    found = verification(net(), tmp_path, "int8!", str(tmp_path / "samples.npz"))
     assert found["status"] == "proved", found["reason"]
 
 
@@ -110,7 +112,7 @@ def test_a_batch_norm_that_is_folded_is_part_of_its_layer(tmp_path: Path) -> Non
     model.graph.initializer.append(
         numpy_helper.from_array(np.linspace(0.5, 2, 32, dtype=np.float32) ** 2, "v")
     )
-    found = verification(model, tmp_path, "int8")
+    found = verification(model, tmp_path, "int8!")
     assert found["status"] == "proved"
     assert found["layers_in_type"] == 3
 
@@ -122,7 +124,7 @@ def test_a_dead_channel_keeps_its_bias_in_8_bits(tmp_path: Path) -> None:
     weight[3], bias[3] = 0, 0.05
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w1"))
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(bias, "b1"))
-    found = verification(model, tmp_path, "int8")
+    found = verification(model, tmp_path, "int8!")
     assert found["status"] == "proved", found["reason"]
 
 

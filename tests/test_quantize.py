@@ -25,7 +25,7 @@ from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
 from sparsecc.runtime.numerics import decibels
 from sparsecc.runtime.session import open_session
 from tests.compilations import compilation
-from tests.quantize_models import convolutions, feeds_for, transformer
+from tests.quantize_models import convolutions, feeds_for, transformer, weighted
 
 
 @dataclass
@@ -362,3 +362,24 @@ def test_int8_of_any_convolution_is_close(kernel: int, group: int, bias: bool) -
     before = outputs(model, feeds)
     apply(Quantize(type="int8"), model, feeds=[feeds])
     assert relative_error(before, outputs(model, feeds)) < 0.03
+
+
+@pytest.mark.parametrize("type_", ["int8", "int8-dynamic", "int4"])
+def test_factors_of_a_gemm_fold_into_its_constants(type_: str) -> None:
+    """The weight is read elsewhere too, and stays what it was there; a bias that is computed keeps its beta."""
+    model = weighted(
+        """g (float[4,64] x, WEIGHTS) => (float[4,64] y, float[4,64] z, float[4,64] u) {
+            y = Gemm<alpha = 0.5, beta = 3.0>(x, w, b)
+            z = MatMul(x, w)
+            c = ReduceMean<keepdims = 1>(x)
+            u = Gemm<beta = 2.0>(x, w, c)
+        }""",
+        {"w": (64, 64), "b": (64,)},
+    )
+    feeds = feeds_for(model)
+    before = open_session(model).run(feeds)
+    result, _ = apply(Quantize(type=type_), model, feeds=[feeds])
+    after = open_session(model).run(feeds)
+    assert len(result.facts["nodes"]) == 2
+    for name, exact in before.items():
+        assert relative_error(exact, after[name]) < (2e-2 if type_ == "int4" else 1e-3)

@@ -21,6 +21,7 @@ class Half(Kind):
 
     folds_batch_norms = False
     leaves_rest = False
+    stores_tables = False
 
     def convert(self, options: Quantize, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         return convert_to_half(

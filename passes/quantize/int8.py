@@ -80,8 +80,6 @@ def what_pays(
     """Which layers of those not excluded stay in float because they would be no faster; what was timed goes into
     the recipe by name."""
     groups = groups_of(quantizer.decide(quantizer.model, exclude), force)
-    if not groups:
-        return Paying()
     if not is_timed(compilation):
         return by_table(groups)
 
@@ -90,7 +88,7 @@ def what_pays(
         quantizer.lower(clone, (*exclude, *left))
         return clone
 
-    paying = by_timing(groups, written, quantizer.model, compilation)
+    paying = by_timing(groups, written, quantizer.model, compilation) if groups else Paying()
     names = [node.name or "" for node in quantizer.model.graph]
     left = ",".join(exactly(name, names) for name in (*exclude, *paying.left))
     asked = {**compilation.options.quantize_options, **({"exclude": left} if left else {})}

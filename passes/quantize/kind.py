@@ -23,6 +23,8 @@ class Kind:
     """Whether batch norms are folded first: between 8-bit layers they would work in float."""
     leaves_rest: bool = True
     """Whether it leaves layers in float that `rest` may give a type, and leaves models alone that have integers."""
+    stores_tables: bool = True
+    """Whether embedding tables become 8 bits, where the target looks rows of such up."""
     keeps_loss: bool = False
     """Whether it leaves layers in float to stay within `max_drop`; others are refused when they lose more."""
 

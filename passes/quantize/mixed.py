@@ -22,6 +22,7 @@ class Mixed(Kind):
     """Of the types asked for, beside float, the ones that lose least in all."""
 
     own = frozenset({"size", "speedup", "types", "layers"})
+    stores_tables = False
     keeps_loss = True
 
     def types(self, options: Quantize) -> tuple[str, ...]:

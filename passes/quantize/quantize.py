@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -14,8 +15,10 @@ from sparsecc.graph.patterns import nodes_named, require_nodes
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.base import Pass, PassResult, require_data
 from sparsecc.passes.quantize.by_hand import read_layers
+from sparsecc.passes.quantize.embeddings import Tables, quantize_tables
 from sparsecc.passes.quantize.float16 import HALF_TYPES, convert_to_half
 from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
+from sparsecc.passes.quantize.fold_gemm import fold_gemm_factors
 from sparsecc.passes.quantize.half import Half
 from sparsecc.passes.quantize.int4 import Int4
 from sparsecc.passes.quantize.int8 import Static
@@ -23,12 +26,14 @@ from sparsecc.passes.quantize.int8_dynamic import DynamicInt8
 from sparsecc.passes.quantize.kind import Kind
 from sparsecc.passes.quantize.mixed import Mixed
 from sparsecc.passes.quantize.static import already_quantized
+from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
+from sparsecc.passes.quantize.what_pays import KEPT
 from sparsecc.passes.quantize.widen_half import widen_half
 from sparsecc.passes.weights.fidelity import fidelity, float_outputs
 from sparsecc.passes.weights.low_rank import require_share
+from sparsecc.plan import Plan
 
 if TYPE_CHECKING:
-    from sparsecc.plan import Plan
     from sparsecc.targets import Target
 
 SCHEMES = ("auto", "qdq", "qoperator")
@@ -119,8 +124,14 @@ class Quantize(Pass):
             return PassResult({"type": self.type, "nodes": []}, (skip,))
         before = float_outputs(model, compilation)
         widened = widen_half(model) if kind.leaves_rest else None
+        if kind.leaves_rest:
+            fold_gemm_factors(model)
         folded, left = fold_batch_norms(model) if kind.folds_batch_norms else (0, [])
-        result = kind.convert(self, model, plan, compilation)
+        options = self._without_slow_tables(model, compilation)
+        tables = (
+            quantize_tables(model, plan, options.exclude) if self._stores_tables(compilation) else Tables()
+        )
+        result = kind.convert(options, model, plan, compilation)
         result = self._convert_rest(result, model, plan, compilation, was_half=widened is not None)
         if widened is not None:
             widened.store_halves()
@@ -131,10 +142,15 @@ class Quantize(Pass):
         facts = {
             **result.facts,
             **lost,
+            **(
+                {"tables": tables.noise, "nodes": [*result.facts["nodes"], *tables.nodes]}
+                if tables.noise
+                else {}
+            ),
             **({"folded_batch_norms": folded} if folded else {}),
             "warnings": warnings,
         }
-        return replace(result, facts=facts, skipped=(*left, *result.skipped))
+        return replace(result, facts=facts, skipped=(*left, *tables.skipped, *result.skipped))
 
     def require(self, target: Target, *, has_data: bool) -> None:
         kind = self.kind
@@ -174,6 +190,26 @@ class Quantize(Pass):
         for type_, kind in KINDS.items():
             for option in sorted(given & kind.own - self.kind.own):
                 raise InputError(f"quantize: {option} does nothing for {self.type}: it is for {type_}")
+
+    def _stores_tables(self, compilation: Compilation) -> bool:
+        """Whether embedding tables become 8 bits."""
+        return (
+            self.kind.stores_tables and compilation.target.dialect == "onnxruntime" and self.scheme == "auto"
+        )
+
+    def _without_slow_tables(self, model: ir.Model, compilation: Compilation) -> Quantize:
+        """These options, with tables excluded where the model is slower with them: rows are made float one by one."""
+        if not (self.only_what_pays and self._stores_tables(compilation) and is_timed(compilation)):
+            return self
+        changed = model.clone()
+        nodes = [
+            name for name in quantize_tables(changed, Plan({}), self.exclude).nodes if name not in self.force
+        ]
+        if not nodes:
+            return self
+        watch = Stopwatch(compilation, model)
+        is_slow = math.exp(-watch.ratio(watch.in_float, watch.file(changed)).high) < KEPT
+        return replace(self, exclude=(*self.exclude, *nodes)) if is_slow else self
 
     def _convert_rest(
         self, result: PassResult, model: ir.Model, plan: Plan, compilation: Compilation, *, was_half: bool

@@ -40,7 +40,8 @@ class Stopwatch:
     _feeds: Feeds = field(init=False)
 
     def __post_init__(self) -> None:
-        self._feeds = self.compilation.timed_feeds
+        given = self.compilation
+        self._feeds = (given.small_feeds or given.feeds[0]) if given.has_begun else given.pass_feeds[0]
         self._folder = self.compilation.scratch.timed
         self._numbers = itertools.count()
         self.in_float = self.file(self.model)

@@ -43,7 +43,8 @@ def feeds_from(path_or_spec: str, model: ir.Model) -> Iterator[Feeds]:
     - a function: called without arguments; yields dicts, or tuples in the order of the inputs.
 
     Arrays that hold many samples along the first axis are cut to the input's batch size (1 where it is
-    dynamic). InputError names the file and the fault: unknown input, shape, type, NaN, nothing to read.
+    dynamic); for an input of one axis, or none, rows of an array with one axis more are the samples.
+    InputError names the file and the fault: unknown input, shape, type, NaN, nothing to read.
     """
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     for where, sample in _samples(path_or_spec, inputs):
@@ -146,6 +147,8 @@ def _split(
 
 def _batches(array: np.ndarray, value: ir.Value) -> list[np.ndarray]:
     shape = value.shape
+    if shape is not None and len(shape) < 2 and array.ndim == len(shape) + 1:
+        return [array[index, ...] for index in range(len(array))]  # each sample is a row, or a number
     if shape is None or not len(shape):
         return [array]
     first = shape[0]

@@ -272,7 +272,10 @@ def _lengths(feeds: Feeds) -> set[int]:
 
 
 def _length(feeds: Feeds) -> int:
-    array = next(iter(feeds.values()), np.zeros(1))
+    """Samples of a batch: one where no input has an axis beside the one that may count them, as a waveform has not."""
+    if all(array.ndim < 2 for array in feeds.values()):
+        return 1
+    array = next(iter(feeds.values()))
     return int(array.shape[0]) if array.ndim else 1
 
 

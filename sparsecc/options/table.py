@@ -444,6 +444,10 @@ class CompileOptions(Options):
         values = {name: getattr(self, name) for name in rows_of(CompileOptions)}
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
+    def settled(self, chosen: Mapping[str, Any]) -> CompileOptions:
+        """With what was chosen by measuring said by name: they make the same again without measuring."""
+        return CompileOptions.of({**self.to_recipe(), **chosen})
+
     def pulled(self, ratio: float, levers: Mapping[str, Any]) -> CompileOptions:
         """The same compile to a ratio, with these options besides, instead of to goals. The size that types are chosen
         for is no goal, and limits still hold."""

@@ -80,6 +80,9 @@ def dim_key(value: ir.Value, axis: int) -> str:
 
 
 def takes_any_batch(model: ir.Model) -> bool:
-    """Whether the first axis of every input may have any size."""
+    """Whether the first axis of every input may have any size, and counts samples: where no input has another, it may
+    be the length of one."""
     shapes = [value.shape for value in input_values(model)]
-    return all(shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes)
+    return any(shape is not None and len(shape) > 1 for shape in shapes) and all(
+        shape is not None and len(shape) and not is_fixed(shape[0]) for shape in shapes
+    )

@@ -51,7 +51,7 @@ def _parts(compilation: Compilation) -> Iterator[tuple[str, Path]]:
 
 def quantized_part(compilation: Compilation) -> Path | None:
     """The dense model in the asked type. Its ranges come from one probe: they do not change which kernels run."""
-    path, options = compilation.scratch.quantized, compilation.settled_options
+    path, options = compilation.scratch.quantized, compilation.options.settled(compilation.measured_options)
     path.parent.mkdir(exist_ok=True)
     model = ir.load(compilation.scratch.dense)
     alone = compilation.again(options).within(path.parent.name)

@@ -96,7 +96,8 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
 
     options = compilation.options
     recipe = yaml.safe_dump(
-        compilation.settled_options.to_recipe() | _kept_beside(options, bundle.folder), sort_keys=True
+        options.settled(compilation.measured_options).to_recipe() | _kept_beside(options, bundle.folder),
+        sort_keys=True,
     )
     original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
     about = {"input": original, "versions": versions(), "seed": options.seed}
