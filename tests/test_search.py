@@ -105,7 +105,9 @@ def test_a_ledger_is_a_plain_file(make: str, tmp_path: Path) -> None:
         pass
 
 
-def test_a_search_follows_no_link_in_its_folder(models_dir: Path, tmp_path: Path) -> None:
+def test_a_search_follows_no_link_to_or_in_its_folder(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     victim, front = tmp_path / "victim", tmp_path / "front"
     victim.write_text("precious")
     front.mkdir()
@@ -114,6 +116,12 @@ def test_a_search_follows_no_link_in_its_folder(models_dir: Path, tmp_path: Path
     found = sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
     assert victim.read_text() == "precious"
     assert json.loads((front / "front.json").read_text())["points"] == found["points"]
+    (tmp_path / "digits_lstm.search").symlink_to(front)
+    monkeypatch.chdir(tmp_path)
+    places: list[dict[str, Any]] = [{}, {"output": tmp_path / "digits_lstm.search"}]
+    for where in places:
+        with pytest.raises(InputError, match=r"digits_lstm\.search is a link: name the folder"):
+            sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], **where, **QUICK)
     (front / "points").rename(tmp_path / "elsewhere")
     (front / "points").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="is a link"):

@@ -34,6 +34,10 @@ class Ledger:
         self._file = -1
 
     def __enter__(self) -> Ledger:
+        if (
+            self.path.parent.is_symlink()
+        ):  # the model's folder, and the default name in it, may be a stranger's
+            raise InputError(f"{self.path.parent} is a link: name the folder that it leads to with -o")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, _FLAGS, 0o644)
