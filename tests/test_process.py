@@ -22,10 +22,7 @@ from tests.test_layout import SHIPPED, label
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTS = {
-    "sparsecc/system/process.py": "every Python process of ours",
-    "sparsecc/tasks/reduce.py": "the user's own command",
-    "sparsecc/devices/local.py": "what a board runs, on this machine",
-    "sparsecc/devices/adb.py": "adb, and through it a board",
+    "sparsecc/system/process.py": "every process here",
     "sparsecc/devices/ssh.py": "what a board runs, through a library",
 }
 """The files that may start a process, and which."""
@@ -153,16 +150,28 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
+scratch = Path({scratch!r})
+"""
+OURS = """
 from sparsecc.system import process
-task = {{"module": "tests.process_facts", "arguments": ["endless"]}}
-process.run("sparsecc.system.process:run_module", task, scratch=Path({scratch!r}), seconds=600)
+task = {"module": "tests.process_facts", "arguments": ["endless"]}
+process.run("sparsecc.system.process:run_module", task, scratch=scratch, seconds=600)
+"""
+PROGRAM = """
+from sparsecc.system import process
+process.start_program(["sh", "-c", f"echo $$ > {scratch}/pid; exec sleep 600"]).wait()
+"""
+ON_A_DEVICE = """
+from sparsecc.devices.local import LocalDevice
+LocalDevice().run(["sh", "-c", f"echo $$ > {scratch}/pid; exec sleep 600"], timeout=600)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
-    code = PARENT.format(root=str(ROOT), scratch=str(tmp_path))
-    parent = subprocess.Popen([sys.executable, "-c", code])
+@pytest.mark.parametrize("starts", [OURS, PROGRAM, ON_A_DEVICE])
+def test_a_process_dies_with_its_parent(starts: str, tmp_path: Path) -> None:
+    code = PARENT.format(root=str(ROOT), scratch=str(tmp_path)) + starts
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
     mark, end = tmp_path / "pid", time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -172,6 +181,25 @@ def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
     while Path(f"/proc/{child}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [(["no-such-program"], 127), (["/etc/passwd"], 126), (["false"], 1)]
+)
+def test_a_program_ends_as_in_a_shell(words: list[str], status: int) -> None:
+    with process.start_program(words) as program:
+        assert program.wait(60) == status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_program_finds_signals_and_rights_as_ever() -> None:
+    """Python ignores SIGPIPE, and we hold SIGINT: neither may reach what is not ours."""
+    words, said = ["grep", "-E", "^(Sig(Blk|Ign|Cgt)|NoNewPrivs)", "/proc/self/status"], []
+    for start in (process.start_program, subprocess.Popen):
+        with start(words, stdout=subprocess.PIPE) as program:
+            said.append(program.communicate(timeout=60)[0])
+    assert said[0] == said[1]
+    assert said[0].count(b"\n") == 4
 
 
 class Trapped:

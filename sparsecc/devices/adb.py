@@ -23,6 +23,7 @@ from sparsecc.devices.device import (
 from sparsecc.devices.keeper import folder_in, keeper_command, stop_command
 from sparsecc.errors import InputError, SystemFailureError, UnavailableError, WorkerError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.process import start_program
 
 _QUICK_SECONDS = 60.0
 _COPY_SECONDS = 3600.0
@@ -43,11 +44,8 @@ class AdbDevice(Device):
         self.folder, self.python = "", address.python
         self._adb = [program, "-s", address.host] if address.host else [program]
         self.run(["true"], timeout=_QUICK_SECONDS)  # whether it answers at all, in adb's own words
-        self._keeper = subprocess.Popen(
-            [*self._adb, "shell", "-T", keeper_command(_BASE)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+        self._keeper = start_program(
+            [*self._adb, "shell", "-T", keeper_command(_BASE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             self.folder = self._folder_made()
@@ -114,23 +112,23 @@ class AdbDevice(Device):
 
     def _call(self, arguments: list[str], timeout: float) -> Completed:
         began = time.monotonic()
-        try:
-            done = subprocess.run(
-                [*self._adb, *arguments],
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as e:
-            if self.folder:
-                self._call(["shell", "-T", stop_command(self.folder)], _QUICK_SECONDS)
-            raise WorkerError(
-                f"a command on {self.spec} took more than {timeout:g} s: allow it more time"
-            ) from e
-        stdout, stderr = (s[:LARGEST_OUTPUT].decode("utf-8", "replace") for s in (done.stdout, done.stderr))
-        if done.returncode != 0 and _LOST.match(stderr):
+        pipe = subprocess.PIPE
+        with start_program([*self._adb, *arguments], stdout=pipe, stderr=pipe) as adb:
+            try:
+                said = adb.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as e:
+                adb.kill()
+                if self.folder:
+                    self._call(["shell", "-T", stop_command(self.folder)], _QUICK_SECONDS)
+                raise WorkerError(
+                    f"a command on {self.spec} took more than {timeout:g} s: allow it more time"
+                ) from e
+            except BaseException:
+                adb.kill()
+                raise
+        stdout, stderr = (text[:LARGEST_OUTPUT].decode("utf-8", "replace") for text in said)
+        if adb.returncode != 0 and _LOST.match(stderr):
             raise UnavailableError(
                 f"{self.spec} does not answer ({one_line(stderr, 100)}): see 'adb devices'"
             )
-        return Completed(done.returncode, stdout, stderr, time.monotonic() - began)
+        return Completed(adb.returncode, stdout, stderr, time.monotonic() - began)

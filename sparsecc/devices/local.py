@@ -18,6 +18,7 @@ from typing import IO
 from sparsecc.devices.device import LARGEST_OUTPUT, Completed, Device, checked_argv, checked_name
 from sparsecc.errors import InputError, SystemFailureError, WorkerError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.system.process import start_program
 from sparsecc.system.temp_folders import locked_temporary
 
 
@@ -51,19 +52,7 @@ class LocalDevice(Device):
         arguments = checked_argv(argv)
         began = time.monotonic()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            try:
-                child = subprocess.Popen(
-                    arguments,
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,
-                )
-            except FileNotFoundError:
-                return Completed(127, "", f"{arguments[0]}: not found", 0.0)
-            except PermissionError:
-                return Completed(126, "", f"{arguments[0]}: not executable", 0.0)
+            child = start_program(arguments, folder=self.folder, stdout=out, stderr=err, own_session=True)
             try:
                 status = child.wait(timeout)
             except subprocess.TimeoutExpired as e:

@@ -1,4 +1,4 @@
-"""How every Python process of ours starts: isolated, in a scratch folder, bounded, and dead with its parent.
+"""How every process starts: ours isolated, in a scratch folder and bounded, each dead with its parent.
 
 Isolated (`python -I`) the interpreter ignores the working folder, PYTHONPATH and the user's own site packages; where
 modules are found is handed over as absolute paths. So a `json.py` or `sitecustomize.py` that lies beside a model is
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sparsecc.system.deferred import defer
 from sparsecc.system.memory import default_limit
@@ -29,6 +29,26 @@ _BOOT = (
     "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
     "from sparsecc.system.process import begin; begin(config)"
 )
+_PROGRAM = """
+import ctypes, os, signal, sys
+parent, words = int(sys.argv[1]), sys.argv[2:]
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+for name in ("SIGPIPE", "SIGXFSZ"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != parent:
+    os._exit(1)
+try:
+    os.execvp(words[0], words)
+except OSError as e:
+    missing = isinstance(e, FileNotFoundError)
+    sys.stderr.write(words[0] + (": not found" if missing else ": not executable"))
+    os._exit(127 if missing else 126)
+"""
+"""Becomes a program that is not ours, bound to its parent first: what PR_SET_PDEATHSIG says outlives an exec."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _OTHERS = 4096
@@ -92,6 +112,31 @@ def start(
             pass_fds=pass_fds,
             start_new_session=own_session,
             env={**_inherited(), **(env or {}), "TMPDIR": str(scratch)},
+        )
+
+
+def start_program(
+    words: Sequence[str],
+    *,
+    folder: Path | str | None = None,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    own_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a program that is not ours (a builder, adb, the user's own command) in `folder`, by default ours.
+
+    It dies with the thread that starts it (Linux). Where there is no such program it ends with 127, where it cannot
+    be started with 126, as in a shell. OSError where no process can be started.
+    """
+    with _interrupts_held():
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), *words],
+            cwd=folder,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=own_session,
         )
 
 

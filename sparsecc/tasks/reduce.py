@@ -6,6 +6,7 @@ Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sparsecc.escaping import one_line
 from sparsecc.ir.extract import cut_out
 from sparsecc.loading.open_model import open_model
 from sparsecc.system.files import file_sha256, replace_whole
+from sparsecc.system.process import start_program
 from sparsecc.system.temp_folders import temporary_folder
 
 Fails = Callable[[onnx.ModelProto], bool]
@@ -91,20 +93,14 @@ class _Command:
         candidate = self.scratch / "candidate.onnx"
         candidate.write_bytes(model.SerializeToString())
         words = _words(self.text, candidate)
-        try:
-            # no pipes: what the command leaves running would hold them open, and one that prints without end fill us
-            return subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=self.seconds,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return 124
-        except OSError as e:
-            raise InputError(f"--check cannot run {words[0]}: {e.strerror}: check the command") from e
+        # no pipes: what the command leaves running would hold them open, and one that prints without end fill us
+        with start_program(words) as command:
+            try:
+                return command.wait(self.seconds)
+            except subprocess.TimeoutExpired:
+                return 124
+            finally:
+                command.kill()
 
 
 def _words(text: str, candidate: Path) -> list[str]:
@@ -116,6 +112,8 @@ def _words(text: str, candidate: Path) -> list[str]:
         raise InputError(f"--check is no command: {e}: mend its quotes") from e
     if not words:
         raise InputError("--check is empty: give a command, {} stands for the model")
+    if shutil.which(words[0]) is None:
+        raise InputError(f"--check cannot run {one_line(words[0], 80)}: no such program: check the command")
     if not any("{}" in word for word in words):
         words.append("{}")
     return [word.replace("{}", str(candidate)) for word in words]
