@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
+from sparsecc.graph.caches import caches, hand_back
 from sparsecc.graph.residual_blocks import goes_with
 from sparsecc.passes.base import Pass, PassResult
 
@@ -55,6 +56,9 @@ def drop(model: ir.Model, branches: Sequence[str]) -> list[str]:
 
 def _bypass(graph: ir.Graph, add: ir.Node, operand: int) -> None:
     going = goes_with((add, operand))
+    for cache in caches(graph):
+        if cache.node in going:
+            hand_back(cache)
     entry, old = add.inputs[1 - operand], add.outputs[0]
     assert entry is not None
     if old.is_graph_output():  # an output keeps its name

@@ -260,7 +260,7 @@ class Compilation:
     @property
     def small_feeds(self) -> Feeds | None:
         """The first inputs for the pruned model, None where they are those of the dense one."""
-        return self.narrowed.feeds(self.feeds[0]) if self.narrowed.inputs else None
+        return self.narrowed.feeds(self.feeds[0]) if self.narrowed.changes_inputs else None
 
     # Samples
 

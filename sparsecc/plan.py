@@ -24,7 +24,8 @@ class Plan:
     """What was decided, per tensor and axis. `to_json` gives the schema that others build on.
 
     `io` lists the slots left of graph inputs and outputs that lost some (`--prune-io`); `tokens` says behind
-    which value and by whose attention tokens are left out, how many stay, and which attention is later.
+    which value and by whose attention tokens are left out, how many stay, and which attention is later; `ports` which
+    caches went with their layers, and the new names of others.
     """
 
     model: dict[str, Any]
@@ -36,6 +37,7 @@ class Plan:
     repaired: list[str] = field(default_factory=list)
     io: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
+    ports: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,6 +51,7 @@ class Plan:
             "repaired": self.repaired,
             **({"io": self.io} if self.io else {}),
             **({"tokens": self.tokens} if self.tokens else {}),
+            **({"ports": self.ports} if self.ports else {}),
         }
 
     @property

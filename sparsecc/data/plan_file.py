@@ -113,10 +113,11 @@ _GROUP = _record(id=_is_count, kind=_is_text, size=_is_count, kept=_is_count, mi
 _MODEL, _DATA = _record(sha256=_is_text), _mapping(_is_text, _is_text)
 _ANY = _mapping(_is_text, lambda value: True)
 _LEFT = _mapping(_is_text, _mapping(_is_index, _list_of(_is_count)))
+_PORTS = _record(gone=_list_of(_is_text), renamed=_mapping(_is_text, _is_text))
 _TOKENS = _record(
     attention=_is_text, later=_list_of(_is_text), first=_is_count, patches=_is_count, kept=_is_count
 )
-_ABSENT: dict[str, Any] = {"io": {}, "repaired": [], "tokens": {}}
+_ABSENT: dict[str, Any] = {"io": {}, "repaired": [], "tokens": {}, "ports": {}}
 _PARTS: dict[str, Test] = {
     "model": lambda value: _MODEL(value) and _DATA(value.get("data", {})),
     "tensors": _mapping(_is_text, _is_tensor),
@@ -125,6 +126,9 @@ _PARTS: dict[str, Test] = {
     "patterns": _ANY,
     "quantization": _ANY,
     "repaired": _list_of(_is_text),
+    "ports": lambda value: (
+        value == {} or _record(gone=_list_of(_is_text), renamed=_mapping(_is_text, _is_text))(value)
+    ),
     "io": _mapping(lambda side: side in ("inputs", "outputs"), _LEFT),
     "tokens": lambda value: value == {} or _TOKENS(value),
 }

@@ -42,13 +42,14 @@ class Cache:
     positions: int
 
 
-def caches(model: ir.Model) -> list[Cache]:
+def caches(model: ir.Model | ir.Graph) -> list[Cache]:
     """The caches of a model, in the order of its nodes.
 
     Of attention operators by their table; elsewhere a Concat of a graph input (batch, heads, positions, width) with
     new positions that is an output.
     """
-    return [cache for node in model.graph for cache in _caches_at(node)]
+    graph = model.graph if isinstance(model, ir.Model) else model
+    return [cache for node in graph for cache in _caches_at(node)]
 
 
 def _caches_at(node: ir.Node) -> Iterator[Cache]:
@@ -66,6 +67,30 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
         if node.op_type == "Concat" and (rank != 4 or node.attributes.get_int("axis", 0) not in (2, -2)):
             continue
         yield Cache(past, present, node, operand, rank - 2)
+
+
+def hand_back(cache: Cache) -> None:
+    """What went in comes out: the cache of an attention that is left out, whose input and output are still there."""
+    graph, old = cache.node.graph, cache.present
+    assert isinstance(graph, ir.Graph)
+    carrier = ir.node("Identity", [cache.past], name=f"{cache.node.name}.{cache.past.name}")
+    graph.insert_before(cache.node, carrier)
+    new = carrier.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    new.name, old.name = old.name, f"{old.name}.left_out"
+    place = next(i for i, value in enumerate(graph.outputs) if value is old)
+    graph.outputs[place] = new
+
+
+def left_out(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
+    """(input, output) of the caches whose attention was left out."""
+    nodes = (value.producer() for value in model.graph.outputs)
+    carriers = [node for node in nodes if node is not None and node.op_type == "Identity"]
+    return [
+        (past, node.outputs[0])
+        for node in carriers
+        if (past := node.inputs[0]) is not None and past.is_graph_input() and not past.is_initializer()
+    ]
 
 
 def relate(found: Sequence[Cache], space: Space, record: Record) -> None:

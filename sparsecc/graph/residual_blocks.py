@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.counting import slots
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.caches import caches
 from sparsecc.graph.kinds import KINDS
 from sparsecc.graph.patterns import held
 from sparsecc.ir.dtypes import FLOATS
@@ -132,7 +133,9 @@ def find_blocks(
 
 
 def goes_with(*ends: tuple[ir.Node, int]) -> set[ir.Node]:
-    """The nodes that nobody reads once these nodes do not read these operands of theirs."""
+    """The nodes that nobody reads once these nodes do not read these operands of theirs, caches but for themselves."""
+    graph = ends[0][0].graph if ends else None
+    kept = {cache.present for cache in caches(graph)} if isinstance(graph, ir.Graph) else set()
     going: set[ir.Node] = set()
     read: Counter[ir.Node] = Counter()
     pending = list(ends)
@@ -144,7 +147,7 @@ def goes_with(*ends: tuple[ir.Node, int]) -> set[ir.Node]:
             continue
         read[node] += 1
         uses = sum(len(v.uses()) for v in node.outputs)
-        if read[node] == uses and not any(v.is_graph_output() for v in node.outputs):
+        if read[node] == uses and not any(v.is_graph_output() and v not in kept for v in node.outputs):
             going.add(node)
             pending.extend((node, i) for i in range(len(node.inputs)))
     return going

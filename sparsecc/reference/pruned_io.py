@@ -18,10 +18,16 @@ Slots = Mapping[str, Mapping[int, list[int]]]
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Which slots of the inputs and outputs are left; tensors that are whole are not listed."""
+    """Which slots of the inputs and outputs are left; tensors that are whole are not listed.
+
+    `gone` are inputs and outputs that went with their layer, `renamed` gives the names of others since; slots are
+    listed under the names of the dense model.
+    """
 
     inputs: Slots = field(default_factory=dict)
     outputs: Slots = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(analysis: Analysis, keep: Keep) -> Narrowed:
@@ -41,8 +47,8 @@ class Narrowed:
         return Narrowed(found)
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Narrowed:
-        """Read `to_json` back; nothing is narrowed where there is no data."""
+    def from_json(data: Mapping[str, Any], ports: Mapping[str, Any] | None = None) -> Narrowed:
+        """Read `to_json` and `ports` back; nothing is narrowed where there is no data."""
         sides = [
             {
                 name: {int(axis): slots for axis, slots in axes.items()}
@@ -50,7 +56,9 @@ class Narrowed:
             }
             for side in ("inputs", "outputs")
         ]
-        return Narrowed(*sides)
+        inputs, outputs = sides
+        told = ports or {}
+        return Narrowed(inputs, outputs, frozenset(told.get("gone", ())), told.get("renamed", {}))
 
     def to_json(self) -> dict[str, Any]:
         sides = {"inputs": self.inputs, "outputs": self.outputs}
@@ -60,13 +68,27 @@ class Narrowed:
             if tensors
         }
 
+    def ports(self) -> dict[str, Any]:
+        """The inputs and outputs that are gone or have other names, for the plan; {} where none are."""
+        return {"gone": sorted(self.gone), "renamed": dict(self.renamed)} if self.gone else {}
+
     def feeds(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The smaller model's inputs from the dense model's."""
-        return _taken(dense, self.inputs)
+        return self._named(_taken(dense, self.inputs))
 
     def wanted(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What of the dense model's outputs the smaller model has."""
-        return _taken(dense, self.outputs)
+        return self._named(_taken(dense, self.outputs))
+
+    def _named(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            self.renamed.get(name, name): array for name, array in arrays.items() if name not in self.gone
+        }
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether the smaller model takes other inputs than the dense one."""
+        return bool(self.inputs or self.gone)
 
 
 def _left(analysis: Analysis, values: Any, keep: Keep) -> dict[str, dict[int, list[int]]]:

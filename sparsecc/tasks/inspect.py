@@ -20,6 +20,7 @@ from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.loading.package import model_file
+from sparsecc.loading.skip_norms import split_skip_norms
 from sparsecc.options import CompileOptions
 from sparsecc.report.inspect_page import topology
 
@@ -31,6 +32,7 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     path, options = model_file(Path(request["model"])), CompileOptions.of(request["options"])
     emit({"stage": "load", "share": 0.0})
     model = normalise(load_ir(path))
+    split_skip_norms(model)
     emit({"stage": "analyse", "share": 0.4})
     analysis = analyse(model, options.dims, prune_io=options.prune_io)
     groups = find_groups(analysis, keep=options.keep, only=options.only)

@@ -22,13 +22,16 @@ from sparsecc.decide.tokens import thin
 from sparsecc.errors import InputError, InternalError, RuntimeRefusalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.ports import close_ports
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
+from sparsecc.loading.skip_norms import join_skip_norms, split_skip_norms
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
+from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.tasks import siblings
 from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
@@ -94,7 +97,7 @@ def load(work: Work) -> None:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     compilation = work.compilation
     if compilation.has_begun:
-        work.analysis = compilation.analysed(normalise(load_ir(compilation.file)))
+        work.analysis = compilation.analysed(loaded(compilation))
     else:
         work.analysis = begin(compilation)
     work.probes = Probes(compilation)
@@ -167,6 +170,19 @@ def repair(work: Work) -> None:
         )
         plan.repaired = sorted({*plan.repaired, *changed})
         compilation.note("distill", facts)
+
+
+def close_caches(work: Work) -> None:
+    """The caches of layers that went leave the model's inputs and outputs, and the others are numbered anew. Norms are
+    fused again with the sums before them."""
+    compilation, plan = work.compilation, work.decision.plan
+    join_skip_norms(work.analysis.model)
+    gone, renamed = close_ports(work.analysis.model)
+    if gone:
+        ports = Narrowed(gone=frozenset(gone), renamed=renamed)
+        compilation.narrowed = replace(compilation.narrowed, gone=ports.gone, renamed=renamed)
+        plan.ports = ports.ports()
+        work.probes.pruned = [ports.wanted(outputs) for outputs in work.probes.pruned]
 
 
 def run_passes(work: Work) -> None:
@@ -244,6 +260,7 @@ STAGES = (
     Stage("prune", 0.25, prune),
     Stage("prove", 0.3, prove_pruned, checks=True, ours=True),
     Stage("repair", 0.35, repair),
+    Stage("caches", 0.4, close_caches),
     Stage("passes", 0.4, run_passes),
     Stage("build", 0.5, build),
     Stage("verify", 0.6, verify, checks=True, ours=True),
@@ -279,9 +296,17 @@ def walk(work: Work, stages: Iterable[Stage] = STAGES) -> Work:
     return work
 
 
+def loaded(compilation: Compilation) -> ir.Model:
+    """The user's file, normalised; where layers may go, with every layer ending in an Add."""
+    model = normalise(load_ir(compilation.file))
+    if "layers" in compilation.options.prune:
+        split_skip_norms(model)
+    return model
+
+
 def begin(compilation: Compilation) -> Analysis:
     """Load, normalise and analyse the user's file, at input sizes it really runs at."""
-    model = normalise(load_ir(compilation.file))
+    model = loaded(compilation)
     if fixed := model.meta.get(FIXED):
         both = "in the result, and in the dense model that it is timed against"
         compilation.warnings.append(

@@ -21,9 +21,11 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.loading.package import model_file
 from sparsecc.loading.private_copy import private_copy
+from sparsecc.loading.skip_norms import split_skip_norms
 from sparsecc.loss.judge import worst_quality
 from sparsecc.loss.quality import told
 from sparsecc.options import are_sizes
+from sparsecc.reference.gated_layers import dropped_branches
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import QUANTIZED, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
@@ -148,6 +150,8 @@ class _Against:
             )
             return _checked("numerics", None, f"not exactly checkable by zeroing: {what}; {WAYS}")
         model = normalise(load_ir(self.original))
+        if dropped_branches(plan):
+            split_skip_norms(model)
         in_integers = is_quantized(model)
         require_fits(plan, model)
         sizes = _compared_sizes(self.bundle)
@@ -186,7 +190,7 @@ class _Against:
         self, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
         """(what is left of the original's outputs, of its inputs)."""
-        narrowed = Narrowed.from_json(self.plan["io"])
+        narrowed = Narrowed.from_json(self.plan["io"], self.plan["ports"])
         try:
             return narrowed.wanted(outputs), narrowed.feeds(feeds)
         except (KeyError, IndexError) as e:
