@@ -150,6 +150,11 @@ def test_a_library_that_reports_want_of_memory_is_understood(child: worker.Worke
     assert "out of memory" in failure(child, "native_refusal")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is used from /proc")
+def test_a_model_that_cannot_be_written_for_want_of_memory_is_understood(child: worker.Worker) -> None:
+    assert "out of memory" in failure(child, "serialize")
+
+
 def test_the_parent_watches_memory_too() -> None:
     with worker.Worker(memory=200 << 20, allowed=("worker_tasks",)) as child:
         child.run("worker_tasks:echo", {})

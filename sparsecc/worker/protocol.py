@@ -28,6 +28,7 @@ RESULT_LIMIT = 64 << 20
 OUT_OF_MEMORY = (
     *("bad_alloc", "bad allocation", "MemoryError", "Failed to allocate memory", "Cannot allocate memory"),
     *("Memory allocation still failed", "failed to map segment", "cannot allocate memory"),
+    "Failed to serialize proto",  # protobuf, whoever writes: it names no reason, and depth and size are bounded before
 )
 """What native libraries and the loader call it when an allocation failed."""
 
