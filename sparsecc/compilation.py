@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.language import TOKENIZER, TextModel, samples_of
+from sparsecc.data.language import TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
 from sparsecc.data.random_inputs import random_feeds, require_known_inputs
 from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
@@ -185,10 +185,12 @@ class Compilation:
             self.options = options = replace(options, calib=SELF)
         if self.calibration is None and options.samples is not None:
             begin = None if self.package is None else self.package.begin
-            run, own = self.dense.runner.run, self.file.with_name(TOKENIZER)
-            self.calibration = samples_of(options.samples, model, self.text, run, options.seed, own, begin)
+            run, folder = self.dense.runner.run, self.file.parent
+            self.calibration = samples_of(options.samples, model, self.text, run, options.seed, folder, begin)
         if self.general is None and options.calib_general is not None:
-            self.general = CalibrationSet(str(options.calib_general), model, "--calib-general", divide=False)
+            self.general = CalibrationSet(
+                str(options.calib_general), model, "--calib-general", divide=False, beside=self.file.parent
+            )
 
     def analysed(self, model: ir.Model) -> Analysis:
         """A model analysed as the options say, at sizes that the dense one runs at."""

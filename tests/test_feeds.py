@@ -214,7 +214,7 @@ def _write(folder: Path, name: str, content: bytes) -> str:
 ONE = np.ones((1, 2), np.float32)
 MISUSES: list[tuple[str, Callable[[Path], str]]] = [
     ("no such file or folder", lambda d: str(d / "none.npz")),
-    ("no .npy, .npz or image files", lambda d: str(d)),
+    ("no .npy, .npz, .wav or image files", lambda d: str(d)),
     ("no values for input 'b': it holds a", lambda d: _save(d, a=ONE, c=ONE)),
     ("takes Nx2, not 1x3", lambda d: _save(d, a=np.ones((1, 3), np.float32), b=ONE)),
     ("takes float, not int64", lambda d: _save(d, a=np.ones((1, 2), np.int64), b=ONE)),

@@ -104,8 +104,10 @@ def _samples_beside(folder: Path, value: Any) -> tuple[str, str]:
             return "", "a path through a link"
     if not path.exists():
         return "", "which is not beside it"
+    if path.suffix.lower() == ".jsonl":
+        return "", "whose lines may name other files"
     tokenizer = [path.with_name("tokenizer.json")] if path.suffix.lower() == ".txt" else []
-    read = path.iterdir() if path.is_dir() else [path, *tokenizer]
+    read = path.rglob("*") if path.is_dir() else [path, *tokenizer]
     if any(os.path.lexists(one) and not _is_plain(one) for one in read):
         return "", "which holds a link or something else than plain files"
     return str(path), ""

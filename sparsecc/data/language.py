@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.data.samples import CalibrationSet
-from sparsecc.data.texts import tokenizer_at
+from sparsecc.data.texts import TOKENIZER, tokenizer_at
 from sparsecc.errors import InputError
 from sparsecc.graph.caches import caches
 from sparsecc.options import SELF
@@ -35,7 +35,6 @@ LOGITS = 1 << 26
 """Logits of a batch of windows at most."""
 TEXT = 1 << 22
 """Characters that are read of a file at most."""
-TOKENIZER = "tokenizer.json"
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 
 
@@ -192,22 +191,22 @@ def samples_of(
     text: TextModel | None,
     run: Run,
     seed: int,
-    tokenizer: Path,
+    folder: Path,
     begin: int | None,
 ) -> CalibrationSet:
     """The samples that `--calib` names: of a decoder with caches windows of text, for `self` what it writes by `run`.
 
-    `tokenizer` lies beside the model; one beside the text comes first. InputError where nothing can be read.
+    The tokenizer lies in the model's `folder`; one beside the text comes first. InputError where nothing can be read.
     """
     if spec == SELF and text is None:
         raise InputError("--calib self: only a decoder with caches writes text: give samples of another kind")
     is_text = spec.lower().endswith(".txt") and Path(spec).is_file()
     if text is None or not (spec == SELF or is_text):
-        return CalibrationSet(spec, model)
+        return CalibrationSet(spec, model, beside=folder)
     beside = Path(spec).with_name(TOKENIZER)
     source = (
         text.written(run, seed, begin)
         if spec == SELF
-        else text.from_file(Path(spec), beside if beside.is_file() else tokenizer, begin)
+        else text.from_file(Path(spec), beside if beside.is_file() else folder / TOKENIZER, begin)
     )
     return CalibrationSet(spec, model, source=source, batch=text.batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +59,8 @@ class CalibrationSet:
     """The samples of `option`, read once and divided: a part of them is never fitted to, and judges what was.
 
     They must fit the inputs that the model has now, whatever becomes of it later; a `source` gives them where `spec`
-    names no file. At most `batch` make a large batch. Without `divide` all are fitted to:
+    names no file. A preprocessor and tokenizer may lie in `beside`. At most `batch` make a large batch. Without
+    `divide` all are fitted to:
     nothing is judged by them.
     """
 
@@ -71,11 +73,12 @@ class CalibrationSet:
         divide: bool = True,
         source: Iterator[Feeds] | None = None,
         batch: int = BATCH,
+        beside: Path | None = None,
     ) -> None:
         self._divide = divide
         self._name = f"{option} {spec}"
         self._inputs = _inputs_of(model)
-        self._source = feeds_from(spec, self._inputs) if source is None else source
+        self._source = feeds_from(spec, self._inputs, beside) if source is None else source
         self._batch = batch
         self._first: Feeds | None = None
         self._few: list[Feeds] = []

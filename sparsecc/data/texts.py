@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,38 +14,50 @@ from sparsecc.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+TOKENIZER = "tokenizer.json"
 LONGEST = 512
 """Tokens of a sample of a model that says no length."""
 
 
-def from_text(file: Path, inputs: list[ir.Value]) -> Iterator[dict[str, np.ndarray]]:
-    """One sample a line that is not empty, int64 of (1, tokens): `input_ids` (or the only input), `attention_mask`,
-    `token_type_ids`, `position_ids`, as far as the model has them.
+class Texts:
+    """Lines of text as samples, through the `tokenizer.json` (Hugging Face's format) in one of `folders`.
 
-    Lines are cut at the model's length, where it has one, and filled up to it, masked. InputError without a
-    `tokenizer.json` (Hugging Face's format) beside the file, and for inputs that are none of these.
+    Lines are cut at the model's length, where it has one, and filled up to it, masked. InputError where there is no
+    tokenizer, and for inputs that are none of those that a line gives.
     """
-    length, parts = _length(inputs), _parts(file, inputs)
-    for found in _encoded(file):
-        number = min(len(found.ids), length or LONGEST)
+
+    def __init__(self, file: Path, inputs: list[ir.Value], folders: Sequence[Path]) -> None:
+        self._length, self._parts = _length(inputs), _parts(file, inputs)
+        self._tokenizer = _tokenizer([folder / TOKENIZER for folder in folders])
+
+    def sample(self, line: str) -> dict[str, np.ndarray] | None:
+        """int64 of (1, tokens) for each input: `input_ids` (or the only one), `attention_mask`, `token_type_ids`,
+        `position_ids`. None where the line has no tokens."""
+        found: Encoding = self._tokenizer.encode(line.strip())
+        number = min(len(found.ids), self._length or LONGEST)
         rows = {
             "input_ids": found.ids[:number],
             "attention_mask": [1] * number,
             "token_type_ids": found.type_ids[:number],
-            "position_ids": list(range(length or number)),
+            "position_ids": list(range(self._length or number)),
         }
-        if number:
-            yield {name: _row(rows[part], length) for name, part in parts.items()}
+        if not number:
+            return None
+        return {name: _row(rows[part], self._length) for name, part in self._parts.items()}
+
+    def samples(self, file: Path) -> Iterator[dict[str, np.ndarray]]:
+        """One sample a line that is not empty."""
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip() and (sample := self.sample(line)) is not None:
+                    yield sample
 
 
-def _encoded(file: Path) -> Iterator[Encoding]:
-    """The lines as the tokenizer beside the file gives them."""
-    path = file.with_name("tokenizer.json")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: put the model's tokenizer.json beside the text")
-    tokenizer = tokenizer_at(path)
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        yield from (tokenizer.encode(line.strip()) for line in lines if line.strip())
+def _tokenizer(paths: Sequence[Path]) -> Tokenizer:
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise InputError(f"{paths[0]}: no such file: put the model's {TOKENIZER} beside the text")
+    return tokenizer_at(path)
 
 
 def tokenizer_at(path: Path) -> Tokenizer:

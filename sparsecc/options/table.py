@@ -69,6 +69,8 @@ LEVERS = ("channels", "types", "layers", "tokens")
 """What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image."""
 PRUNED = ("channels", "heads", "head_dims")
 """What may go unless --prune says otherwise."""
+SCORES = ("top1", "map", "miou", "wer", "perplexity")
+"""Metrics that `evaluate` may name."""
 SYNTHETIC, SELF, NO_SAMPLES = "synthetic", "self", "none"
 """What `calib` says to ask for random inputs, for text that a decoder writes itself, and for neither."""
 SMALLEST_MEMORY = 16 << 20
@@ -331,8 +333,9 @@ class CompileOptions(Options):
     calib: Data | None = option(
         None,
         source(CODE),
-        "Samples to calibrate on: .npz, .npy, a folder of those or of images, a .txt beside its tokenizer.json, a "
-        "function, or synthetic: random inputs; self: what a language model writes, the default for those; or none.",
+        "Samples to calibrate on: .npz, .npy, images, .wav, a folder of those, .jsonl, a .txt beside its "
+        "tokenizer.json, a function, or synthetic: random inputs; self: what a language model writes, the default for "
+        "those; or none.",
         DATA,
         was=("calibration",),
         is_common=True,
@@ -349,11 +352,19 @@ class CompileOptions(Options):
     evaluate: Score | None = option(
         None,
         text("FILE.py:FUNCTION"),
-        "A function that scores a model: accuracy before and after.",
+        "What scores a model before and after: a function, or on --labels one of top1, map, miou, wer, perplexity.",
         DATA,
         flags=("--evaluate", "--eval"),
         never_in_a_file="which names code to run",
         is_common=True,
+        names_code=True,
+    )
+    labels: Data | None = option(
+        None,
+        source(CODE),
+        "Labelled samples for a metric by name: a folder for each class, .jsonl or .npz with labels, COCO's .json, "
+        "images/ and masks/, a .txt.",
+        DATA,
         names_code=True,
     )
     working_memory: int = option(
@@ -435,6 +446,8 @@ class CompileOptions(Options):
             raise InputError(f"--dead-only removes what is dead and nothing else: leave out {what}")
         if self.max_drop is not None and self.evaluate is None:
             raise InputError("--max-drop needs an accuracy to watch: give --evaluate FILE.py:FUNCTION")
+        if str(self.evaluate).lower() in SCORES and self.labels is None:
+            raise InputError(f"--evaluate {self.evaluate} needs labelled samples: give them with --labels")
         for name in ("min_quality", "min_agreement"):
             if getattr(self, name) is not None and self.samples is None:
                 raise InputError(f"--{name.replace('_', '-')} is judged on samples: give them with --calib")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
-_SAMPLES = ("calib", "calib_general", "data")
+_SAMPLES = ("calib", "calib_general", "data", "labels")
 """Options that take samples."""
 DEADLINE = 3600.0
 """Seconds after which a worker is ended."""

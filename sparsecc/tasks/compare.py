@@ -41,7 +41,7 @@ def compare(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             for path, side in ((a, "a"), (b, "b"))
         )
     model = normalise(load_ir(a))
-    samples = merged(feeds_from(request["data"], model), model) if request.get("data") else []
+    samples = merged(feeds_from(request["data"], model, a.parent), model) if request.get("data") else []
     feeds = samples[0] if samples else feeds_of(a, request)
     reference, found = ([runner.run(one) for one in samples or [feeds]] for runner in (first, second))
     if set(reference[0]) != set(found[0]):

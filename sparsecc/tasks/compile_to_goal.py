@@ -36,7 +36,7 @@ from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
 from sparsecc.tasks.stages import MAKING, Work, begin, walk
-from sparsecc.verify.evaluate import function_of, score
+from sparsecc.verify.evaluate import metric_of, score
 
 _COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
 _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
@@ -251,7 +251,7 @@ class Workshop:
         """The user's metric of a model that takes the inputs of this compile."""
         assert compilation.options.evaluate is not None
         runner = open_session(model, threads=compilation.options.threads)
-        narrowed, function = compilation.narrowed, function_of(str(compilation.options.evaluate))
+        narrowed, function = compilation.narrowed, metric_of(compilation)
         return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
 
 

@@ -34,6 +34,6 @@ def gate_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def _first_sample(spec: str, baseline: Path) -> Mapping[str, np.ndarray]:
-    for sample in feeds_from(spec, load_ir(model_file(baseline))):
+    for sample in feeds_from(spec, load_ir(model_file(baseline)), model_file(baseline).parent):
         return sample
     raise InputError(f"{spec}: holds no sample: give --data with one at least")

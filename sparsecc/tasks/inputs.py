@@ -20,7 +20,7 @@ def feeds_of(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
     """The first sample of the user's data, or random inputs at sizes the model runs at."""
     model = normalise(load_ir(path))
     if request.get("data"):
-        return dict(next(iter(feeds_from(request["data"], model))))
+        return dict(next(iter(feeds_from(request["data"], model, path.parent))))
     options = CompileOptions.of({"inputs": request.get("inputs") or {}})
     with temporary_folder("scratch") as scratch:
         compilation = Compilation(path, options, Scratch(Path(scratch)))

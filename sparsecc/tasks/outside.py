@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsecc.targets import TARGETS
 
-_SAMPLES = {"calib": "--calib", "calib_general": "--calib-general", "data": "--data"}
+_SAMPLES = {"calib": "--calib", "calib_general": "--calib-general", "labels": "--labels", "data": "--data"}
 
 
 def beyond_sandbox(options: Mapping[str, Any]) -> str:

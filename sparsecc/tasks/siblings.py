@@ -20,7 +20,7 @@ from sparsecc.loss.judge import lowest_agreement, worst_quality
 from sparsecc.loss.quality import told
 from sparsecc.options import CompileOptions
 from sparsecc.report.verdict import Verdict, verdict
-from sparsecc.verify.evaluate import function_of, score
+from sparsecc.verify.evaluate import metric_of, score
 from sparsecc.verify.probes import HELD_OUT
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _metric_of(work: Work, made: Work) -> dict[str, Any] | None:
     asked, compilation = made.compilation.options.evaluate, made.compilation
     if asked is None:
         return None
-    function = function_of(str(asked))
+    function = metric_of(compilation)
     runner = compilation.opened(made.analysis.model, compilation.scratch.final)
     after = score(function, lambda feeds: runner.run(compilation.narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": work.score, "after": after}

@@ -174,7 +174,7 @@ class _Against:
         if before is None:
             return _checked("numerics", None, "report.json tells no quality to compare with: compile again")
         model = normalise(load_ir(self.original))
-        given = CalibrationSet(spec, model)
+        given = CalibrationSet(spec, model, beside=self.original.parent)
         judged = given.held_out if given.held_out.batches and "fits" not in fidelity else given.samples
         dense = open_session(write(model, self.scratch.dense), level="none")
         wanted, found = [], []

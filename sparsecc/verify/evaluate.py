@@ -13,6 +13,7 @@ from sparsecc.data.in_memory import MEMORY, function_in_parent
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
 from sparsecc.system.user_code import function_in
+from sparsecc.verify.metrics import METRICS, Labelled, metric_named
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -27,7 +28,7 @@ def score_of_dense(compilation: Compilation) -> float | None:
     if options.evaluate is None:
         return None
     fast = dense.runner if dense.by_parts else open_session(dense.path, threads=options.threads)
-    return score(function_of(str(options.evaluate)), fast.run)
+    return score(metric_of(compilation), fast.run)
 
 
 def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | None) -> dict[str, Any] | None:
@@ -38,7 +39,7 @@ def evaluate(probes: Probes, backend: Backend, compiled: Path, before: float | N
     asked, narrowed = probes.compilation.options.evaluate, probes.compilation.narrowed
     if asked is None:
         return None
-    function, small = function_of(str(asked)), probes.artefact(backend, compiled)
+    function, small = metric_of(probes.compilation), probes.artefact(backend, compiled)
     after = score(function, lambda feeds: small.run(narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": before, "after": after}
 
@@ -52,10 +53,18 @@ def score(function: Callable[[Run], Any], run: Run) -> float:
     return float(value)
 
 
+def metric_of(compilation: Compilation) -> Callable[..., Any]:
+    """What `--evaluate` asks for: a built-in metric on `--labels`, a function in memory, which runs in the parent, or
+    that of a `file.py:function`, the user's own code, which runs here."""
+    options = compilation.options
+    spec = str(options.evaluate)
+    if spec.lower() in METRICS:
+        data = Labelled(str(options.labels), compilation.dense.model, compilation.file.parent)
+        return metric_named(spec.lower(), data)
+    return function_in_parent(spec) if spec.startswith(MEMORY) else function_of(spec)
+
+
 def function_of(spec: str) -> Callable[..., Any]:
-    """The function that `file.py:function` names, or that a Python call holds in memory. It is the user's own code
-    and runs as such: that of a file here, that in memory in the parent."""
-    if spec.startswith(MEMORY):
-        return function_in_parent(spec)
+    """The function that `file.py:function` names."""
     file, _, name = spec.removeprefix("py:").rpartition(":")
     return function_in(Path(file), name, "--evaluate")
