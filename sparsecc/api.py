@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -58,8 +59,10 @@ def compile(model: Model, **options: Any) -> CompileResult:
     from sparsecc.bundle.folder import BundleWriter
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held(warned(options, 2)) as (given, memory), file_of(model) as path:
-        call = CompileCall.of(given)
+    with ExitStack() as stack:
+        given, memory = stack.enter_context(held(warned(options, 2)))
+        call = CompileCall.of(given)  # what cannot be is said before anything is opened
+        path = stack.enter_context(file_of(model))
         work = partial(
             run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",

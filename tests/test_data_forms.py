@@ -17,7 +17,7 @@ from sparsecc.data.files import feeds_from, labelled_from
 from sparsecc.data.preprocessing import read_wave
 from sparsecc.errors import InputError
 from sparsecc.verify.detection import decoded
-from sparsecc.verify.metrics import METRICS, Labelled, metric_named
+from sparsecc.verify.metrics import NAMED_METRICS, Labelled, metric_named
 from tests.test_feeds import model_of
 from tests.test_layout import ROOT
 
@@ -154,7 +154,7 @@ def test_a_line_of_json_is_a_sample(tmp_path: Path) -> None:
 def test_labels_are_cut_with_their_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(6, dtype=np.float32).reshape(3, 2), labels=[5, 6, 7])
     found = [
-        (feeds["x"].tolist(), int(sample["label"]))
+        (feeds["x"].tolist(), int(sample["label"][0]))
         for feeds, sample in labelled_from(str(tmp_path / "a.npz"), model_of("float[B,2] x"))
     ]
     assert found == [([[0, 1]], 5), ([[2, 3]], 6), ([[4, 5]], 7)]
@@ -282,4 +282,4 @@ def test_a_compile_scores_by_name_inside_the_sandbox(tmp_path: Path) -> None:
 def test_the_table_of_options_names_the_metrics() -> None:
     from sparsecc.options.table import SCORES
 
-    assert tuple(METRICS) == SCORES
+    assert tuple(NAMED_METRICS) == SCORES

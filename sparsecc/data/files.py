@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.sources import Sample, Source
+from sparsecc.data.sources import Sample, SampleSource
 from sparsecc.errors import InputError
 from sparsecc.shapes.dynamic_dims import is_fixed
 
@@ -43,7 +43,7 @@ def labelled_from(
 ) -> Iterator[tuple[Feeds, Sample]]:
     """The same, each with all that stands there, the label among it."""
     inputs = inputs_of(model)
-    for where, sample in Source(inputs, beside).samples(path_or_spec):
+    for where, sample in SampleSource(inputs, beside).samples(path_or_spec):
         yield checked(where, inputs, sample), sample
 
 

@@ -35,7 +35,7 @@ _PICTURES = ("image", "img", "image_path", "file_name")
 _SOUND_KEYS = ("audio", "audio_filepath", "wav", "path")
 
 
-class Source:
+class SampleSource:
     """Samples for the inputs of a model, whose preprocessor's configuration and tokenizer may lie in `beside`."""
 
     def __init__(self, inputs: list[ir.Value], beside: Path | None = None) -> None:

@@ -13,7 +13,7 @@ from sparsecc.data.in_memory import MEMORY, function_in_parent
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
 from sparsecc.system.user_code import function_in
-from sparsecc.verify.metrics import METRICS, Labelled, metric_named
+from sparsecc.verify.metrics import NAMED_METRICS, Labelled, metric_named
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
@@ -58,7 +58,7 @@ def metric_of(compilation: Compilation) -> Callable[..., Any]:
     that of a `file.py:function`, the user's own code, which runs here."""
     options = compilation.options
     spec = str(options.evaluate)
-    if spec.lower() in METRICS:
+    if spec.lower() in NAMED_METRICS:
         data = Labelled(str(options.labels), compilation.dense.model, compilation.file.parent)
         return metric_named(spec.lower(), data)
     return function_in_parent(spec) if spec.startswith(MEMORY) else function_of(spec)

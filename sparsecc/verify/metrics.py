@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from sparsecc.data.files import Feeds, checked, inputs_of, labelled_from
 from sparsecc.data.preprocessing import opened_image
-from sparsecc.data.sources import LABEL, Sample, Source
+from sparsecc.data.sources import LABEL, Sample, SampleSource
 from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.verify.detection import average_precision
 
@@ -124,7 +124,7 @@ def mean_average_precision(run: Run, data: Labelled) -> float:
     """COCO's mean average precision (0.50 to 0.95) of a detector on a coco.json, whose pictures lie beside it or in
     `images/` there."""
     file, inputs = Path(data.spec), inputs_of(data.model)
-    source = Source(inputs, data.beside)
+    source = SampleSource(inputs, data.beside)
 
     def feeds_of(picture: Path) -> Feeds:
         return checked(picture.name, inputs, source.picture(picture))
@@ -132,7 +132,7 @@ def mean_average_precision(run: Run, data: Labelled) -> float:
     return average_precision(run, file, feeds_of)
 
 
-METRICS: dict[str, tuple[str, Callable[[Run, Labelled], float]]] = {
+NAMED_METRICS: dict[str, tuple[str, Callable[[Run, Labelled], float]]] = {
     "top1": ("top-1", top1),
     "map": ("mAP", mean_average_precision),
     "miou": ("mIoU", mean_iou),
@@ -144,7 +144,7 @@ METRICS: dict[str, tuple[str, Callable[[Run, Labelled], float]]] = {
 
 def metric_named(name: str, data: Labelled) -> Callable[[Run], float]:
     """A built-in metric as a function of the model."""
-    title, function = METRICS[name]
+    title, function = NAMED_METRICS[name]
 
     def score(run: Run) -> float:
         return function(run, data)
@@ -163,7 +163,7 @@ def _masked(data: Labelled) -> Iterator[tuple[Feeds, np.ndarray]]:
         return
     inputs = inputs_of(data.model)
     masks = {file.stem: file for file in sorted((folder / "masks").iterdir())}
-    source = Source(inputs, data.beside)
+    source = SampleSource(inputs, data.beside)
     for file in sorted((folder / "images").iterdir()):
         if file.stem not in masks:
             raise InputError(f"{file}: no mask of that name in masks/: add it, or remove the picture")
