@@ -45,7 +45,7 @@ def opened(folder: Path) -> tuple[ir.Model, TextModel, OrtRunner]:
 def test_windows_of_a_file_begin_as_texts_do(folder: Path) -> None:
     model, text, run = opened(folder)
     page, tokenizer = folder.parent / "page.txt", folder / "tokenizer.json"
-    found = samples_of(str(page), model, text, run.run, 0, tokenizer, begin=0)
+    found = samples_of(str(page), model, text, run.run, 0, tokenizer.parent, begin=0)
     windows = [*found.samples.batches, *found.held_out.batches]
     ids = np.concatenate([batch["input_ids"] for batch in windows])
     assert ids.shape == (600 // 31, 32)  # as long as the rotation has room for
@@ -97,4 +97,4 @@ def test_a_text_of_a_few_words_is_refused(folder: Path, tmp_path: Path) -> None:
     model, text, run = opened(folder)
     (tmp_path / "t.txt").write_text("the cat")
     with pytest.raises(InputError, match="2 tokens are too few"):
-        samples_of(str(tmp_path / "t.txt"), model, text, run.run, 0, folder / "tokenizer.json", None)
+        samples_of(str(tmp_path / "t.txt"), model, text, run.run, 0, folder, None)
