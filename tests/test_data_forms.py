@@ -202,9 +202,9 @@ def test_perplexity_is_of_the_next_token(tmp_path: Path) -> None:
     assert scored("perplexity", tmp_path / "a.npz", model, lambda feeds: {"y": even}) == pytest.approx(1 / 8)
 
 
-def annotations(folder: Path) -> Path:
+def coco(folder: Path) -> Path:
     picture(folder / "images" / "a.png", (0, 0, 0), (80, 40))
-    boxes = [
+    boxes: list[dict[str, Any]] = [
         {"id": 1, "category_id": 7, "bbox": [20, 10, 40, 20]},
         {"id": 2, "category_id": 9, "bbox": [0, 0, 8, 8]},
     ]
@@ -248,7 +248,7 @@ def test_detections_of_every_form_are_judged_as_coco_does(form: str, tmp_path: P
     boxes, scores, classes, _ = decoded(forms()[form], (4, 4))
     assert boxes.tolist() == [[1, 1, 3, 3]]
     assert (classes.tolist(), scores[0] > 0.8) == ([0], True)
-    assert scored("map", annotations(tmp_path), PICTURE, lambda feeds: forms()[form]) == pytest.approx(0.5)
+    assert scored("map", coco(tmp_path), PICTURE, lambda feeds: forms()[form]) == pytest.approx(0.5)
 
 
 def test_what_no_metric_knows_is_told() -> None:
