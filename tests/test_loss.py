@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
+from benchmarks.detector import CLOSE, rows
 from sparsecc.graph.analysis import analyse
 from sparsecc.loss.answers import Agreement, Question, agreement, questions
 from sparsecc.loss.judge import use_of
@@ -271,6 +272,13 @@ def test_one_output_of_two_answers_is_cut_as_two_outputs_are(tmp_path: Path) -> 
         told = made.report["fidelity"]
         assert min(told["parts"].values()) == told["worst"]["quality_db"] > 5
     assert plans[0] == plans[1]
+
+
+def test_scores_beside_boxes_are_kept_as_if_protected_by_hand(tmp_path: Path) -> None:
+    """Of a detector: within 3 dB of a plan of equal work that keeps the class branch whole, on unseen pictures."""
+    (found,) = rows([0.3], tmp_path, hand=("auto",))
+    assert found["default"]["scores"] > found["by_hand"]["auto"]["scores"] - CLOSE
+    assert min(found["default"].values()) > 15
 
 
 @pytest.mark.parametrize(("number", "least", "most"), [(3, 12, 18), (8, 4, 8), (64, 0.1, 2.5)])
