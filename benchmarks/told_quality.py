@@ -4,8 +4,8 @@
 
 Besides the pairs, models of the shared materials on photographs in the size and range that they were made for. Of the
 samples the first five eighths are given as `--calib`; the rest is never shown to the tool. Every model is compiled at
-ratios 0.1, 0.3 and 0.5, to int8, and both. A row is right where the quality on the unseen inputs is within 2 dB of what
-the report told, or within its interval. Rows are stored as they come and not made again.
+ratios 0.1, 0.3 and 0.5, to int8, and both. A row is right where the quality on the unseen inputs is within 2 dB of
+what the report told, or within its interval. Rows are stored as they come and not made again.
 """
 
 from __future__ import annotations
