@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from sparsecc.cost.model import params_model
+from sparsecc.graph.groups import find_groups
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.loading.constant_weights import LARGEST, MOST_NODES, store_operands
@@ -21,6 +23,7 @@ from sparsecc.loading.normalise import FIXED, normalise
 from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.shapes.infer import evaluated
 
+from .repair_models import analysed, normal
 from .zoo.export import onnx_path
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
@@ -252,3 +255,24 @@ def test_a_file_that_lists_its_weights_as_inputs_means_constants(
     model = normalise(model)
     assert [value.name for value in model.graph.inputs] == left
     assert model.meta[FIXED] == 3 - len(left) if left == ["x"] else model.meta[FIXED] == 0
+
+
+SLICED = """
+n (float[5, 2, 6] x) => (float[5, 1, 2, 4] y)
+<int64[1] axis = {0}, int64[1] a = {0}, int64[1] b = {4}, int64[1] c = {12}, int64[1] d = {16}> {
+    i = Slice(w, a, b, axis) o = Slice(w, c, d, axis) m = Slice(w, b, c, axis) g = Concat<axis = 0>(i, o, m)
+    w1 = Unsqueeze(g, axis) y, h, s = LSTM<hidden_size = 4>(x, w1, r) }
+"""
+
+
+def test_gates_that_a_graph_sorts_are_one_weight() -> None:
+    """Exporters without their optimizer slice gates out and join them in ONNX's order: a unit that went left a copy
+    of the whole weight for every slice."""
+    analysis = analysed(SLICED, {"w": normal(16, 6), "r": normal(1, 16, 4, seed=1)})
+    weight = analysis.model.graph.initializers["w1"].const_value
+    assert weight is not None
+    assert list(weight.shape) == [1, 16, 6]
+    units = next(g for g in find_groups(analysis) if len(g.members) == 3)
+    params = params_model(analysis)
+    assert params.total({}) == 16 * 6 + 16 * 4
+    assert params.total({units.atom: 2}) == 8 * 6 + 8 * 2

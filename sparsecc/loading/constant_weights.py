@@ -134,8 +134,8 @@ def _result(value: ir.Value, nodes: Sequence[ir.Node], version: int) -> np.ndarr
     """What these nodes compute of constants; None where they cannot, where it takes more than it took to say so, and
     of a matrix that others read too, which stays one."""
     given = {v: v.const_value for node in nodes for v in _read(node) if v.const_value is not None}
-    is_computed = any(node.op_type in _COMPUTES for node in nodes)
-    most = max([LARGEST, *(tensor.size for tensor in given.values() if is_computed)])
+    fills = any(node.op_type in _FILLS for node in nodes)
+    most = max([LARGEST, *(tensor.size for tensor in given.values() if not fills)])
     inside = frozenset(nodes)
 
     def is_refused(array: np.ndarray | ir.TensorProtocol, v: ir.Value) -> bool:

@@ -26,7 +26,7 @@ def mend_hidden_size(edit: Edit) -> None:
         edit.set_attribute("hidden_size", edit.left(edit.memo))
 
 
-@rule("LSTM GRU RNN", fix=mend_hidden_size, traits=Trait.RECURRENT)
+@rule("LSTM GRU RNN", fix=mend_hidden_size, traits=Trait.RECURRENT, weights=(1, 2, 3))
 def recurrent(site: Site) -> None:
     """W (dirs, gates*hidden, in), R (dirs, gates*hidden, hidden): units are one group, directions stay."""
     gates = _GATES[site.node.op_type]
