@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,10 +34,10 @@ from sparsecc.runtime.dense import Dense, loaded, opened
 from sparsecc.runtime.numerics import Outputs
 from sparsecc.runtime.rounding import Runs
 from sparsecc.system.plain_json import read_json
+from sparsecc.system.progress import Announced, Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.targets import Target, target_named
 
-Emit = Callable[[dict[str, Any]], None]
 Sizes = Mapping[str, tuple[int, ...]]
 
 BATCHES = 256
@@ -68,7 +68,7 @@ def _nobody_listens(event: dict[str, Any]) -> None:
 
 
 @dataclass
-class Compilation:
+class Compilation(Announced):
     """A compile under way. Rooms take it whole and read what they need.
 
     `take` sets what depends on the model and `settled` what depends on its sizes; nothing of that may be read before.
@@ -81,8 +81,9 @@ class Compilation:
     scratch: Scratch
     """Where intermediate files are; it goes away with the compile."""
     emit: Emit = _nobody_listens
-    """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls. An event that also has "say"
-    is a sentence for the user, known before long work; its figures stand beside it."""
+    """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls. "note" is how long the work
+    under way will take. An event that also has "say" is a sentence for the user, known before long work; its figures
+    stand beside it."""
     package: Package | None = None
     """The folder that the model came in, with what its runtime reads beside it; None where a file was named."""
     goal: Mapping[str, Any] | None = None
@@ -95,6 +96,8 @@ class Compilation:
     """(pass or stage, what it left alone and why)."""
     span: tuple[float, float] = (0.0, 1.0)
     """The shares of the whole at which the stage under way begins and ends."""
+    since: float = 0.0
+    """When the part of a stage under way began, by `time.perf_counter`."""
     at: tuple[str, float] = ("load", 0.0)
     """The stage and the share of the last event."""
     narrowed: Narrowed = field(default_factory=Narrowed)
@@ -312,22 +315,9 @@ class Compilation:
         """Announce a stage and keep how long it took; `progress` moves between these shares of the whole."""
         self._tell(name, begin)
         self.span, begun = (begin, end), time.perf_counter()
+        self.since = begun
         yield
         self.note(name, begun=begun)
-
-    def progress(self, what: str, share: float) -> None:
-        """Tell how far the stage under way is, and with what."""
-        begin, end = self.span
-        self._tell(what, begin + (end - begin) * share)
-
-    def _tell(self, stage: str, share: float) -> None:
-        self.at = stage, share
-        self.emit({"stage": stage, "share": share})
-
-    def say(self, text: str, **figures: Any) -> None:
-        """Tell the user a sentence now, with its figures for programs, as an event of the stage under way."""
-        stage, share = self.at
-        self.emit({"stage": stage, "share": share, "say": text, **figures})
 
     def note(self, name: str, facts: Mapping[str, Any] | None = None, *, begun: float | None = None) -> None:
         """Keep what a stage or method did; `begun` is when, by `time.perf_counter`.

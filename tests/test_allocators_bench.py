@@ -5,9 +5,12 @@ And how outputs are compared, on which samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from sparsecc.allocators.output_error import Bench
@@ -19,6 +22,8 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.loss.measure import Reference
 from sparsecc.reference.masked_channels import masked
+from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.segments import Walk
 from tests.repair_models import analysed, mlp, normal
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -70,7 +75,29 @@ def test_a_branch_loses_what_the_whole_run_does(name: str, backwards: bool, tmp_
     for variant in sorted(variants, key=bench.start_of, reverse=backwards):
         wanted = whole.moved(variant)
         assert wanted > 0
-        assert bench.branched(variant) == pytest.approx(wanted, rel=1e-5)
+        assert bench.branched([variant]) == pytest.approx([wanted], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*DIGITS, "two outputs", "body"])
+def test_the_levels_of_a_curve_share_a_session(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a cut masks is an input there; a body is not compared, so its variants have sessions of their own."""
+    analysis, samples = case(name)
+    group = max((g for g in find_groups(analysis) if g.is_free), key=lambda g: g.size)
+    variants = [masked(analysis, {group.atom: np.arange(group.size) >= n}) for n in (1, group.size // 2)]
+    bench, whole = (Bench(analysis.model, samples, tmp_path / part, 1) for part in ("a", "b"))
+    wanted = [whole.moved(variant) for variant in variants]
+    opened: list[int] = []
+    run = Walk.branch
+
+    def counted(walk: Walk, variant: ir.Model, nodes: Sequence[ir.Node], *more: Any) -> Iterator[list[Feeds]]:
+        opened.extend([len(more[1])] if variant is not analysis.model and len(more) > 1 else [])
+        return run(walk, variant, nodes, *more)
+
+    monkeypatch.setattr(Walk, "branch", counted)
+    assert bench.branched(variants) == pytest.approx(wanted, rel=1e-4)
+    assert opened == ([1, 1] if name == "body" else [2])
 
 
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_vit"])
@@ -81,7 +108,7 @@ def test_in_order_no_whole_model_is_run(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(bench, "moved", lambda variant: pytest.fail("ran all of it"))
     places = []
     for variant in variants:
-        bench.branched(variant)
+        bench.branched([variant])
         places.append(bench.start_of(variant))
     assert places[-1] > len(list(analysis.model.graph)) / 2
 
@@ -90,7 +117,7 @@ def test_a_cut_that_no_output_sees_moves_nothing(tmp_path: Path) -> None:
     analysis, samples = case("two outputs")
     bench = Bench(analysis.model, samples, tmp_path, 1)
     assert bench.start_of(analysis.model.clone()) == len(list(analysis.model.graph))
-    assert bench.branched(analysis.model.clone()) == 0.0
+    assert bench.branched([analysis.model.clone()]) == [0.0]
 
 
 def test_a_body_counts_as_different_as_names_in_it_are_not_compared(tmp_path: Path) -> None:

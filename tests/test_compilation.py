@@ -11,6 +11,7 @@ import pytest
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import CalibrationSet
 from sparsecc.options import CompileOptions
+from sparsecc.system.progress import time_left
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks import compile_to_goal
 from sparsecc.tasks.compile import compile_model
@@ -113,6 +114,23 @@ def test_progress_never_falls_and_every_stage_is_told(models_dir: Path, tmp_path
     assert shares == sorted(shares)  # type: ignore[type-var]
     names = [event["stage"] for event in told if "say" not in event]
     assert [name for name in names if name in {stage.name for stage in STAGES}] == [s.name for s in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "told"),
+    [
+        (1.0, 0.1, ""),
+        (10.0, 0.01, ""),
+        (10.0, 0.9, ""),
+        (3.0, 0.5, "about 3 s left"),
+        (9.0, 0.3, "about 20 s left"),
+        (60.0, 0.1, "about 9 min left"),
+    ],
+)
+def test_how_much_longer_work_takes_is_told_where_that_is_long(
+    seconds: float, share: float, told: str
+) -> None:
+    assert time_left(seconds, share) == told
 
 
 def test_every_name_in_the_scratch_folder_is_typed_in_one_file() -> None:

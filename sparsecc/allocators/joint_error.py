@@ -55,7 +55,7 @@ class CutLosses:
         name = _name(cut, share)
         if name not in self._known:
             self.runs += 1
-            self._progress(f"try cut {self.runs}", min(self.runs / self._most, 1.0))
+            self._progress(f"try cut {self.runs}", min((self.runs - 1) / self._most, 1.0))
             self._known[name] = self._loss(cut, share)
         return self._known[name]
 

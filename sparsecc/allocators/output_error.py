@@ -42,10 +42,10 @@ class Bench:
 
     @staticmethod
     def for_runs(
-        analysis: Analysis, samples: Samples, runs: int, scratch: Path, threads: int
+        analysis: Analysis, samples: Samples, runs: float, scratch: Path, threads: int, work: float = WORK
     ) -> Bench | None:
-        """With as many samples as so many runs may take; None where these are too few to tell anything."""
-        chosen = affordable(analysis, samples, runs, MOST)
+        """With as many samples as so many runs may take within `work`; None where these are too few."""
+        chosen = affordable(analysis, samples, runs, MOST, work)
         return (
             None
             if chosen is None
@@ -61,20 +61,27 @@ class Bench:
         own = feeds if smaller is None else [smaller.feeds(one) for one in feeds]
         return reference.loss(self._outputs(model, own))
 
-    def branched(self, variant: ir.Model) -> float:
-        """As `moved`, run from where the variant first differs: of many, those that differ early come first."""
-        nodes = list(variant.graph)
+    def branched(self, variants: Sequence[ir.Model]) -> list[float]:
+        """As `moved`, of variants that are alike but for constants, run from where they first differ from the model,
+        in one session: of many, those that differ early come first."""
+        variant, nodes = variants[0], list(variants[0].graph)
+        if not all(_is_twin(variant, other) for other in variants[1:]):
+            return [self.branched([one])[0] for one in variants]
         start = self.start_of(variant)
         if start < self._walk.position:
-            return self.moved(variant)
+            return [self.moved(one) for one in variants]
         outputs = {value.name for value in variant.graph.outputs}
         made = [v.name or "" for node in nodes[start:] for v in node.outputs if v.name in outputs]
         if not made:
-            return 0.0
+            return [0.0] * len(variants)
         self._walk.advance(start)
         _, reference = self._dense(1.0)
-        found = self._walk.branch(variant, nodes[start:], made)
-        return reference.loss([{**w, **f} for w, f in zip(reference.outputs, found, strict=True)])
+        own = _differing(variants) if len(variants) > 1 else [{}]
+        batches = list(self._walk.branch(variant, nodes[start:], made, own, "all"))
+        return [
+            reference.loss([{**w, **found[i]} for w, found in zip(reference.outputs, batches, strict=True)])
+            for i in range(len(variants))
+        ]
 
     def start_of(self, variant: ir.Model) -> int:
         """How many nodes a variant of the model shares with it before the first that differs, or may do so."""
@@ -111,11 +118,30 @@ class Bench:
         return found
 
 
-def affordable(analysis: Analysis, samples: Samples, runs: int, most: int) -> Samples | None:
-    """As many of the samples as so many runs of the dense model may take; None where these are too few."""
-    per_sample = macs_model(analysis).total({}) / _batch_of(analysis) * _longer(analysis, samples)
-    number = int(min(most, WORK / max(runs * per_sample, 1.0)))
-    return None if number < FEWEST else samples.first(number)
+def affordable(
+    analysis: Analysis, samples: Samples, runs: float, most: int, work: float = WORK
+) -> Samples | None:
+    """As many of the samples as so many runs of the dense model may take within `work`, or FEWEST where these take no
+    more than WORK; None where they do."""
+    per_sample = runs * macs_model(analysis).total({}) / _batch_of(analysis) * _longer(analysis, samples)
+    if FEWEST * per_sample > WORK:
+        return None
+    return samples.first(max(FEWEST, int(min(most, work / max(per_sample, 1.0)))))
+
+
+def _is_twin(model: ir.Model, other: ir.Model) -> bool:
+    """Whether two models have the same nodes, which read and make values of the same names."""
+    pairs = zip(model.graph, other.graph, strict=False)
+    return len(model.graph) == len(other.graph) and all(
+        (a.op_type, a.domain) == (b.op_type, b.domain) and not has_body(b) and _alike(a, b) for a, b in pairs
+    )
+
+
+def _differing(twins: Sequence[ir.Model]) -> list[Feeds]:
+    """Of each, the constants in which they differ."""
+    tensors = [{n: v.const_value for n, v in twin.graph.initializers.items()} for twin in twins]
+    names = [n for n, first in tensors[0].items() if any(other[n] is not first for other in tensors[1:])]
+    return [{n: t.numpy() for n in names if (t := one[n]) is not None} for one in tensors]
 
 
 def _alike(ours: ir.Node, other: ir.Node) -> bool:

@@ -74,10 +74,11 @@ class Rehearsal(CutLosses):
         keep = {found[atom]: slots for atom, slots in cut.items()}
         kept, smaller = kept_values(twin, keep), Narrowed.of(twin, keep)
         remove(twin, keep)
-        mixtures = mixtures_of(twin)
-        repair_from(
-            stage.compilation, self._analysis.model, twin.model, kept, stage.seen, stage.method, mixtures
-        )
+        mixtures, done = mixtures_of(twin), min(self.runs, PLANS)
+        with stage.compilation.part((done - 1) / PLANS, done / PLANS):
+            repair_from(
+                stage.compilation, self._analysis.model, twin.model, kept, stage.seen, stage.method, mixtures
+            )
         return self._bench.moved(twin.model, share, smaller)
 
 

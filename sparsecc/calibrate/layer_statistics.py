@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ def collect(
     seed: int = 0,
     threads: int = 1,
     memory: int = MEMORY,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Stats:
     """The moments of every layer's inputs, from one walk of the dense model over the samples.
 
@@ -130,7 +131,7 @@ def collect(
     if found is None:
         half, folder, watch = memory // 2, scratch / "stats_walk", Watch(analysis)
         walk = Walk(analysis.model, few.batches, folder, wanted=watch.names, threads=threads, memory=half)
-        found = _walked(analysis, walk, watch, shelf, digest, seed, half), watch.routers
+        found = _walked(analysis, walk, watch, shelf, digest, seed, half, progress), watch.routers
         _keep_index(*found, shelf, digest)
     layers, routers = found
     facts = {**_facts(layers, few, source, shelf), "seconds": round(time.perf_counter() - begun, 3)}
@@ -140,7 +141,14 @@ def collect(
 
 
 def _walked(
-    analysis: Analysis, walk: Walk, watch: Watch, shelf: Shelf, digest: str, seed: int, memory: int
+    analysis: Analysis,
+    walk: Walk,
+    watch: Watch,
+    shelf: Shelf,
+    digest: str,
+    seed: int,
+    memory: int,
+    progress: Callable[[str, float], None],
 ) -> list[LayerStatistics]:
     layers: list[LayerStatistics] = []
     seen: dict[tuple[object, ...], LayerStatistics] = {}
@@ -154,6 +162,7 @@ def _walked(
         if twin is not None:
             layers.append(replace(twin, consumer=consumer, axis=axis))
             continue
+        progress("statistics of layers", number / len(walk.nodes))
         walk.advance(number)
         if not walk.has(consumer.source):
             continue

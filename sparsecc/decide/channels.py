@@ -102,14 +102,16 @@ def choose(
         keep = {g.atom: ~gone for g in free if (gone := named_to_go(g, dead, limits)) is not None}
         after = cost.total({atom: int(slots.sum()) for atom, slots in keep.items()})
         return Choice(keep, ratio, before, after, ratio == 0)
-    evidence, budget = evidence_for(compilation, analysis), (1 - ratio) * before
+    with compilation.part(0.0, 0.35):
+        evidence, budget = evidence_for(compilation, analysis), (1 - ratio) * before
     scores = partial(scored, analysis, free, options, evidence, dead=dead, limits=limits)
     if ratio == 0:
         candidates = scores()
         keep = {c.atom: c.best(c.size) for c in candidates if c.gone is not None}
         after = cost.total({c.atom: c.size for c in candidates})
         return Choice(keep, ratio, before, after, True, {"criterion": criterion_for(options)})
-    chosen = method_of(compilation, analysis, free, evidence, scores, cost, budget)
+    with compilation.part(0.35, 0.75):
+        chosen = method_of(compilation, analysis, free, evidence, scores, cost, budget)
     candidates, losses = chosen.candidates, None
     measured = all(c.curve is not None for c in candidates)
     method: dict[str, Any] = {
@@ -117,10 +119,11 @@ def choose(
         "allocator": name_of(chosen.allocator),
         "curves": measured,
     }
-    if evidence.stats is not None:
-        losses = cut_losses(compilation, analysis, candidates, evidence.stats, measured=measured)
-    problem = Problem(candidates, cost, budget, seed=options.seed, joint=losses)
-    selection = chosen.allocator.allocate(problem)
+    with compilation.part(0.75, 1.0):
+        if evidence.stats is not None:
+            losses = cut_losses(compilation, analysis, candidates, evidence.stats, measured=measured)
+        problem = Problem(candidates, cost, budget, seed=options.seed, joint=losses)
+        selection = chosen.allocator.allocate(problem)
     if losses is not None:
         losses.keep()
         method["tried"] = type(losses).__name__.lower()
@@ -150,9 +153,12 @@ def method_of(
         tried = least_moved(compilation, analysis, scores, cost, budget)
         if tried is not None:
             return tried
-    criterion, candidates = criterion_for(options), scores()
+    criterion = criterion_for(options)
+    with compilation.part(0.0, 0.4):
+        candidates = scores(progress=compilation.progress)
     if options.data is not None:
-        candidates = informed(compilation, analysis, free, candidates, evidence)
+        with compilation.part(0.4, 1.0):
+            candidates = informed(compilation, analysis, free, candidates, evidence)
     measured = all(c.curve is not None for c in candidates)
     if not measured and evidence.stats is not None and is_auto:
         criterion, candidates = FOR_THRESHOLDS, scores(FOR_THRESHOLDS)
@@ -199,7 +205,7 @@ def evidence_for(compilation: Compilation, analysis: Analysis) -> Evidence:
     settings = {"seed": options.seed, **walked}
     channels = Channels(analysis, samples, scratch, **walked).of
     with nullcontext() if samples.real else matched(analysis.model, samples, scratch, **walked):
-        stats = collect(analysis, samples, scratch, **settings)
+        stats = collect(analysis, samples, scratch, **settings, progress=compilation.progress)
     if general is not None:
         stats.facts["general_samples"] = general.number
     return Evidence(weights, stats, gradients, channels)
@@ -225,7 +231,7 @@ def informed(
         return [replace(c, turn=found[c.atom]) for c in candidates]
     if uses == "scores" or evidence.stats is None:
         return candidates
-    curves = known_or_measured(analysis, candidates, evidence.stats, compilation.samples, scratch, threads)
+    curves = known_or_measured(analysis, candidates, evidence.stats, compilation)
     return candidates if curves is None else [replace(c, curve=curves[c.atom]) for c in candidates]
 
 
@@ -299,6 +305,7 @@ def scored(
     instead: str | None = None,
     dead: Dead | None = None,
     limits: Limits | None = None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Candidate]:
     """The free groups with their scores, steps and floors; `instead` is another criterion than the asked one, `dead`
     slots are no choice, nor is what `limits` settle."""
@@ -309,7 +316,8 @@ def scored(
     for_experts = CRITERIA[FOR_EXPERTS] if has_data and options.criterion == "auto" else criterion
     target = target_named(options.target)
     candidates = []
-    for group in free:
+    for number, group in enumerate(free):
+        progress("scores of groups", number / len(free))
         score = (for_experts if group.kind == "expert" else criterion).score
         scores = np.nan_to_num(np.asarray(score(group, evidence), dtype=np.float64), nan=np.inf)
         scores, least = spared(group, evidence, scores)

@@ -74,7 +74,7 @@ def dead_slots(analysis: Analysis, groups: Sequence[Group], known: Mapping[ir.Va
     }
     read: dict[Atom, list[Reduction]] = {}
     for reduction in analysis.record.reductions:
-        for axis in _reduced(analysis, reduction):
+        for axis in analysis.record.reduced(reduction):
             for atom in atoms_of(axis):
                 read.setdefault(atom, []).append(reduction)
     found = Dead()
@@ -281,12 +281,3 @@ def _moved_to_bias(layer: LinearLayer, values: np.ndarray) -> list[str]:
     for use in readers:
         use.node.replace_input_with(use.idx, adder.outputs[0])
     return [layer.weight.name or "", bias.name or ""]
-
-
-def _reduced(analysis: Analysis, reduction: Reduction) -> list[Axis]:
-    """The axes that a reduction is over."""
-    key = (reduction.node, reduction.operand)
-    value = reduction.node.inputs[reduction.operand]
-    assert value is not None
-    axes = analysis.record.uses[key] if key in analysis.record.uses else analysis.record.axes.get(value, [])
-    return [axes[p] for p in reduction.positions] if axes else []

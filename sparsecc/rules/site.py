@@ -57,6 +57,13 @@ class Record:
     constant: set[ir.Value] = field(default_factory=set)
     unfollowed: dict[ir.Node, str] = field(default_factory=dict)
 
+    def reduced(self, reduction: Reduction) -> list[Axis]:
+        """The axes that a reduction is over."""
+        value = reduction.node.inputs[reduction.operand]
+        assert value is not None
+        axes = self.uses.get((reduction.node, reduction.operand)) or self.axes.get(value)
+        return [axes[position] for position in reduction.positions] if axes else []
+
 
 class Site:
     """One node while its rule runs. Operand and output numbers are those of the ONNX specification."""

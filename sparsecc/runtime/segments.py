@@ -170,28 +170,37 @@ class Walk:
         if self._last.get(name, -1) < self._position:
             self._store.drop(name, self.batches)
 
-    def branch(self, variant: ir.Model, segment: Sequence[ir.Node], kept: Sequence[str]) -> Iterator[Feeds]:
-        """What nodes of a variant of the model make of the values that are held now, batch after batch.
+    def branch(
+        self,
+        variant: ir.Model,
+        segment: Sequence[ir.Node],
+        kept: Sequence[str],
+        constants: Sequence[Feeds] = ({},),
+        level: str = "",
+    ) -> Iterator[list[Feeds]]:
+        """What nodes of a variant of the model make of the values that are held now, batch after batch, with each of
+        these sets of constants in the place of the variant's own: all in one session.
 
         InputError where they do not run.
         """
-        taken = outside(variant, segment)
+        taken = [name for name in outside(variant, segment) if name not in constants[0]]
         sample = {name: self._store.get(name, 0) for name in taken}
-        runner = self._runner(variant, segment, sample, kept)
+        runner = self._runner(variant, segment, {**sample, **constants[0]}, kept, level or self._level)
         for batch in range(self.batches):
-            yield runner.run({name: self._store.get(name, batch) for name in taken})
+            held = {name: self._store.get(name, batch) for name in taken}
+            yield [runner.run({**held, **given}) for given in constants]
 
     def _run(self, segment: Sequence[ir.Node], kept: Sequence[str]) -> None:
-        for batch, found in enumerate(self.branch(self.model, segment, kept)):
+        for batch, (found,) in enumerate(self.branch(self.model, segment, kept)):
             for name in kept:
                 self._store.put(name, batch, found[name])
 
     def _runner(
-        self, model: ir.Model, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str]
+        self, model: ir.Model, segment: Sequence[ir.Node], sample: Feeds, kept: Sequence[str], level: str
     ) -> OrtRunner:
         """A session on the segment alone; its weights are read now, so that changes are seen."""
         proto = extract(model, segment, sample, kept)
-        return open_session(proto, where="calibration", threads=self._threads, level=self._level)
+        return open_session(proto, where="calibration", threads=self._threads, level=level)
 
 
 def activations(

@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsecc.compilation import Emit
 from sparsecc.data.files import feeds_from
 from sparsecc.data.samples import Samples, merged
 from sparsecc.errors import InputError
@@ -26,6 +25,7 @@ from sparsecc.measure.interleave import Budget
 from sparsecc.measure.interleave import compare as compare_runs
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.session import open_session
+from sparsecc.system.progress import Emit
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks.inputs import feeds_of
 

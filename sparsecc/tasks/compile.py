@@ -11,7 +11,7 @@ import yaml
 
 from sparsecc.bundle.folder import BundleWriter
 from sparsecc.bundle.package import carry
-from sparsecc.compilation import Compilation, Emit
+from sparsecc.compilation import Compilation
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError
@@ -22,6 +22,7 @@ from sparsecc.report import assemble
 from sparsecc.report.verdict import refusal
 from sparsecc.system.files import size_of
 from sparsecc.system.processor import processor
+from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.backends import backend_named
-from sparsecc.compilation import Compilation, Emit
+from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
@@ -31,6 +31,7 @@ from sparsecc.options.table import PRUNED
 from sparsecc.remarks import Remark
 from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
+from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks import compile as pipeline

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.compilation import Emit
 from sparsecc.data.files import feeds_from
 from sparsecc.errors import InputError
 from sparsecc.gate.config import CHECKS
 from sparsecc.gate.gate import gate, model_file
 from sparsecc.loading.models import load_ir
+from sparsecc.system.progress import Emit
 
 
 def gate_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from sparsecc.backends import backend_named
 from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.signing import signature_check
-from sparsecc.compilation import Emit
 from sparsecc.errors import GoalError
 from sparsecc.loading.package import model_file
+from sparsecc.system.progress import Emit
 from sparsecc.targets import target_named
 from sparsecc.tasks.inputs import feeds_of
 

@@ -1,0 +1,58 @@
+"""How far work is, told to whoever listens, and how much longer it takes, in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Emit = Callable[[dict[str, Any]], None]
+
+PATIENCE = 2.0
+"""Seconds below which nothing is said."""
+_KNOWN = 0.02
+"""The share of the work that must be done before anything is known."""
+
+
+def time_left(seconds: float, share: float) -> str:
+    """In round numbers, for work of which a share took so many seconds; "" where it is short or unknown."""
+    more = seconds / share - seconds if share > _KNOWN else 0.0
+    if seconds < PATIENCE or more < PATIENCE:
+        return ""
+    if more > 90:
+        return f"about {more / 60:.0f} min left"
+    step = 5 if more >= 15 else 1
+    return f"about {max(step, round(more / step) * step)} s left"
+
+
+class Announced:
+    """Work that tells how far it is; its fields stand where it is made."""
+
+    emit: Emit
+    span: tuple[float, float]
+    since: float
+    at: tuple[str, float]
+
+    @contextmanager
+    def part(self, begin: float, end: float) -> Iterator[None]:
+        """Inside, `progress` moves between these shares of the part of the stage that it moved in before."""
+        span, since = self.span, self.since
+        width = span[1] - span[0]
+        self.span, self.since = (span[0] + width * begin, span[0] + width * end), time.perf_counter()
+        yield
+        self.span, self.since = span, since
+
+    def progress(self, what: str, share: float) -> None:
+        """Tell how far the part under way is, and with what; how long it will take where that is long."""
+        begin, end = self.span
+        self._tell(what, begin + (end - begin) * share, time_left(time.perf_counter() - self.since, share))
+
+    def _tell(self, stage: str, share: float, note: str = "") -> None:
+        self.at = stage, share
+        self.emit({"stage": stage, "share": share, **({"note": note} if note else {})})
+
+    def say(self, text: str, **figures: Any) -> None:
+        """Tell the user a sentence now, with its figures for programs, as an event of the stage under way."""
+        stage, share = self.at
+        self.emit({"stage": stage, "share": share, "say": text, **figures})
