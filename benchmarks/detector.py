@@ -70,8 +70,8 @@ def pictures(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
         ][kind]
         image[:, inside] += color
         cell = int(y * CELLS / SIDE), int(x * CELLS / SIDE)
-        box[(slice(None), *cell)] = y / SIDE, x / SIDE, 2 * size / SIDE, 2 * size / SIDE
-        answer[(0, *cell)] = answer[(1 + kind, *cell)] = 1
+        box[:, cell[0], cell[1]] = y / SIDE, x / SIDE, 2 * size / SIDE, 2 * size / SIDE
+        answer[0, cell[0], cell[1]] = answer[1 + kind, cell[0], cell[1]] = 1
     return images, boxes, answers
 
 
