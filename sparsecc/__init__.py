@@ -27,7 +27,7 @@ from types import ModuleType  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from sparsecc.api import build, compare, compile, doctor, inspect, profile, verify
+    from sparsecc.api import build, compare, compile, doctor, gate, inspect, profile, reduce, sign, verify
     from sparsecc.fleet import profile_fleet
     from sparsecc.report.result import CompileResult
     from sparsecc.search.api import search
@@ -46,10 +46,13 @@ __all__ = [
     "compare",
     "compile",
     "doctor",
+    "gate",
     "inspect",
     "profile",
     "profile_fleet",
+    "reduce",
     "search",
+    "sign",
     "verify",
 ]
 

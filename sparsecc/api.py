@@ -14,7 +14,7 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileCall, rows_of
 from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
-from sparsecc.options.row import Data, Inputs, Pairs, Score
+from sparsecc.options.row import KEPT, SHARE, Data, Inputs, Kind, Pairs, Score
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
 from sparsecc.tasks.calls import file_of, held, run_task, swept
@@ -289,7 +289,8 @@ def gate(
     current: str | os.PathLike[str],
     baseline: str | os.PathLike[str],
     *,
-    max_regression: float = 0.05,
+    max_regression: float | str = 0.05,
+    min_agreement: float | str | None = None,
     name: str | None = None,
     checks: Sequence[str] | None = None,
     device: str = "local",
@@ -297,7 +298,8 @@ def gate(
     data: Data | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
-    """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 is 5 %).
+    """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 or "5%"), or gives less than the
+    share `min_agreement` of its answers on `data`.
 
     Both are .onnx or .ort files, or bundle folders. "verdict" is "OK", "REGRESSION" or "INCONCLUSIVE"; `checks` are
     those that need no clock, by default all. The rest is as `gate --json` prints it.
@@ -307,7 +309,8 @@ def gate(
     request = {
         "current": os.path.abspath(current),
         "baseline": os.path.abspath(baseline),
-        "max_regression": max_regression,
+        "max_regression": _share(SHARE, "--max-regression", max_regression),
+        "min_agreement": None if min_agreement is None else _share(KEPT, "--min-agreement", min_agreement),
         "name": name,
         "checks": list(checks) if checks is not None else None,
         "device": device,
@@ -326,6 +329,13 @@ def doctor() -> dict[str, Any]:
     from sparsecc.tasks.doctor import examine
 
     return examine()
+
+
+def _share(kind: Kind[float], flag: str, value: float | str) -> float:
+    try:
+        return kind.take(value)
+    except ValueError as e:
+        raise InputError(f"{flag}: {e}") from e
 
 
 def _shapes(inputs: Inputs | None) -> dict[str, Any]:

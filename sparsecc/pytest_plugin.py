@@ -26,7 +26,7 @@ class Latency:
 
     pairs: int = 160
     seconds: float = 12.0
-    inconclusive: str = "skip"
+    inconclusive: str = "fail"
 
     def assert_not_slower(
         self,
@@ -39,7 +39,8 @@ class Latency:
     ) -> GateResult:
         """Fail when `current` is slower than `baseline` by more than `max_regression`.
 
-        Where the machine could not tell, the test is skipped, or fails with `--sparsecc-inconclusive=fail`.
+        Where the machine could not tell, the test fails: it was asked to judge. With `--sparsecc-inconclusive=skip` it
+        is skipped.
         Both are ONNX files or bundles; the result can be looked at further.
         """
         __tracebackhide__ = True
@@ -68,8 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("sparsecc").addoption(
         "--sparsecc-inconclusive",
         choices=("skip", "fail"),
-        default="skip",
-        help="what a latency check does when the machine could not tell (default: skip)",
+        default="fail",
+        help="what a latency check does when the machine could not tell (default: fail)",
     )
 
 

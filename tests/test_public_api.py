@@ -19,9 +19,12 @@ PUBLIC = {
     "compare",
     "compile",
     "doctor",
+    "gate",
     "inspect",
     "profile",
+    "reduce",
     "search",
+    "sign",
     "verify",
 } | {"profile_fleet"}
 

@@ -29,11 +29,10 @@ REVISIONS = ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
 
 def run(terminal: Terminal, given: dict[str, Any]) -> int:
     """Gate one model, or all of a file; the exit code is that of the worst."""
-    from sparsecc.gate.report import append_history, history_of, junit, markdown
+    from sparsecc.gate.report import append_history, bencher, github_benchmark, history_of, junit, markdown
 
-    documents = [
-        (given.pop(name, None), document) for name, document in (("junit", junit), ("markdown", markdown))
-    ]
+    forms = {"junit": junit, "markdown": markdown, "github_benchmark": github_benchmark, "bencher": bencher}
+    documents = [(given.pop(name, None), document) for name, document in forms.items()]
     history, trend = given.pop("history", None), given.pop("trend", None)
     if trend is not None and history is None:
         raise click.UsageError("--trend draws a history: give --history FILE too")
@@ -143,6 +142,11 @@ command = Command(
                 help="How much slower is allowed.  [default: 5%]",
             ),
             click.Option(
+                ["--min-agreement"],
+                type=Value("SHARE", reading.kept_share),
+                help="How much of the answers must be the same on --data, e.g. 99%.",
+            ),
+            click.Option(
                 ["--config"], type=click.Path(), metavar="FILE", help="A YAML list of many models and limits."
             ),
             click.Option(["--name"], metavar="TEXT", help="What to call the model in the output."),
@@ -154,6 +158,15 @@ command = Command(
             ),
             click.Option(
                 ["--markdown"], type=click.Path(), metavar="FILE", help="Also write a pull request summary."
+            ),
+            click.Option(
+                ["--github-benchmark"],
+                type=click.Path(),
+                metavar="FILE",
+                help="Also write the medians for github-action-benchmark (customSmallerIsBetter).",
+            ),
+            click.Option(
+                ["--bencher"], type=click.Path(), metavar="FILE", help="Also write them as Bencher's JSON."
             ),
             click.Option(
                 ["--history"], type=click.Path(), metavar="FILE", help="Add the result to this history."

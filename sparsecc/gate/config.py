@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import InputError
+from sparsecc.options import reading
 from sparsecc.system.plain_yaml import read_yaml
 
 CHECKS = ("kernels", "macs", "size", "channels")
@@ -62,12 +63,11 @@ def _entry(where: str, item: object, folder: Path) -> GateEntry:
 
 
 def read_share(where: str, value: Any) -> float:
-    """A share written as 0.05 or "5%"."""
-    text = str(value).strip()
+    """A share written as 0.05 or "5%", as the command line reads it."""
     try:
-        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        share = reading.share(str(value).strip())
     except ValueError as e:
-        raise InputError(f"{where}: '{text}' is no share: write 5% or 0.05") from e
-    if not 0 < share < 10:
-        raise InputError(f"{where}: max_regression {text} is out of range: write 5% or 0.05")
+        raise InputError(f"{where}: max_regression: {e}") from e
+    if not share:
+        raise InputError(f"{where}: max_regression 0 is less than any machine can tell: write 5% or 0.05")
     return share

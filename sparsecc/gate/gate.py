@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sparsecc.bundle import Bundle
 from sparsecc.devices import open_device
 from sparsecc.devices.ready import require_ready
 from sparsecc.errors import InputError
+from sparsecc.gate.checks import Check, clock_free_checks, model_file, same_answers
 from sparsecc.gate.config import CHECKS
 from sparsecc.loading.private_copy import require_sound
 from sparsecc.measure.interleave import Budget, Comparison
@@ -31,17 +30,6 @@ ROUNDS = 8
 """Rounds of fresh sessions before the first look."""
 CONFIDENCE = 1 - 0.05 / LOOKS
 """Of each look's interval, so that all of them together hold 95 times in 100 (Bonferroni)."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check that needs no clock: a number before and after, and whether it stayed within bounds."""
-
-    name: str
-    before: float | None
-    after: float | None
-    ok: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -104,20 +92,23 @@ def gate(
     budget: Budget | None = None,
     checks: tuple[str, ...] = CHECKS,
     feeds: Mapping[str, np.ndarray] | None = None,
+    samples: Sequence[Mapping[str, np.ndarray]] = (),
+    min_agreement: float | None = None,
     device: str = "local",
     seed: int = 0,
 ) -> GateResult:
     """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 is 5 %).
 
     Both are .onnx or .ort files, or bundle folders. A failed clock-free check is a regression and nothing is
-    timed. Otherwise the machine first has to show, on the baseline against itself, that it can resolve
-    `max_regression`; then both are timed in pairs, `budget.pairs` of them and up to four times as many.
-    They run on `device`, with all pairs interleaved there.
+    timed; with `min_agreement`, a share of the answers on `samples` that must be the same is one. Otherwise both are
+    timed in pairs, `budget.pairs` of them and up to four times as many; near the limit the machine also has to show,
+    on the baseline against itself, that it can resolve `max_regression`. They run on `device`, with all pairs
+    interleaved there.
     InputError for models that do not load, differ in their inputs, or a threshold under 3 %.
     """
-    if not SMALLEST_THRESHOLD <= max_regression < 10:
+    if not SMALLEST_THRESHOLD <= max_regression <= 1:
         raise InputError(
-            f"--max-regression {max_regression:.1%}: give 3 % to 1000 %: less cannot be told from noise"
+            f"--max-regression {max_regression:.6g}: give 0.03 (3 %) to 1 (100 %): less cannot be told from noise"
         )
     budget = budget or Budget(pairs=160, seconds=12.0, warmup_seconds=0.4)
     now, before = model_file(current), model_file(baseline)
@@ -129,6 +120,11 @@ def gate(
     result = GateResult(name or current.name, "OK", "", max_regression, (), machine=_machine(threads))
     if checks:
         result = replace(result, checks=clock_free_checks(current, baseline, max_regression, checks))
+    feeds = feeds or next(iter(samples), None)
+    if min_agreement is not None:
+        feeds = feeds or _working_feeds(before, seed)
+        compared = same_answers(before, now, samples or [feeds], min_agreement)
+        result = replace(result, checks=(*result.checks, compared))
     failed = [check for check in result.checks if not check.ok]
     if failed:
         return replace(result, verdict="REGRESSION", reason=f"{failed[0].detail} (not timed)")
@@ -140,20 +136,27 @@ def gate(
 def _timed(result: GateResult, before: Path, now: Path, bench: Bench, seed: int) -> GateResult:
     """The verdict by the clock."""
     limit = math.log1p(result.max_regression)
+    told = bench.measure(before, now, seed, lambda r: decide(r, result.max_regression) != "INCONCLUSIVE")
+    ratio = told.ratio(confidence=CONFIDENCE)
+    result = replace(result, verdict=decide(ratio, result.max_regression), comparison=told)
+    if result.verdict == "INCONCLUSIVE" or is_decisive(ratio, limit):
+        return replace(result, reason=_reason(result))
     alone = bench.measure(before, before, seed + 1, lambda ratio: _within(ratio, limit)).ratio(
         confidence=CONFIDENCE
     )
     result = replace(result, self_check=alone)
-    if not _within(alone, limit):
-        spread = math.expm1(max(abs(alone.low), abs(alone.high)))
-        reason = (
-            f"this machine cannot resolve {result.max_regression:.1%} now: an A/A run spreads {spread:.1%}"
-        )
-        return replace(result, verdict="INCONCLUSIVE", reason=reason)
-    told = bench.measure(before, now, seed, lambda r: decide(r, result.max_regression) != "INCONCLUSIVE")
-    verdict = decide(told.ratio(confidence=CONFIDENCE), result.max_regression)
-    done = replace(result, verdict=verdict, comparison=told)
-    return replace(done, reason=_reason(done))
+    if _within(alone, limit):
+        return replace(result, reason=_reason(result))
+    spread = math.expm1(max(abs(alone.low), abs(alone.high)))
+    reason = f"this machine cannot resolve {result.max_regression:.1%} now: an A/A run spreads {spread:.1%}"
+    return replace(result, verdict="INCONCLUSIVE", reason=f"{reason}, and A/B is near the limit")
+
+
+def is_decisive(ratio: LogRatio, limit: float) -> bool:
+    """Whether all of an interval lies further from the limit than two sessions of one model lie apart: then no A/A run
+    could turn the verdict."""
+    margin = math.log1p(SMALLEST_THRESHOLD)
+    return ratio.high < limit - margin or ratio.low > limit + margin
 
 
 def _within(ratio: LogRatio, limit: float) -> bool:
@@ -197,76 +200,6 @@ def _reason(result: GateResult) -> str:
     word = "slower" if estimate >= 0 else "faster"
     told = f"{abs(estimate):.1%} {word} ({low:+.1%} to {high:+.1%}), {result.max_regression:.1%} allowed"
     return f"could not tell: {told}" if result.verdict == "INCONCLUSIVE" else told
-
-
-def model_file(path: Path) -> Path:
-    """The model to load: the file itself, or that of a bundle folder. InputError when there is none."""
-    if path.is_dir():
-        for name in ("model.onnx", "model.ort"):
-            if (path / name).is_file():
-                return path / name
-        raise InputError(f"{path}: no model.onnx in this folder: give a bundle or an ONNX file")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: give an ONNX file or a bundle folder")
-    return path
-
-
-def clock_free_checks(
-    current: Path, baseline: Path, max_regression: float, names: tuple[str, ...] = CHECKS
-) -> tuple[Check, ...]:
-    """Integer kernels lost, multiply-accumulates and size grown, channels out of step."""
-    unknown = sorted(set(names) - set(CHECKS))
-    if unknown:
-        raise InputError(f"unknown gate check '{unknown[0]}': checks are {', '.join(CHECKS)}")
-    now, before = model_file(current), model_file(baseline)
-    found: list[Check] = []
-    if {"kernels", "channels"} & set(names):
-        from sparsecc.runtime.kernel_census import census
-
-        was, is_ = census(before), census(now)
-        kernels = _fewer("kernels", sum(was["integer"].values()), sum(is_["integer"].values()))
-        outside = [sum(conv["effect"] == "outside" for conv in c["misaligned"]) for c in (was, is_)]
-        channels = _more("channels", outside[0], outside[1], 0.0, "convolutions outside the blocked layout")
-        found += [check for check in (kernels, channels) if check.name in names]
-    if "macs" in names:
-        found.append(_more("macs", _macs(baseline), _macs(current), max_regression, "multiply-accumulates"))
-    if "size" in names:
-        found.append(_more("size", _bytes(before), _bytes(now), max_regression, "bytes of model"))
-    return tuple(found)
-
-
-def _fewer(name: str, before: int, after: int) -> Check:
-    ok = after >= before
-    return Check(name, before, after, ok, f"integer kernels: {before} before, {after} now")
-
-
-def _more(name: str, before: float | None, after: float | None, allowed: float, what: str) -> Check:
-    if before is None or after is None:
-        return Check(name, before, after, True, f"{what}: not recorded on both sides")
-    return Check(
-        name,
-        before,
-        after,
-        after <= before * (1 + allowed),
-        f"{what}: {before:,.0f} before, {after:,.0f} now",
-    )
-
-
-def _macs(path: Path) -> float | None:
-    """The multiply-accumulates that a bundle's report.json records for the compiled model."""
-    after: Any = None
-    if (path / "report.json").is_file():
-        with suppress(InputError):
-            after = Bundle(path).report.get("after")
-    macs = after.get("macs") if isinstance(after, dict) else None
-    is_count = isinstance(macs, int | float) and not isinstance(macs, bool) and 0 <= macs < math.inf
-    return float(macs) if is_count and macs is not None else None
-
-
-def _bytes(model: Path) -> int:
-    """The size of a model file and of the weights beside it."""
-    data = model.with_name(f"{model.name}.data")
-    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:

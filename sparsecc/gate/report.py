@@ -59,6 +59,33 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
+def github_benchmark(results: Iterable[Result]) -> str:
+    """The medians of both models as github-action-benchmark reads them (customSmallerIsBetter)."""
+    rows = [
+        {"name": f"{result['name']}: {side}", "unit": "ms", "value": median, "extra": f"p90 {p90:.4g} ms"}
+        for result in results
+        for side, median, p90 in _medians(result)
+    ]
+    return json.dumps(rows, indent=1) + "\n"
+
+
+def bencher(results: Iterable[Result]) -> str:
+    """The medians of both models in the Bencher Metric Format, in nanoseconds, with the 90th percentile above."""
+    rows = {
+        f"{result['name']}: {side}": {"latency": {"value": median * 1e6, "upper_value": p90 * 1e6}}
+        for result in results
+        for side, median, p90 in _medians(result)
+    }
+    return json.dumps(rows, indent=1) + "\n"
+
+
+def _medians(result: Result) -> list[tuple[str, float, float]]:
+    """(side, median, 90th percentile) in milliseconds; nothing of what was not timed."""
+    if (measured := result["latency"]) is None:
+        return []
+    return [(of, measured[f"{side}_ms"]["p50"], measured[f"{side}_ms"]["p90"]) for of, side in _SIDES]
+
+
 def junit(results: Sequence[Result]) -> str:
     """JUnit XML: a regression is a failure, what could not be told an error."""
     suite = ElementTree.Element("testsuite", name="sparsecc gate", tests=str(len(results)))

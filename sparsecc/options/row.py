@@ -362,6 +362,7 @@ def _align(value: Any) -> str | int:
 
 FLAG: Kind[bool] = Kind("", _flag, _flag)
 RATIO = amount("SHARE", reading.ratio)
+SHARE = amount("SHARE", reading.share)
 KEPT = amount("SHARE", reading.kept_share)
 DROP: Kind[float] = Kind(
     "SHARE", reading.share, _number(lambda text: reading.quantity(text, "a loss", "0.01"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsecc.data.files import feeds_from
+from sparsecc.data.samples import LIMIT
 from sparsecc.errors import InputError
+from sparsecc.gate.checks import model_file
 from sparsecc.gate.config import CHECKS
-from sparsecc.gate.gate import gate, model_file
+from sparsecc.gate.gate import gate
 from sparsecc.loading.models import load_ir
 from sparsecc.system.progress import Emit
 
@@ -19,7 +22,13 @@ from sparsecc.system.progress import Emit
 def gate_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """`request["current"]` against `request["baseline"]`; the result as data."""
     current, baseline = Path(request["current"]), Path(request["baseline"])
-    emit({"stage": f"gate {request['name'] or current.name}", "share": 0.0, "note": "A/A, then A/B"})
+    emit(
+        {
+            "stage": f"gate {request['name'] or current.name}",
+            "share": 0.0,
+            "note": "A/B, and A/A near the limit",
+        }
+    )
     result = gate(
         current,
         baseline,
@@ -27,13 +36,18 @@ def gate_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         threads=request["threads"],
         name=request["name"],
         checks=CHECKS if request["checks"] is None else tuple(request["checks"]),
-        feeds=_first_sample(request["data"], baseline) if request["data"] else None,
+        samples=_samples(request["data"], baseline) if request["data"] else (),
+        min_agreement=request["min_agreement"],
         device=request["device"],
     )
     return result.to_json()
 
 
-def _first_sample(spec: str, baseline: Path) -> Mapping[str, np.ndarray]:
-    for sample in feeds_from(spec, load_ir(model_file(baseline)), model_file(baseline).parent):
-        return sample
-    raise InputError(f"{spec}: holds no sample: give --data with one at least")
+def _samples(spec: str, baseline: Path) -> Sequence[Mapping[str, np.ndarray]]:
+    """Batches of the first samples: the first is timed, all are compared."""
+    file = model_file(baseline)
+    model = load_ir(file)
+    found = list(islice(feeds_from(spec, model, file.parent), LIMIT))
+    if not found:
+        raise InputError(f"{spec}: holds no sample: give --data with one at least")
+    return found
