@@ -90,7 +90,14 @@ def test_a_runtime_generates_from_the_result_alone(tmp_path: Path) -> None:
 def test_the_configuration_says_what_is_left(tmp_path: Path) -> None:
     folder = Decoder().folder(tmp_path / "dense")
     (folder / "tokenizer.json").write_text("{}")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["sliding_window"] = {
+        "window_size": 4096,
+        "layers": [],
+    }  # as the builder has it
+    (folder / "genai_config.json").write_text(json.dumps(config))
     result = compiled(folder, tmp_path / "out", ratio=0.3, metric="params", prune=["heads"])
+    assert "sliding_window" not in (tmp_path / "out" / "genai_config.json").read_text()
     before, after = (
         json.loads((f / "genai_config.json").read_text())["model"] for f in (folder, tmp_path / "out")
     )

@@ -251,3 +251,13 @@ def test_packed_weights(scales: str) -> None:
 
 def test_packed_zero_points_keep_the_columns() -> None:
     check(PACKED.format(scales="32", zeros=", uint8[16] z1", z=", z1"), "w2:0 s1:0 z1:0 w3:0")
+
+
+@pytest.mark.parametrize(("packed", "bits"), [(64, 4), (128, 8)])
+def test_a_packed_table_loses_whole_blocks_of_its_columns(packed: int, bits: int) -> None:
+    check(
+        f"(int64[N, 3] ids, uint8[10, {packed}] w1, float[10, 4] s1, float[128, 6] w2) => (float y) "
+        f"{{ g = com.microsoft.GatherBlockQuantized<bits = {bits}, block_size = 32, gather_axis = 0, "
+        "quantize_axis = 1>(w1, ids, s1) y = MatMul(g, w2) }",
+        "w1:1 s1:1 w2:0",
+    )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from sparsecc.data.samples import CalibrationSet
 from sparsecc.data.texts import TOKENIZER, tokenizer_at
 from sparsecc.errors import InputError
-from sparsecc.graph.caches import caches
+from sparsecc.graph.caches import Cache, caches
 from sparsecc.options import SELF
 from sparsecc.shapes.dynamic_dims import input_values, is_fixed
 
@@ -47,6 +47,8 @@ class Cached:
     heads: int
     width: int
     dtype: np.dtype
+    room: int = 0
+    """Positions that it has room for from the start; 0 where it grows."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,22 @@ class TextModel:
         integers = all(value.dtype in (ir.DataType.INT64, ir.DataType.INT32) for value in values)
         if not found or len(outputs) != 1 or not known or not integers or IDS not in {v.name for v in values}:
             return None
-        words = outputs[0].shape[-1] if outputs[0].shape is not None and len(outputs[0].shape) == 3 else None
-        sizes = [list(c.past.shape or ()) for c in found]
-        if not isinstance(words, int) or any(
-            len(size) != 4 or not (is_fixed(size[1]) and is_fixed(size[3])) for size in sizes
-        ):
+        shape = outputs[0].shape
+        words = shape[-1] if shape is not None and len(shape) == 3 else None
+        cached = [_cached(cache) for cache in found]
+        if not isinstance(words, int) or any(one is None for one in cached):
             return None
-        cached = tuple(
-            Cached(c.past.name or "", c.present.name or "", int(size[1]), int(size[3]), c.past.dtype.numpy())  # type: ignore[arg-type,union-attr]
-            for c, size in zip(found, sizes, strict=True)
-        )
         inputs = {value.name or "": value.dtype.numpy() for value in values if value.dtype is not None}
         weights = model.graph.initializers.values()
         parameters = sum(v.const_value.size for v in weights if v.const_value is not None)
-        return TextModel(inputs, cached, outputs[0].name or "", words, _context(model), int(parameters))
+        return TextModel(
+            inputs,
+            tuple(filter(None, cached)),
+            outputs[0].name or "",
+            words,
+            _context(model),
+            int(parameters),
+        )
 
     @property
     def window(self) -> int:
@@ -97,12 +101,11 @@ class TextModel:
         """Windows that are run at once at most: their logits are what takes memory."""
         return max(1, LOGITS // (self.words * self.window))
 
-    def feeds(self, ids: np.ndarray, kept: Mapping[str, np.ndarray] | None = None) -> Feeds:
-        """Inputs for tokens (texts, new) behind what is `kept` of earlier ones, by past input; none at first."""
+    def feeds(self, ids: np.ndarray, kept: Mapping[str, np.ndarray] | None = None, before: int = 0) -> Feeds:
+        """Inputs for tokens (texts, new) behind what is `kept` of `before` earlier ones, by past input."""
         rows, new = ids.shape
-        empty = {c.past: np.zeros((rows, c.heads, 0, c.width), c.dtype) for c in self.caches}
+        empty = {c.past: np.zeros((rows, c.heads, c.room, c.width), c.dtype) for c in self.caches}
         past = dict(kept) if kept is not None else empty
-        before = next(iter(past.values())).shape[2]
         own = {
             IDS: ids,
             MASK: np.ones((rows, before + new)),
@@ -147,7 +150,8 @@ class TextModel:
         ids = first if begin is None else np.full_like(first, begin)
         kept: Mapping[str, np.ndarray] | None = None
         while ids.shape[1] < length:
-            outputs = run(self.feeds(ids if kept is None else ids[:, -1:], kept))
+            new = ids if kept is None else ids[:, -1:]
+            outputs = run(self.feeds(new, kept, ids.shape[1] - new.shape[1]))
             kept = {c.past: outputs[c.present] for c in self.caches}
             ids = np.concatenate([ids, _drawn(outputs[self.logits][:, -1], generator)], axis=1)
         for row in ids:
@@ -164,6 +168,17 @@ class TextModel:
             total += float((np.log(np.exp(logits).sum(axis=-1)) - picked).sum())
             number += wanted.size
         return total / max(number, 1), number
+
+
+def _cached(cache: Cache) -> Cached | None:
+    """A cache as it is fed; None where its heads, width or type are not known, and for keys and values in one."""
+    sizes, dtype = list(cache.past.shape or ()), cache.past.dtype
+    if len(sizes) != 4 or dtype is None:
+        return None
+    heads, width = sizes[1], sizes[3]
+    if not (is_fixed(heads) and is_fixed(width)):
+        return None
+    return Cached(cache.past.name or "", cache.present.name or "", heads, width, dtype.numpy())
 
 
 def _drawn(logits: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -146,7 +146,6 @@ pinned(
     traits=Trait.INTEGER | Trait.PRODUCT,
     shapes=PACKED,
 )
-pinned("GatherBlockQuantized", "its weights are packed in blocks", domain=MS, traits=Trait.INTEGER)
 for _name in ("Pad", "Unique", "Range"):
     pinned(_name, "older than the standard's own", domain=MS, shapes=OutputShapes(standard=_name))
 pinned("BeamSearch GreedySearch Sampling WhisperBeamSearch", "its decoder is not followed", domain=MS)

@@ -98,6 +98,11 @@ def packed(call: Call) -> Sequence[Shape]:
     return [[*call[0][:-1], call.int_("N")]]
 
 
+def gathered_blocks(call: Call) -> Sequence[Shape]:
+    """The shape of the indices, then the columns of a table: as many as its scales have blocks of."""
+    return [[*call[1], call[2][-1] * call.int_("block_size", 128)]]
+
+
 def packed_attention(past: int, dtype: int = 0) -> OutputShapes:
     """Attention whose Q, K and V come of one product; `past` is the operand that holds the cache."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sparsecc.axes.algebra import Atom, Axis, cat
+from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.linear import mend_group
@@ -12,6 +12,7 @@ from sparsecc.rules.output_shapes import (
     PACKED,
     QUANTIZED,
     SAME,
+    gathered_blocks,
     pooled,
     product,
     q_concat,
@@ -313,6 +314,34 @@ def matmul_packed(site: Site) -> None:
     site.reduces(0, -1)
     site.set([*data[:-1], rows])
     site.multiplies(*data, rows)
+
+
+@rule("GatherBlockQuantized", domain=MS, traits=Trait.INTEGER, shapes=OutputShapes(gathered_blocks, dtype=2))
+def gather_packed(site: Site) -> None:
+    """Rows of a packed table (rows, bytes) with scales (rows, blocks): of the columns whole blocks may go."""
+    table, scale = site.axes(0), site.axes(2)
+    if len(table) != 2 or site.axis("gather_axis") != 0 or site.axis("quantize_axis", 1) != 1:
+        raise CannotFollowError("a table that is not packed along its rows is not followed")
+    site.pin(table[0], "the axis indexed at run time")
+    site.same(table[0], scale[0])
+    blocks = scale[1]
+    packed = quotient(table[1].size, blocks.size)
+    found = site.space.factored(table[1], (blocks.size, packed)) if packed is not None else None
+    if found is None:
+        raise CannotFollowError("its rows are not a whole number of blocks")
+    site.same(found[0], blocks)
+    site.pin(found[1], "the packed bytes of a block")
+    if site.has(3):
+        zero = site.axes(3)
+        site.same(table[0], zero[0])
+        if zero[1].size == blocks.size:
+            site.same(zero[1], blocks)
+        else:
+            site.pin([blocks, zero[1]], "blocks whose zero points share a byte")
+    inside = site.fixed(site.int_("block_size", 128), "the inside of a packed block")
+    if site.value(1).is_initializer():
+        site.pin(site.axes(1), "the indices")
+    site.set([*site.axes(1), mul((blocks, inside))])
 
 
 def _packed_columns(site: Site, axis: Axis, blocks: Axis, width: int) -> None:
