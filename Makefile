@@ -40,7 +40,7 @@ types: setup
 	$(BIN)/mypy $(TYPED)
 
 tests: setup
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"

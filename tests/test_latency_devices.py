@@ -107,7 +107,8 @@ def test_a_cluster_is_a_fleet(device: str, tmp_path: Path, capsys: pytest.Captur
     )
     model, heard = perceptron(tmp_path / "m.onnx", 64), list[Any]()
     gone = f"ssh://nobody@127.0.0.1:{free_port()}"
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as boards:
+    quick = {"processes": False, "protocol": "tcp", "dashboard_address": None}  # a search has processes
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quick) as boards:
         address = boards.scheduler_address
         own = sparsecc.profile_fleet(model, cluster=address, on_event=heard.append)["results"]
         far = sparsecc.profile_fleet(model, [device, gone], cluster=address)["results"]
