@@ -142,6 +142,48 @@ def test_a_wrong_cut_in_either_branch_is_found(
         verification(branching(), tmp_path)
 
 
+LOOPED = """<ir_version: 8, opset_import: ["": 17]> g (float[n,16] x) => (float[n,8] y) {
+    m = Constant<value = int64 {2}>()
+    k = Constant<value = int64 {1000}>()
+    go = Constant<value = bool {1}>()
+    z0 = MatMul(x, w0)
+    y = Loop (m, go, z0) <body = step (int64 i, bool on, float[n,8] z) => (bool next, float[n,8] zn) {
+        next = Identity(on)
+        c = Greater(i, k)
+        d = If (c) <
+            then_branch = big () => (float[n,8] yt) { h = MatMul(x, w1) r = Relu(h) yt = MatMul(r, w3) },
+            else_branch = small () => (float[n,8] ye) { h2 = MatMul(x, v1) r2 = Relu(h2) ye = MatMul(r2, v3) }
+        >
+        zn = Add(z, d)
+    }>
+}"""
+
+
+def looped() -> onnx.ModelProto:
+    """As `branching`, in the body of a loop, after 1,000 rounds of two."""
+    model, known = parser.parse_model(LOOPED), branching()
+    model.graph.initializer.extend(known.graph.initializer)
+    first = np.random.default_rng(5).normal(0, 0.3, (16, 8)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(first, "w0"))
+    return model
+
+
+def test_the_branch_that_no_round_of_a_loop_takes_is_turned(tmp_path: Path) -> None:
+    found = verification(looped(), tmp_path)
+    assert found["status"] == "proved", found.get("reason")
+    assert "the other branch" in found["probes"]
+    assert found["planted"]["tried"] == found["planted"]["noticed"] > 0
+
+
+@pytest.mark.parametrize("name", ["w1", "w3", "v1", "v3"])
+def test_a_wrong_cut_in_either_branch_of_a_loop_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_wrongly(monkeypatch, name)
+    with pytest.raises(InternalError, match="differs from the masked dense one"):
+        verification(looped(), tmp_path)
+
+
 def test_what_is_not_finite_on_any_input_is_not_proved(tmp_path: Path) -> None:
     model = net("q = MatMul(d, w3) m = Constant<value_float = 0.0>() r = Div(m, m) y = Add(q, r)")
     found = verification(model, tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -11,28 +14,51 @@ _LEAST_OPSET = 7
 """Before, Xor did not broadcast."""
 
 
-def with_switches(model: ir.Model) -> dict[str, str]:
-    """Give every If of the main graph a flag, an input that is False where it is not fed and that turns the branch.
+@dataclass(frozen=True)
+class Switch:
+    """An If with a flag. `taken` is the value of the main graph that says which branch ran; "" in a body, where each
+    round of a loop may take another."""
 
-    Edits the model; the n-th If has the same flag in every copy. Flag -> the value that says which branch ran.
+    node: str
+    taken: str
+
+
+def with_switches(model: ir.Model) -> dict[str, Switch]:
+    """Give every If of the main graph, and of the bodies of loops, a flag: an input, False where it is not fed, that
+    turns the branch.
+
+    Edits the model; the n-th If has the same flag in every copy. By flag. An If within a branch has none: it may not
+    run at all.
     """
     found = {}
     graph = model.graph
     if model.opset_imports.get("", 1) < _LEAST_OPSET:
         return {}
-    branching = [node for node in graph if node.op_type == "If" and node.domain == ""]
-    for number, node in enumerate(branching):
-        condition = node.inputs[0]
+    for number, node in enumerate(list(_branching(graph))):
+        condition, home = node.inputs[0], node.graph
         assert condition is not None
+        assert home is not None
         flag = add_constant(graph, f"branch.{number}.turned", np.asarray(False))
         graph.inputs.append(flag)
         taken = ir.node("Xor", [condition, flag])
         taken.outputs[0].name = f"branch.{number}.taken"
         taken.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
-        graph.insert_before(node, taken)
+        home.insert_before(node, taken)
         node.replace_input_with(0, taken.outputs[0])
-        found[flag.name or ""] = taken.outputs[0].name
+        shown = f"branch.{number}.taken" if home is graph else ""
+        found[flag.name or ""] = Switch(node.name or "If", shown)
     return found
+
+
+def _branching(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The Ifs of a graph and of the bodies of its loops."""
+    for node in graph:
+        if node.op_type == "If" and node.domain == "":
+            yield node
+            continue
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _branching(attribute.as_graph())
 
 
 def in_full_precision(model: ir.Model) -> None:

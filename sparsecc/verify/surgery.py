@@ -98,7 +98,7 @@ class Surgery:
         self.model.ir_version = max(self.model.ir_version or 4, 4)  # before, constants could not be inputs
         in_full_precision(self.model)
         self.branches = with_switches(self.model)
-        show(self.model, [*self.layers, *self.branches.values()])
+        show(self.model, [*self.layers, *(one.taken for one in self.branches.values() if one.taken)])
         known = self.model.graph.initializers
         plain = {plant.name: known[plant.name] for plant in plants}
         self.plain = {name: value.const_value for name, value in plain.items()}
@@ -124,8 +124,9 @@ class Surgery:
         self.seen.probes.append(title)
         if title in (RANDOM, RESIZED):
             self._note_errors(errors, floors)
-        for flag, taken in self.branches.items():
-            self.seen.taken.setdefault(flag, set()).add(bool(np.asarray(found[taken]).reshape(-1)[0]))
+        for flag, branch in self.branches.items():
+            taken = np.asarray(found[branch.taken]).reshape(-1)[0] if branch.taken else flag == switch
+            self.seen.taken.setdefault(flag, set()).add(bool(taken))
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
         if waiting:
             floors = floors or self._floors(small, found)
@@ -190,10 +191,9 @@ class Surgery:
 
     def branch_of(self, flag: str) -> str:
         """The branch behind a flag that did not run."""
-        number = int(flag.split(".")[1])
-        node = [n for n in self.model.graph if n.op_type == "If" and n.domain == ""][number]
-        (taken,) = self.seen.taken[flag]
-        return f"the {'else' if taken else 'then'} branch of {quoted(node.name or 'If')}"
+        branch, (taken,) = self.branches[flag], self.seen.taken[flag]
+        side = "other" if not branch.taken else "else" if taken else "then"
+        return f"the {side} branch of {quoted(branch.node)}"
 
     def _note_errors(self, errors: Errors, floors: Errors | None) -> None:
         for name in self.names:
