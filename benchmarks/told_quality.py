@@ -3,7 +3,7 @@
     python benchmarks/told_quality.py [--pairs resnet20,...] [--seconds 240] [--json FILE]
 
 Besides the pairs, models of the shared materials on photographs in the size and range that they were made for. Of the
-samples the first five eighths are given as `--calib`; the rest, and what a pair's metric is measured on, the tool never
+samples the first five eighths are given as `--calib`; the rest, and what a pair's metric is measured on, no compile
 sees. Every model is compiled at ratios 0.1, 0.3 and 0.5, to int8, and both. A row is right where the quality on the
 unseen inputs is within 2 dB of what the report told, or within its interval. Rows are stored as they come and not made
 again.

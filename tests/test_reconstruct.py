@@ -126,6 +126,20 @@ def test_the_damping_is_that_of_refits_tried_one_after_the_other(intercept: bool
     assert len(chosen) >= 3
 
 
+@pytest.mark.parametrize("many", [1, MANY])
+def test_small_outputs_beside_large_ones_tell_the_damping_too(many: int) -> None:
+    """Boxes in pixels that inputs explain, scores from 0 to 1 that they hardly do: one damping for both."""
+    draw = np.random.default_rng(3)
+    rows = draw.standard_normal((60, 24))
+    boxes, scores = 1000 * draw.standard_normal((4 * many, 24)), draw.standard_normal((4 * many, 24))
+    far, near = rows @ boxes.T, rows @ scores.T + 30 * draw.standard_normal((60, 4 * many))
+    large = damping_for(1.05 * boxes[None], halves_of(rows, far), intercept=True)
+    small = damping_for(scores[None], halves_of(rows, near), intercept=True)
+    weight = np.concatenate([1.05 * boxes, scores])[None]
+    both = damping_for(weight, halves_of(rows, np.concatenate([far, near], axis=1)), intercept=True)
+    assert large < both <= small
+
+
 def test_a_few_sums_of_many_outputs_tell_the_damping_of_a_wide_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsecc.reconstruct.damping.WIDE", 39)
     for number, noise in ((60, 0.3), (100, 0.1), (100, 0.3), (400, 0.3)):

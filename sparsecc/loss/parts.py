@@ -144,9 +144,9 @@ def by_scale(part: Part, outputs: Sequence[Mapping[str, np.ndarray]]) -> list[Pa
     chosen = 0
     for axis in range(1, blocks[0].ndim):
         if 2 <= blocks[0].shape[axis] <= WIDEST:
-            stretches = _stretches(_deviations(blocks, axis))
-            if len(stretches) > len(best):
-                best, chosen = stretches, axis
+            found = stretches(_deviations(blocks, axis))
+            if len(found) > len(best):
+                best, chosen = found, axis
     return [part.cut(chosen, *stretch) for stretch in best] if len(best) > 1 else [part]
 
 
@@ -164,7 +164,7 @@ def _deviations(blocks: Sequence[np.ndarray], axis: int) -> np.ndarray:
     return np.asarray(np.sqrt(square / max(count, 1)))
 
 
-def _stretches(deviations: np.ndarray) -> list[tuple[int, int]]:
+def stretches(deviations: np.ndarray) -> list[tuple[int, int]]:
     """Ranges of neighbouring channels of like scale; one alone where all are alike or nothing orders them.
 
     Classes are what the sorted scales fall into at gaps of UNLIKE; channels that never vary belong to their
@@ -184,5 +184,5 @@ def _stretches(deviations: np.ndarray) -> list[tuple[int, int]]:
     nearest = np.minimum(np.searchsorted(known, np.arange(len(deviations))), len(known) - 1)
     classes = np.where(alive, classes, classes[known[nearest]])
     edges = [0, *(np.flatnonzero(np.diff(classes)) + 1), len(classes)]
-    stretches = [(int(a), int(b)) for a, b in pairwise(edges)]
-    return stretches if len(stretches) <= RUNS else whole
+    runs = [(int(a), int(b)) for a, b in pairwise(edges)]
+    return runs if len(runs) <= RUNS else whole

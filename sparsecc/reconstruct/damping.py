@@ -4,6 +4,8 @@ A text of a thousand tokens explains a layer worse than a thousand images do, an
 by how much. Rows of one sample resemble each other, so each half holds whole samples. By ridge regression's own
 scaling (the penalty on sums over rows stays) all samples together need half of what a half needs.
 
+Outputs of unlike scale (boxes beside scores) count by parts, each relative to its own variance, as what is lost does.
+
 What no trial changes is computed once, and many outputs are judged by random sums of them, whose errors add up to
 the same in expectation (Johnson & Lindenstrauss, 1984): a trial costs one solution for a few right-hand sides.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.calibrate.moments import Moments
+from sparsecc.loss.parts import stretches
 from sparsecc.reconstruct import solve
 
 LEAST = 0.01
@@ -81,7 +84,8 @@ def damping_for(weight: np.ndarray, halves: Halves, *, intercept: bool) -> float
         return LEAST
     both = ((halves.even, halves.odd), (halves.odd, halves.even))
     ways = both if weight.shape[2] <= WIDE else both[:1]
-    trials = [_Trial.of(weight, seen, unseen, intercept) for seen, unseen in ways]
+    scale = by_parts(halves.whole().target_variance())
+    trials = [_Trial.of(weight, seen, unseen, intercept, scale) for seen, unseen in ways]
     best, least = LEAST, np.inf
     for damping in DAMPINGS:
         error = sum(trial.error(damping) for trial in trials)
@@ -89,6 +93,17 @@ def damping_for(weight: np.ndarray, halves: Halves, *, intercept: bool) -> float
             break
         best, least = damping, error
     return max(LEAST, best / 2)
+
+
+def by_parts(variance: np.ndarray) -> np.ndarray:
+    """What outputs (groups, outputs) of these variances are multiplied by for parts of unlike scale to count alike."""
+    scale = np.ones(variance.shape)
+    for row, of in zip(scale, variance, strict=True):
+        parts = stretches(np.sqrt(np.maximum(of, 0)))
+        for start, stop in parts if len(parts) > 1 else ():
+            energy = float(of[start:stop].sum())
+            row[start:stop] = energy**-0.5 if energy > 0 else 1.0
+    return scale
 
 
 @dataclass(frozen=True)
@@ -107,8 +122,8 @@ class _Trial:
     signal: float
 
     @staticmethod
-    def of(weight: np.ndarray, seen: Moments, unseen: Moments, intercept: bool) -> _Trial:
-        few = _few(weight.shape[1])
+    def of(weight: np.ndarray, seen: Moments, unseen: Moments, intercept: bool, scale: np.ndarray) -> _Trial:
+        few = _few(scale)
         few_weight, precision = few(weight), np.float32 if weight.shape[2] > WIDE else np.float64
         inputs, wanted = solve.normal_equations(seen, intercept=intercept)
         missing = (few(wanted) - few_weight @ inputs).astype(precision)
@@ -119,7 +134,7 @@ class _Trial:
             wanted += drift[:, :, None] * moved[:, None, :]
             others += moved[:, :, None] * moved[:, None, :]
         surplus = (few_weight @ others - few(wanted)).astype(precision)
-        signal = float(unseen.target_variance().sum())
+        signal = float((unseen.target_variance() * scale**2).sum())
         return _Trial(inputs, missing, others.astype(precision, copy=False), surplus, signal)
 
     def error(self, damping: float) -> float:
@@ -131,9 +146,12 @@ class _Trial:
         return added / self.signal if self.signal > 0 else 0.0
 
 
-def _few(outputs: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes random sums of the outputs of a matrix (groups, outputs, columns); few outputs stay."""
+def _few(scale: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes random sums of the outputs of a matrix (groups, outputs, columns), each times its `scale`; few stay
+    by themselves."""
+    outputs = scale.shape[1]
     if outputs <= MANY:
-        return lambda matrix: matrix
+        return lambda matrix: matrix * scale[:, :, None]
     signs = np.random.default_rng(0).choice((-1.0, 1.0), (MANY, outputs)) / MANY**0.5
-    return lambda matrix: signs @ matrix
+    scaled = signs * scale[:, None]
+    return lambda matrix: scaled @ matrix
