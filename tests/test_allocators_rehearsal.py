@@ -163,8 +163,9 @@ def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None
 def test_every_sample_is_on_one_side_and_enough_are_held_out(lengths: tuple[int, ...], every: int) -> None:
     total = sum(lengths)
     numbers = np.split(np.arange(total), np.cumsum(lengths)[:-1])
-    seen, held_out = Samples(tuple({"x": n, "y": -n} for n in numbers), True).divided(whole_batches=False)
-    sides = [np.concatenate([batch["x"] for batch in side.batches]) for side in (seen, held_out)]
+    rows = Samples(tuple({"x": n[:, None], "y": -n[:, None]} for n in numbers), True)
+    seen, held_out = rows.divided(whole_batches=False)
+    sides = [np.concatenate([batch["x"][:, 0] for batch in side.batches]) for side in (seen, held_out)]
     assert sorted(np.concatenate(sides)) == list(range(total))
     assert list(sides[1]) == list(range(total))[every - 1 :: every]
     assert total < 16 or len(sides[1]) >= 8

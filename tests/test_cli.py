@@ -172,7 +172,7 @@ USAGE = [
     ("frobnicate", "no command 'frobnicate': commands are compile,"),
     ("compil", "no command 'compil': did you mean 'compile'?"),
     ("compile", "Missing argument 'MODEL'"),
-    ("compile m --ratoi 1", "Did you mean '--ratio'"),
+    ("compile m --ratoi 1", "'--ratio'"),
     ("compile m --ratio 1.5", "Invalid value for '--ratio': 1.5 is outside [0, 1)"),
     ("compile m --metric mac", "unknown metric 'mac': did you mean 'macs'?"),
     ("compile m --target tensort", "unknown target 'tensort': did you mean 'tensorrt'?"),
