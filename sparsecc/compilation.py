@@ -112,6 +112,8 @@ class Compilation(Announced):
     """The samples of `--calib-general`, read once; None without it."""
     measured_options: dict[str, Any] = field(default_factory=dict)
     """What passes chose by measuring, said by name: the recipe has it in place of the options given."""
+    held: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the trials of a search and the compile share, by the hash of what it is of."""
     pass_feeds: Sequence[Feeds] = ()
     """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.allocators.output_error import Bench
+from sparsecc.allocators.output_error import WORK, Bench, affordable
 from sparsecc.axes.algebra import Keep
+from sparsecc.cost.model import macs_model
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.groups import find_groups
@@ -130,6 +131,17 @@ def test_a_body_counts_as_different_as_names_in_it_are_not_compared(tmp_path: Pa
 def test_a_share_of_the_samples_is_a_part_of_a_batch(share: float, rows: int, tmp_path: Path) -> None:
     leading = Bench(mlp().model, BATCH, tmp_path, 1)._leading(share)
     assert [batch["x"].shape for batch in leading] == [(rows, 6)]
+
+
+@pytest.mark.parametrize(("work", "number"), [(8, 8), (50, 50), (1e3, 128)])
+def test_no_more_samples_run_than_the_work_allows(work: float, number: int) -> None:
+    """Of a batch of 128, a part: at least FEWEST, and at most all."""
+    analysis = mlp()
+    per_sample = macs_model(analysis).total({}) / 2  # the cost model's inputs hold two
+    chosen = affordable(analysis, BATCH, 3.0, 128, work * 3 * per_sample + 1)
+    assert chosen is not None
+    assert chosen.number == number
+    assert affordable(analysis, BATCH, WORK, 128) is None
 
 
 def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import sparsecc
@@ -25,6 +27,7 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.reference.masked_channels import masked
+from sparsecc.runtime.segments import Walk
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import begin
@@ -152,6 +155,31 @@ def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None
     other = replace(stage, method="none")
     plain = Rehearsal(analysis, candidates, collect(analysis, BATCH, tmp_path), other)
     assert plain(halves(candidates)) != loss
+
+
+def test_the_dense_model_is_walked_for_the_first_cut_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At other ratios too, in the same compile; what it gives is what a walk of its own gives."""
+    analysis = deep()
+    rehearsal, candidates, stage = rehearsal_of(analysis, BATCH, tmp_path / "a")
+    counts = [{c.atom: max(1, c.size // share) for c in candidates} for share in (2, 3, 4)]
+    wanted = [rehearsal_of(analysis, BATCH, tmp_path / f"b{i}")[0](one) for i, one in enumerate(counts)]
+    segments: list[str] = []
+    run = Walk._run
+
+    def counted(walk: Walk, segment: Sequence[ir.Node], kept: Sequence[str]) -> None:
+        segments.extend([str(walk._store._folder)])
+        run(walk, segment, kept)
+
+    monkeypatch.setattr(Walk, "_run", counted)
+    found = [rehearsal(one) for one in counts[:2]]
+    other = Rehearsal(analysis, candidates, collect(analysis, BATCH, tmp_path / "a"), stage)
+    found.append(other(counts[2]))
+    assert found == pytest.approx(wanted, rel=1e-6)
+    dense = [name for name in segments if "dense_walk" in name]
+    assert 0 < len(dense) < len([name for name in segments if "pruned_walk" in name]) / 2
+    assert all("first" in name for name in dense)
 
 
 # Dividing samples ------------------------------------------------------------------------------------

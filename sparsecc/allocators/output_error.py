@@ -108,14 +108,8 @@ class Bench:
 
     def _leading(self, share: float) -> list[Feeds]:
         """Whole batches; a part of the last one where the model takes batches of any size."""
-        free = takes_any_batch(self._model)
-        left, found = max(1, round(share * self._samples.number)), []
-        for batch in self._samples.first(left).batches:
-            lengths = {len(array) if array.ndim else 1 for array in batch.values()}
-            whole = not free or len(lengths) > 1 or max(lengths) <= left
-            found.append(batch if whole else {name: array[:left] for name, array in batch.items()})
-            left -= max(lengths)
-        return found
+        number = max(1, round(share * self._samples.number))
+        return list(self._samples.leading(number, whole_batches=not takes_any_batch(self._model)).batches)
 
 
 def affordable(
@@ -126,7 +120,8 @@ def affordable(
     per_sample = runs * macs_model(analysis).total({}) / _batch_of(analysis) * _longer(analysis, samples)
     if FEWEST * per_sample > WORK:
         return None
-    return samples.first(max(FEWEST, int(min(most, work / max(per_sample, 1.0)))))
+    number = max(FEWEST, int(min(most, work / max(per_sample, 1.0))))
+    return samples.leading(number, whole_batches=not takes_any_batch(analysis.model))
 
 
 def _is_twin(model: ir.Model, other: ir.Model) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from sparsecc.allocators.base import Candidate
 from sparsecc.allocators.joint_error import CutLosses
 from sparsecc.allocators.output_error import Bench, affordable
@@ -16,6 +18,7 @@ from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.rewrite import remove
 from sparsecc.loss.parts import parts_of_outputs
+from sparsecc.reconstruct.dense_values import DenseValues
 from sparsecc.reconstruct.stage import kept_values, repair_from
 from sparsecc.reference.pruned_io import Narrowed
 
@@ -62,9 +65,11 @@ class Rehearsal(CutLosses):
         super().__init__(candidates, stats, entry, PLANS, stage.compilation.progress)
         self._analysis = analysis
         self._stage = stage
-        scratch, threads = stage.compilation.scratch.folder, stage.compilation.options.threads
-        parts = parts_of_outputs(analysis)
-        self._bench = Bench(analysis.model, stage.held_out, scratch, threads, parts)
+        held, name = stage.compilation.held, f"{stats.digest}-{entry}"
+        if name not in held:
+            held.clear()
+            held[name] = _Dense.of(analysis, stage)
+        self._dense: _Dense = held[name]
 
     def _loss(self, cut: Keep, share: float) -> float:
         stage, twin = self._stage, self._stage.again()
@@ -77,9 +82,34 @@ class Rehearsal(CutLosses):
         mixtures, done = mixtures_of(twin), min(self.runs, PLANS)
         with stage.compilation.part((done - 1) / PLANS, done / PLANS):
             repair_from(
-                stage.compilation, self._analysis.model, twin.model, kept, stage.seen, stage.method, mixtures
+                stage.compilation,
+                self._dense.model,
+                twin.model,
+                kept,
+                stage.seen,
+                stage.method,
+                mixtures,
+                self._dense.values,
             )
-        return self._bench.moved(twin.model, share, smaller)
+        return self._dense.bench.moved(twin.model, share, smaller)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense model, which no stage edits: its values on the samples seen, its outputs on those kept back.
+
+    Rehearsals at all ratios share them.
+    """
+
+    model: ir.Model
+    values: DenseValues
+    bench: Bench
+
+    @staticmethod
+    def of(analysis: Analysis, stage: Stage) -> _Dense:
+        model, scratch = analysis.model.clone(), stage.compilation.scratch.folder
+        threads, parts = stage.compilation.options.threads, parts_of_outputs(analysis)
+        return _Dense(model, DenseValues(), Bench(model, stage.held_out, scratch, threads, parts))
 
 
 def counterparts(analysis: Analysis, twin: Analysis) -> dict[Atom, Atom]:

@@ -16,9 +16,9 @@ from sparsecc.system.cache import Cache, cache_folder
 from sparsecc.system.code_hash import code_hash
 from sparsecc.system.versions import versions
 
-ENTRY = 256 << 20
-"""Bytes of what is worth keeping beyond a compile, per entry."""
-KEPT = 4 << 30
+ENTRY = 1 << 30
+"""Bytes of what is worth keeping beyond a compile, per entry: the widest covariance takes 576 MiB."""
+KEPT = 8 << 30
 """Bytes kept in all; what was used longest ago goes first."""
 
 

@@ -49,6 +49,14 @@ class Samples:
             chosen.append(batch)
         return Samples(tuple(chosen), self.real)
 
+    def leading(self, number: int, *, whole_batches: bool) -> Samples:
+        """The first `number` samples; with whole batches as `first`."""
+        chosen = list(self.first(number).batches)
+        more = sum(map(_length, chosen)) - number
+        if chosen and more > 0 and not whole_batches and len(_lengths(chosen[-1])) == 1:
+            chosen[-1] = {name: array[:-more] for name, array in chosen[-1].items()}
+        return Samples(tuple(chosen), self.real)
+
     def divided(self, *, whole_batches: bool) -> tuple[Samples, Samples]:
         """(fitted to, held out), as `divided` divides batches."""
         fitted, held_out = divided(self.batches, whole_batches=whole_batches)

@@ -19,6 +19,7 @@ from sparsecc.reconstruct import blockwise as wide
 from sparsecc.reconstruct import solve
 from sparsecc.reconstruct.bias_sites import Outlet, feeds_norm, outlet_of
 from sparsecc.reconstruct.damping import Halves, balanced, damping_for, in_second_half
+from sparsecc.reconstruct.dense_values import DenseValues
 from sparsecc.reconstruct.norms import shift_offset, shift_statistics
 from sparsecc.reconstruct.shared import sharers_of, side_by_side
 from sparsecc.reference.pruned_io import Narrowed
@@ -48,12 +49,13 @@ def repair(
     kept: Kept,
     samples: Samples,
     method: str,
+    known: DenseValues | None = None,
 ) -> Repair:
     """Edit the weights of `pruned` in place so that its layers give what those of `dense` do.
 
-    `method` is one of RECOVERIES but `auto`, `none` and `distill`.
+    `method` is one of RECOVERIES but `auto`, `none` and `distill`. `known` are of this dense model on these samples.
     """
-    return _Sweep(compilation, dense, pruned, kept, samples, method).run()
+    return _Sweep(compilation, dense, pruned, kept, samples, method, known).run()
 
 
 class _Sweep:
@@ -67,6 +69,7 @@ class _Sweep:
         kept: Kept,
         samples: Samples,
         method: str,
+        known: DenseValues | None,
     ) -> None:
         self.kept = kept
         self.method = method
@@ -75,21 +78,17 @@ class _Sweep:
         self.found = Repair()
         self.outlets = self._outlets(pruned)
         self.sharers = sharers_of(list(self.outlets))
-        known = {v.name for node in dense.graph for v in node.outputs}
+        made = {v.name for node in dense.graph for v in node.outputs}
         norms = [n.inputs[0] for n in pruned.graph if n.op_type == "BatchNormalization"]
         ends = [value for outlet in self.outlets.values() for value in (outlet.own, outlet.total)]
         shared = [self.outlets[node].consumer.data for node in self.sharers]
-        self.wanted = Counter(v.name for v in (*ends, *norms, *shared) if v is not None and v.name in known)
+        self.wanted = Counter(v.name for v in (*ends, *norms, *shared) if v is not None and v.name in made)
         """How many layers are still to ask for a value of the dense model."""
         self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
         half, threads = self.memory // 2, compilation.options.threads
-        self.dense = Walk(
-            dense,
-            samples.batches,
-            scratch / "dense_walk",
-            wanted=[name for name in self.wanted if name],
-            threads=threads,
-            memory=half,
+        asked, folder = [name for name in self.wanted if name], scratch / "dense_walk"
+        self.dense = (known or DenseValues(lasts=False)).walk(
+            dense, samples.batches, asked, folder, threads=threads, memory=half
         )
         smaller = Narrowed.by(pruned.graph, kept)
         self.pruned = Walk(

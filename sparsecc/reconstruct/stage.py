@@ -19,6 +19,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
+from sparsecc.reconstruct.dense_values import DenseValues
 from sparsecc.reconstruct.experts import mend_experts
 from sparsecc.reconstruct.layerwise import Kept, Repair, repair
 
@@ -77,6 +78,7 @@ def repair_from(
     samples: Samples,
     method: str,
     mixtures: Sequence[Mixture] = (),
+    known: DenseValues | None = None,
 ) -> Repair:
     """Repair a pruned model in place on real samples: first the experts of its mixtures, then layer after layer."""
     if method == "none":
@@ -84,7 +86,7 @@ def repair_from(
     experts = Repair()
     if method == "reconstruct":
         experts = mend_experts(compilation, mixtures, dense, pruned, kept, samples)
-    found = repair(compilation, dense, pruned, kept, samples, method)
+    found = repair(compilation, dense, pruned, kept, samples, method, known)
     return Repair(
         experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
     )

@@ -60,6 +60,11 @@ class Store:
     def has(self, name: str) -> bool:
         return (name, 0) in self._held
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether values take more than half of the memory."""
+        return 2 * (self._bytes + self._filed) > self._memory
+
     def drop(self, name: str, batches: int) -> None:
         for batch in range(batches):
             self._drop(name, batch)
@@ -85,8 +90,9 @@ def _size(value: Any) -> int:
 class Walk:
     """One pass over a model's nodes in order, in segments chosen by the caller.
 
-    `wanted` names values to hold until `release`, besides those that later nodes read; `order` is another order of
-    the nodes than the model's.
+    `wanted` names values to hold until `release`, besides those that later nodes read; those in `lasting` are held for
+    good, for who comes this way again, as long as they take up to half of the memory. `order` is another order of the
+    nodes than the model's.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Walk:
         scratch: Path,
         *,
         wanted: Iterable[str] = (),
+        lasting: Iterable[str] = (),
         threads: int = 1,
         memory: int = MEMORY,
         level: str = "basic",
@@ -110,7 +117,9 @@ class Walk:
         self._threads = threads
         self._level = level
         self._store = Store(scratch / "values", memory)
-        self._wanted = set(wanted)
+        self._lasting = set(lasting)
+        self._released = self._lasting - set(wanted)
+        self._wanted = self._lasting | set(wanted)
         self._last = self._last_uses()
         for number, feeds in enumerate(batches):
             for name, array in feeds.items():
@@ -160,12 +169,23 @@ class Walk:
         if kept:
             self._run(segment, kept)
         self._position = until
+        if self._lasting and self._store.is_crowded:
+            self._lasting = set()
+            for name in self._released:
+                self.release(name)
         for name in [n for n, i in self._last.items() if i < until and n not in self._wanted]:
             self._store.drop(name, self.batches)
             del self._last[name]
 
+    def lasts(self, names: Iterable[str]) -> bool:
+        """Whether all these values are, or will be, held for good."""
+        return bool(self._lasting) and self._lasting.issuperset(names)
+
     def release(self, name: str) -> None:
-        """Let a wanted value go unless later nodes read it."""
+        """Let a wanted value go unless later nodes read it, or it lasts."""
+        if name in self._lasting:
+            self._released.add(name)
+            return
         self._wanted.discard(name)
         if self._last.get(name, -1) < self._position:
             self._store.drop(name, self.batches)
