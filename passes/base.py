@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: facts for the report (plain JSON data) and what it skipped."""
+    """What a pass did: facts for the report (plain JSON data), and remarks on what it left alone."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    skipped: tuple[Remark, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     in_float: ir.Model | None = None
     """The graph before its types changed, where numbers were moved between layers first: the same function."""
 

@@ -95,7 +95,7 @@ def test_infinities_of_a_model_stay_what_they_are_in_half() -> None:
     )
     feeds = [{"x": np.array([0.0, 1.0, 0.5, 1.0], np.float32)}]
     result = apply(Quantize(type="fp16"), model, "tensorrt-rtx", feeds)[0]
-    kept = {skip.where for skip in result.skipped}
+    kept = {skip.where for skip in result.remarks}
     assert kept == {"Mul_3", "Add_4"}
 
 

@@ -82,7 +82,7 @@ def test_what_else_reads_a_table_leaves_it_in_float() -> None:
     )
     feeds = {"ids": np.zeros((2, 5), np.int64)}
     result = Quantize(type="int8").run(model, Plan({}), compilation(feeds=[feeds]))
-    assert any("reads as a whole, too" in remark.reason for remark in result.skipped)
+    assert any("reads as a whole, too" in remark.reason for remark in result.remarks)
     assert "GatherBlockQuantized" not in {node.op_type for node in model.graph}
 
 

@@ -85,7 +85,7 @@ def test_the_width_of_experts_is_refitted_too(tmp_path: Path) -> None:
     inner = [atom_of(router.mixture.inner[0].axis) for router in found.stats.routers]
     done, before, after = without(found, {atom: list(range(0, 52, 3)) for atom in inner}, tmp_path)
     assert after < 0.8 * before
-    assert done.skipped == []
+    assert done.remarks == []
 
 
 def test_removed_channels_of_the_output_are_left_out(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_removed_channels_of_the_output_are_left_out(tmp_path: Path) -> None:
     )
     gone = {hidden.atom: [1, 7], found.experts[0].atom: [2]}
     done, _, _ = without(found, gone, tmp_path)
-    assert done.skipped == []
+    assert done.remarks == []
     assert done.layers[0]["error_after"] < done.layers[0]["error_before"]
 
 

@@ -52,7 +52,7 @@ def _half(model: ir.Model, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np
     """Outputs before, those after with every fp16 value rounded, and the operators that stayed in float32."""
     before = outputs(model, feeds)
     result = apply(Quantize(type="fp16"), model, "tensorrt-rtx", [])[0]
-    return before, outputs(model, feeds, level="none"), {skip.where.split("_")[0] for skip in result.skipped}
+    return before, outputs(model, feeds, level="none"), {skip.where.split("_")[0] for skip in result.remarks}
 
 
 @pytest.mark.parametrize(

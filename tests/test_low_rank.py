@@ -137,7 +137,7 @@ def test_the_path_is_in_the_model_and_brings_it_nearer(
     if not with_path:
         assert build is convolutions  # its one product is 32 to 10
         assert isinstance(step, Quantize)
-        assert any("no low-rank path: one of rank 8 does more than" in skip.reason for skip in result.skipped)
+        assert any("no low-rank path: one of rank 8 does more than" in skip.reason for skip in result.remarks)
         return
     if build is transformer:  # what the random convolutions give is a mean over places, which says little
         assert errors[step.eora] < 0.75 * errors[0.0]
@@ -182,7 +182,7 @@ def test_on_this_machine_a_path_that_costs_more_than_it_may_is_dropped_with_its_
     model = transformer()
     result, _ = apply(Quantize(type="int4", eora=0.3), model, feeds=[feeds_for(model)])
     kept = set(result.facts["low_rank"])
-    dropped = {skip.where: skip.reason for skip in result.skipped if "low-rank" in skip.reason}
+    dropped = {skip.where: skip.reason for skip in result.remarks if "low-rank" in skip.reason}
     assert kept | set(dropped) == set(result.facts["nodes"])
     assert dropped, "64 inputs are too few to add two products within a third of the time"
     for reason in dropped.values():

@@ -227,8 +227,8 @@ def test_an_export_without_the_optimizer_has_as_many_layers(name: str, tied: int
     for form in ("plain", "unoptimized"):
         model = normalise(load_ir(onnx_path(name, "dynamo", form)))
         prepare(model)
-        sites, skipped = find_layers(model, SINGLE_OR_HALF)
-        found.append((len(sites), [s.reason for s in skipped if s.reason != "both operands are activations"]))
+        sites, remarks = find_layers(model, SINGLE_OR_HALF)
+        found.append((len(sites), [s.reason for s in remarks if s.reason != "both operands are activations"]))
     (plain, _), (unoptimized, reasons) = found
     assert (unoptimized, len(reasons)) == (plain - tied, tied)
     assert unoptimized > 10

@@ -95,7 +95,7 @@ def test_matrix_products_of_a_transformer_run_in_int8_and_attention_stays_float(
     assert census["MatMulIntegerToFloat"] == 6
     assert census["MatMul"] + census["FusedMatMul"] == 2
     assert relative_error(before, outputs(model, feeds)) < 0.01
-    assert {skip.reason for skip in result.skipped} == {"both operands are activations"}
+    assert {skip.reason for skip in result.remarks} == {"both operands are activations"}
 
 
 def test_a_standard_qdq_graph_also_runs_in_int8(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_tensorrt_form_has_no_zero_points_no_quantized_bias_and_float_weights(
             assert node.inputs[2] is not None
             assert node.inputs[2].is_initializer()
         assert node.op_type != "Relu" or node.outputs[0].name != "image"
-    assert any("no integer tactic" in skip.reason for skip in result.skipped), "conv1 has 3 channels"
+    assert any("no integer tactic" in skip.reason for skip in result.remarks), "conv1 has 3 channels"
     assert relative_error(before, outputs(model, feeds)) < 0.02
 
 
@@ -190,7 +190,7 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions(tmp_path: Path) -> N
     convs = convolutions()
     result, _ = apply(Quantize(type="int8-dynamic"), convs)
     assert operators(convs)["Conv"] == 4
-    assert sum("convolution" in skip.reason for skip in result.skipped) == 4
+    assert sum("convolution" in skip.reason for skip in result.remarks) == 4
 
 
 @pytest.mark.parametrize("algorithm", ["rtn", "gptq", "awq"])
@@ -254,7 +254,7 @@ def test_already_quantized_models_are_left_alone(cnn: tuple[ir.Model, dict[str, 
     count = len(model.graph)
     result, _ = apply(Quantize(type="int8"), model, feeds=[feeds])
     assert len(model.graph) == count
-    assert "already quantized" in result.skipped[0].reason
+    assert "already quantized" in result.remarks[0].reason
 
 
 @pytest.mark.parametrize(

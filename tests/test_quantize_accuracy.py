@@ -127,7 +127,7 @@ def test_sensitive_layers_stay_float_and_are_named() -> None:
     assert mixed["error_of_all"] > 1e-4
     assert 0 < len(mixed["left_in_float"]) < 6
     assert relative_error(before, outputs(model, feeds)) <= 1e-4
-    assert set(mixed["left_in_float"]) & {skip.where for skip in result.skipped}
+    assert set(mixed["left_in_float"]) & {skip.where for skip in result.remarks}
     worst = max(mixed["sensitivity"], key=lambda name: mixed["sensitivity"][name])
     assert worst in mixed["left_in_float"]
 
@@ -263,7 +263,7 @@ def test_sensitive_layers_of_a_trained_network_stay_float_and_are_named() -> Non
     mixed = result.facts["mixed_precision"]
     assert mixed["error_of_all"] > 5e-4 >= mixed["error"]
     assert 0 < len(mixed["left_in_float"]) <= 8
-    assert set(mixed["left_in_float"]) <= {skip.where for skip in result.skipped}
+    assert set(mixed["left_in_float"]) <= {skip.where for skip in result.remarks}
     after = np.concatenate([outputs(model, feeds) for feeds in case.test])
     assert relative_error(before, after) < 7e-4
     assert (after.argmax(axis=1) == case.labels).mean() > 0.905
@@ -303,4 +303,4 @@ def test_scores_beside_boxes_keep_a_scale_of_their_own_where_nothing_integer_rea
     losses = Reference([{"y": before}], parts).losses([{"y": after}])
     assert quality(losses.worst[1]) > 25
     assert set(result.facts["output_quality_db"]) == {"y[:, 0:4]", "y[:, 4:12]"}
-    assert ("Concat_4", True) in [(skip.where, "one scale" in skip.reason) for skip in result.skipped]
+    assert ("Concat_4", True) in [(skip.where, "one scale" in skip.reason) for skip in result.remarks]

@@ -93,8 +93,8 @@ def _census(model: ir.Model, folder: Path) -> Mapping[str, Any]:
 def _warnings(type_: str, model: ir.Model, folder: Path, *, target: str = "onnxruntime") -> list[str]:
     result, _ = apply(Quantize(type=type_), model, target, [feeds_for(model)])
     row = {"name": "quantize", "facts": result.facts}
-    skipped = [("quantize", skip) for skip in result.skipped]
-    return type_warnings(type_, [row], _census(model, folder), skipped)
+    remarks = [("quantize", skip) for skip in result.remarks]
+    return type_warnings(type_, [row], _census(model, folder), remarks)
 
 
 def test_a_model_wholly_in_int8_gives_no_warning(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_an_lstm_whose_weights_are_inputs_stays_float_and_says_why() -> None:
     weight.type, weight.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, 64, 12])
     model.graph.inputs.append(weight)
     result, _ = apply(Quantize(type="int8-dynamic"), model, "onnxruntime", [])
-    assert [skip.reason for skip in result.skipped] == ["its weights are not fixed float32 numbers"]
+    assert [skip.reason for skip in result.remarks] == ["its weights are not fixed float32 numbers"]
 
 
 @pytest.mark.parametrize("type_", ["int8", "int8-dynamic"])
@@ -324,10 +324,10 @@ def test_weighted_operators_without_integer_kernel_are_named(type_: str) -> None
     model.graph.register_initializer(weight)
     feeds = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
     result, _ = apply(Quantize(type=type_), model, "onnxruntime", feeds)
-    (skip,) = result.skipped
+    (skip,) = result.remarks
     assert "transposed convolution: ONNX Runtime has no integer kernel" in skip.reason
     result, _ = apply(Quantize(type="int8"), lstm_model("stored"), "onnxruntime", [_some_x()])
-    assert "int8-dynamic" in result.skipped[0].reason
+    assert "int8-dynamic" in result.remarks[0].reason
 
 
 def _some_x() -> dict[str, np.ndarray]:

@@ -107,7 +107,7 @@ def test_operators_that_the_parser_does_not_take_in_bf16_stay_float32(line: str,
     model = weighted(text, {"w": (16, 16, 1, 1), "gates": (1, 24, 8), "again": (1, 24, 8)})
     model.opset_imports[""], model.graph.outputs[0].shape = 22, None
     result = apply(Quantize(type="bf16"), model, "tensorrt-rtx", [])[0]
-    assert [skip.reason for skip in result.skipped if "takes no" in skip.reason]
+    assert [skip.reason for skip in result.remarks if "takes no" in skip.reason]
     assert "Conv_0" in result.facts["nodes"]
     ir.save(model, tmp_path / "model.onnx")
     assert build(tmp_path / "model.onnx", sparse=False) > 0

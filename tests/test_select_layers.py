@@ -64,7 +64,7 @@ def test_boxes_and_scores_get_no_scale_in_common_where_nothing_integer_reads_the
     result = apply(Quantize(type="int8"), model, feeds=[feeds])[0]
     after = outputs(model, feeds)[:, 4:]
     assert np.abs(after - before).max() < 0.05 * np.abs(before).max()
-    assert any("one scale" in skip.reason for skip in result.skipped)
+    assert any("one scale" in skip.reason for skip in result.remarks)
 
 
 def test_a_concat_between_integers_stays_one(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_a_dilated_average_pool_between_convolutions_can_be_run(between: str, tm
     result = apply(Quantize(type="int8"), model, feeds=[feeds])[0]
     assert kernels(model, tmp_path)["QLinearConv"] == 1
     assert np.abs(outputs(model, feeds) - before).max() < 0.05 * np.abs(before).max()
-    assert any("dilations" in skip.reason for skip in result.skipped)
+    assert any("dilations" in skip.reason for skip in result.remarks)

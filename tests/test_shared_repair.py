@@ -56,7 +56,7 @@ def compared(
     group = next(g for g in find_groups(plain) if g.is_free)
     remove(plain, {group.atom: ~np.isin(np.arange(group.size), slots)})
     found = mended(analysis, slots, "reconstruct", feeds, folder)
-    assert not found.skipped
+    assert not found.remarks
     return errors(plain.model, dense, feeds), errors(analysis.model, dense, feeds)
 
 
@@ -86,7 +86,7 @@ def test_a_cell_that_feeds_itself_is_solved_once_for_all_steps(tmp_path: Path) -
 def test_biases_of_their_own_are_said(tmp_path: Path) -> None:
     analysis = heads(HEADS.replace("Conv(k, w1, b1)", "Conv(k, w1, b3)"))
     found = mended(analysis, [1, 4], "reconstruct", {"x": normal(64, 4, 8, 8, seed=7)}, tmp_path)
-    assert {skip.reason for skip in found.skipped} == {
+    assert {skip.reason for skip in found.remarks} == {
         "its weight is shared by 2 nodes, which have biases of their own"
     }
 

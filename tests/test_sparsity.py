@@ -74,7 +74,7 @@ def test_what_is_not_eligible_stays_dense_with_its_reason() -> None:
     model = convolutions(group=16)
     dense = {name: weight(model, name) for name in ("conv1.weight", "conv2.weight", "fc.weight")}
     result, _ = apply(Sparsify(method="magnitude"), model, "tensorrt")
-    reasons = {skip.where: skip.reason for skip in result.skipped}
+    reasons = {skip.where: skip.reason for skip in result.remarks}
     assert "no multiple of 4" in reasons["Conv_conv1.weight"]
     assert "no multiple of 4" in reasons["Conv_conv2.weight"]
     assert "fewer than 32" in reasons["Gemm_fc.weight"]

@@ -113,7 +113,7 @@ def test_wide_layers_are_rounded_by_the_blocks_that_fit() -> None:
         errors[algorithm] = float(np.square(outputs(rounded, feeds) - exact).sum())
     assert errors["gptq"] < 0.9 * errors["rtn"]
     result = Quantize(type="int8", algorithm="gptq").run(model, Decisions(), small)  # type: ignore[arg-type]
-    assert [skip.reason for skip in result.skipped] == [
+    assert [skip.reason for skip in result.remarks] == [
         "too many inputs for --working-memory: rounded to nearest"
     ] * 2
 

@@ -93,7 +93,7 @@ def _quantized(text: str, target: str, **options: Any) -> tuple[Mapping[str, Any
         node.name = f"{node.op_type}_{node.outputs[0].name}"
     step = Quantize(type="int8", only_what_pays=True, **options)
     result = step.run(model, Plan({}), compilation(target, [feeds_for(model)], measure=False))
-    return result.facts, {remark.where: remark.reason for remark in result.skipped}
+    return result.facts, {remark.where: remark.reason for remark in result.remarks}
 
 
 def test_without_a_clock_a_table_leaves_thin_layers_between_float_ones_in_float() -> None:

@@ -42,16 +42,16 @@ def quantize_dynamic(
 ) -> PassResult:
     """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM an integer LSTM."""
     raise_opset(model, DYNAMIC_OPSET)
-    layers, skipped = find_layers(model)
+    layers, remarks = find_layers(model)
     limit = 63 if reduce_range else 127
     lowering = _Dynamic(GraphEditor(model), limit)
     spec = QuantizationSpec()
     noise: dict[str, float] = {}
     for layer in layers:
         if layer.op_type == "Conv":
-            skipped.append(Remark(layer.name, "convolution: dynamic int8 convolution is slower than float"))
+            remarks.append(Remark(layer.name, "convolution: dynamic int8 convolution is slower than float"))
         elif layer.name in exclude:
-            skipped.append(Remark(layer.name, "left in float"))
+            remarks.append(Remark(layer.name, "left in float"))
         else:
             spec.nodes.append(layer.name)
             spec.values[layer.weight.name or ""] = ValueSpec("int8", "weight", "channel", layer.out_axis)
@@ -59,17 +59,17 @@ def quantize_dynamic(
     for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
         reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
         if reason:
-            skipped.append(Remark(node.name or "", reason))
+            remarks.append(Remark(node.name or "", reason))
             continue
         spec.nodes.append(node.name or "")
         weights = lower_lstm(lowering.editor, node, limit)
         noise.update(weights)
         spec.values.update({name: ValueSpec("int8", "weight", "channel", 1) for name in weights})
-    skipped.extend(without_kernel(model, ("LSTM",)))
+    remarks.extend(without_kernel(model, ("LSTM",)))
     spec.record(plan)
     lowering.editor.finish()
     facts: dict[str, Any] = {"type": "int8-dynamic", "nodes": spec.nodes, "weight_sqnr_db": noise}
-    return PassResult(facts, tuple(skipped))
+    return PassResult(facts, tuple(remarks))
 
 
 class _Dynamic:

@@ -51,7 +51,7 @@ class Tables:
 
     nodes: list[str] = field(default_factory=list)
     noise: dict[str, float] = field(default_factory=dict)
-    skipped: list[Remark] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
 
 
 def quantize_tables(model: ir.Model, plan: QuantizationPlan, exclude: Collection[str]) -> Tables:
@@ -60,9 +60,9 @@ def quantize_tables(model: ir.Model, plan: QuantizationPlan, exclude: Collection
     for value in list(model.graph.initializers.values()):
         found = _table(value)
         if isinstance(found, str):
-            done.skipped.append(Remark(value.name or "", found))
+            done.remarks.append(Remark(value.name or "", found))
         elif found is not None and exclude and set(found.nodes) & set(exclude):
-            done.skipped.append(Remark(found.name, "left in float"))
+            done.remarks.append(Remark(found.name, "left in float"))
         elif found is not None:
             done.noise[found.name] = _store(editor, found, plan)
             done.nodes += found.nodes

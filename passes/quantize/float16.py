@@ -68,7 +68,7 @@ def convert_to_half(
         "casts": conversion.casts,
         "warnings": conversion.warnings,
     }
-    return PassResult(facts, tuple(conversion.skipped))
+    return PassResult(facts, tuple(conversion.remarks))
 
 
 def _overflowing(model: ir.Model, compilation: Compilation) -> dict[str, str]:
@@ -103,7 +103,7 @@ class _HalfConversion:
     keep_io: bool
     converted: list[str] = field(default_factory=list)
     halved_constants: list[str] = field(default_factory=list)
-    skipped: list[Remark] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     casts: int = 0
     _casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class _HalfConversion:
         reason = self._why_not(node)
         if reason:
             if any(self._is_float(value) for value in (*node.inputs, *node.outputs)):
-                self.skipped.append(Remark(node.name or "", reason))
+                self.remarks.append(Remark(node.name or "", reason))
             for index, value in enumerate(node.inputs):
                 self._feed(node, index, value, ir.DataType.FLOAT)
             return

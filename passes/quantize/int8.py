@@ -70,8 +70,8 @@ class Static(Kind):
         quantizer.spec(decision).record(plan)
         left = _round(options, model, decision, compilation, facts)
         known = {remark.where for remark in left_for_speed}
-        skipped = [remark for remark in quantizer.lower(model, exclude).skipped if remark.where not in known]
-        return PassResult(facts, (*left_for_speed, *skipped, *left), in_float)
+        remarks = [remark for remark in quantizer.lower(model, exclude).remarks if remark.where not in known]
+        return PassResult(facts, (*left_for_speed, *remarks, *left), in_float)
 
 
 def what_pays(

@@ -120,7 +120,7 @@ class Writer:
         if self.static:
             self.quantizer = StaticQuantizer(self.model, self.compilation, self.options.static)
             integer = {layer.name for layer in self.quantizer.decide(self.model, self.options.exclude).layers}
-        layers, self.skipped = find_layers(self.model, SINGLE_OR_HALF)
+        layers, self.remarks = find_layers(self.model, SINGLE_OR_HALF)
         self.forms = {}
         for layer in layers:
             found = [self.static] if layer.name in integer else []
@@ -231,7 +231,7 @@ def _by_hand(judge: Judge, plan: QuantizationPlan) -> PassResult:
 def _written(writer: Writer, choice: Choice, plan: QuantizationPlan, facts: dict[str, Any]) -> PassResult:
     facts |= writer.write(writer.model, choice, plan, writer.options.algorithm)
     left = [Remark(name, "left in float") for name, form in choice.items() if form == FLOAT]
-    return PassResult(facts, (*writer.skipped, *left))
+    return PassResult(facts, (*writer.remarks, *left))
 
 
 def _facts(choice: Choice, found: Point, table: Table, uniform: Mapping[str, Point]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Quantize(Pass):
             **({"folded_batch_norms": folded} if folded else {}),
             "warnings": warnings,
         }
-        return replace(result, facts=facts, skipped=(*left, *tables.skipped, *result.skipped))
+        return replace(result, facts=facts, remarks=(*left, *tables.remarks, *result.remarks))
 
     def require(self, target: Target, *, has_data: bool) -> None:
         kind = self.kind
@@ -221,7 +221,7 @@ class Quantize(Pass):
         done = convert_to_half(model, plan, compilation, rest, self.exclude, keep_io=self.keep_io)
         warnings = [*result.facts.pop("warnings", []), *done.facts.pop("warnings", [])]
         facts = {**result.facts, "rest": done.facts, "warnings": warnings}
-        return PassResult(facts, (*result.skipped, *done.skipped))
+        return PassResult(facts, (*result.remarks, *done.remarks))
 
     def _refuse_loss(self, kept: Mapping[str, float]) -> None:
         """GoalError when an output lost more than `max_drop`."""

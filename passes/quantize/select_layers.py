@@ -46,7 +46,7 @@ class Decision:
     values: dict[str, ir.Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
-    skipped: list[Remark] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
 
     def holds(self, value: ir.Value | None) -> bool:
         return value is not None and (value.name in self.values or value.name in self.aliases)
@@ -70,7 +70,7 @@ def decide_onnxruntime(
     for layer in layers:
         reason = "left in float" if layer.name in exclude else _why_not_onnxruntime(layer)
         if reason:
-            decision.skipped.append(Remark(layer.name, reason))
+            decision.remarks.append(Remark(layer.name, reason))
         else:
             chosen[layer.node] = layer
     model.graph.sort()
@@ -98,7 +98,7 @@ def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node]) -> N
         if not node.inputs or not all(decision.holds(value) for value in node.inputs):
             return
         if reason := _why_not_follower(node, chosen):
-            decision.skipped.append(Remark(node.name or "", reason))
+            decision.remarks.append(Remark(node.name or "", reason))
             return
         result = fused_result(node)
         decision.followers.append(node)
@@ -180,7 +180,7 @@ def decide_tensorrt(model: ir.Model, layers: Iterable[LinearLayer], exclude: Col
     for layer in layers:
         reason = "left in float" if layer.name in exclude else _why_not_tensorrt(layer)
         if reason:
-            decision.skipped.append(Remark(layer.name, reason))
+            decision.remarks.append(Remark(layer.name, reason))
             continue
         decision.layers.append(layer)
         decision.values[layer.data.name or ""] = layer.data

@@ -84,13 +84,13 @@ class StaticQuantizer:
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
-        layers, skipped = find_layers(model)
+        layers, remarks = find_layers(model)
         if self.is_tensorrt:
             decision = decide_tensorrt(model, layers, exclude)
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
             decision = decide_onnxruntime(model, layers, exclude, outputs)
-        decision.skipped[:0] = [*skipped, *without_kernel(model, ())]
+        decision.remarks[:0] = [*remarks, *without_kernel(model, ())]
         return decision
 
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:

@@ -62,7 +62,7 @@ def quantize_weights(
     to_onnxruntime = compilation.target.dialect == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
-    chosen, skipped = _divided(model, options.block, exclude, to_onnxruntime)
+    chosen, remarks = _divided(model, options.block, exclude, to_onnxruntime)
     names, in_float = {layer.name: layer.weight.name or "" for layer in chosen}, None
     if options.algorithm == "awq":
         _scale_all(model, chosen, compilation, options, symmetric=not to_onnxruntime)
@@ -84,22 +84,22 @@ def quantize_weights(
     spec.record(plan)
     facts: dict[str, Any] = {"type": "int4", "nodes": spec.nodes, "weight_sqnr_db": noise}
     facts |= {"low_rank": paths.facts} if options.eora else {}
-    return PassResult(facts, (*skipped, *paths.left), in_float)
+    return PassResult(facts, (*remarks, *paths.left), in_float)
 
 
 def _divided(
     model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
 ) -> tuple[list[LinearLayer], list[Remark]]:
     """The layers that get 4 bits, and why the others do not."""
-    layers, skipped = find_layers(model, SINGLE_OR_HALF)
+    layers, remarks = find_layers(model, SINGLE_OR_HALF)
     chosen = []
     for layer in layers:
         reason = "left in float" if layer.name in exclude else why_not_int4(layer, block, to_onnxruntime)
         if reason:
-            skipped.append(Remark(layer.name, reason))
+            remarks.append(Remark(layer.name, reason))
         else:
             chosen.append(layer)
-    return chosen, skipped
+    return chosen, remarks
 
 
 def _clock(compilation: Compilation, options: WeightOnlyOptions) -> Clock | None:

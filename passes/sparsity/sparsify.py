@@ -96,25 +96,25 @@ class Sparsify(Pass):
         self.require(compilation.target, has_data=bool(compilation.pass_feeds))
         pattern = parse_pattern(self.pattern)
         prepare(model)
-        layers, skipped = find_layers(model, SINGLE_OR_HALF)
+        layers, remarks = find_layers(model, SINGLE_OR_HALF)
         named = replace(self, exclude=tuple(nodes_named(model, self.exclude)))
         job = _Job(named, pattern, model, compilation)
         chosen = []
         for layer in layers:
             reason = job.why_not(layer)
             if reason:
-                skipped.append(Remark(layer.name, reason))
+                remarks.append(Remark(layer.name, reason))
             else:
                 chosen.append(layer)
         if self.permute and pattern.is_grouped:
-            skipped.extend(job.reorder(chosen))
+            remarks.extend(job.reorder(chosen))
         zeroed = job.zero(chosen)
         for layer in chosen:
             plan.patterns[layer.weight.name or ""] = {"pattern": pattern.text, "axis": layer.in_axis}
         model.graph.sort()
-        skipped.extend(job.paths.left)
+        remarks.extend(job.paths.left)
         facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": zeroed}
-        return PassResult(facts, tuple(skipped))
+        return PassResult(facts, tuple(remarks))
 
 
 @dataclass

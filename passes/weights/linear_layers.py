@@ -24,14 +24,14 @@ def find_layers(
     """All layers of the main graph whose weights have one of these types, in its order, and the other nodes of their
     operators, with the reason."""
     layers: list[LinearLayer] = []
-    skipped: list[Remark] = []
+    remarks: list[Remark] = []
     for node in model.graph:
         layer = layer_of(node, types)
         if isinstance(layer, LinearLayer):
             layers.append(layer)
         elif layer is not None:
-            skipped.append(Remark(node.name or "", layer))
-    return layers, skipped
+            remarks.append(Remark(node.name or "", layer))
+    return layers, remarks
 
 
 def trailing_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:

@@ -98,7 +98,7 @@ def refit_experts(mixtures: Sequence[Mixture], dense: Walk, pruned: Walk, kept: 
             dense.advance(dense.place[twins[name]])
             reason = _Refit(mixture, twins[name], dense, pruned, kept, seed).run(found)
         if reason:
-            found.skipped.append(Remark(name, reason))
+            found.remarks.append(Remark(name, reason))
         for walk in (dense, pruned):
             for value in mixture.names:
                 walk.release(value)

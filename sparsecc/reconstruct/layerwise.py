@@ -39,7 +39,7 @@ class Repair:
 
     changed: list[str] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[Remark] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
 
 
 def repair(
@@ -108,7 +108,7 @@ class _Sweep:
             if isinstance(outlet, Outlet) and not (self.method == "bias" and feeds_norm(outlet)):
                 outlets[node] = outlet
             elif isinstance(outlet, str):
-                self.found.skipped.append(Remark(node.name or "", outlet))
+                self.found.remarks.append(Remark(node.name or "", outlet))
         return outlets
 
     def run(self) -> Repair:
@@ -135,7 +135,7 @@ class _Sweep:
             return
         target, other = self._target(outlet)
         if target not in self.dense.made_at:
-            self.found.skipped.append(
+            self.found.remarks.append(
                 Remark(consumer.name, "its result has no counterpart in the dense model")
             )
             return
@@ -143,7 +143,7 @@ class _Sweep:
         halves = self._halves(consumer, target, other)
         self._done_with(outlet.own, outlet.total)
         if halves is None:
-            self.found.skipped.append(
+            self.found.remarks.append(
                 Remark(consumer.name, "its result has another shape than in the dense model")
             )
             return
@@ -173,7 +173,7 @@ class _Sweep:
             else "which have biases of their own"
         )
         reason = f"its weight is shared by {len(outlets)} nodes, {why}"
-        self.found.skipped += [Remark(outlet.consumer.name, reason) for outlet in outlets]
+        self.found.remarks += [Remark(outlet.consumer.name, reason) for outlet in outlets]
 
     def _done_with(self, *values: ir.Value | None) -> None:
         """Let go of dense values that no other layer asks for."""
@@ -197,7 +197,7 @@ class _Sweep:
         consumer = outlet.consumer
         layer = self._wide_layer(consumer)
         if layer is None:
-            self.found.skipped.append(
+            self.found.remarks.append(
                 Remark(consumer.name, "its result has no counterpart in the dense model")
             )
             return
@@ -344,7 +344,7 @@ class _Sweep:
         if before < UNCHANGED:
             return
         if not all(part is None or np.isfinite(part).all() for part in (new, offset)):
-            self.found.skipped.append(Remark(consumer.name, "its calibration inputs hold NaN or infinity"))
+            self.found.remarks.append(Remark(consumer.name, "its calibration inputs hold NaN or infinity"))
             return
         if new is not None:
             consumer.store(new)

@@ -88,7 +88,7 @@ def repair_from(
         experts = mend_experts(compilation, mixtures, dense, pruned, kept, samples)
     found = repair(compilation, dense, pruned, kept, samples, method, known)
     return Repair(
-        experts.changed + found.changed, experts.layers + found.layers, experts.skipped + found.skipped
+        experts.changed + found.changed, experts.layers + found.layers, experts.remarks + found.remarks
     )
 
 
@@ -102,10 +102,10 @@ def data_of(samples: Samples, model: ir.Model) -> str:
 
 def left_alone(found: Repair) -> str | None:
     """A sentence where repair could not reach most layers."""
-    number, mended = len(found.skipped), len(found.layers)
+    number, mended = len(found.remarks), len(found.layers)
     if number <= mended:
         return None
-    ((reason, _),) = Counter(skip.reason for skip in found.skipped).most_common(1)
+    ((reason, _),) = Counter(skip.reason for skip in found.remarks).most_common(1)
     return f"repair left {number} of {number + mended} layers alone, most because {reason}"
 
 

@@ -15,7 +15,7 @@ def type_warnings(
     asked: str | None,
     passes: Iterable[Mapping[str, Any]],
     census: Mapping[str, Any] | None,
-    skipped: Iterable[tuple[str, Remark]],
+    remarks: Iterable[tuple[str, Remark]],
 ) -> list[str]:
     """Sentences for the first screen: the asked type is not used, or not everywhere, where and why.
 
@@ -25,15 +25,15 @@ def type_warnings(
         return []
     facts = [one["facts"] for one in passes if (one.get("facts") or {}).get("type") == asked]
     if facts and not any(one.get("nodes") for one in facts):
-        why = Counter(skip.reason for name, skip in skipped if name == "quantize").most_common(1)
+        why = Counter(skip.reason for name, skip in remarks if name == "quantize").most_common(1)
         because = f" ({why[0][0]})" if why else ""
         return [f"--quantize {asked} changed no layer{because}: the model runs in the type it had"]
     if asked not in _INTEGER or census is None:
         return []
-    return _left_in_float(asked, census, [skip for name, skip in skipped if name == "quantize"])
+    return _left_in_float(asked, census, [skip for name, skip in remarks if name == "quantize"])
 
 
-def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Remark]) -> list[str]:
+def _left_in_float(asked: str, census: Mapping[str, Any], remarks: list[Remark]) -> list[str]:
     """The reasons of the pass where it had any: they name nodes of the model, the census fused ones."""
     integers, floats = sum(census["integer"].values()), sum(census["float"].values())
     if not integers:
@@ -42,7 +42,7 @@ def _left_in_float(asked: str, census: Mapping[str, Any], skipped: list[Remark])
         ]
     if not census["in_float"]:
         return []
-    left = skipped or [Remark(one["node"], one["reason"]) for one in census["in_float"]]
+    left = remarks or [Remark(one["node"], one["reason"]) for one in census["in_float"]]
     reason, number = Counter(skip.reason for skip in left).most_common(1)[0]
     example = next(skip.where for skip in left if skip.reason == reason)
     return [

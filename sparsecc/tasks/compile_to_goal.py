@@ -136,8 +136,8 @@ class Workshop:
             is_over=lambda: time.monotonic() > end,
         )
         settled = search.settle()
-        skipped = [Remark("search", reason) for reason in search.refused]
-        self.compilation.remarks.extend(("goal", remark) for remark in skipped)
+        remarks = [Remark("search", reason) for reason in search.refused]
+        self.compilation.remarks.extend(("goal", remark) for remark in remarks)
         return settled
 
     def levers(self) -> tuple[list[Family], list[Family]]:

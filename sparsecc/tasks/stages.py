@@ -153,7 +153,7 @@ def repair(work: Work) -> None:
     kept, mixtures = kept_values(analysis, work.decision.choice.keep), mixtures_of(analysis)
     found = run_repair(compilation, dense, analysis.model, kept, mixtures)
     plan.repaired = sorted({*plan.repaired, *found.changed})
-    compilation.remarks.extend(("repair", remark) for remark in found.skipped)
+    compilation.remarks.extend(("repair", remark) for remark in found.remarks)
     if told := left_alone(found):
         compilation.warnings.append(told)
     compilation.note("repair", facts_of(found, method, samples, analysis.model))
@@ -197,7 +197,7 @@ def run_passes(work: Work) -> None:
             work.in_float = work.analysis.model.clone()
         begun = time.perf_counter()
         result = one.run(work.analysis.model, work.decision.plan, compilation)
-        compilation.remarks.extend((one.name, remark) for remark in result.skipped)
+        compilation.remarks.extend((one.name, remark) for remark in result.remarks)
         compilation.warnings.extend(result.facts.get("warnings", ()))
         if result.in_float is not None:
             work.unmoved, work.in_float = work.in_float, result.in_float
