@@ -57,10 +57,13 @@ def compile(model: Model, **options: Any) -> CompileResult:
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
     from sparsecc.bundle.folder import BundleWriter
+    from sparsecc.report.tracking import logger_of
     from sparsecc.tasks.outside import beyond_sandbox
 
     with ExitStack() as stack:
         given, memory = stack.enter_context(held(warned(options, 2)))
+        hook = given.pop("log_to", None)
+        log = None if hook is None else logger_of(hook)
         call = CompileCall.of(given)  # what cannot be is said before anything is opened
         path = stack.enter_context(file_of(model))
         work = partial(
@@ -82,7 +85,10 @@ def compile(model: Model, **options: Any) -> CompileResult:
             request["folder"] = str(bundle.folder)
             made = work(request, write=[bundle.folder], outside=outside)
             bundle.facts = made["facts"]
-    return CompileResult(Path(made["bundle"]), made["report"], made["plan"])
+    result = CompileResult(Path(made["bundle"]), made["report"], made["plan"])
+    if log is not None:
+        log(result)
+    return result
 
 
 def inspect(

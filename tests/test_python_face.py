@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 import sparsecc
+from sparsecc.cli import main
+from sparsecc.cli.compile_view import _next_steps
+from sparsecc.cli.view import Line
 from sparsecc.errors import InputError, MissingPackageError, SparseccError, UnavailableError
+from sparsecc.report.tracking import figures, logger_of
 from tests.test_layout import ROOT
 
 MODEL = ROOT / "models" / "digits_resnet.onnx"
@@ -81,3 +85,55 @@ def test_a_notebook_shows_progress_and_the_page(tmp_path: Path) -> None:
     assert "%" in progress["data"]["text/plain"]
     assert shown["data"]["text/html"].startswith("<iframe")
     assert shown["data"]["text/plain"].startswith(f"<CompileResult {tmp_path}/out: ")
+
+
+def test_a_hook_gets_the_result_and_is_looked_for_first(tmp_path: Path) -> None:
+    heard: list[sparsecc.CompileResult] = []
+    notes: list[str] = []
+    made = sparsecc.compile(
+        MODEL,
+        ratio=0.2,
+        output=tmp_path / "out",
+        measure=False,
+        log_to=heard.append,
+        on_event=lambda event: notes.append(event.get("note", "")),
+    )
+    assert heard == [made]
+    assert any(note.startswith("--criterion auto is ") for note in notes)
+    assert any(note.startswith("--recover auto is ") for note in notes)
+    with pytest.raises(InputError, match="--log-to nowhere: write mlflow"):
+        sparsecc.compile("missing.onnx", log_to="nowhere")
+    (tmp_path / "hook.py").write_text("def log(result): result.report['heard'] = True\n")
+    logger_of(f"{tmp_path / 'hook.py'}:log")(made)
+    assert made.report["heard"]
+
+
+def test_mlflow_gets_parameters_figures_and_files(
+    result: sparsecc.CompileResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra: pip install 'sparsecc[tracking]'")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/runs")
+    logger_of("mlflow")(result)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.data.params["ratio"] == "0.5"
+    assert run.data.params["model"] == "digits_resnet.onnx"
+    assert run.data.metrics == pytest.approx(figures(result))
+    assert run.data.metrics["removed"] == pytest.approx(0.5, abs=0.03)
+    names = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert names == {"report.json", "report.html", "plan.json", "recipe.yaml"}
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert main(["help", "gate"]) == 0
+    assert "--max-regression" in capsys.readouterr().out
+    assert main(["help", "gaet"]) == 2
+    assert "did you mean 'gate'" in capsys.readouterr().err
+
+
+def test_after_an_emitted_model_comes_its_build() -> None:
+    told = {"bundle": "out", "build": {"emitted": True}}
+    lines = [block.text for block in _next_steps(told) if isinstance(block, Line)]
+    assert any(line.startswith("Next: sparsecc build out") for line in lines)

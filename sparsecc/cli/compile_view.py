@@ -213,5 +213,9 @@ def _next_steps(report: Mapping[str, Any]) -> list[Block]:
         lines.append(Line("Next: ask for something: --ratio 0.5, --speedup 2 or --quantize int8.", "warn"))
     if not report.get("accuracy"):
         lines.append(Line("Next: --eval FILE.py:FUNCTION shows the accuracy before and after.", "dim"))
+    if (report.get("build") or {}).get("emitted"):
+        lines.append(
+            Line(f"Next: sparsecc build {bundle} where the target runs, or --device for it", "title")
+        )
     lines.append(Line(f"Next: sparsecc verify {bundle}", "dim"))
     return lines

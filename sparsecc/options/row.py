@@ -26,6 +26,8 @@ Data = StrPath | Iterable[object] | Callable[[], Iterable[object]]
 """Where samples come from: a path, or in Python the samples themselves, as arrays, mappings or what yields them."""
 Score = str | Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
 """What scores a model: `file.py:function`, or in Python a function of `run(feeds) -> outputs`."""
+Hook = str | Callable[[Any], object]
+"""Where results are logged: `mlflow`, `file.py:function`, or in Python a function of the result."""
 
 
 @dataclass(frozen=True)

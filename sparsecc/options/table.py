@@ -33,6 +33,7 @@ from sparsecc.options.row import (
     SLOTS,
     TIMES,
     Data,
+    Hook,
     Inputs,
     Kind,
     Pairs,
@@ -578,6 +579,13 @@ class CompileCall(Running, CompileOptions):
         False, FLAG, "Replace the output folder if it exists.", OUTPUT, by=CALL, is_common=True
     )
     dry_run: bool = option(False, FLAG, "Decide and report, write nothing.", OUTPUT, by=CALL)
+    log_to: Hook | None = option(
+        None,
+        text("mlflow|FILE.py:FUNCTION"),
+        "Log report and figures there too: MLflow by its own settings, or a function that gets the result.",
+        OUTPUT,
+        by=CALL,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,10 @@ class Announced:
         self.at = stage, share
         self.emit({"stage": stage, "share": share, **({"note": note} if note else {})})
 
+    def remark(self, note: str) -> None:
+        """Tell whoever follows every step (`-v`) something of the stage under way."""
+        self._tell(*self.at, note)
+
     def say(self, text: str, **figures: Any) -> None:
         """Tell the user a sentence now, with its figures for programs, as an event of the stage under way."""
         stage, share = self.at

@@ -113,6 +113,10 @@ def choose(work: Work) -> None:
     analysis, depth = thin(work.compilation, *shorten(work.compilation, work.analysis))
     analysis, depth = bury(work.compilation, analysis, depth)
     work.analysis, work.decision = analysis, decide(work.compilation, analysis, depth)
+    options, method = work.compilation.options, work.decision.choice.method
+    for name in ("criterion", "allocator"):
+        if getattr(options, name) == "auto" and name in method:
+            work.compilation.remark(f"--{name} auto is {method[name]}")
 
 
 def mask(work: Work) -> None:
@@ -139,6 +143,8 @@ def repair(work: Work) -> None:
     compilation, analysis, plan = work.compilation, work.analysis, work.decision.plan
     options, scratch = compilation.options, compilation.scratch
     method = method_for(options, analysis.model)
+    if options.recover == "auto":
+        compilation.remark(f"--recover auto is {method}")
     if method == "none" or not plan.removes_anything:
         return
     samples = compilation.samples
