@@ -113,7 +113,7 @@ _GROUP = _record(id=_is_count, kind=_is_text, size=_is_count, kept=_is_count, mi
 _MODEL, _DATA = _record(sha256=_is_text), _mapping(_is_text, _is_text)
 _ANY = _mapping(_is_text, lambda value: True)
 _LEFT = _mapping(_is_text, _mapping(_is_index, _list_of(_is_count)))
-_PORTS = _record(gone=_list_of(_is_text), renamed=_mapping(_is_text, _is_text))
+_PORTS = _record(gone=_list_of(_is_text), renamed=_mapping(_is_text, _is_text), last=_list_of(_is_text))
 _TOKENS = _record(
     attention=_is_text, later=_list_of(_is_text), first=_is_count, patches=_is_count, kept=_is_count
 )

@@ -298,6 +298,12 @@ class CompileOptions(Options):
         "Remove channels that are the same on every input, or that nobody reads, and nothing else: exactly.",
         REMOVAL,
     )
+    last_logits: bool = option(
+        False,
+        FLAG,
+        "A decoder gives the logits of the last position alone, all that writing takes: prompts are read faster.",
+        REMOVAL,
+    )
     prune_io: Sequence[str] = option(
         (),
         NAMED_IO,

@@ -28,6 +28,8 @@ class Narrowed:
     outputs: Slots = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    last: frozenset[str] = frozenset()
+    """Outputs (batch, positions, ...) of which the last position alone is left."""
 
     @staticmethod
     def of(analysis: Analysis, keep: Keep) -> Narrowed:
@@ -58,7 +60,8 @@ class Narrowed:
         ]
         inputs, outputs = sides
         told = ports or {}
-        return Narrowed(inputs, outputs, frozenset(told.get("gone", ())), told.get("renamed", {}))
+        gone, last = (frozenset(told.get(key, ())) for key in ("gone", "last"))
+        return Narrowed(inputs, outputs, gone, told.get("renamed", {}), last)
 
     def to_json(self) -> dict[str, Any]:
         sides = {"inputs": self.inputs, "outputs": self.outputs}
@@ -69,8 +72,9 @@ class Narrowed:
         }
 
     def ports(self) -> dict[str, Any]:
-        """The inputs and outputs that are gone or have other names, for the plan; {} where none are."""
-        return {"gone": sorted(self.gone), "renamed": dict(self.renamed)} if self.gone else {}
+        """The inputs and outputs that are gone, have other names or fewer positions, for the plan; {} where none."""
+        told = {"gone": sorted(self.gone), "renamed": dict(self.renamed), "last": sorted(self.last)}
+        return told if self.gone or self.last else {}
 
     def feeds(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The smaller model's inputs from the dense model's."""
@@ -78,7 +82,8 @@ class Narrowed:
 
     def wanted(self, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What of the dense model's outputs the smaller model has."""
-        return self._named(_taken(dense, self.outputs))
+        last = {name: array[:, -1:] if name in self.last else array for name, array in dense.items()}
+        return self._named(_taken(last, self.outputs))
 
     def _named(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {

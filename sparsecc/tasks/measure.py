@@ -38,7 +38,11 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
 def _of_text(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
     """{"text": {"before", "after", "tokens"}}: nats a token of a language model on text that is held out."""
     text, held_out = compilation.text, compilation.held_out.batches
-    if text is None or not held_out or text.logits in compilation.narrowed.outputs:
+    if (
+        text is None
+        or not held_out
+        or text.logits in {*compilation.narrowed.outputs, *compilation.narrowed.last}
+    ):
         return {}
     small, narrowed = probes.artefact(backend, compiled), compilation.narrowed
     before, tokens = text.loss(held_out, compilation.dense.runner.run)

@@ -28,6 +28,7 @@ from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
 from sparsecc.loading.skip_norms import join_skip_norms, split_skip_norms
+from sparsecc.passes.last_logits import LastLogits, head_of
 from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
@@ -184,9 +185,14 @@ def close_caches(work: Work) -> None:
     compilation, plan = work.compilation, work.decision.plan
     join_skip_norms(work.analysis.model)
     gone, renamed = close_ports(work.analysis.model)
-    if gone:
-        ports = Narrowed(gone=frozenset(gone), renamed=renamed)
-        compilation.narrowed = replace(compilation.narrowed, gone=ports.gone, renamed=renamed)
+    last = frozenset[str]()
+    if compilation.options.last_logits:
+        found = LastLogits().run(work.analysis.model, plan, compilation)
+        compilation.note(LastLogits.name, found.facts)
+        last = frozenset({compilation.text.logits}) if compilation.text is not None else last
+    if gone or last:
+        ports = Narrowed(gone=frozenset(gone), renamed=renamed, last=last)
+        compilation.narrowed = replace(compilation.narrowed, gone=ports.gone, renamed=renamed, last=last)
         plan.ports = ports.ports()
         work.probes.pruned = [ports.wanted(outputs) for outputs in work.probes.pruned]
 
@@ -334,6 +340,8 @@ def begin(compilation: Compilation) -> Analysis:
         )
     _ = compilation.slots, compilation.base  # what is wrong with them is said before anything long begins
     compilation.take(model)
+    if compilation.options.last_logits:
+        head_of(model, compilation.text)  # what cannot be is said before any long work
     require_room(compilation)
     for one in passes_for(compilation.options):
         one.require_names(model)
