@@ -36,6 +36,8 @@ class Artefact:
     main: str
     files: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    runner: Runner | None = None
+    """`main` as it was loaded when it was built, on one thread; None where it was not."""
 
 
 class NotTimedError(Exception):

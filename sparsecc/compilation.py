@@ -23,16 +23,19 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
 from sparsecc.graph.decoder_sizes import DecoderSizes
-from sparsecc.loading.identity import identity_of
+from sparsecc.loading.identity import identity_of, identity_with
+from sparsecc.loading.models import FILES
 from sparsecc.loading.package import Package, package_at
 from sparsecc.loss.answers import Question, questions
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SELF, SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
-from sparsecc.runtime.dense import Dense, loaded, opened
+from sparsecc.runtime.dense import Dense
 from sparsecc.runtime.numerics import Outputs
-from sparsecc.runtime.rounding import Runs
+from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.piecewise import PiecewiseRunner, opened, pieces_of
+from sparsecc.runtime.runner import Runs
 from sparsecc.system.plain_json import read_json
 from sparsecc.system.progress import Announced, Emit
 from sparsecc.system.scratch import Scratch
@@ -132,6 +135,8 @@ class Compilation(Announced):
     """What stands for the dense model in proofs: itself, or itself with the layers or tokens silenced that went."""
     expected: list[Outputs] = field(init=False, repr=False)
     """The outputs of `reference`, one for each of `feeds`."""
+    of_dense: list[Outputs] = field(init=False, repr=False)
+    """The outputs of the dense model itself for them."""
 
     def __post_init__(self) -> None:
         self._drawn: list[Samples] = []  # random samples; a trial shares this list with its compile
@@ -153,7 +158,8 @@ class Compilation(Announced):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The hashes of the user's model, its external data with it."""
-        return identity_of(self.file)
+        files = self.dense.model.meta.get(FILES)
+        return identity_of(self.file) if files is None else identity_with(self.file, files)
 
     @cached_property
     def slots(self) -> Mapping[str, np.ndarray]:
@@ -237,16 +243,21 @@ class Compilation(Announced):
         kept = caches(analysis.model)
         self.caches = frozenset(v.name or "" for cache in kept for v in (cache.past, cache.present))
         self.feeds = [feeds for feeds, _ in ran]
-        self.expected = [outputs for _, outputs in ran]
+        self.expected = self.of_dense = [outputs for _, outputs in ran]
         return analysis
 
-    def opened(self, model: ir.Model, path: Path) -> Runs:
-        """A graph ready to run as it stands, by parts where the dense one is."""
-        return opened(model, path, threads=self.options.threads, by_parts=self.dense.by_parts)
+    def opened(self, model: ir.Model, *, owned: bool = False) -> Runs:
+        """A graph ready to run as it stands now, by parts where the dense one is; one that is `owned` is edited by
+        nobody any more."""
+        if self.dense.by_parts:
+            return PartedRunner(model, threads=self.options.threads, owned=owned)
+        return opened(model, threads=self.options.threads, owned=owned)
 
-    def loaded(self, path: Path) -> Runs:
-        """The graph of a file, ready to run as it stands."""
-        return loaded(path, threads=self.options.threads)
+    def in_pieces(self, model: ir.Model) -> Runs:
+        """An owned graph that is run with one weight after the other changed: these runs begin there."""
+        if not self.dense.by_parts and (most := pieces_of(model.graph)):
+            return PiecewiseRunner(model, threads=self.options.threads, most=most, owned=True)
+        return self.opened(model, owned=True)
 
     def rest_on(self, runner: Runs) -> None:
         """From here on this model, of which layers or tokens are silenced, stands for the dense one in proofs."""

@@ -83,11 +83,11 @@ def prune_half(path: Path, scratch: Path, seed: int = 0) -> Pruned:
     kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
     result.predicted = params_model(analysis).total(kept)
     plan = make_plan(analysis, groups, keep, {})
-    proof = probes.of_removal(analysis, keep)
+    removal = probes.of_removal(analysis, keep)
     remove(analysis, keep)
     runner = open_session(write(model, scratch / "pruned" / "model.onnx"), level="none")
     found = []
-    for (feeds, wanted, moved), dense in zip(probes.reference(proof), compilation.expected, strict=True):
+    for (feeds, wanted, moved), dense in zip(probes.reference(removal), compilation.expected, strict=True):
         found.append(runner.run(feeds))
         error = worst_error(wanted, found[-1])
         result.error = max(result.error, error)

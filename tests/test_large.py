@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from sparsecc.system import memory
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import DECIDING, Work, walk
 from sparsecc.verify.prove import prove
-from sparsecc.verify.surgery import Removal
 
 BARE = 140
 """Megabytes of a worker that has loaded its libraries."""
@@ -142,8 +142,8 @@ def test_proof_by_parts_finds_a_wrong_weight(
 ) -> None:
     work = decided(decoder, tmp_path, ratio=0.3, target="onnx")
     analysis, probes, keep = work.analysis, work.probes, work.decision.choice.keep
-    proof = probes.of_removal(analysis, keep)
-    removal = Removal(proof, cuts=remove(analysis, keep))
+    removal = probes.of_removal(analysis, keep)
+    removal = replace(removal, cuts=remove(analysis, keep))
     if corrupt:
         value = analysis.model.graph.initializers["l1.up"]
         assert value.const_value is not None
@@ -195,15 +195,15 @@ def test_streamed_and_whole_builds_give_the_same_bytes(
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    """160 MB of weights under a limit of 1 GiB: pruned, zeroed in a pattern, rounded, and every step proved."""
+    """160 MB of weights under a limit of 512 MiB: pruned, zeroed in a pattern, rounded, and every step proved."""
     path = Decoder(tmp_path, 1024, 5, 8192).write()
     size = (tmp_path / "decoder.onnx.data").stat().st_size
     options = {"ratio": 0.3, "align": 32, "target": "onnx", "sparsity": "2:4", "quantize": "int4"}
     request = {"model": str(path), "output": str(tmp_path / "out"), "options": {**options, "measure": False}}
-    found = measured("sparsecc.tasks.compile:compile_model", request, 1 << 30, 300)
+    found = measured("sparsecc.tasks.compile:compile_model", request, 512 << 20, 300)
     assert found["came"] == "done"
     assert size > 140e6
-    assert found["peak_mb"] < 3.5 * size / 1e6 + BARE, found
+    assert found["peak_mb"] < 2 * size / 1e6 + BARE, found
     assert found["verification"]["by_parts"]["parts"] > 2
     assert found["after"]["bytes"] < 0.4 * size
 

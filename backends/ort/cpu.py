@@ -16,6 +16,7 @@ import onnx_ir as ir
 from sparsecc.backends.base import Artefact, Availability, Backend
 from sparsecc.backends.ort.unfold import unfold
 from sparsecc.errors import InputError, InternalError, SystemFailureError
+from sparsecc.ir.save import write
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.system import memory, process
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sparsecc.runtime.session import OrtRunner
 
 LEVELS = ("none", "basic", "extended", "all")
-_SMALL_TENSOR = 1024
 _ORT_FORMAT_SECONDS = 300
 _NO_ROOM = "ONNX Runtime's optimizer holds several copies of the weights: there is not the memory for it"
 
@@ -103,7 +103,7 @@ class OnnxRuntimeCpu(Backend):
         chosen = BuildOptions.of(options)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
             progress("optimizing for ONNX Runtime", 0.0)
-            built, facts = _optimized(model, Path(scratch), chosen)
+            built, facts, runner = _optimized(model, Path(scratch), chosen)
             files = sorted(path.name for path in built.iterdir())
             if chosen.ort_format:
                 progress("converting to the ORT format", 0.7)
@@ -113,8 +113,9 @@ class OnnxRuntimeCpu(Backend):
                 _flush(built / file)
                 os.replace(built / file, folder / file)
             progress("optimizing for ONNX Runtime", 1.0)
-        main = "model.ort" if chosen.ort_format else "model.onnx"
-        return Artefact(main, tuple(files), facts)
+        if chosen.ort_format:
+            return Artefact("model.ort", tuple(files), facts)
+        return Artefact("model.onnx", tuple(files), facts, runner)
 
     def load(self, path: Path | bytes, *, threads: int = 1, level: str = "all") -> OrtRunner:
         """A runner over a file or its bytes; `level="none"` runs the graph exactly as it is written."""
@@ -170,54 +171,51 @@ class OnnxRuntimeCpu(Backend):
         )
 
 
-def _optimized(model: ir.Model, scratch: Path, chosen: BuildOptions) -> tuple[Path, dict[str, Any]]:
-    """The folder with the optimized model, and facts; a lower level where what was written does not load."""
-    from sparsecc.runtime.session import VERSION, open_session
+def _optimized(
+    model: ir.Model, scratch: Path, chosen: BuildOptions
+) -> tuple[Path, dict[str, Any], OrtRunner | None]:
+    """The folder with the optimized model, facts, and the model as it was loaded from there; a lower level where what
+    was written does not load."""
+    from sparsecc.runtime.session import VERSION, open_session, optimize
 
     if not memory.fits(memory.weight_bytes(model)):
-        return _as_it_is(model, scratch / "none", chosen), {
+        facts = {
             "level": "none",
             "onnxruntime": VERSION,
             **({"level_lowered": [f"{chosen.level}: {_NO_ROOM}"]} if chosen.level != "none" else {}),
         }
-    source = scratch / "source" / "model.onnx"
-    external = _write_plain(model, source, chosen.external_above)
+        path = scratch / "none" / "model.onnx"
+        _write_plain(without_traces(model, model), path, min(chosen.external_above, memory.HELD))
+        return path.parent, facts, None
     failures: list[str] = []
     for level in reversed(LEVELS[: LEVELS.index(chosen.level) + 1]):
         built = scratch / level / "model.onnx"
-        optimized = _run_optimizer(source, scratch, level, external=external)
-        loaded = ir.load(optimized)
-        if level != "none":
-            unfold(loaded, model)
-        _write_plain(without_traces(loaded, model), built, chosen.external_above)
+        if level == "none":
+            optimized = model.clone()
+        else:
+            optimized = _read(optimize(model, scratch / f"{level}-raw" / "model.onnx", level))
+            unfold(optimized, model)
+        _write_plain(without_traces(optimized, model), built, chosen.external_above)
         try:
-            open_session(built)
+            runner = open_session(built)
         except InputError as e:
             failures.append(f"{level}: {e}")
             continue
-        facts: dict[str, Any] = {"level": level, "onnxruntime": VERSION}
+        facts = {"level": level, "onnxruntime": VERSION}
         if failures:
             facts["level_lowered"] = failures
-        return built.parent, facts
+        return built.parent, facts, runner
     raise InputError(failures[-1].partition(": ")[2])
 
 
-def _as_it_is(model: ir.Model, folder: Path, chosen: BuildOptions) -> Path:
-    """The folder with the model as it stands, written once, tensor by tensor, and not loaded."""
-    _write_plain(without_traces(model, model), folder / "model.onnx", min(chosen.external_above, memory.HELD))
-    return folder
-
-
-def _run_optimizer(source: Path, scratch: Path, level: str, *, external: bool) -> Path:
-    """The file that ONNX Runtime writes after optimizing; the source itself at level none."""
-    from sparsecc.runtime.session import open_session
-
-    if level == "none":
-        return source
-    out = scratch / f"{level}-raw" / "model.onnx"
-    out.parent.mkdir()
-    open_session(source, level=level, optimized=out, weights_beside=external)
-    return out
+def _read(path: Path) -> ir.Model:
+    """An optimized model, its large weights left in their file; those of inner graphs are read."""
+    model = ir.load(path)
+    for graph in model.graph.subgraphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
 
 
 def without_traces(model: ir.Model, given: ir.Model) -> ir.Model:
@@ -278,20 +276,14 @@ def _clear_tensor(tensor: ir.TensorProtocol | None) -> None:
         tensor.metadata_props.clear()
 
 
-def _write_plain(model: ir.Model, path: Path, external_above: int) -> bool:
-    """Save `model`, its weights beside it when large; whether they are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    external = memory.weight_bytes(model) > external_above
+def _write_plain(model: ir.Model, path: Path, external_above: int) -> None:
+    """Save `model`, its weights beside it when large."""
     try:
-        if external:
-            ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_SMALL_TENSOR)
-        else:
-            ir.save(model, path)
+        write(model, path, external_above)
     except OSError as e:
         raise SystemFailureError(
             f"{path.name}: cannot be written: {e.strerror}: free space and try again"
         ) from e
-    return external
 
 
 def _convert_to_ort_format(built: Path, chosen: BuildOptions) -> None:

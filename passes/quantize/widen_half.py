@@ -15,6 +15,7 @@ from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.passes.weights.linear_layers import constant_array, find_layers
 from sparsecc.rules.value_types import value_types
+from sparsecc.system.memory import HELD
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _WORTH_A_CAST = 1024
@@ -57,7 +58,7 @@ def widen_half(model: ir.Model) -> Widened | None:
     widened = Widened(model, [])
     for value in list(model.graph.initializers.values()):
         if value.const_value is not None and value.dtype == HALF and not value.is_graph_input():
-            value.const_value = ir.tensor(constant_array(value).astype(np.float32), name=value.name)
+            value.const_value = _wide(value.const_value, value.name)
             value.type = ir.TensorType(FLOAT)
             widened.constants.append(value)
     for node in model.graph:
@@ -67,6 +68,17 @@ def widen_half(model: ir.Model) -> Widened | None:
                 output.type = ir.TensorType(FLOAT)
     _cast_borders(editor, model, types)
     return widened
+
+
+def _wide(half: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    """The same numbers in 32 bits; large ones are made at every use, so that the model is not held twice over."""
+
+    def wide() -> ir.TensorProtocol:
+        return ir.Tensor(half.numpy().astype(np.float32), name=name)
+
+    if half.nbytes <= HELD:
+        return wide()
+    return ir.LazyTensor(wide, dtype=FLOAT, shape=ir.Shape(half.shape.numpy()), name=name)
 
 
 def _widen_attributes(node: ir.Node) -> None:

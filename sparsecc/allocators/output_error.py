@@ -12,13 +12,12 @@ import onnx_ir as ir
 from sparsecc.cost.model import macs_model
 from sparsecc.data.samples import Feeds, Samples
 from sparsecc.graph.analysis import Analysis
-from sparsecc.ir.save import write
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.segments import Walk
-from sparsecc.runtime.session import open_session
+from sparsecc.runtime.session import open_graph
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 
 WORK = 1e13
@@ -102,8 +101,7 @@ class Bench:
         return self._known[share]
 
     def _outputs(self, model: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
-        file = write(model, self._scratch / "model.onnx")
-        runner = open_session(file, where="calibration", threads=self._threads, level="basic")
+        runner = open_graph(model, threads=self._threads)
         return [runner.run(feeds) for feeds in batches]
 
     def _leading(self, share: float) -> list[Feeds]:

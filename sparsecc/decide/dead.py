@@ -25,7 +25,6 @@ from sparsecc.graph.constant_channels import Known, constant_channels, is_padded
 from sparsecc.graph.groups import Group, find_groups
 from sparsecc.graph.linear_layers import FLOATS, LinearLayer, layer_of
 from sparsecc.ir.constants import add_constant
-from sparsecc.ir.save import write
 from sparsecc.reconstruct.bias_sites import outlet_of
 from sparsecc.rules.site import Reduction
 
@@ -42,7 +41,7 @@ def bury(compilation: Compilation, analysis: Analysis, depth: Depth) -> tuple[An
     dead = _that_may_go(compilation, analysis, depth, known)
     changed = _absorb(analysis, dead, known)
     if changed:
-        same = compilation.loaded(write(analysis.model, compilation.scratch.absorbed))
+        same = compilation.opened(analysis.model)
         require_same(compilation, same, "the model with constant channels in its biases")
         analysis = compilation.analysed(analysis.model)
         dead = _that_may_go(compilation, analysis, depth, constant_channels(analysis))

@@ -29,14 +29,14 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import by_handle, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
-from sparsecc.ir.save import write
 from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, dropped_branches, plugged, silenced
 from sparsecc.runtime.numerics import tolerance_of, worst_error
-from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
+from sparsecc.runtime.rounding import AMPLIFIED, moved_by_rounding
+from sparsecc.runtime.runner import Runs
 
 SHARE = 0.5
 """The share of the budget that layers may take where channels, heads or experts may go as well."""
@@ -168,11 +168,11 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
 
 def _drop(compilation: Compilation, model: ir.Model, chosen: Sequence[ResidualBlock]) -> Plan:
     """Run the pass, and hold its result against the dense model in which these branches add zeros."""
-    branches, scratch = _branches(chosen), compilation.scratch
-    reference = compilation.loaded(write(silenced(model, branches), scratch.silenced))
+    branches = _branches(chosen)
+    reference = compilation.opened(silenced(model, branches))
     plan = Plan({})
     DropBlocks(branches).run(model, plan, compilation)
-    shorter = compilation.loaded(write(model, scratch.shorter))
+    shorter = compilation.opened(model)
     compilation.rest_on(reference)
     require_same(compilation, shorter, f"the model without {len(chosen)} layers")
     return plan

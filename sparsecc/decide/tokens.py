@@ -66,10 +66,11 @@ def _cut(compilation: Compilation, analysis: Analysis, site: TokenSite, kept: in
         "later": [n.name or "" for n in site.later],
     }
     tokens |= {"first": site.first, "patches": site.patches, "kept": kept}
-    reference = compilation.loaded(write(unseen(model, tokens), scratch.unseen))
+    reference = compilation.opened(unseen(model, tokens))
     one = ReduceTokens(stream, attention, site.first, site.patches, kept)
     result = one.run(model, Plan({}), compilation)
-    fewer = compilation.loaded(write(model, scratch.fewer))
+    write(model, scratch.fewer)  # what repair compares with
+    fewer = compilation.opened(model)
     compilation.rest_on(reference)
     worst = require_same(compilation, fewer, f"the model of {kept} tokens")
     dense = compilation.dense.runner

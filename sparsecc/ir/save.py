@@ -3,21 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO
 
 import onnx_ir as ir
 
+from sparsecc.ir.apart import is_apart, large, outline
 from sparsecc.system import memory
 
-if TYPE_CHECKING:
-    pass
+_BESIDE = 1024
+"""Bytes of a weight that lies beside the model, where weights do."""
+_GRAPH, _INITIALIZER, _RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
+"""Tags of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data, each of some length (onnx.proto)."""
 
 
-def write(model: ir.Model, path: Path) -> Path:
-    """Write a graph as it stands, weights beside it where they are large."""
+def write(model: ir.Model, path: Path, beside: int = memory.BESIDE) -> Path:
+    """Write a graph as it stands, its weights in a file of their own where they have over `beside` bytes.
+
+    No weight is copied; equal models give equal bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if memory.weight_bytes(model) > memory.BESIDE:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-    else:
-        ir.save(model, path)
+    if memory.weight_bytes(model) > beside:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_BESIDE)
+        return path
+    with path.open("wb") as file:
+        _write_inline(model, file)
     return path
+
+
+def _write_inline(model: ir.Model, file: IO[bytes]) -> None:
+    """One ModelProto, its initializers last in the graph, in their order and one by one."""
+    weights = large(model)
+    proto = outline(model, weights)
+    heads, sizes = [], []
+    for tensor in proto.graph.initializer:
+        length = weights[tensor.name].nbytes if is_apart(tensor) else 0
+        if length:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+        heads.append(tensor.SerializeToString() + (_RAW_DATA + _varint(length) if length else b""))
+        sizes.append(len(heads[-1]) + length)
+    names = [tensor.name for tensor in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    total = len(graph) + sum(1 + len(_varint(size)) + size for size in sizes)
+    file.write(proto.SerializeToString() + _GRAPH + _varint(total))
+    file.write(graph)
+    for name, head, size in zip(names, heads, sizes, strict=True):
+        file.write(_INITIALIZER + _varint(size) + head)
+        if size > len(head):
+            _write_bytes(weights[name], file)
+
+
+def _write_bytes(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    """The bytes as ONNX stores them, without a copy where the tensor can do that."""
+    if isinstance(tensor, ir.Tensor | ir.LazyTensor | ir.ExternalTensor | ir.PackedTensor):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+
+
+def _varint(number: int) -> bytes:
+    """Base 128, lowest digits first, as protobuf writes lengths."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

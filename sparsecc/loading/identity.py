@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsecc.loading.external import ExternalFiles
 from sparsecc.loading.open_model import open_model
 from sparsecc.system.files import file_sha256
 
-_PIECE = 1 << 20
+_PIECE = 4 << 20
+"""Bytes hashed at a time: over what mapped files keep."""
 
 
 def identity_of(path: Path) -> dict[str, Any]:
@@ -21,7 +23,11 @@ def identity_of(path: Path) -> dict[str, Any]:
 
     InputError for what the front door refuses. Bundles of version 0.1 have no "data".
     """
-    files = open_model(path).files
+    return identity_with(path, open_model(path).files)
+
+
+def identity_with(path: Path, files: ExternalFiles) -> dict[str, Any]:
+    """`identity_of` where the model is open already."""
     data = {location: _digest(files.whole(location, _PIECE)) for location in files.names()}
     return {"sha256": file_sha256(path), **({"data": data} if data else {})}
 

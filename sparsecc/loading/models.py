@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,17 @@ from sparsecc.loading.tensors import TensorChecker, byte_count
 NOTES = "sparsecc.notes"
 """Key of `model.meta` under which the notes of the front door stand, a tuple of lines."""
 
+FILES = "sparsecc.files"
+"""Where the `ExternalFiles` stand that the model's weights lie in."""
+
 TYPES = "sparsecc.types"
 """Key of `model.meta` under which stand the types (maps, opaque ones) of inputs and outputs that onnx_ir
 cannot hold: value name -> onnx.TypeProto. They must be put back into the proto when the model is written."""
+
+_LARGE = 1024
+"""Bytes of an initializer that is held outside of the message it was read with."""
+_HELD = "\0held"
+"""The location of such an initializer; no file has it, and the front door lets no model name it."""
 
 
 def load_ir(path: Path, limits: Limits = DEFAULT_LIMITS) -> ir.Model:
@@ -49,13 +57,15 @@ def to_ir(opened: OpenedModel, limits: Limits) -> ir.Model:
     checker = TensorChecker(opened.files, limits)
     for graph in _proto_graphs(opened.proto):
         _make_dense(graph, checker)
+    held = _taken_out(opened.proto)
     try:
-        model = ir.from_proto(opened.proto)
+        model = ir.from_proto(_without_gaps(opened.proto) if held else opened.proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as e:
         raise InputError(f"onnx_ir cannot represent the model: {one_line(str(e))}") from e
     for inner in _ir_graphs(model):
-        _map_external(inner, opened.files)
+        _read_apart(inner, opened.files, held)
     model.meta[NOTES] = opened.notes
+    model.meta[FILES] = opened.files
     model.meta[TYPES] = types
     return model
 
@@ -144,22 +154,70 @@ def _ir_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
                     stack.extend(attribute.as_graphs())
 
 
-def _map_external(graph: ir.Graph | ir.Function, files: ExternalFiles) -> None:
+def _taken_out(model: onnx.ModelProto) -> list[bytes]:
+    """The bytes of large constants, taken out of the proto, where their numbers stand for them: protobuf keeps every
+    byte of a message for as long as any part of it lives, and hands out copies."""
+    held: list[bytes] = []
+    for graph in _proto_graphs(model):
+        for tensor in _constants(graph):
+            if tensor.data_location != onnx.TensorProto.EXTERNAL and len(raw := tensor.raw_data) >= _LARGE:
+                tensor.ClearField("raw_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=_HELD)
+                tensor.external_data.add(key="offset", value=str(len(held)))
+                held.append(raw)
+    return held
+
+
+def _constants(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
+
+
+def _without_gaps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The message again in memory of its own; the other is empty then."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    model.Clear()
+    return copy
+
+
+def _read_apart(graph: ir.Graph | ir.Function, files: ExternalFiles, held: Sequence[bytes]) -> None:
+    """The constants that lie outside of the message: in mapped files, or in `held`."""
+
+    def read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        if held and tensor.location == _HELD:
+            return _over(tensor, held[tensor.offset or 0])
+        return _mapped(tensor, files)
+
     if isinstance(graph, ir.Graph):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _mapped(value.const_value, files)
+                value.const_value = read(value.const_value)
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             if attribute.is_ref():
                 continue
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value, files))
+                node.attributes[name] = ir.AttrTensor(name, read(attribute.value))
             elif attribute.type == ir.AttributeType.TENSORS:
-                mapped = [
-                    _mapped(t, files) if isinstance(t, ir.ExternalTensor) else t for t in attribute.value
-                ]
-                node.attributes[name] = ir.AttrTensors(name, mapped)
+                tensors = [read(t) if isinstance(t, ir.ExternalTensor) else t for t in attribute.value]
+                node.attributes[name] = ir.AttrTensors(name, tensors)
+
+
+def _over(tensor: ir.ExternalTensor, data: bytes) -> ir.TensorProtocol:
+    """The tensor over these bytes; sub-byte types stay packed."""
+    shape = ir.Shape(tuple(d for d in tensor.shape if isinstance(d, int)))
+    array = np.frombuffer(data, np.uint8)
+    if tensor.dtype.bitwidth < 8:
+        return ir.PackedTensor(
+            array, tensor.dtype, shape=shape, name=tensor.name, doc_string=tensor.doc_string
+        )
+    values = array.view(tensor.dtype.numpy()).reshape(shape.numpy())
+    return ir.Tensor(values, tensor.dtype, shape=shape, name=tensor.name, doc_string=tensor.doc_string)
 
 
 def _mapped(tensor: ir.ExternalTensor, files: ExternalFiles) -> ir.TensorProtocol:

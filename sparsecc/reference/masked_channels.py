@@ -21,6 +21,8 @@ from sparsecc.ir.subgraphs import name_values, show
 from sparsecc.ir.switches import in_full_precision, with_switches
 from sparsecc.rules.site import Reduction
 
+_ORACLE = "oracle."
+
 
 def masked(analysis: Analysis, keep: Keep, probe: int = 0, shown: Sequence[str] = ()) -> ir.Model:
     """A copy of the analysed (still dense) model with the removed slots masked wherever they are mixed.
@@ -55,6 +57,41 @@ def masked(analysis: Analysis, keep: Keep, probe: int = 0, shown: Sequence[str] 
                 value.shape = None
     name_values(model)
     return model
+
+
+def masked_at(
+    analysis: Analysis, keep: Keep, probes: int, shown: Sequence[str] = ()
+) -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
+    """One masked model for the input sizes of all probes, and for each of them what is fed besides its inputs: the
+    constants of the masks that are others at other sizes."""
+    model = masked(analysis, keep, 0, shown)
+    others = [
+        {} if _same_masks(analysis, keep, probe) else _oracle_constants(masked(analysis, keep, probe))
+        for probe in range(1, probes)
+    ]
+    first, graph = _oracle_constants(model), model.graph
+    moving = [n for n in first if any(o and not np.array_equal(o[n], first[n]) for o in others)]
+    for name in moving:
+        value = graph.initializers.pop(name)
+        value.const_value, value.shape = None, None
+        graph.inputs.append(value)
+    return model, [{name: (found or first)[name] for name in moving} for found in (first, *others)]
+
+
+def _same_masks(analysis: Analysis, keep: Keep, probe: int) -> bool:
+    """Whether the masks at a probe are those of the first."""
+    axes = (axis for reduction in analysis.record.reductions for axis in _axes(analysis, reduction))
+    lost = {axis for axis in axes if _lost(axis, keep)}
+    return all(np.array_equal(_mask(axis, keep, 0), _mask(axis, keep, probe)) for axis in lost)
+
+
+def _oracle_constants(model: ir.Model) -> dict[str, np.ndarray]:
+    """What masking added, by name; the same names whatever the probe."""
+    return {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if name.startswith(_ORACLE) and value.const_value is not None
+    }
 
 
 def _axes(analysis: Analysis, reduction: Reduction) -> list[Axis]:
@@ -210,7 +247,7 @@ class _Masker:
         return self._initializer(np.asarray(values, dtype=np.int64))
 
     def _initializer(self, array: np.ndarray) -> ir.Value:
-        return add_constant(self.main, f"oracle.{len(self.main.initializers)}", array)
+        return add_constant(self.main, f"{_ORACLE}{len(self.main.initializers)}", array)
 
     def _make(self, operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         made = ir.node(operator, list(inputs), attributes=attributes or None)  # type: ignore[arg-type]

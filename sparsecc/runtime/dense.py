@@ -1,4 +1,4 @@
-"""The model that a compile was given, ready to run."""
+"""The dense model of a compile, ready to run for as long as that lasts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from sparsecc.ir.apart import Apart
 from sparsecc.ir.save import write
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.rounding import Runs
-from sparsecc.runtime.session import OrtRunner, open_session
+from sparsecc.runtime.piecewise import opened
+from sparsecc.runtime.runner import Runs
 from sparsecc.system import memory
-from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
 
 
@@ -26,29 +26,30 @@ class Dense:
         """Bytes of its weights."""
         self.by_parts = not memory.fits(self.weights)
         """Whether it is too large to be loaded whole; every runner works part by part then."""
-        self.path = scratch.dense
-        """Its file, which never changes; there is none where it is run by parts."""
-        self.runner = opened(model, self.path, threads=options.threads, by_parts=self.by_parts)
+        self.graph = None if self.by_parts else Apart.of(model)
+        """The graph as it was given, whatever stages edit; None where it is run by parts."""
+        self.runner: Runs = (
+            PartedRunner(model, threads=options.threads)
+            if self.graph is None
+            else opened(model, self.graph, threads=options.threads)
+        )
         """Runs the dense model for as long as the compile lasts."""
+        self._file = scratch.dense
+
+    @property
+    def path(self) -> Path:
+        """Its file, written when it is first asked for; there is none where it is run by parts."""
+        if not self._file.is_file():
+            assert self.graph is not None
+            write(self.graph.model(), self._file)
+        return self._file
 
     @property
     def bytes(self) -> int:
         """Bytes of the dense model's files."""
-        return self.weights if self.by_parts else size_of(self.path.parent)
+        return self.weights if self.graph is None else len(self.graph.graph) + self.weights
 
     def too_large(self) -> str:
         """Why the model is run by parts."""
         limit = memory.gigabytes(memory.ceiling())
         return f"the weights take {memory.gigabytes(self.weights)}, too much to run whole within {limit}"
-
-
-def opened(model: ir.Model, path: Path, *, threads: int, by_parts: bool) -> Runs:
-    """A graph ready to run exactly as it stands: written to `path` and loaded, or by parts, without a file."""
-    if by_parts:
-        return PartedRunner(model, threads=threads)
-    return loaded(write(model, path), threads=threads)
-
-
-def loaded(path: Path, *, threads: int) -> OrtRunner:
-    """The graph of a file, ready to run exactly as it stands."""
-    return open_session(path, threads=threads, level="none")

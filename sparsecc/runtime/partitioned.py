@@ -13,13 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
+from sparsecc.ir.apart import may_be_fed
 from sparsecc.ir.extract import extract
 from sparsecc.ir.subgraphs import reads
 from sparsecc.runtime.runner import Feeds
-from sparsecc.runtime.session import open_session
-from sparsecc.system.memory import HELD, part_bytes
+from sparsecc.runtime.session import OrtRunner, open_session
+from sparsecc.system.memory import HELD, give_back, part_bytes
 
-_NO_TENSORS = frozenset(
+NO_TENSORS = frozenset(
     {
         "SequenceConstruct",
         "SequenceEmpty",
@@ -33,7 +34,7 @@ _NO_TENSORS = frozenset(
 """Operators whose outputs may be no tensors: no part ends between one and its readers if that can be helped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Nodes that run together: what they read from earlier parts, their weights, what later parts read."""
 
@@ -43,53 +44,80 @@ class Part:
     gives: tuple[ir.Value, ...]
 
 
-class PartedRunner:
-    """A model as it stands now, run part by part on the CPU. It has the `run` of a loaded model."""
+Live = dict[ir.Value, np.ndarray]
+"""Values that were computed, and are read by parts to come."""
 
-    def __init__(self, model: ir.Model, *, threads: int = 1, size: int | None = None) -> None:
-        self._model = model.clone()
+
+class PartedRunner:
+    """A model as it stands now, run part by part on the CPU. It has the `run` of a loaded model; weights may be given
+    with the inputs, by name."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        threads: int = 1,
+        size: int | None = None,
+        most: int = 0,
+        owned: bool = False,
+    ) -> None:
+        """Parts have about `size` bytes of weights, and at most so many nodes where `most` is given. A model that is
+        `owned` is edited by nobody any more."""
+        self._model = model if owned else model.clone()
         self._threads = threads
-        self.parts = parts_of(self._model, size or part_bytes())
+        self.parts = parts_of(self._model, size or part_bytes(), most or len(model.graph))
+        self._last = {value: number for number, part in enumerate(self.parts) for value in part.reads}
 
     def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
         """Output name -> array. InputError when a part fails, or takes longer than `seconds`."""
+        live = self._fed(feeds)
+        for number in range(len(self.parts)):
+            self._advance(number, live, seconds)
+            give_back()
+        return self._results(live)
+
+    def _fed(self, feeds: Feeds) -> Live:
         graph = self._model.graph
         known = {value.name or "": value for value in (*graph.inputs, *graph.outputs)}
-        live: dict[ir.Value, np.ndarray] = {known[name]: array for name, array in feeds.items()}
-        last = {value: number for number, part in enumerate(self.parts) for value in part.reads}
-        for number, part in enumerate(self.parts):
-            live |= self._run_part(part, live, seconds)
-            for value in part.reads:
-                if last[value] == number and not value.is_graph_output():
-                    live.pop(value, None)
-        return {value.name or "": _result(value, live) for value in graph.outputs}
+        return {known.get(name) or graph.initializers[name]: array for name, array in feeds.items()}
 
-    def _run_part(
-        self, part: Part, live: dict[ir.Value, np.ndarray], seconds: float | None
-    ) -> dict[ir.Value, np.ndarray]:
+    def _advance(self, number: int, live: Live, seconds: float | None) -> None:
+        """Run a part: what it gives lives then, what nobody reads any more does not."""
+        part = self.parts[number]
+        live |= self._run_part(part, live, seconds)
+        for value in part.reads:
+            if self._last[value] == number and not value.is_graph_output():
+                live.pop(value, None)
+
+    def _results(self, live: Live) -> dict[str, np.ndarray]:
+        return {value.name or "": _result(value, live) for value in self._model.graph.outputs}
+
+    def _run_part(self, part: Part, live: Live, seconds: float | None) -> Live:
         fed = {value.name or "": live[value] for value in part.reads}
-        fed |= {value.name or "": _array(value) for value in part.weights}
+        fed |= {v.name or "": live[v] if v in live else _array(v) for v in part.weights}
         for name, array in fed.items():
             if not isinstance(array, np.ndarray):
                 raise InputError(
                     f"'{name}' is no tensor, and the model too large to run whole: give more memory"
                 )
-        gives = {value.name or "": value for value in part.gives}
-        proto = extract(self._model, part.nodes, fed, list(gives))
+        found = self._loaded(part, fed).run(fed, seconds)
+        return {value: found[value.name or ""] for value in part.gives}
+
+    def _loaded(self, part: Part, fed: Feeds) -> OrtRunner:
+        proto = extract(self._model, part.nodes, fed, [value.name or "" for value in part.gives])
         where = f"the part at '{part.nodes[0].name}'"
-        runner = open_session(proto, where=where, threads=self._threads, level="none", arena=False)
-        found = runner.run(fed, seconds)
-        return {value: found[name] for name, value in gives.items()}
+        return open_session(proto, where=where, threads=self._threads, level="none", arena=False)
 
 
-def parts_of(model: ir.Model, size: int) -> list[Part]:
-    """The main graph cut into parts of about `size` bytes of weights, where few values cross."""
+def parts_of(model: ir.Model, size: int, most: int = 1 << 62) -> list[Part]:
+    """The main graph cut into parts of about `size` bytes of weights and at most so many nodes, where few values
+    cross."""
     nodes = _late(model)
     read = [tuple(dict.fromkeys(reads(node))) for node in nodes]
     last: dict[ir.Value, int] = {value: number for number, values in enumerate(read) for value in values}
     last |= dict.fromkeys(model.graph.outputs, len(nodes))
     parts, begun = [], 0
-    for end in _cuts(nodes, read, last, size):
+    for end in _cuts(nodes, read, last, size, most):
         parts.append(_part(nodes[begun:end], read[begun:end], last, end))
         begun = end
     return parts
@@ -127,16 +155,20 @@ def _needed(values: Iterable[ir.Value], waiting: dict[ir.Value, ir.Node]) -> lis
 
 
 def _cuts(
-    nodes: Sequence[ir.Node], read: Sequence[tuple[ir.Value, ...]], last: dict[ir.Value, int], size: int
+    nodes: Sequence[ir.Node],
+    read: Sequence[tuple[ir.Value, ...]],
+    last: dict[ir.Value, int],
+    size: int,
+    most: int,
 ) -> Iterator[int]:
-    """Where parts end: behind the node, in the second half of a part's bytes, that fewest values cross."""
+    """Where parts end: behind the node, in the second half of a part's bytes or nodes, that fewest values cross."""
     crossing = _crossing(nodes, last)
     begun, weight, best = 0, 0, 0
     seen: set[ir.Value] = set()
     for number, values in enumerate(read):
         new = {value for value in values if _is_weight(value)} - seen
         added = sum(_bytes(value) for value in new)
-        if added and weight + added > size and number > begun:
+        if number > begun and ((added and weight + added > size) or number - begun >= most):
             yield (cut := best if best > begun else number)
             begun, best = cut, 0
             seen = {v for values in read[cut:number] for v in values if _is_weight(v)}
@@ -146,7 +178,8 @@ def _cuts(
         seen |= new
         weight += added
         after = number + 1
-        if 2 * weight >= size and after < len(nodes) and (best <= begun or crossing[after] <= crossing[best]):
+        is_late = 2 * weight >= size or 2 * (after - begun) >= most
+        if is_late and after < len(nodes) and (best <= begun or crossing[after] <= crossing[best]):
             best = after
     yield len(nodes)
 
@@ -155,7 +188,7 @@ def _crossing(nodes: Sequence[ir.Node], last: dict[ir.Value, int]) -> list[int]:
     """How many values live on across each place; so many more where one of them is no tensor."""
     change = [0] * (len(nodes) + 2)
     for number, node in enumerate(nodes):
-        price = len(nodes) if node.op_type in _NO_TENSORS else 1
+        price = len(nodes) if node.op_type in NO_TENSORS else 1
         for value in node.outputs:
             if last.get(value, -1) > number:
                 change[number + 1] += price
@@ -182,7 +215,9 @@ def _part(
 
 def _is_weight(value: ir.Value) -> bool:
     """Whether it is a constant that is fed rather than written into the part."""
-    return value.is_initializer() and _bytes(value) > HELD
+    if not value.is_initializer():
+        return False
+    return value.is_graph_input() or _bytes(value) > HELD or may_be_fed(value)
 
 
 def _bytes(value: ir.Value) -> int:

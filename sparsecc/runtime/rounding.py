@@ -9,12 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.runtime.numerics import Outputs, is_float, worst_error
-from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.runner import Feeds
-from sparsecc.runtime.session import OrtRunner
+from sparsecc.runtime.runner import Feeds, Runs
 from sparsecc.system.memory import HELD
-
-Runs = OrtRunner | PartedRunner
 
 AMPLIFIED = 16.0
 """How many times what rounding of the inputs does an error may be: every operator rounds as well."""

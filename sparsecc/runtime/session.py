@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from sparsecc.errors import InputError, RuntimeRefusalError
+from sparsecc.ir.apart import FED, Apart, large, outline
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system.memory import weight_bytes
 from sparsecc.system.temp_folders import temporary_folder
@@ -119,11 +120,7 @@ def open_session(
     if not arena:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    if optimized is not None and weights_beside:
-        beside = "session.optimized_model_external_initializers_"
-        options.add_session_config_entry(f"{beside}file_name", f"{optimized.name}.data")
-        options.add_session_config_entry(f"{beside}min_size_in_bytes", str(_BESIDE))
+        _write_optimized(options, optimized, weights_beside=weights_beside)
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     where = where or (source.name if isinstance(source, Path) else "model")
@@ -137,6 +134,48 @@ def open_session(
             f"{where}: ONNX Runtime {VERSION} refuses it: {plain_reason(e)}: {advice or _next_step(e)}"
         ) from e
     return OrtRunner(session, where)
+
+
+def open_graph(graph: ir.Model | Apart, *, threads: int = 1) -> OrtRunner:
+    """A graph as it stands now (level "none"), without a file: its large weights are fed to every run, and one may be
+    given in `feeds` like an input. Memory is given back after every run.
+
+    InputError when ONNX Runtime refuses it, where weights are constants too.
+    """
+    apart = graph if isinstance(graph, Apart) else Apart.of(graph)
+    options = _options(threads, "none", {})
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    try:
+        session = _made(apart.graph, options, CPU)
+    except RuntimeFailure:
+        return open_session(apart.model(), threads=threads, level="none")
+    return OrtRunner(session, "model", apart.weights)
+
+
+def optimize(model: ir.Model, path: Path, level: str) -> Path:
+    """Write what ONNX Runtime makes of a graph at a level to `path`, the weights to PATH.data.
+
+    InputError when it refuses the graph.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor for name, tensor in large(model).items() if tensor.dtype in FED}
+    options = _options(1, level, {})
+    _write_optimized(options, path, weights_beside=True)
+    arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in weights.values()]
+    options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays])
+    try:
+        _made(outline(model, weights).SerializeToString(), options, CPU)
+    except RuntimeFailure:
+        open_session(model, level=level, optimized=path, weights_beside=True)
+    return path
+
+
+def _write_optimized(options: ort.SessionOptions, path: Path, *, weights_beside: bool) -> None:
+    options.optimized_model_filepath = str(path)
+    if weights_beside:
+        beside = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(f"{beside}file_name", f"{path.name}.data")
+        options.add_session_config_entry(f"{beside}min_size_in_bytes", str(_BESIDE))
 
 
 def _options(threads: int, level: str, entries: Mapping[str, str]) -> ort.SessionOptions:
@@ -211,11 +250,17 @@ def _next_step(error: Exception) -> str:
 
 
 class OrtRunner:
-    """A model loaded by `open_session`."""
+    """A model loaded by `open_session`; `weights` are fed with every run."""
 
-    def __init__(self, session: ort.InferenceSession, where: str) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        where: str,
+        weights: Mapping[str, ir.TensorProtocol] | None = None,
+    ) -> None:
         self._session = session
         self._where = where
+        self._weights = weights or {}
         self._outputs = [value.name for value in session.get_outputs()]
         self._types = {value.name: value.type for value in session.get_inputs()}
 
@@ -223,6 +268,9 @@ class OrtRunner:
         """Output name -> array; sequences and maps come as ONNX Runtime's lists. InputError when it fails or
         takes longer than `seconds`."""
         options = ort.RunOptions() if seconds is not None else None
+        if self._weights:
+            apart = {n: np.ascontiguousarray(t.numpy()) for n, t in self._weights.items() if n not in feeds}
+            feeds = {**apart, **feeds}
         with _ended_after(seconds, options):
             return self._guarded(lambda: dict(zip(self._outputs, self._results(feeds, options), strict=True)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 from pathlib import Path
@@ -39,6 +40,12 @@ def held_by(pid: int) -> int:
             if line.startswith((b"RssAnon:", b"RssShmem:")):
                 held += int(line.split()[1]) << 10
     return held
+
+
+def give_back() -> None:
+    """Return what was freed to the system: the C library keeps freed blocks, which later ones often do not fit in."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def ceiling() -> int:

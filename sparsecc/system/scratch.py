@@ -17,18 +17,8 @@ class Scratch:
 
     @property
     def dense(self) -> Path:
-        """The model as it was given, normalised; not written where it is run by parts."""
+        """The model as it was given, normalised, where something needs a file; never where it is run by parts."""
         return self.folder / "dense" / "model.onnx"
-
-    @property
-    def silenced(self) -> Path:
-        """The dense model in which the branches that went add zeros."""
-        return self.folder / "dropped" / "silenced.onnx"
-
-    @property
-    def shorter(self) -> Path:
-        """The model without these branches."""
-        return self.folder / "dropped" / "shorter.onnx"
 
     @property
     def gated(self) -> Path:
@@ -36,38 +26,14 @@ class Scratch:
         return self.folder / "gated" / "model.onnx"
 
     @property
-    def unseen(self) -> Path:
-        """The model in which later attention does not see the tokens that went."""
-        return self.folder / "unseen" / "model.onnx"
-
-    @property
     def fewer(self) -> Path:
         """The model of fewer tokens: what repair compares with where tokens went."""
         return self.folder / "fewer" / "model.onnx"
 
     @property
-    def absorbed(self) -> Path:
-        """The dense model whose biases hold what layers read of constant channels."""
-        return self.folder / "absorbed" / "model.onnx"
-
-    def masked(self, probe: int) -> Path:
-        """The dense model with the slots that go masked, at the sizes of one probe."""
-        return self.folder / f"masked{probe}" / "model.onnx"
-
-    @property
     def pruned(self) -> Path:
-        """The pruned graph as it was proved: before repair and passes."""
+        """The pruned graph as it was proved, before repair and passes, where it is timed too."""
         return self.folder / "pruned" / "model.onnx"
-
-    @property
-    def planted(self) -> Path:
-        """The same graph with the constants that faults are planted in as inputs, and values of layers as outputs."""
-        return self.folder / "planted" / "model.onnx"
-
-    @property
-    def final(self) -> Path:
-        """The graph that the backend built from."""
-        return self.folder / "final" / "model.onnx"
 
     @property
     def quantized(self) -> Path:

@@ -14,6 +14,7 @@ from sparsecc.decide.passes import passes_for
 from sparsecc.errors import InputError
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
+from sparsecc.options import CompileOptions
 from sparsecc.passes.quantize import Quantize
 from sparsecc.plan import Plan
 from sparsecc.remarks import Remark
@@ -25,7 +26,7 @@ _WEIGHTS = 1 << 30
 def against_parts(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """{"parts": {"pruned": ratio, "quantized": ratio}} of a compile that prunes and changes types; {} of others."""
     asked, small = compilation.options, compilation.small_feeds
-    if not asked.ratio or not (asked.quantize or asked.sparsity):
+    if not has_parts(asked):
         return {}
     found = {}
     for part, path in _parts(compilation):
@@ -38,12 +39,17 @@ def against_parts(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     return {"parts": found} if found else {}
 
 
+def has_parts(options: CompileOptions) -> bool:
+    """Whether a compile prunes and changes types."""
+    return bool(options.ratio and (options.quantize or options.sparsity))
+
+
 def _parts(compilation: Compilation) -> Iterator[tuple[str, Path]]:
     options, scratch = compilation.options, compilation.scratch
     if scratch.pruned.is_file():
         yield "pruned", scratch.pruned
     types = options.quantize and not options.mixes_types
-    if types and not options.sparsity and scratch.dense.stat().st_size < _WEIGHTS:
+    if types and not options.sparsity and compilation.dense.bytes < _WEIGHTS:
         quantized = quantized_part(compilation)
         if quantized is not None:
             yield "quantized", quantized
@@ -53,7 +59,8 @@ def quantized_part(compilation: Compilation) -> Path | None:
     """The dense model in the asked type. Its ranges come from one probe: they do not change which kernels run."""
     path, options = compilation.scratch.quantized, compilation.options.settled(compilation.measured_options)
     path.parent.mkdir(exist_ok=True)
-    model = ir.load(compilation.scratch.dense)
+    assert compilation.dense.graph is not None
+    model = compilation.dense.graph.model()
     alone = compilation.again(options).within(path.parent.name)
     alone.pass_feeds = compilation.feeds[:1]
     try:

@@ -30,8 +30,10 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
     if dense.by_parts:
         _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
         return facts
-    if backend.runs_here:
+    if backend.runs_here and asked.measure:
         facts["census"] = {"before": backend.census(dense.path), "after": backend.census(compiled)}
+    elif backend.runs_here and asked.quantize:  # whether the types took effect is said in any case
+        facts["census"] = {"after": backend.census(compiled)}
     return facts | _timed(compilation, backend, compiled) if asked.measure else facts
 
 

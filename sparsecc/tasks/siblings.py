@@ -124,7 +124,7 @@ def _metric_of(work: Work, made: Work) -> dict[str, Any] | None:
     if asked is None:
         return None
     function = metric_of(compilation)
-    runner = compilation.opened(made.analysis.model, compilation.scratch.final)
+    runner = compilation.opened(made.analysis.model)
     after = score(function, lambda feeds: runner.run(compilation.narrowed.feeds(feeds)))
     return {"metric": function.__name__, "before": work.score, "after": after}
 
@@ -137,7 +137,7 @@ def _verdict_of(work: Work, fidelity: dict[str, Any], accuracy: dict[str, Any] |
 def _outputs(made: Work, samples: Samples) -> tuple[list[Any], list[Any]]:
     """What the dense model and a sibling give for samples, batch by batch."""
     compilation = made.compilation
-    runner = compilation.opened(made.analysis.model, compilation.scratch.final)
+    runner = compilation.opened(made.analysis.model)
     return made.probes.compared(runner, samples)
 
 

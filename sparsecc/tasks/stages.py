@@ -24,6 +24,7 @@ from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.ports import close_ports
 from sparsecc.graph.rewrite import remove
+from sparsecc.ir.save import write
 from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
@@ -33,7 +34,9 @@ from sparsecc.reconstruct.distillation import distil
 from sparsecc.reconstruct.stage import data_of, facts_of, kept_values, left_alone, method_for, run_repair
 from sparsecc.reference.layer_values import layer_values
 from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.system import memory
 from sparsecc.tasks import siblings
+from sparsecc.tasks.ablation import has_parts
 from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
 from sparsecc.verify.probes import Probes
@@ -57,7 +60,7 @@ class Work:
     decision: Decision = field(init=False)
     """choose: what stays. Later stages write into its plan what they changed."""
     removal: Removal = field(default_factory=Removal)
-    """mask: the dense model with the slots masked that go, per probe, none where none go; prune: what was cut."""
+    """mask: the dense model with the slots masked that go, none where none go; prune: what was cut."""
     verification: dict[str, Any] = field(init=False)
     """prove, verify: the report's `verification`."""
     in_float: ir.Model | None = None
@@ -125,7 +128,7 @@ def mask(work: Work) -> None:
     keep, analysis = work.decision.choice.keep, work.analysis
     if keep:
         layers = [] if work.compilation.dense.by_parts else layer_values(analysis, keep)
-        work.removal = Removal(work.probes.of_removal(analysis, keep, layers), layers)
+        work.removal = work.probes.of_removal(analysis, keep, layers)
 
 
 def prune(work: Work) -> None:
@@ -135,8 +138,11 @@ def prune(work: Work) -> None:
 
 def prove_pruned(work: Work) -> None:
     """The pruned graph computes what the masked one does."""
-    work.verification = prove(work.analysis.model, work.probes, work.removal)
-    work.removal = Removal()  # what was cut, and the masked models, are as large as the model
+    compilation, model = work.compilation, work.analysis.model
+    work.verification = prove(model, work.probes, work.removal)
+    work.removal = Removal()  # what was cut is as large as the model
+    if compilation.options.measure and has_parts(compilation.options) and not compilation.dense.by_parts:
+        write(model, compilation.scratch.pruned)
 
 
 def repair(work: Work) -> None:
@@ -155,7 +161,7 @@ def repair(work: Work) -> None:
             f"--recover {method} works on {data}, as --calib gives no samples: check the accuracy"
         )
     dense = (
-        scratch.fewer if plan.tokens else scratch.dense
+        scratch.fewer if plan.tokens else compilation.dense.path
     )  # tokens that went have nothing to be compared with
     kept, mixtures = kept_values(analysis, work.decision.choice.keep), mixtures_of(analysis)
     found = run_repair(compilation, dense, analysis.model, kept, mixtures)
@@ -226,6 +232,8 @@ def build(work: Work) -> None:
             value.doc_string = None
     options = work.backend.build_options(asked)
     work.artefact = work.backend.build(model, work.folder, options, compilation.progress)
+    if work.artefact.runner is not None and asked.threads == 1:
+        work.probes.take(work.compiled, work.artefact.runner)
 
 
 def verify(work: Work) -> None:
@@ -305,6 +313,7 @@ def walk(work: Work, stages: Iterable[Stage] = STAGES) -> Work:
                     f"the file runs, what was made of it does not ({reason}): please report it with the file, or with "
                     "what --debug keeps"
                 ) from e
+        memory.give_back()
     return work
 
 

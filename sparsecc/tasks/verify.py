@@ -15,7 +15,6 @@ from sparsecc.data.plan_file import read_plan, require_fits
 from sparsecc.data.random_inputs import random_feeds
 from sparsecc.data.samples import CalibrationSet
 from sparsecc.errors import InputError
-from sparsecc.ir.save import write
 from sparsecc.loading.identity import identity_of, is_same
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -29,7 +28,7 @@ from sparsecc.reference.gated_layers import dropped_branches
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import QUANTIZED, is_quantized, tolerance_of, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.session import open_session
+from sparsecc.runtime.session import open_graph, open_session
 from sparsecc.system import memory
 from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
@@ -96,7 +95,7 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
     if not checks[-1]["ok"]:
         return checks
     given = request.get("options") or {}
-    against = _Against(bundle, plan, original, runner, scratch)
+    against = _Against(bundle, plan, original, runner)
     numerics = against.zeroing()
     if given.get("calib"):
         numerics = against.samples(str(given["calib"])) if numerics["ok"] is not False else numerics
@@ -136,7 +135,6 @@ class _Against:
     plan: Mapping[str, Any]
     original: Path
     runner: Any
-    scratch: Scratch
 
     def zeroing(self) -> Check:
         """Zero what the plan says in the original, and compare outputs."""
@@ -157,11 +155,8 @@ class _Against:
         sizes = _compared_sizes(self.bundle)
         cut = zeroed(model, plan)
         feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(self.bundle))
-        if memory.fits(memory.weight_bytes(cut)):
-            path = write(cut, self.scratch.masked(0))
-            dense = open_session(path, level="none").run(feeds)
-        else:
-            dense = PartedRunner(cut).run(feeds)
+        whole = memory.fits(memory.weight_bytes(cut))
+        dense = (open_graph(cut) if whole else PartedRunner(cut)).run(feeds)
         wanted, smaller = self._narrowed(dense, feeds)
         error = worst_error(wanted, self.runner.run(smaller))
         ok = error <= (QUANTIZED if in_integers else 16 * tolerance_of(wanted))
@@ -176,7 +171,7 @@ class _Against:
         model = normalise(load_ir(self.original))
         given = CalibrationSet(spec, model, beside=self.original.parent)
         judged = given.held_out if given.held_out.batches and "fits" not in fidelity else given.samples
-        dense = open_session(write(model, self.scratch.dense), level="none")
+        dense = open_graph(model)
         wanted, found = [], []
         for feeds in judged.batches:
             outputs, smaller = self._narrowed(dense.run(feeds), feeds)

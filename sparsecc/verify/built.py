@@ -11,15 +11,15 @@ from sparsecc.errors import GoalError, InternalError
 from sparsecc.escaping import quoted
 from sparsecc.runtime.numerics import QUANTIZED, Outputs, is_float, is_quantized
 from sparsecc.runtime.part_errors import largest, part_errors, tolerances_of, unexplained
-from sparsecc.runtime.rounding import AMPLIFIED, Runs, nudged, nudged_weights, same_rows, selects
-from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.rounding import AMPLIFIED, nudged, nudged_weights, same_rows, selects
+from sparsecc.runtime.runner import Feeds, Runs
 
 _DRAWS = 3
 
 
 def require_same(
     model: ir.Model,
-    plain: Runs,
+    plain: Callable[[], Runs],
     feeds: Feeds,
     wanted: Outputs,
     found: Outputs,
@@ -36,7 +36,7 @@ def require_same(
     left = unexplained(errors, tolerances)
     if not left:
         return
-    floors = largest(*(part_errors(wanted, plain.run(nudged(feeds, draw))) for draw in range(_DRAWS)))
+    floors = largest(*(part_errors(wanted, plain().run(nudged(feeds, draw))) for draw in range(_DRAWS)))
     for draw in range(_DRAWS):
         if not (left := unexplained(errors, tolerances, floors)):
             return

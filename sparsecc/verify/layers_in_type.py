@@ -20,8 +20,8 @@ from sparsecc.passes.quantize.float16_range import saturates
 from sparsecc.passes.quantize.scale_inputs import SCALED
 from sparsecc.runtime.numerics import TOLERANCE
 from sparsecc.runtime.part_errors import part_errors
-from sparsecc.runtime.rounding import AMPLIFIED, Runs, moved_by_rounding
-from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.rounding import AMPLIFIED, moved_by_rounding
+from sparsecc.runtime.runner import Feeds, Runs
 
 EXPLAINED = 4.0
 """So many times what plain rounding does, in amplitude: calibration, or a rounding that learns, may trade one error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.data.random_inputs import random_feeds
@@ -30,7 +29,8 @@ def other_feeds(compilation: Compilation) -> Iterator[tuple[str, Feeds]]:
     for sample in compilation.batches(SAMPLES):
         if {name: array.shape for name, array in sample.items()} == sizes:
             yield "calibration samples", sample
-    dense = ir.load(compilation.scratch.dense)  # with all its inputs, which stages may have narrowed
+    assert compilation.dense.graph is not None
+    dense = compilation.dense.graph.model()  # with all its inputs, which stages may have narrowed
     drawn = random_feeds(dense, seed=seed + 1, sizes=sizes, integers=(1, _TOP))
     generator = np.random.default_rng(seed)
     smooth = {n: _smooth(a, generator) if is_float(a) else a for n, a in drawn.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +13,27 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Keep
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
+from sparsecc.decide.passes import passes_for
 from sparsecc.graph.analysis import Analysis
-from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loss.quality import told
 from sparsecc.reference.layer_values import LayerValue
-from sparsecc.reference.masked_channels import masked
-from sparsecc.runtime.numerics import Outputs, worst_error
+from sparsecc.reference.masked_channels import masked_at
+from sparsecc.runtime.numerics import Outputs, is_quantized, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
-from sparsecc.runtime.rounding import Runs, moved_by_rounding
+from sparsecc.runtime.rounding import moved_by_rounding
+from sparsecc.runtime.runner import Fed, Runs
 from sparsecc.verify import stored_probes
 from sparsecc.verify.built import require_finite, require_same, unlike_rounding
 from sparsecc.verify.layers_in_type import losses_in_layers, moved_wrongly
 from sparsecc.verify.onnx_checker import check
+from sparsecc.verify.surgery import Removal
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
     from sparsecc.plan import Plan
 
 Feeds = Mapping[str, np.ndarray]
-Masked = Callable[[], Runs]
-"""Loads the masked dense model of one probe."""
-
 SAMPLES = 8
 """Batches of samples on which the compiled model is compared with the dense one where none are held out."""
 HELD_OUT, FITTED, RANDOM = "held-out samples", "the samples it was fitted to", "random inputs"
@@ -51,38 +50,24 @@ class Probes:
         self._artefact: tuple[Path, Any] | None = None
         self._found: Outputs = {}
 
-    def of_removal(self, analysis: Analysis, keep: Keep, layers: Sequence[LayerValue] = ()) -> list[Masked]:
+    def of_removal(self, analysis: Analysis, keep: Keep, layers: Sequence[LayerValue] = ()) -> Removal:
         """The masked dense model per probe: what the pruned one must compute. Read before removal.
 
         The first shows the values of `layers` behind its outputs.
         """
-        shown = [[layer.name for layer in layers], *([[]] * (len(self.compilation.feeds) - 1))]
-        return [self._masked(masked(analysis, keep, n, names), n) for n, names in enumerate(shown)]
+        model, constants = masked_at(analysis, keep, len(self.compilation.feeds), [v.name for v in layers])
+        runner = self.compilation.opened(model, owned=True)
+        return Removal([Fed(runner, one) for one in constants], layers)
 
-    def _masked(self, model: ir.Model, probe: int) -> Masked:
-        """Loads the model from a file that is gone afterwards."""
-        path = self.compilation.scratch.masked(probe)
-        if self.compilation.dense.by_parts:
-            runner = self.compilation.opened(model, path)
-            return lambda: runner
-        write(model, path)
-
-        def load() -> Runs:
-            loaded = self.compilation.loaded(path)
-            path.unlink()
-            return loaded
-
-        return load
-
-    def reference(self, proof: Sequence[Masked]) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
+    def reference(self, removal: Removal) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:
         """Per probe: the inputs, the wanted outputs, and how far rounding of the inputs moves them.
 
-        The masked models of `proof` are loaded once; without any, the dense model is the reference.
+        Without a masked model the dense one is the reference.
         """
         compilation = self.compilation
         for probe, feeds in enumerate(compilation.feeds):
-            runner = proof[probe]() if proof else compilation.reference
-            wanted = runner.run(feeds) if proof else compilation.expected[probe]
+            runner = removal.masked[probe] if removal.masked else compilation.reference
+            wanted = runner.run(feeds) if removal.masked else compilation.expected[probe]
             yield feeds, wanted, partial(moved_by_rounding, runner, feeds, wanted)
 
     def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
@@ -90,13 +75,13 @@ class Probes:
         compilation = self.compilation
         by_parts = compilation.dense.by_parts
         runner = self.artefact(backend, compiled)
-        plain = compilation.opened(model, compilation.scratch.final)
+        plain = cache(lambda: compilation.opened(model))
         checked = {"checker": check(compiled, compilation.file)} if by_parts else {}
-        changed = plan.patterns or plan.quantization or plan.repaired or not by_parts
+        changed = passes_for(compilation.options) or plan.repaired or is_quantized(model) or not self.pruned
         errors = []
         for probe, feeds in enumerate(compilation.feeds):
             feeds = compilation.narrowed.feeds(feeds)
-            wanted = plain.run(feeds) if changed else self.pruned[probe]
+            wanted = plain().run(feeds) if changed else self.pruned[probe]
             found = runner.run(feeds)
             self._found = self._found or found
             errors.append(worst_error(wanted, found))
@@ -107,7 +92,7 @@ class Probes:
         return {"runs": True, "artefact_relative_error": unlike_rounding(errors), **checked}
 
     def _opened_again(self, model: ir.Model) -> Runs:
-        return self.compilation.opened(model, self.compilation.scratch.planted)
+        return self.compilation.opened(model, owned=True)
 
     def of_types(
         self, before: ir.Model, after: ir.Model, plan: Plan, unmoved: ir.Model | None = None
@@ -123,6 +108,10 @@ class Probes:
         if unmoved is not None:
             losses = [*moved_wrongly(unmoved, before, feeds, self._opened_again), *losses]
         return {"layers_in_type": number, **({"losses": losses} if losses else {})}
+
+    def take(self, compiled: Path, runner: Any) -> None:
+        """A compiled model that is loaded already."""
+        self._artefact = compiled, runner
 
     def artefact(self, backend: Backend, compiled: Path) -> Any:
         """The compiled model, loaded once for all checks: large ones take their time."""
@@ -143,11 +132,12 @@ class Probes:
         On those that it was fitted to where none are held out, on random inputs where there are no samples.
         """
         compilation, narrowed = self.compilation, self.compilation.narrowed
-        if compilation.dense.by_parts:
-            dense = narrowed.wanted(compilation.expected[0])
-            return {**told([dense], [self._found]), "data": RANDOM}
         judged, data = self._judged_on()
-        wanted, found = self.outputs(backend, compiled, judged)
+        if data == RANDOM:  # both ran on these when they were loaded
+            wanted: list[Outputs] = [narrowed.wanted(compilation.of_dense[0])]
+            found = [self._found]
+        else:
+            wanted, found = self.outputs(backend, compiled, judged)
         for before, after in zip(wanted, found, strict=True):
             answers = {n: a for n, a in before.items() if n not in self.compilation.caches}
             require_finite(answers, after, data)
@@ -177,7 +167,7 @@ class Probes:
 
     def _judged_on(self) -> tuple[Samples, str]:
         compilation = self.compilation
-        if compilation.calibration is None:
+        if compilation.calibration is None or compilation.dense.by_parts:
             return Samples((compilation.feeds[0],), real=False), RANDOM
         if compilation.held_out.batches:
             return compilation.held_out, HELD_OUT

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.escaping import quoted
-from sparsecc.ir.save import write
+from sparsecc.ir.apart import Apart
 from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.runner import Known
 from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
 from sparsecc.verify.onnx_checker import check
@@ -25,20 +27,25 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
 
     InternalError where the two differ by more than rounding explains.
     """
-    compilation, scratch = probes.compilation, probes.compilation.scratch
+    compilation = probes.compilation
     by_parts = compilation.dense.by_parts
     if by_parts:
         how = _parts(PartedRunner(pruned, threads=compilation.options.threads))
     else:
-        how = {"checker": check(write(pruned, scratch.pruned), scratch.dense)}
+        how = {"checker": check(Apart.of(pruned), compilation.dense.graph)}
+    dense = [
+        Known(compilation.reference, feeds, outputs)
+        for feeds, outputs in zip(compilation.feeds, compilation.expected, strict=True)
+    ]
     found, probes.pruned = proven(
         pruned,
-        replace(removal, masked=removal.masked or [lambda: compilation.reference] * len(compilation.feeds)),
+        replace(removal, masked=removal.masked or dense),
         plants_of(removal.cuts, compilation.options.seed, FEW if by_parts else NUMBER),
         compilation.narrowed,
         compilation.feeds,
         iter(()) if by_parts else other_feeds(compilation),
-        lambda model: compilation.opened(model, scratch.planted),
+        partial(compilation.opened, owned=True),
+        compilation.in_pieces,
         by_parts,
     )
     one_size = _tried_at_one_size(compilation)

@@ -18,12 +18,12 @@ from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import Outputs, is_float
 from sparsecc.runtime.part_errors import Errors, largest, part_errors, tolerances_of, unexplained
-from sparsecc.runtime.rounding import Runs, nudged, nudged_weights, same_rows, selects
-from sparsecc.runtime.runner import Feeds
+from sparsecc.runtime.rounding import nudged, nudged_weights, same_rows, selects
+from sparsecc.runtime.runner import Feeds, Runs
 from sparsecc.verify.planted import Plant
 
 Opened = Callable[[ir.Model], Runs]
-"""Loads a graph as it stands."""
+"""Loads a graph that nobody edits any more; constants that are inputs too may be given."""
 
 RANDOM, RESIZED = "random inputs", "random inputs of another size"
 """The probes of every compile, whose errors are told: others may be extreme."""
@@ -38,10 +38,10 @@ _LAST_DRAWS = 4
 
 @dataclass(frozen=True)
 class Removal:
-    """What a proof compares: the masked dense model per probe (its loader), the values of layers that the first of
-    them shows, and the constants that were cut."""
+    """What a proof compares: the masked dense model per probe, the values of layers that the first of them shows,
+    and the constants that were cut."""
 
-    masked: Sequence[Callable[[], Runs]] = ()
+    masked: Sequence[Runs] = ()
     layers: Sequence[LayerValue] = ()
     cuts: Sequence[Cut] = ()
 
@@ -88,6 +88,7 @@ class Surgery:
         plants: Sequence[Plant],
         narrowed: Narrowed,
         opened: Opened,
+        in_pieces: Opened,
         by_parts: bool = False,
     ) -> None:
         self.plants, self.narrowed, self.opened = plants, narrowed, opened
@@ -102,20 +103,17 @@ class Surgery:
         known = self.model.graph.initializers
         plain = {plant.name: known[plant.name] for plant in plants}
         self.plain = {name: value.const_value for name, value in plain.items()}
-        if not by_parts:
-            self.model.graph.inputs.extend(value for value in plain.values() if not value.is_graph_input())
+        self.model.graph.inputs.extend(value for value in plain.values() if not value.is_graph_input())
         self.by_parts = by_parts
-        self.runner = opened(self.model)
+        self.runner = in_pieces(self.model) if plants else opened(self.model)
         self.selects = selects(pruned)
         self.seen = Seen()
 
     def compare(self, reference: Runs, feeds: Feeds, title: str, switch: str | None = None) -> Outputs:
         """One probe: the right graph against its reference, then every plant not noticed yet. The outputs."""
         flags = {switch: np.asarray(True)} if switch else {}
-        told = reference.run({**feeds, **flags})
         small = {**self.narrowed.feeds(feeds), **flags}
-        wanted = self.narrowed.wanted({name: told[name] for name in self.names})
-        wanted |= {name: layer.left(told[name]) for name, layer in self.layers.items() if name in told}
+        wanted = self._told(reference.run({**feeds, **flags}), layers=title != RESIZED)
         found = self.runner.run(small)
         errors = part_errors(wanted, found)
         floors = self._floors(small, found) if unexplained(errors, tolerances_of(wanted)) else None
@@ -220,22 +218,7 @@ class Surgery:
 
     def _with(self, plant: Plant, small: Feeds) -> dict[str, np.ndarray]:
         """The outputs and shown values of the graph with a plant."""
-        if not self.by_parts:
-            return self.runner.run({**small, plant.name: plant.wrong()})
-        value = self.model.graph.initializers[plant.name]
-        right = value.const_value
-        dtype, name = plant.cut.dense.dtype, plant.name
-
-        def wrong() -> ir.TensorProtocol:  # a model is freed late: it must hold no array
-            return ir.Tensor(plant.wrong(), dtype=dtype, name=name)
-
-        value.const_value = ir.LazyTensor(
-            wrong, dtype=dtype, shape=plant.cut.value.shape or ir.Shape(()), name=name
-        )
-        try:
-            return self.opened(self.model).run(small)
-        finally:
-            value.const_value = right
+        return self.runner.run({**small, plant.name: plant.wrong()})
 
     @staticmethod
     def _unexplained(wanted: Outputs, found: Outputs, floors: Errors) -> dict[str, float]:
@@ -284,9 +267,12 @@ class Surgery:
                 f"rounding explains {float(np.max(floors[name])):.2g}"
             )
 
-    def _told(self, told: Outputs) -> dict[str, np.ndarray]:
-        wanted = self.narrowed.wanted({name: told[name] for name in self.names})
-        return wanted | {n: layer.left(told[n]) for n, layer in self.layers.items() if n in told}
+    def _told(self, told: dict[str, np.ndarray], *, layers: bool = True) -> dict[str, np.ndarray]:
+        """What the pruned graph must give, of what its reference gave; layers at the size of the first probe."""
+        wanted = dict(self.narrowed.wanted({name: told.pop(name) for name in self.names}))
+        if layers:
+            wanted |= {n: layer.left(told.pop(n)) for n, layer in self.layers.items() if n in told}
+        return wanted
 
 
 def proven(
@@ -297,6 +283,7 @@ def proven(
     probes: Sequence[Feeds],
     others: Iterator[tuple[str, Feeds]],
     opened: Opened,
+    in_pieces: Opened,
     by_parts: bool = False,
 ) -> tuple[dict[str, Any], list[Outputs]]:
     """The verification of a removal: error, floor, plants, and whether that is a proof; and what it gave on `probes`.
@@ -304,11 +291,11 @@ def proven(
     `probes` are compared each with its masked model; where the outputs show too little, `others` follow in turn, at
     the sizes of the first probe, and then the other branches.
     """
-    surgery = Surgery(pruned, removal, plants, narrowed, opened, by_parts)
-    first = removal.masked[0]()
+    surgery = Surgery(pruned, removal, plants, narrowed, opened, in_pieces, by_parts)
+    first = removal.masked[0]
     found = [surgery.compare(first, probes[0], RANDOM)]
     for number, feeds in enumerate(probes[1:], 1):
-        found.append(surgery.compare(removal.masked[number](), feeds, RESIZED))
+        found.append(surgery.compare(removal.masked[number], feeds, RESIZED))
     for title, feeds in others:
         if not surgery.wants_more:
             break
