@@ -194,3 +194,26 @@ PAIRS: Mapping[str, Callable[[], Pair]] = {
     "stories": lambda: stories("stories"),
     "nanodet": lambda: detector("nanodet_m_320"),
 }
+
+
+def resnet8() -> Pair:
+    """MLPerf Tiny's CIFAR-10 ResNet, which takes pixels: 256 training images to calibrate on, 1,000 test images."""
+
+    def pixels(images: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.round((images.transpose(0, 2, 3, 1) * DEVIATION + MEAN) * 255)).astype(
+            "f4"
+        )
+
+    (images, _), (test, wanted) = cifar_batch(0), cifar_batch(50)
+    given, scored = pixels(images), pixels(test)
+
+    def accuracy(run: Run) -> float:
+        answers = [next(iter(run({"input_1": scored[i : i + 250]}).values())) for i in range(0, 1000, 250)]
+        return float(np.mean(np.concatenate(answers).argmax(axis=1) == wanted))
+
+    batches = tuple({"input_1": given[i : i + 64]} for i in range(0, CALIBRATION, 64))
+    return Pair(SHARED / "cifar10" / "mlperf_resnet8_tf2onnx17.onnx", Samples(batches, True), accuracy)
+
+
+FRESH: Mapping[str, Callable[[], Pair]] = {"resnet8": resnet8}
+"""Pairs that no default or threshold was chosen on."""

@@ -153,7 +153,7 @@ def rows_of(table: type) -> dict[str, Row]:
     for one in fields(table):
         if (spec := one.metadata.get("row")) is not None:
             flag = f"--{one.name.replace('_', '-')}"
-            flags = spec.about.get("flags", (f"--no-{one.name}" if spec.about["default"] is True else flag,))
+            flags = spec.about.get("flags", (f"--no-{flag[2:]}" if spec.about["default"] is True else flag,))
             found[one.name] = Row(one.name, kind=spec.kind, **{**spec.about, "flags": flags})
     return found
 

@@ -411,6 +411,7 @@ class CompileOptions(Options):
     )
     threads: int = option(1, whole(1), "Threads when a model runs.", RUNNING)
     measure: bool = option(True, FLAG, "Skip the latency measurement.", RUNNING)
+    next_steps: bool = option(True, FLAG, "Try nothing else where the result is not usable.", RUNNING)
     emit: str | None = option(
         None,
         choice("form", FORMS),

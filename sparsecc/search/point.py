@@ -42,7 +42,7 @@ def make_in(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     row["options"] = row.pop("varied")
     bundle = folder / request["id"]
     try:
-        options = {**request["options"], **request["of_each"]}
+        options = {**request["options"], **request["of_each"], "next_steps": False}
         made = api.compile(request["model"], output=bundle, **options)
         if "unmeasured" in made.report:
             raise UnavailableError(made.report["unmeasured"])

@@ -70,7 +70,8 @@ def try_next_steps(work: Work, make: Make) -> None:
     compilation, found = work.compilation, list[dict[str, Any]]()
     held_out = compilation.held_out
     is_useless = _verdict_of(work, work.measured["fidelity"], work.accuracy).judgement == "useless"
-    number = compilation.samples.number + held_out.number if is_useless and held_out.batches else 0
+    wanted = is_useless and compilation.options.next_steps and held_out.batches
+    number = compilation.samples.number + held_out.number if wanted else 0
     if not number or compilation.dense.by_parts or not _affordable(work, number, STEPS * TRIES):
         return
     steps = islice(_steps(compilation.options, work.decision.choice.advised), STEPS)
