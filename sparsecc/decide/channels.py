@@ -15,9 +15,11 @@ from sparsecc.allocators.angular import turns
 from sparsecc.allocators.dynamic_program import least_sum, losses_of
 from sparsecc.allocators.joint_error import RUNS, CutLosses, Joint
 from sparsecc.allocators.output_error import Bench
+from sparsecc.allocators.pieces import Pieces, aligned
 from sparsecc.allocators.sensitivity import known_or_measured
 from sparsecc.allocators.trial_repair import PLANS, Rehearsal, Stage
-from sparsecc.axes.algebra import Atom
+from sparsecc.axes.algebra import Atom, parts_of, resolve
+from sparsecc.axes.sizes import at
 from sparsecc.calibrate.batch_norm_matching import matched
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.layer_statistics import Stats, collect
@@ -35,6 +37,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct.stage import method_for
+from sparsecc.rules import Trait, traits_of
 from sparsecc.system.gc_pause import collector_paused
 from sparsecc.targets import Target, target_named
 
@@ -123,7 +126,10 @@ def choose(
         if evidence.stats is not None:
             losses = cut_losses(compilation, analysis, candidates, evidence.stats, measured=measured)
         problem = Problem(candidates, cost, budget, seed=options.seed, joint=losses)
-        selection = chosen.allocator.allocate(problem)
+        allocated = chosen.allocator.allocate(problem)
+        selection = aligned(problem, allocated, pieces_of(analysis, options))
+        if selection is not allocated and isinstance(losses, Rehearsal):
+            losses(selection.counts)  # what is foretold is of this plan
     if losses is not None:
         losses.keep()
         method["tried"] = type(losses).__name__.lower()
@@ -337,6 +343,26 @@ def scored(
 def named_to_go(group: Group, dead: Dead, limits: Limits) -> np.ndarray | None:
     """The slots that go whatever their scores are, boolean; None where none do."""
     return settle(limits.of.get(group.atom), np.zeros(group.size), dead.slots.get(group.atom), 1, 1)[0]
+
+
+def pieces_of(analysis: Analysis, options: CompileOptions) -> list[Pieces]:
+    """The channel axes of convolutions, as far as they are atoms side by side."""
+    target, found = target_named(options.target), {}
+    for node in analysis.model.graph.all_nodes():
+        if not traits_of(node) & Trait.CONVOLUTION:
+            continue
+        for value in (node.inputs[0], node.outputs[0]):
+            axes = analysis.record.axes.get(value, []) if value is not None else []
+            parts = [resolve(part) for part in parts_of(axes[1])] if len(axes) > 1 else []
+            atoms = tuple(part for part in parts if isinstance(part, Atom) and isinstance(part.size, int))
+            if not atoms or len(atoms) < len(parts) or len(set(atoms)) < len(atoms):
+                continue
+            free = tuple(atom for atom in atoms if atom.pin is None)
+            size = sum(int(at(part.size, 0)) for part in parts)
+            step = target.multiple(size, feeds_conv=True) if options.align == "auto" else int(options.align)
+            if free and step > 1:
+                found[free] = Pieces(free, size - sum(int(at(a.size, 0)) for a in free), step)
+    return list(found.values())
 
 
 def step_of(group: Group, target: Target, align: str | int) -> int:

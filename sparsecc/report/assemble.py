@@ -11,7 +11,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, advised
 from sparsecc.decide.goals import judge
 from sparsecc.graph.groups import pinned_reasons
-from sparsecc.report.types_used import advice_for, slower_than, type_warnings
+from sparsecc.report.types_used import advice_for, outside_blocks, slower_than, type_warnings
 from sparsecc.report.verdict import verdict
 from sparsecc.system.machine import device
 from sparsecc.system.versions import versions
@@ -114,9 +114,11 @@ def forebodings(choice: Choice) -> list[str]:
 
 def doubts(compilation: Compilation, measured: Mapping[str, Any]) -> list[str]:
     """What of the asked types and combinations did not come to pass. What was lost is the verdict's to say."""
-    census = (measured.get("census") or {}).get("after")
+    both = measured.get("census") or {}
+    census = both.get("after")
     asked, rows = compilation.options.type, [record.to_json() for record in compilation.records]
     found = type_warnings(asked, rows, census, compilation.remarks)
+    found += outside_blocks(both.get("before"), census)
     for part, speedup in (measured.get("parts") or {}).items():
         found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
     if speedup := (measured.get("latency") or {}).get("speedup"):

@@ -51,6 +51,23 @@ def _left_in_float(asked: str, census: Mapping[str, Any], remarks: list[Remark])
     ]
 
 
+def outside_blocks(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:
+    """A warning where more convolutions than in the original have channel counts that the runtime's fast layout does
+    not take; the censuses are of both models, None without their runtime."""
+    found, known = (_outside(before), _outside(after))
+    if len(known) <= len(found):
+        return []
+    example = f"'{known[0]['node']}': {known[0]['reason']}"
+    return [
+        f"{len(known)} convolutions are outside the runtime's fast layout, {len(found)} in the original (for example "
+        f"{example}): --align 8 rounds channel counts, --only leaves such layers alone"
+    ]
+
+
+def _outside(census: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    return [conv for conv in (census or {}).get("misaligned") or () if conv["effect"] == "outside"]
+
+
 def slower_than(other: str, speedup: Mapping[str, Any], advice: str) -> list[str]:
     """A warning when a model is surely slower than another, from the ratio of that to it, with what to do."""
     low, high = speedup["ci95"]
