@@ -12,6 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from sparsecc import api
+from sparsecc.cli.inspect_ import inspect_view
+from sparsecc.cli.render import draw
 from sparsecc.cost.model import macs_model
 from sparsecc.cost.summary import costs, counted_at
 from sparsecc.errors import InputError
@@ -228,3 +230,15 @@ def test_layers_of_unknown_size_are_left_out_of_the_sum_and_named() -> None:
     conv.name = "conv"
     assert counted_at(analysis)["unknown"] == ["conv"]
     assert costs(analysis, {})["before"]["macs"] == 4 * 4 * 12
+
+
+def test_groups_are_told_by_module_and_cells_of_kernels_are_none(models_dir: Path) -> None:
+    found = api.inspect(models_dir / "digits_resnet.onnx")
+    assert not [g for g in found["groups"] if "kernel" in (g["pinned"] or "")]
+    assert all(axis < 2 for g in found["groups"] for _, axis in g["members"] if g["kind"] == "channel")
+    assert ["block1.conv1", "block1.conv2"] in [
+        g["modules"] for g in found["groups"] if g["kind"] == "channel"
+    ]
+    text = draw(inspect_view(found), width=120, colour=False)
+    assert "block1 (2 layers)" in text
+    assert [g["id"] for g in found["groups"]] == list(range(len(found["groups"])))

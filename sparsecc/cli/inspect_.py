@@ -86,16 +86,30 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
             str(group["size"]),
             count(group["macs"]),
             count(group["params"]),
-            f"{group['members'][0][0]}:{group['members'][0][1]}" if group["members"] else "",
+            _where(group),
             "yes" if group["mixes"] else "",
         )
         for group in free[:TOP]
     ]
-    columns: tuple[str, ...] = (">group", "kind", ">size", ">MACs", ">params", "first member", "mixes")
+    columns: tuple[str, ...] = (">group", "kind", ">size", ">MACs", ">params", "where", "mixes")
     if not any(group["mixes"] for group in free[:TOP]):
         rows, columns = [row[:-1] for row in rows], columns[:-1]
     more = f", the {TOP} largest of {len(free)}" if len(free) > TOP else ""
     return [Line(""), Grid(columns, rows, title=f"Groups that can be cut{more}")]
+
+
+def _where(group: Mapping[str, Any]) -> str:
+    """The module that a group's weights are in; of several what their names begin with, and how many there are."""
+    modules = [str(module) for module in group.get("modules") or ()]
+    if not modules:
+        return f"{group['members'][0][0]}:{group['members'][0][1]}" if group["members"] else ""
+    shared: list[str] = []
+    for parts in zip(*(module.split(".") for module in modules), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    more = f" ({len(modules)} layers)" if len(modules) > 1 else ""
+    return f"{'.'.join(shared) or modules[0]}{more}"
 
 
 def _pins(found: Mapping[str, Any]) -> list[Block]:

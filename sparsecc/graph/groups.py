@@ -13,9 +13,10 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, atoms_of
 from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
-from sparsecc.graph.patterns import held
+from sparsecc.graph.patterns import held, module_of
 from sparsecc.graph.slot_indices import least_left
 from sparsecc.rules import Trait, traits_of
+from sparsecc.rules.site import CELLS
 from sparsecc.system.gc_pause import collector_paused
 
 MIXING = frozenset({"mean", "max", "min", "layernorm", "rmsnorm", "instancenorm", "groupnorm"})
@@ -50,6 +51,13 @@ class Group:
         return [f"group:{self.id}", *handles(self.kind, self.members), *self.nodes]
 
     @property
+    def modules(self) -> list[str]:
+        """The modules whose weights it is of, by the names of nodes, or of tensors where those have none."""
+        by_node = dict.fromkeys(module for name in self.nodes if (module := module_of(name)))
+        tensors = (name for name, _ in self.members if ":" not in name)
+        return list(by_node or dict.fromkeys(m for name in tensors if (m := name.rpartition(".")[0])))
+
+    @property
     def is_free(self) -> bool:
         return self.pinned is None
 
@@ -62,7 +70,7 @@ def find_groups(
     only: Sequence[str] = (),
     prune: Sequence[str] = tuple(KINDS),
 ) -> list[Group]:
-    """All groups that own slots of initializers, largest first among the free ones.
+    """All groups that own slots of initializers, largest first among the free ones; the cells of kernels are none.
 
     `keep` and `only` are shell patterns matched against member tensors, the nodes that read them and their
     modules, and against `group:ID` and `TENSOR:AXIS`; a name without wildcards stands for its module and all below.
@@ -72,7 +80,8 @@ def find_groups(
     mixing, users, least = _mixing_atoms(analysis), _users(analysis), least_left(analysis.record)
     allowed = {KINDS[name] for name in prune if name in KINDS}
     groups = []
-    for number, (atom, members) in enumerate(prunable_atoms(analysis).items()):
+    owned = [(a, m) for a, m in prunable_atoms(analysis).items() if a.pin is None or CELLS not in a.roles]
+    for number, (atom, members) in enumerate(owned):
         assert isinstance(atom.size, int)
         nodes = users.get(atom, {})
         kind = _kind(atom)

@@ -117,7 +117,7 @@ def causal_conv(site: Site) -> None:
         raise CannotFollowError("this layout is not followed")
     data, weight = site.axes(0), site.axes(1)
     site.same(data[1], weight[0])
-    site.pin(weight[1:], "the kernel")
+    site.pin_kernel(weight[1:])
     site.pin(data[2], "the time axis")
     if site.has(2):
         site.same(data[1], site.axes(2)[0])

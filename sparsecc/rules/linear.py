@@ -51,7 +51,7 @@ def conv(site: Site) -> None:
 
 def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
     """The output channels of a convolution, whose input and weights (out, in/group, *kernel) are related."""
-    site.pin(weight[2:], "the kernel")
+    site.pin_kernel(weight[2:])
     site.pin(data[2:], "a spatial axis")
     if groups == 1:
         site.same(data[1], weight[1])
@@ -78,7 +78,7 @@ def conv_transpose(site: Site) -> None:
 
 def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
     """The output channels of a transposed convolution with weights (in, out/group, *kernel)."""
-    site.pin(weight[2:], "the kernel")
+    site.pin_kernel(weight[2:])
     site.pin(data[2:], "a spatial axis")
     site.same(data[1], weight[0])
     if groups == 1:

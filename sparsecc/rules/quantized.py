@@ -89,7 +89,7 @@ def convolve(
 ) -> list[Axis]:
     """Relate a convolution with weights (out, in/group, *kernel); returns its output axes as NCHW."""
     groups = site.int_("group", 1)
-    site.pin(weight[2:], "the kernel")
+    site.pin_kernel(weight[2:])
     site.pin(data[2:], "a spatial axis")
     out, width = weight[0], data[1]
     if groups == 1:

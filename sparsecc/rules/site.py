@@ -13,6 +13,9 @@ from sparsecc.axes.algebra import Atom, Axis, Space
 from sparsecc.axes.sizes import Size, quotient
 from sparsecc.shapes.infer import Shapes
 
+CELLS = "cells"
+"""The role of a kernel's axes."""
+
 
 class CannotFollowError(Exception):
     """A rule met a form it does not cover. Not an error of the user's: the node's axes are pinned with this reason."""
@@ -203,6 +206,12 @@ class Site:
     def pin(self, axes: Axis | Sequence[Axis], reason: str) -> None:
         for axis in [axes] if isinstance(axes, Axis) else axes:
             self.space.pin(axis, f"{reason} of {self.title}")
+
+    def pin_kernel(self, axes: Sequence[Axis]) -> None:
+        """Pin the axes of a kernel's cells, which are no channels whatever becomes of the model."""
+        self.pin(axes, "the kernel")
+        for axis in axes:
+            self.space.mark(axis, CELLS)
 
     def pin_unless_experts(self, axis: Axis, reason: str) -> None:
         """Pin an axis at the end of the walk, if its slots did not turn out to be experts."""

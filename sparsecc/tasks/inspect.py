@@ -83,6 +83,7 @@ def _group_facts(group: Group, macs: float, nodes: Sequence[str]) -> dict[str, A
         "prunable": group.is_free,
         "pinned": group.pinned,
         "members": [list(m) for m in group.members],
+        "modules": group.modules,
         "nodes": list(nodes),
         "macs": macs,
         "params": group.params,
