@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.sshd import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+# No test goes by the clock: the machine may be busy.
+settings.register_profile("clockless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("clockless")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,7 +47,7 @@ def unified(tree: Tree, all_views: list[View], order: list[int], flip: bool) -> 
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(systems(), st.data())
 def test_unification_concludes_what_brute_force_does_in_any_order(
     system: tuple[Tree, list[View]], data: st.DataObject
@@ -61,7 +61,7 @@ def test_unification_concludes_what_brute_force_does_in_any_order(
             assert concluded(axis) == wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(systems(), st.randoms(use_true_random=False))
 def test_equal_axes_have_equal_masks_and_counts(system: tuple[Tree, list[View]], random: object) -> None:
     tree, all_views = system
@@ -82,7 +82,7 @@ def test_equal_axes_have_equal_masks_and_counts(system: tuple[Tree, list[View]],
         assert count(axis, kept) == one.sum()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(systems(), st.integers(0, 10))
 def test_a_pin_reaches_every_axis_that_is_the_same(system: tuple[Tree, list[View]], which: int) -> None:
     tree, all_views = system
@@ -107,7 +107,7 @@ def consistent(whole: Axis, pieces: list[Axis]) -> None:
         np.testing.assert_array_equal(owners_of(whole, atom), side_by_side)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(systems(), st.data())
 def test_pieces_are_consecutive_slots(system: tuple[Tree, list[View]], data: st.DataObject) -> None:
     tree, all_views = system
@@ -121,7 +121,7 @@ def test_pieces_are_consecutive_slots(system: tuple[Tree, list[View]], data: st.
     consistent(axis, found)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 40), st.data())
 def test_an_atom_can_be_cut_anywhere(size: int, data: st.DataObject) -> None:
     atom, after = Atom(size), data.draw(st.integers(1, size - 1))
@@ -131,7 +131,7 @@ def test_an_atom_can_be_cut_anywhere(size: int, data: st.DataObject) -> None:
     consistent(atom, list(halves))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_an_atom_factors_row_major(sizes: list[int]) -> None:
     atom = Atom(prod(sizes))

@@ -95,7 +95,7 @@ def test_odd_arguments_arrive_as_given(device: Device) -> None:
 _ARGUMENT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_ARGUMENT, min_size=1, max_size=30))
 def test_any_arguments_arrive_over_ssh(ssh: Device, arguments: list[str]) -> None:
     assert _arguments_seen(ssh, arguments) == arguments

@@ -340,7 +340,7 @@ def test_long_chains_take_little_time() -> None:
     assert times[1] < 12 * times[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_mutated_models_are_refused_in_one_line_or_pass(data: st.DataObject) -> None:
     raw = bytearray(model().SerializeToString())

@@ -44,7 +44,7 @@ def truncated(matrix: np.ndarray, rank: int) -> np.ndarray:
     return np.asarray((left[:, :rank] * size[:rank]) @ right[:rank])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_what_is_left_is_the_tail_of_singular_values_and_less_than_plain_svd_leaves(
     seed: int, rank: int

@@ -57,7 +57,7 @@ class Machine:
         return self.time(self.base)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LAYERS, st.floats(0, 0.02), st.floats(0, 0.02), st.floats(1, 1.6))
 def test_the_choice_is_fast_enough_and_loses_no_more_than_the_fastest(
     layers: list[tuple[float, float]], toll: float, crowd: float, speedup: float
@@ -94,7 +94,7 @@ def test_where_layers_take_longer_together_fewer_stay_in_float() -> None:
     assert list(choice.values()).count("float") == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LAYERS, st.floats(1, 1.3))
 def test_where_times_add_up_nothing_better_is_left(layers: list[tuple[float, float]], speedup: float) -> None:
     machine = Machine(layers)

@@ -32,7 +32,7 @@ TABLES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TABLES, st.integers(0, 5000), st.booleans())
 def test_the_solver_is_as_good_as_trying_everything(
     rows: list[list[tuple[float, int]]], room: int, by_size: bool

@@ -354,7 +354,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert made() == made()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.booleans())
 def test_int8_of_any_convolution_is_close(kernel: int, group: int, bias: bool) -> None:
     model = convolutions(kernel=kernel, group=group, bias=bias)

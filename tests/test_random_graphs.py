@@ -82,14 +82,14 @@ def test_every_block_alone_leaves_something_to_remove(domain: str, block: str) -
         assert check(Recipe(domain, opset, ((first, 1), (block, 2), (first, 3)), opset == 14), 0) > 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=HEALTH, derandomize=True)
+@settings(max_examples=60, suppress_health_check=HEALTH, derandomize=True)
 @given(recipes(), st.integers(0, 99))
 def test_removal_equals_masking(recipe: Recipe, seed: int) -> None:
     check(recipe, seed)
 
 
 @pytest.mark.fuzz
-@settings(max_examples=5000, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=5000, suppress_health_check=HEALTH)
 @given(recipes(longest=12), st.integers(0, 99))
 def test_removal_equals_masking_for_long(recipe: Recipe, seed: int) -> None:
     check(recipe, seed)
@@ -108,14 +108,14 @@ def compiles(recipe: Recipe, ratio: float) -> None:
             assert report["verification"]["max_relative_error"] == 0
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=HEALTH, derandomize=True)
+@settings(max_examples=10, suppress_health_check=HEALTH, derandomize=True)
 @given(recipes(), st.sampled_from((0.0, 0.5)))
 def test_the_whole_compile(recipe: Recipe, ratio: float) -> None:
     compiles(recipe, ratio)
 
 
 @pytest.mark.fuzz
-@settings(max_examples=1000, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=1000, suppress_health_check=HEALTH)
 @given(recipes(longest=8), st.sampled_from((0.0, 0.3, 0.7)))
 def test_the_whole_compile_for_long(recipe: Recipe, ratio: float) -> None:
     compiles(recipe, ratio)

@@ -93,7 +93,7 @@ def test_methods_order_as_their_papers_say() -> None:
     assert errors["sparsegpt"] < errors["wanda"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_the_refit_is_the_least_squares_solution(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -231,7 +231,7 @@ def test_a_reordering_that_changes_the_outputs_is_caught(monkeypatch: pytest.Mon
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_best_order_is_a_permutation_and_never_worse(seed: int) -> None:
     scores = np.random.default_rng(seed).gamma(0.3, size=(20, 16))
     order = best_order(scores, 2, 4, seed)

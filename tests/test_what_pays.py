@@ -61,7 +61,7 @@ class Machine:
 TIMES = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.2, 3.0), min_size=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TIMES, st.floats(0, 3), st.floats(0, 0.1), st.integers(0, 99))
 def test_the_end_is_never_slower_than_float_and_never_than_integers_everywhere(
     times: dict[str, float], rest: float, noise: float, seed: int
