@@ -117,10 +117,27 @@ def test_the_vocabulary_goes_only_where_it_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("SPARSECC_SHARED" not in os.environ, reason="needs the shared cases (SPARSECC_SHARED)")
 @pytest.mark.parametrize(
-    "name", ["stories_fp32/model", "stories_int4/model", "plain_decoder_with_cache", "whisper_tiny/decoder"]
+    "name",
+    [
+        "stories_fp32/model",
+        "stories_int4/model",
+        "plain_decoder_with_cache",
+        "whisper_tiny/decoder",
+        "whisper_tiny/encoder",
+    ],
 )
 def test_decoders_as_they_are_handed_on_compile(name: str, tmp_path: Path) -> None:
     file = Path(os.environ["SPARSECC_SHARED"], "cases", "language", f"{name}.onnx")
     result = api.compile(file, output=tmp_path / "out", ratio=0.2, measure=False, calib="none")
     assert result.report["verification"]["status"] == "proved"
     assert result.report["removed"]["reached"]
+
+
+def test_a_fused_attention_without_a_bias_runs(tmp_path: Path) -> None:
+    """ONNX Runtime's own kernel dies of it."""
+    text = """(float[N,5,32] x, float[32,96] w1, float[32,8] w2) => (float[N,5,8] y)
+    { a = com.microsoft.Attention<num_heads = 4>(x, w1) y = MatMul(a, w2) }"""
+    onnx.save(model_of(text), tmp_path / "m.onnx")
+    result = compiled(tmp_path / "m.onnx", tmp_path, prune=["heads"])
+    assert result.report["verification"]["status"] == "proved"
+    assert any("without a bias" in warning for warning in result.report["warnings"])

@@ -13,6 +13,7 @@ from sparsecc.escaping import one_line, quoted
 from sparsecc.graph.caches import size_caches
 from sparsecc.graph.constant_if import take_known_branches
 from sparsecc.ir.subgraphs import name_values, one_scope
+from sparsecc.loading.attention_bias import give_biases
 from sparsecc.loading.constant_weights import fix_weights, store_operands
 from sparsecc.loading.maxpool_padding import guard_zeros
 from sparsecc.loading.mixture_buffers import guard_mixtures
@@ -24,6 +25,8 @@ FIXED = "sparsecc.fixed"
 """Where a normalised model says how many inputs became constants because the file listed its weights there."""
 GUARDED = "sparsecc.guarded"
 """Where it names the Pads whose zeros a runtime would lose."""
+UNBIASED = "sparsecc.unbiased"
+"""Where it names the attentions that were given a bias of zeros, without which a runtime dies."""
 CLEARED = "sparsecc.cleared"
 """Where it names the mixtures of experts whose inputs a runtime would clear."""
 
@@ -57,6 +60,7 @@ def normalise(model: ir.Model) -> ir.Model:
         name_values(model)
         _name_nodes(model)
     size_caches(model, shapes_of)
+    model.meta[UNBIASED] = give_biases(model)
     model.meta[FIXED] = fix_weights(model)
     store_operands(model)
     model.meta[GUARDED] = guard_zeros(model)

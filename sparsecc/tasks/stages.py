@@ -27,7 +27,7 @@ from sparsecc.graph.rewrite import remove
 from sparsecc.ir.save import write
 from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
-from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, normalise
+from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, UNBIASED, normalise
 from sparsecc.loading.skip_norms import join_skip_norms, split_skip_norms
 from sparsecc.passes.last_logits import LastLogits, head_of
 from sparsecc.reconstruct.distillation import distil
@@ -339,6 +339,12 @@ def begin(compilation: Compilation) -> Analysis:
             f"ONNX Runtime loses the zeros of Pad {quoted(guarded[0])}{more} before a MaxPool when it runs the file "
             "as it is; in the result, and in the dense model it is compared with, they are numbers next to zero, "
             "which it keeps"
+        )
+    if unbiased := model.meta.get(UNBIASED):
+        more = f" and {len(unbiased) - 1} more" if len(unbiased) > 1 else ""
+        compilation.warnings.append(
+            f"ONNX Runtime dies of the attention {quoted(unbiased[0])}{more} without a bias when it runs the file as "
+            "it is; in the result, and in the dense model it is compared with, there is one of zeros"
         )
     if cleared := model.meta.get(CLEARED):
         more = f" and {len(cleared) - 1} more" if len(cleared) > 1 else ""
