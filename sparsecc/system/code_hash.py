@@ -23,7 +23,10 @@ def code_hash(module: str) -> bytes:
 
 
 def source_files(module: str) -> Iterator[Path]:
-    """The file of a module of ours, and those of all of ours that it imports, in functions too."""
+    """The file of a module of ours, and those of all of ours that it imports, in functions too.
+
+    What the package itself holds is not followed: it has everything public, by name, when it is first used.
+    """
     waiting, seen = [module], set[str]()
     while waiting:
         name = waiting.pop()
@@ -32,7 +35,7 @@ def source_files(module: str) -> Iterator[Path]:
         seen.add(name)
         yield path
         for whole, names, plain in _IMPORTS.findall(path.read_text("utf-8")):
-            waiting.append(whole or plain)
+            waiting += [name for name in (whole, plain) if name not in ("", _PACKAGE)]
             waiting += [f"{whole}.{part}" for part in re.findall(r"\w+", names)]
 
 
