@@ -290,6 +290,18 @@ def test_intervals_are_as_wide_as_the_samples_are_few(number: int, least: float,
     assert least < high - low < most
 
 
+def test_where_one_sample_decides_the_next_may_be_as_much_worse() -> None:
+    draw = np.random.default_rng(RNG_SEED)
+    dense, error = draw.standard_normal((16, 50)), 0.01 * draw.standard_normal((16, 50))
+    low, high = told([{"y": dense}], [{"y": dense + error}])["interval_db"]
+    assert 39 < low < 40 < high < 41.5
+    error[5] *= 30
+    found = told([{"y": dense}], [{"y": dense + error}])
+    low, high = found["interval_db"]
+    assert high > 35
+    assert found["quality_db"] - low == pytest.approx(high - found["quality_db"], abs=0.1)
+
+
 def test_without_samples_a_ruined_result_is_said_to_look_like_one() -> None:
     ruined = {"quality_db": -200.0, "parts": {"y": -200.0}, "data": "random inputs"}
     said = verdict({"removed": {"share": 0.5}, "fidelity": ruined})

@@ -18,6 +18,8 @@ ROWS = 4096
 SPREAD = 3.0
 """Decibels by which single samples of real models differ at least (benchmarks/told_quality.py): a few that happen to
 be alike say less than their bootstrap does."""
+ENOUGH = 30
+"""Samples below which a bootstrap's interval is too narrow by about two in their number."""
 WIDEST = 10.0
 """Decibels either way are enough to say that two or three samples tell little."""
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
@@ -61,7 +63,7 @@ def _interval(reference: Reference, found: Sequence[Outputs], fits: Sequence[int
     or a loss is endless."""
     generator = np.random.default_rng(0)
     drawn: dict[int, np.ndarray] = {}
-    losses, apart = np.zeros(RESAMPLES), np.zeros(len(fits))
+    losses, apart, shares = np.zeros(RESAMPLES), np.zeros(len(fits)), dict[int, np.ndarray]()
     for part in reference.parts:
         error, variance = reference.rows(part, found)
         number = len(error)
@@ -69,7 +71,8 @@ def _interval(reference: Reference, found: Sequence[Outputs], fits: Sequence[int
             return None
         if number not in drawn:
             counts = generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-            drawn[number] = counts.astype(np.float64)
+            drawn[number], shares[number] = counts.astype(np.float64), np.zeros(number)
+        shares[number] += error / variance.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
             losses += (drawn[number] @ error) / (drawn[number] @ variance) / len(reference.parts)
             if fits:
@@ -79,10 +82,16 @@ def _interval(reference: Reference, found: Sequence[Outputs], fits: Sequence[int
     if not drawn:
         return None
     low, high = (quality(float(loss)) for loss in np.quantile(losses, (0.975, 0.025), method="nearest"))
-    rows = min(drawn)
+    rows, middle = min(drawn), quality(reference.loss(found))
+    if rows < ENOUGH:
+        low, high = (round(middle + (end - middle) * (1 + 2 / rows), 2) for end in (low, high))
+    if any(
+        share.max() > share.sum() / 2 for share in shares.values()
+    ):  # the next such sample may be as much worse
+        low = min(low, round(2 * middle - high, 2))
     if rows - 1 <= len(STUDENT) and high < 100:
         least = min(WIDEST, STUDENT[rows - 2] * SPREAD / np.sqrt(rows))
-        middle = quality(reference.loss(found))
         low, high = min(low, round(middle - least, 2)), max(high, round(middle + least, 2))
+    low, high = max(low, quality(np.inf)), min(high, quality(0.0))
     each = [quality(float(loss)) for loss in np.nan_to_num(apart, nan=np.inf) / len(reference.parts)]
     return [min(low, *each), max(high, *each)] if each else [low, high]
