@@ -75,6 +75,20 @@ def test_the_others_make_up_the_ratio(net: Path, tmp_path: Path) -> None:
     assert len(kept(tensors, "w1:1") or []) < 32
 
 
+def test_a_ratio_counts_the_whole_model_with_only_too(net: Path) -> None:
+    """A quarter of the channels is a quarter of the mean of both groups: half of the one that may go."""
+    tensors = planned(net, ratio=0.25, metric="channels", only=["w2:1"])
+    assert len(kept(tensors, "w2:1") or []) == 24
+    assert set(tensors) == {"w2", "w3"}
+
+
+def test_more_than_was_asked_is_said(net: Path) -> None:
+    made = sparsecc.compile(net, dry_run=True, align=1, ratio=0.1, ratio_for={"w2:1": 0.75})
+    assert made.report["removed"]["share"] > 0.4
+    (told,) = [line for line in made.report["warnings"] if line.startswith("ratio 0.1 became 0.")]
+    assert told.endswith("--ratio-for alone takes more")
+
+
 def test_counts_are_those_of_the_kernels_unless_told(net: Path) -> None:
     tensors = planned(net, ratio_for={"w2:1": 0.6}, align=8)
     assert len(kept(tensors, "w2:1") or []) == 16  # 19.2 wanted

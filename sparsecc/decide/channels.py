@@ -99,7 +99,7 @@ def choose(
     options = compilation.options
     require_methods(options)
     free = [g for g in groups if g.is_free]
-    cost = cost_model(analysis, free, options.metric, threads=options.threads)
+    cost = cost_model(analysis, groups, options.metric, threads=options.threads)
     before = cost.total({})
     if not free or (ratio == 0 and not limits.rank):
         keep = {g.atom: ~gone for g in free if (gone := named_to_go(g, dead, limits)) is not None}
@@ -288,12 +288,13 @@ def _predicted(candidates: Sequence[Candidate], counts: Mapping[Atom, int]) -> f
     return float(sum(losses_of(c)[counts[c.atom]] for c in candidates))
 
 
-def cost_model(analysis: Analysis, free: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
-    """The cost model of a metric; that of latency is measured on this machine, where it is not known yet."""
+def cost_model(analysis: Analysis, groups: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
+    """The cost model of a metric, of the whole model whatever `--only` and `--keep` leave alone; that of latency is
+    measured on this machine, where it is not known yet."""
     if metric == "params":
         return params_model(analysis)
     if metric == "channels":
-        return slots_model(analysis, [g.atom for g in free])
+        return slots_model(analysis, [g.atom for g in groups if g.atom.pin is None])
     if metric == "latency":
         from sparsecc.cost.latency import latency_model
         from sparsecc.cost.latency_table import LatencyTable

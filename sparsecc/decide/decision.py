@@ -18,6 +18,9 @@ from sparsecc.loss.measure import quality
 from sparsecc.plan import Plan, make_plan
 from sparsecc.reference.pruned_io import Narrowed
 
+BEYOND = 0.05
+"""By how much more than asked may go before that is said."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -101,3 +104,11 @@ def warn_of_choice(compilation: Compilation, choice: Choice, is_free: bool) -> N
     elif not choice.reached:
         most = f"{choice.removed:.3f} of the {options.metric} is the most that can go"
         warnings.append(f"ratio {options.ratio:g} was not reached: {most}")
+    elif options.ratio and choice.removed - options.ratio > BEYOND:
+        named = ", ".join(options.names_slots)
+        why = (
+            f"{named} alone takes more"
+            if named
+            else "groups go in the steps that kernels like, --align 1 in single ones"
+        )
+        warnings.append(f"ratio {options.ratio:g} became {choice.removed:.3f} of the {options.metric}: {why}")

@@ -146,7 +146,9 @@ class CompileOptions(Options):
         is_common=True,
         alone=True,
     )
-    metric: str = option("macs", choice("metric", METRICS), "What --ratio counts.", BUDGET)
+    metric: str = option(
+        "macs", choice("metric", METRICS), "What --ratio counts, of the whole model, with --only too.", BUDGET
+    )
     speedup: float | None = option(
         None, TIMES, "Compile until it is this much faster.", BUDGET, is_common=True, alone=True, is_goal=True
     )
