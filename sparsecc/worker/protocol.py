@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from sparsecc import errors
+import sparsecc.errors as errors  # not from the package: what it imports is no code of a calibration
 from sparsecc.escaping import one_line
 
 EVENT_LIMIT = 1 << 20
