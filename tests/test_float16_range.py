@@ -118,3 +118,22 @@ def test_an_output_that_stands_twice_keeps_its_name() -> None:
 def test_half_inputs_are_refused_before_anything_is_done() -> None:
     with pytest.raises(InputError, match="keep_io=false"):
         apply(Quantize(type="fp16", keep_io=False), _model(NORM), "onnx", [])
+
+
+@pytest.mark.parametrize(("side", "deep"), [(64, True), (8, False)])
+def test_sums_of_many_numbers_and_what_reads_them_stay_float32(side: int, deep: bool) -> None:
+    """Of 4096 numbers fp16 adds half at most; a join of what stays float32 rounds nothing."""
+    model = _model(
+        f"""g (float[1,3,{side},{side}] x) => (float[1,6] y)
+        <float four = {{4.0}}, float n = {{{side * side}.0}}, int64[2] axes = {{2, 3}}> {{
+            big = Mul(x, four)
+            mean = ReduceMean<axes = [2, 3], keepdims = 0>(big)
+            sum = ReduceSum<keepdims = 0>(x, axes)
+            share = Div(sum, n)
+            y = Concat<axis = 1>(mean, share)
+        }}"""
+    )
+    feeds = {"x": np.random.default_rng(0).uniform(0, 1, (1, 3, side, side)).astype(np.float32)}
+    before, after, left = _half(model, feeds)
+    assert left == ({"ReduceMean", "ReduceSum", "Div", "Concat"} if deep else set())
+    assert np.abs(after - before).max() < (1e-6 if deep else 1e-2)

@@ -16,6 +16,7 @@ from sparsecc.errors import InputError
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import Part
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.activation_ranges import MOST, ValueStats, _count, _widen
 from sparsecc.passes.quantize.coordinate_descent import descend, round_by_output, round_row_by_output
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
@@ -162,7 +163,7 @@ def test_a_damaged_output_is_said_aloud() -> None:
         result, _ = apply(Quantize(type="int8", **options), model, feeds=[feeds_for(model)])  # type: ignore[arg-type]
         return list(result.facts["warnings"])
 
-    assert any("dB: try another method" in warning for warning in warnings(per_channel=False))
+    assert any("dB: --quantize-option max_drop=0.01" in warning for warning in warnings(per_channel=False))
     assert warnings(per_channel=False, equalize=True) == []
 
 
@@ -304,3 +305,16 @@ def test_scores_beside_boxes_keep_a_scale_of_their_own_where_nothing_integer_rea
     assert quality(losses.worst[1]) > 25
     assert set(result.facts["output_quality_db"]) == {"y[:, 0:4]", "y[:, 4:12]"}
     assert ("Concat_4", True) in [(skip.where, "one scale" in skip.reason) for skip in result.remarks]
+
+
+def test_ranges_are_judged_on_the_values_of_all_samples() -> None:
+    """Only the last batch is clipped by a range that the first ones set; what is kept of values is of all alike."""
+    batches = [np.full(5000, 1.0, np.float32)] * 60 + [np.full(5000, 9.0, np.float32)]
+    seen = ValueStats()
+    for batch in batches:
+        _widen(seen, batch)
+    for batch in batches:
+        _count(seen, batch)
+    assert seen.clipped(0.0, 5.0) == pytest.approx(1 / 61)
+    assert seen.sample.size <= MOST
+    assert float((seen.sample == 9.0).mean()) == pytest.approx(1 / 61, rel=0.2)

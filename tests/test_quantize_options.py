@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from sparsecc.decide.passes import passes_for
 from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileOptions
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.quantize import KINDS
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.remarks import Remark
 from sparsecc.report import assemble
-from sparsecc.report.types_used import slower_than, type_warnings
+from sparsecc.report.types_used import larger_than, slower_than, type_warnings
 from sparsecc.runtime.kernel_census import census
 from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.ablation import quantized_part
@@ -368,3 +371,23 @@ def test_a_list_of_another_length_is_compiled_with_a_warning(tmp_path: Path) -> 
         output=tmp_path / "o",
     )
     assert any("what it keeps is not known" in warning for warning in result.report["warnings"])
+
+
+def test_a_result_larger_than_the_model_says_why(tmp_path: Path) -> None:
+    """A model of a few numbers: casts and names take more than halves of weights save."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,4] x) => (float[1,4] y)
+        <float[4] w = {1, 2, 3, 4}> { a = Mul(x, w) y = Add(a, w) }"""
+    ir.save(ir.from_onnx_text(text), tmp_path / "m.onnx")
+    made = api.compile(tmp_path / "m.onnx", quantize="fp16", output=tmp_path / "o", measure=False)
+    (told,) = [line for line in made.report["warnings"] if "larger than the model" in line]
+    assert "weights take" in told
+    assert "nodes and their names take" in told
+    assert larger_than({"before": 5, "after": 5}, {"before": 2, "after": 2}) == []
+
+
+def test_advice_names_options_that_exist() -> None:
+    known = {field.name for field in fields(Quantize)}
+    for kind in KINDS.values():
+        for name in re.findall(r"--quantize-option (\w+)=", kind.advice):
+            assert name in known
+        assert "--max-drop" not in kind.advice

@@ -16,6 +16,8 @@ from sparsecc.runtime.segments import activations
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
+MOST = 65536
+"""Numbers of a value that are kept, of all batches alike."""
 
 
 @dataclass
@@ -28,6 +30,16 @@ class ValueStats:
     at_edge: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS))
     sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    thinned: int = 1
+    """`sample` has every so many-th of the values that are looked at."""
+
+    def clipped(self, low: float, high: float) -> float:
+        """The share of all values that lies outside of a range; of the sample where no histogram was taken."""
+        total = self.histogram.sum()
+        if not total:
+            return float(((self.sample < low) | (self.sample > high)).mean()) if self.sample.size else 0.0
+        centres = self.centres()
+        return float(self.histogram[(centres < low) | (centres > high)].sum() / total)
 
     def centres(self) -> np.ndarray:
         """The middle of every bin."""
@@ -91,9 +103,10 @@ def _widen(seen: ValueStats, array: np.ndarray) -> None:
     seen.high = max(seen.high, float(array.max()))
     seen.count += array.size
     flat = array.reshape(-1)
-    step = max(1, flat.size // 4096)
-    if seen.sample.size < 65536:
-        seen.sample = np.concatenate([seen.sample, flat[::step].astype(np.float32)])
+    step = max(1, flat.size // 4096) * seen.thinned
+    seen.sample = np.concatenate([seen.sample, flat[::step].astype(np.float32)])
+    if seen.sample.size > MOST:
+        seen.sample, seen.thinned = seen.sample[::2], 2 * seen.thinned
 
 
 def _count(seen: ValueStats, array: np.ndarray) -> None:

@@ -21,10 +21,11 @@ from sparsecc.ir.subgraphs import has_body
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
-from sparsecc.passes.quantize.float16_range import FP16_MAX, fit_batch_norms, outside_range
+from sparsecc.passes.quantize.float16_range import FP16_MAX, deep_sums, fit_batch_norms, outside_range
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
 from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
+from sparsecc.rules import Trait, traits_of
 from sparsecc.rules.value_types import _type_string, value_types
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -53,6 +54,7 @@ def convert_to_half(
     for node in model.graph:
         if (reason := compilation.target.no_kernel.get((type_, node.op_type))) is not None:
             kept[node.name or ""] = reason
+    kept.update(deep_sums(model))
     if type_ == "fp16":
         fit_batch_norms(model)
         kept.update(outside_range(model, value_types(model)))
@@ -155,6 +157,8 @@ class _HalfConversion:
             return f"{node.op_type} is kept in float32 for its range"
         if has_body(node):
             return "it holds a subgraph"
+        if self._only_joins_floats(node):
+            return "it moves numbers that are float32, and so loses nothing"
         if not onnx.defs.has(node.op_type, self.opset, ""):
             return f"operator {node.op_type} is not known at opset {self.opset}"
         schema = onnx.defs.get_schema(node.op_type, self.opset, "")
@@ -182,6 +186,14 @@ class _HalfConversion:
         ):
             return f"{node.op_type} keeps its type"
         return ""
+
+    def _only_joins_floats(self, node: ir.Node) -> bool:
+        """Whether a node only moves numbers that nodes which stay in float32 give."""
+        read = [value for value in node.inputs if self._was_float(value)]
+        moves = node.op_type == "Concat" or Trait.MOVES in traits_of(node)
+        return (
+            moves and bool(read) and all(self._is_float(v) and v is not None and v.producer() for v in read)
+        )
 
     def _convert_attributes(self, node: ir.Node) -> None:
         """Cast and ConstantOfShape name their result's type themselves."""

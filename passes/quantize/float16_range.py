@@ -6,15 +6,18 @@ running variance, neither is near. Masks are the exception: to a softmax -65504 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.axes.sizes import at
 from sparsecc.graph.linear_layers import is_float_constant
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.weights.linear_layers import constant_array
-from sparsecc.rules import Trait, traits_of
+from sparsecc.rules import Trait, shapes_of, traits_of
+from sparsecc.shapes.infer import infer
 
 FP16_MAX = 65504.0
 SMALLEST_KEPT = 50 * 2.0**-24
@@ -28,10 +31,34 @@ _GUARDED = frozenset({"Reciprocal", "Log", "Sqrt", "Pow"})
 _SATURATES = frozenset({"Clip", "Min", "Max"})
 _ON_THE_WAY = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Cast", "Abs", "Neg", "Concat"})
 _REDUCES = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
+_SUMS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1"})
+DEEPEST = 2048
+"""Numbers from which on a sum of them stays float32: fp16 counts no further than 2048 in steps of one, and the sum of
+65504 ones is infinite. NVIDIA's AutoCast has `max_depth_of_reduction` for this."""
 _BOUNDED = frozenset(
     {"Div", "Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "LpNormalization"}
 )
 """Operators whose result is of ordinary size again, whatever the size of what they read."""
+
+
+def deep_sums(model: ir.Model) -> dict[str, str]:
+    """Node -> why it stays in float32: it sums many numbers, or reads such a sum."""
+    sums = [node for node in model.graph if node.op_type in _SUMS and not node.domain]
+    if not sums:
+        return {}
+    shapes, kept = infer(model, shapes_of), dict[str, str]()
+    for node in sums:
+        data = node.inputs[0]
+        before, after = (shapes.of(value) if value is not None else None for value in (data, node.outputs[0]))
+        if before is None or after is None:
+            continue
+        many, few = (math.prod(at(size, 0) for size in shape) for shape in (before, after))
+        if few and many // few >= DEEPEST:
+            reason = f"a sum of {many // few} numbers: fp16 adds no more than {DEEPEST}"
+            kept[node.name or ""] = reason
+            if node.op_type != "ReduceMean":
+                kept |= {reader.name or "": reason for reader in node.outputs[0].consumers()}
+    return kept
 
 
 def outside_range(model: ir.Model, types: Types) -> dict[str, str]:

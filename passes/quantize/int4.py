@@ -21,6 +21,7 @@ class Int4(Kind):
 
     own = frozenset({"eora"})
     folds_batch_norms = False
+    advice = "--quantize-option algorithm=gptq rounds by outputs, --quantize mixed takes types apart"
 
     def needs_data(self, options: Quantize) -> str:
         if _rounding(options).algorithm != "rtn" or options.eora:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
 from sparsecc.graph.patterns import exactly
-from sparsecc.passes.base import PassResult
+from sparsecc.passes.base import PassResult, require_data
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.equalize import equalize_convolutions
@@ -32,6 +32,7 @@ class Static(Kind):
     """Layers and what lies between them in 8 bits, decided once and lowered for the target."""
 
     keeps_loss = True
+    advice = "--quantize-option max_drop=0.01 leaves the layers that cost most in float"
 
     def require(self, options: Quantize) -> None:
         allowed = ("rtn", "gptq") if options.type == "int8" and options.per_channel else ("rtn",)
@@ -46,6 +47,10 @@ class Static(Kind):
 
     def convert(self, options: Quantize, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         facts: dict[str, Any] = {"type": options.type}
+        asked = {"max_drop": options.max_drop is not None, "algorithm=gptq": options.algorithm == "gptq"}
+        asked |= {"smooth": bool(options.smooth), "correct_bias": options.correct_bias}
+        for what in (name for name, wanted in asked.items() if wanted):
+            require_data(f"{options.type} with {what}", has_data=bool(compilation.pass_feeds))
         if options.equalize:
             facts["equalized"] = equalize_convolutions(model)
         if options.smooth:

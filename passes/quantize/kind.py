@@ -28,6 +28,9 @@ class Kind:
     keeps_loss: bool = False
     """Whether it leaves layers in float to stay within `max_drop`; others are refused when they lose more."""
 
+    advice: str = "--quantize-option exclude=LAYER,type:OPERATOR leaves what is sensitive in float32"
+    """What to do where a result is of doubtful use."""
+
     def types(self, options: Quantize) -> tuple[str, ...]:
         """What the target must run."""
         return (options.type,)

@@ -23,6 +23,7 @@ class Mixed(Kind):
 
     own = frozenset({"size", "speedup", "types", "layers"})
     stores_tables = False
+    advice = "allow more bytes or time, or bound the loss with --quantize-option max_drop=0.01"
     keeps_loss = True
 
     def types(self, options: Quantize) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.loss.measure import Outputs, Reference
+from sparsecc.passes.weights.fidelity import spread
 from sparsecc.runtime.runner import Feeds, Runner
 from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import BESIDE, weight_bytes
@@ -23,7 +24,7 @@ class Meter:
 
     def __init__(self, model: ir.Model, compilation: Compilation) -> None:
         self.compilation = compilation
-        self.feeds: list[Feeds] = list(compilation.pass_feeds[:FEEDS])
+        self.feeds: list[Feeds] = spread(compilation.pass_feeds, FEEDS)
         self.reference = Reference(self._outputs(open_session(model)), compilation.judged_parts)
 
     def error(self, changed: ir.Model) -> float:

@@ -111,7 +111,7 @@ class Quantize(Pass):
 
     def run(self, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
         """Quantize in place. InputError when the target lacks the type or calibration data is missing."""
-        self.require(compilation.target, has_data=bool(compilation.pass_feeds))
+        self.require(compilation.target, has_data=bool(compilation.pass_feeds or compilation.options.ranges))
         prepare(model)
         exclude, force = (tuple(nodes_named(model, names)) for names in (self.exclude, self.force))
         return replace(self, exclude=exclude, force=force)._run(model, plan, compilation)
@@ -135,7 +135,7 @@ class Quantize(Pass):
         result = self._convert_rest(result, model, plan, compilation, was_half=widened is not None)
         if widened is not None:
             widened.store_halves()
-        lost = fidelity(model, before, compilation)
+        lost = fidelity(model, before, compilation, kind.advice)
         if not kind.keeps_loss:
             self._refuse_loss(lost.get("output_quality_db") or {})
         warnings = [*result.facts.pop("warnings", []), *lost.pop("warnings", [])]

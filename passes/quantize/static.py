@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.data.ranges import read_ranges
+from sparsecc.errors import InputError
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
@@ -66,8 +69,14 @@ class StaticQuantizer:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
         self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
         self.whole = self.decide(self.model, ())
-        names = list(self.whole.values)
+        given = self._given()
+        names = [name for name in self.whole.values if name not in given]
         self.stats: dict[str, ValueStats] = {}
+        if names and not self.compilation.pass_feeds:
+            raise InputError(
+                f"--ranges says nothing of '{names[0]}', one of {len(names)} values of {len(self.whole.values)} that "
+                "need a range: give --calib too, which finds those that are missing"
+            )
         if names:
             self.stats = collect(
                 self.model, names, self.compilation, histogram=self.options.method != "minmax"
@@ -75,7 +84,21 @@ class StaticQuantizer:
         self.ranges = {
             name: choose_range(seen, self.options.method, percentile=self.options.percentile)
             for name, seen in self.stats.items()
-        }
+        } | given
+
+    def _given(self) -> dict[str, tuple[float, float]]:
+        """Ranges of `--ranges` for values that need one. InputError where it names none of them."""
+        path = self.compilation.options.ranges
+        if path is None or not self.whole.values:
+            return {}
+        known = read_ranges(Path(path))
+        found = {name: known[name] for name in self.whole.values if name in known}
+        if not found:
+            example = next(iter(self.whole.values))
+            raise InputError(
+                f"--ranges names no value that becomes integers, such as '{example}': names are those of the ONNX file"
+            )
+        return found
 
     @property
     def fuses_matmul(self) -> bool:
@@ -138,7 +161,7 @@ class StaticQuantizer:
             low, high = self.range(name)
             type_, symmetric = self.activation_form(name)
             spec.values[name] = ValueSpec(
-                type_, "activation", symmetric=symmetric, source=self.options.method, low=low, high=high
+                type_, "activation", symmetric=symmetric, source=self._source(name), low=low, high=high
             )
         for layer in decision.layers:
             granularity = "channel" if self.options.per_channel or self.is_tensorrt else "tensor"
@@ -147,17 +170,20 @@ class StaticQuantizer:
             spec.values[layer.weight.name or ""] = ValueSpec(weight_type, "weight", granularity, axis)
         return spec
 
+    def _source(self, name: str) -> str:
+        return self.options.method if self.whole.root(name) in self.stats else "given"
+
     def facts(self, decision: Decision) -> dict[str, Any]:
         """Signal to noise per tensor in dB, clipped shares, and warnings about the calibration set."""
         noise: dict[str, float] = {}
         warnings = warnings_of(self.stats, [value.name or "" for value in self.model.graph.inputs])
         for name in decision.values:
-            seen = self.stats[self.whole.root(name)]
-            if not seen.sample.size:
+            seen = self.stats.get(self.whole.root(name))
+            if seen is None or not seen.sample.size:
                 continue
             noise[name] = round(sqnr(seen.sample, fake_quantize(seen.sample, self.scale(name))), 2)
             low, high = self.range(name)
-            clipped = float(((seen.sample < low) | (seen.sample > high)).mean())
+            clipped = seen.clipped(low, high)
             if clipped > 0.01:
                 warnings.append(f"value '{name}': {clipped:.1%} of the calibration values are clipped")
         return {"sqnr_db": noise, "warnings": warnings}

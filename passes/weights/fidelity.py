@@ -13,24 +13,32 @@ from sparsecc.errors import InputError
 from sparsecc.loss.judge import use_of
 from sparsecc.loss.measure import Outputs
 from sparsecc.loss.quality import told
+from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import open_session
 
-FEEDS = 4
-"""Sets of calibration inputs that outputs are compared on."""
+FEEDS = 32
+"""Sets of calibration inputs that outputs are compared on at most."""
+
+
+def spread(feeds: Sequence[Feeds], number: int) -> list[Feeds]:
+    """At most so many sets, at equal distances over all: the first may be all of one kind."""
+    return list(feeds[:: max(1, -(-len(feeds) // number))])
 
 
 def float_outputs(model: ir.Model, compilation: Compilation, *, rounds: bool = False) -> list[Outputs]:
-    """Outputs for the first sets of calibration inputs; empty without calibration. With `rounds` every half precision
+    """Outputs for sets of calibration inputs; empty without calibration. With `rounds` every half precision
     tensor is rounded, as GPUs do."""
     if not compilation.pass_feeds:
         return []
     runner = open_session(model, level="basic", rounds=rounds)
-    return [runner.run(feeds) for feeds in compilation.pass_feeds[:FEEDS]]
+    return [runner.run(feeds) for feeds in spread(compilation.pass_feeds, FEEDS)]
 
 
-def fidelity(model: ir.Model, before: Sequence[Outputs], compilation: Compilation) -> dict[str, Any]:
-    """Decibels of every part of the outputs, and a warning where the worst is of doubtful use; None where ONNX Runtime
-    cannot run the model.
+def fidelity(
+    model: ir.Model, before: Sequence[Outputs], compilation: Compilation, advice: str
+) -> dict[str, Any]:
+    """Decibels of every part of the outputs, and a warning with `advice` where the worst is of doubtful use; None
+    where ONNX Runtime cannot run the model.
 
     An output whose size follows from values, as a list of what was found, may have another size now: that is said
     instead.
@@ -51,8 +59,7 @@ def fidelity(model: ir.Model, before: Sequence[Outputs], compilation: Compilatio
     if use_of(close) != "usable":
         worst = close.get("worst", {})
         warnings.append(
-            f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB: "
-            "try another method, --max-drop, or exclude the sensitive layers"
+            f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB: {advice}"
         )
     return {"output_quality_db": dict(close.get("parts", {})), "warnings": warnings}
 

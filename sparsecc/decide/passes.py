@@ -49,7 +49,8 @@ def passes_for(options: CompileOptions) -> list[Pass]:
 def require_passes(options: CompileOptions) -> None:
     """InputError for passes that the target or missing samples make impossible, before anything is loaded."""
     for one in passes_for(options):
-        one.require(target_named(options.target), has_data=options.data is not None)
+        has_data = options.data is not None or options.ranges is not None
+        one.require(target_named(options.target), has_data=has_data)
 
 
 def pass_options(kind: type[Pass], option: str, given: Mapping[str, str], *taken: str) -> dict[str, Any]:

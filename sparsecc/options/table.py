@@ -358,6 +358,14 @@ class CompileOptions(Options):
         was=("calibration_general",),
         names_code=True,
     )
+    ranges: StrPath | None = option(
+        None,
+        source("FILE"),
+        "Ranges of activations for int8 and fp8 that another tool found: a TensorRT calibration cache, encodings of "
+        "AIMET, or JSON of [low, high] by value; --calib finds those that it lacks.",
+        DATA,
+        names_code=True,
+    )
     evaluate: Score | None = option(
         None,
         text("FILE.py:FUNCTION"),

@@ -11,7 +11,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, advised
 from sparsecc.decide.goals import judge
 from sparsecc.graph.groups import pinned_reasons
-from sparsecc.report.types_used import advice_for, outside_blocks, slower_than, type_warnings
+from sparsecc.report.types_used import advice_for, larger_than, outside_blocks, slower_than, type_warnings
 from sparsecc.report.verdict import verdict
 from sparsecc.system.machine import device
 from sparsecc.system.versions import versions
@@ -123,6 +123,8 @@ def doubts(compilation: Compilation, measured: Mapping[str, Any]) -> list[str]:
         found += slower_than(f"the {part} model alone", speedup, "leave the rest out")
     if speedup := (measured.get("latency") or {}).get("speedup"):
         found += slower_than("the original", speedup, advice_for(compilation.options.quantize))
+    if "weights" in measured:
+        found += larger_than(measured["bytes"], measured["weights"])
     return found
 
 

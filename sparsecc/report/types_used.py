@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sparsecc.remarks import Remark
+from sparsecc.report.numbers import size
 
 _INTEGER = frozenset({"int8", "int8-dynamic", "int4"})
 
@@ -86,3 +87,17 @@ def advice_for(quantize: str | None) -> str:
             f"{quantize} makes it smaller here, not faster: leave --quantize out where latency is what counts"
         )
     return "--speedup TIMES instead of --ratio measures while it chooses"
+
+
+def larger_than(sizes: Mapping[str, int], weights: Mapping[str, int]) -> list[str]:
+    """A warning, with why, where a result takes more bytes than the model: bytes of files, and of their weights."""
+    if sizes["after"] <= sizes["before"]:
+        return []
+    rest = {side: max(0, sizes[side] - weights[side]) for side in ("before", "after")}
+    parts = (("weights", weights), ("nodes and their names", rest))
+    why = ", ".join(
+        f"{what} take {size(part['after'])} instead of {size(part['before'])}" for what, part in parts
+    )
+    return [
+        f"the result is larger than the model, {size(sizes['after'])} instead of {size(sizes['before'])}: {why}"
+    ]

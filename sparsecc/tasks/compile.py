@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import yaml
 
 from sparsecc.bundle.folder import BundleWriter
@@ -21,6 +22,7 @@ from sparsecc.plan import Plan
 from sparsecc.report import assemble
 from sparsecc.report.verdict import refusal
 from sparsecc.system.files import size_of
+from sparsecc.system.memory import weight_bytes
 from sparsecc.system.processor import processor
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
@@ -78,13 +80,19 @@ def _figures(work: Work) -> dict[str, Any]:
     is_timed = work.compilation.options.measure
     built = {k: v for k, v in work.artefact.facts.items() if is_timed or k != "build_seconds"}
     sizes = {"before": work.compilation.dense.bytes, "after": size_of(work.folder)}
-    return {**work.measured, "bytes": sizes, "built": built}
+    figures = {**work.measured, "bytes": sizes, "built": built}
+    if work.compiled.suffix == ".onnx":
+        figures["weights"] = {
+            "before": work.compilation.dense.weights,
+            "after": weight_bytes(ir.load(work.compiled)),
+        }
+    return figures
 
 
 def _kept_beside(options: CompileOptions, folder: Path) -> dict[str, str]:
-    """Copy the files that say which slots go into the bundle: the recipe names them there."""
+    """Copy the files that say which slots go, and which ranges hold, into the bundle: the recipe names them there."""
     kept = {}
-    for name, source in (("slots", options.slots), ("plan", options.plan)):
+    for name, source in (("slots", options.slots), ("plan", options.plan), ("ranges", options.ranges)):
         if source is not None:
             kept[name] = f"given_{name}{Path(source).suffix.lower()}"
             shutil.copyfile(source, folder / kept[name])
