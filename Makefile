@@ -18,11 +18,16 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev,tensorrt-rtx]'
 	touch $@
 
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
 $(VENV)/.ready-bench: $(VENV)/.ready-dev
 	$(PIP) --editable '.[dev,bench,tensorrt-rtx]'
 	touch $@
 
-demo: setup
+demo: $(VENV)/.ready
 	mkdir -p out
 	$(BIN)/sparsecc compile models/digits_resnet.onnx --target onnxruntime --ratio 0.5 \
 		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-resnet --force

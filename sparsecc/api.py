@@ -48,9 +48,10 @@ def takes(
 def compile(model: Model, **options: Any) -> CompileResult:
     """Compile a model for a target into a bundle.
 
-    `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model` or an
-    onnx-graphsurgeon graph. `options` are those of the command line (docs/options.md): target, ratio, metric,
-    criterion, … `output` is the bundle's folder, by default the model's name. `calib` and `calib_general` may also be
+    `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model`, an
+    onnx-graphsurgeon graph, an exported program of torch, or a torch module with `example_inputs` (the arguments of a
+    call: a tuple, a mapping or a tensor). `options` are those of the command line (docs/options.md): target, ratio,
+    metric, criterion, … `output` is the bundle's folder, by default the model's name. `calib` and `calib_general` may also be
     the samples: arrays (samples along the first axis), mappings of input names to arrays, or whatever yields such, one
     sample or batch each: lists, generators, a torch DataLoader, a data set, a function without arguments. `evaluate`
     may be a function of `run(feeds) -> outputs`, which is called in this process.
@@ -65,7 +66,7 @@ def compile(model: Model, **options: Any) -> CompileResult:
         hook = given.pop("log_to", None)
         log = None if hook is None else logger_of(hook)
         call = CompileCall.of(given)  # what cannot be is said before anything is opened
-        path = stack.enter_context(file_of(model))
+        path = stack.enter_context(file_of(model, call.example_inputs))
         work = partial(
             run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",

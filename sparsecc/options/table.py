@@ -596,6 +596,8 @@ class CompileCall(Running, CompileOptions):
         False, FLAG, "Replace the output folder if it exists.", OUTPUT, by=CALL, is_common=True
     )
     dry_run: bool = option(False, FLAG, "Decide and report, write nothing.", OUTPUT, by=CALL)
+    example_inputs: Any = None
+    """The arguments of a call of a torch module, which is exported with them."""
     log_to: Hook | None = option(
         None,
         text("mlflow|FILE.py:FUNCTION"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,19 @@ from sparsecc.options.table import Event
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+    import torch
 
     from sparsecc.data.in_memory import InMemory
 
-    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+    Model = (
+        str
+        | os.PathLike[str]
+        | bytes
+        | onnx.ModelProto
+        | ir.Model
+        | torch.nn.Module
+        | torch.export.ExportedProgram
+    )
 
 _SAMPLES = ("calib", "calib_general", "data", "labels")
 """Options that take samples."""
@@ -89,8 +99,9 @@ def swept(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def file_of(model: Model) -> Iterator[Path]:
-    """The model as a file that a worker can open."""
+def file_of(model: Model, example_inputs: Any = None) -> Iterator[Path]:
+    """The model as a file that a worker can open; a module of torch is exported with the example here, in the process
+    that holds it."""
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         if not path.exists():
@@ -101,17 +112,23 @@ def file_of(model: Model) -> Iterator[Path]:
 
     with temporary_folder("input") as folder:
         path = folder / "model.onnx"
-        _save(model, path)
+        _save(model, path, example_inputs)
         yield path
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: Any, path: Path, example_inputs: Any) -> None:
     if isinstance(model, bytes):
         path.write_bytes(model)
         return
     import onnx
     import onnx_ir as ir
 
+    if "torch" in sys.modules:
+        from sparsecc.torch.export import is_torch, to_onnx
+
+        if is_torch(model):
+            to_onnx(model, example_inputs, path)
+            return
     if isinstance(model, ir.Model):
         ir.save(model, path, external_data="model.onnx.data")
     elif isinstance(model, onnx.ModelProto):
@@ -122,4 +139,6 @@ def _save(model: Any, path: Path) -> None:
         ir.save(from_graphsurgeon(model), path, external_data="model.onnx.data")
     else:
         kind = type(model).__name__
-        raise InputError(f"a {kind} is no model: give a path, bytes, ModelProto, onnx_ir.Model or gs.Graph")
+        raise InputError(
+            f"a {kind} is no model: give a path, bytes, a module, ModelProto, onnx_ir.Model or gs.Graph"
+        )
