@@ -51,10 +51,11 @@ def compile(model: Model, **options: Any) -> CompileResult:
     `model` is a path, the bytes of an ONNX file, an `onnx.ModelProto`, an `onnx_ir.Model`, an
     onnx-graphsurgeon graph, an exported program of torch, or a torch module with `example_inputs` (the arguments of a
     call: a tuple, a mapping or a tensor). `options` are those of the command line (docs/options.md): target, ratio,
-    metric, criterion, … `output` is the bundle's folder, by default the model's name. `calib` and `calib_general` may also be
-    the samples: arrays (samples along the first axis), mappings of input names to arrays, or whatever yields such, one
-    sample or batch each: lists, generators, a torch DataLoader, a data set, a function without arguments. `evaluate`
-    may be a function of `run(feeds) -> outputs`, which is called in this process.
+    metric, criterion, … `output` is the bundle's folder, by default the model's name.
+
+    `calib` and `calib_general` may also be the samples: arrays (samples along the first axis), mappings of input names
+    to arrays, or whatever yields such, one sample or batch each: lists, generators, a torch DataLoader, a data set, a
+    function without arguments. `evaluate` may be a function of `run(feeds) -> outputs`, called in this process.
     Raises the errors of `sparsecc.errors`; nothing is written when it does.
     """
     from sparsecc.bundle.folder import BundleWriter
