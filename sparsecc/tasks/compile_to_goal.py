@@ -67,7 +67,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         settled = Workshop.open(asked, goal).settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
-        resolved = options.pulled(settled.ratio, settled.best.levers)
+        resolved = asked.options.pulled(settled.ratio, settled.best.levers)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
         compilation.goal = {
             "asked": goal.asked,
