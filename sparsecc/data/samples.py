@@ -149,7 +149,8 @@ class CalibrationSet:
     def folds(self) -> list[CalibrationSet]:
         """Few samples divided in other ways, so that with the division of this set each is held out once.
 
-        None of a single one, and none where those held out are enough to judge by.
+        None of a single one, and none where those held out are enough to judge by. Their `first` is that of this set:
+        a model is analysed at its sizes.
         """
         _ = self._divided
         whole_batches = not takes_any_batch(self._inputs)
@@ -162,6 +163,7 @@ class CalibrationSet:
                 Samples(tuple(merged(part, self._inputs, self._batch)), real=True) for part in parts
             )
             found.append(CalibrationSet.of(fitted, held_out))
+            found[-1]._first = self.first
         return found
 
 
