@@ -44,7 +44,9 @@ types: setup
 	$(BIN)/mypy -p sparsecc
 	$(BIN)/mypy $(TYPED)
 
+# Every worker that a test starts imports us: from byte code even where Python is told to write none.
 tests: setup
+	$(BIN)/python -m compileall -q sparsecc passes backends
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: setup
