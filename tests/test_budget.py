@@ -361,3 +361,14 @@ def test_with_samples_types_are_tried_first_and_what_was_chosen_is_in_the_recipe
     page = (tmp_path / "out" / "report.html").read_text()
     assert "What was tried" in page
     assert page.count("<circle") >= min(2, len(trials))
+
+
+def test_a_size_is_met_in_eight_bits_before_anything_is_removed(tmp_path: Path) -> None:
+    source, samples = perceptron(tmp_path / "m.onnx", layers=2), tmp_path / "samples"
+    samples.mkdir()
+    for number, one in enumerate(np.random.default_rng(1).standard_normal((20, 32, 64)).astype(np.float32)):
+        np.savez(samples / f"{number:02}.npz", h0=one)
+    size = source.stat().st_size / 3
+    made = sparsecc.compile(source, size=size, calib=samples, measure=False, output=tmp_path / "out")
+    assert made.report["chosen"] == {"ratio": 0.0, "levers": {"quantize": "int8!"}}
+    assert made.report["after"]["bytes"] < size

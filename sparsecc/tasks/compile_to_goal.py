@@ -158,10 +158,11 @@ class Workshop:
         return families, more
 
     def types(self) -> list[str]:
-        """Types that may pay on the target: 8 bits, which need samples."""
+        """Types that may pay on the target: 8 bits, which need samples; for all layers where no time is asked for."""
         options, target = self.compilation.options, self.compilation.target
-        free = options.quantize is None and options.samples is not None
-        return [name for name in ("int8",) if free and name in target.types]
+        if options.quantize is not None or options.samples is None or "int8" not in target.types:
+            return []
+        return ["int8" if self.times else "int8!"]
 
     def finer(self, trial: Trial) -> Family | None:
         """Types per layer at the speed or size that is asked, where all in 8 bits are faster or smaller than that."""
