@@ -32,7 +32,7 @@ def run_test(folder: Path, now: Path, before: Path, allowed: float) -> subproces
 @pytest.mark.parametrize(("layers", "passes"), [((20, 8), True), ((8, 20), False)])
 def test_a_slower_model_fails_its_test(tmp_path: Path, layers: tuple[int, int], passes: bool) -> None:
     before, now = (stack(tmp_path / f"{side}.onnx", n) for side, n in zip("ab", layers, strict=True))
-    done = run_test(tmp_path, now, before, 2.0 if passes else 0.3)
+    done = run_test(tmp_path, now, before, 1.0 if passes else 0.3)
     assert (done.returncode == 0) is passes, done.stdout + done.stderr
     if not passes:
         assert "b.onnx is slower" in done.stdout or "bytes of model" in done.stdout
