@@ -44,6 +44,7 @@ _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
 _NEARBY = 0.12
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
+INT8: Family = {"quantize": "int8"}
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
 
@@ -64,7 +65,8 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     with temporary_folder("scratch") as folder:
         scratch = Scratch(folder)
         asked = Compilation.opened_at(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
-        settled = Workshop.open(asked, goal).settle()
+        shop = Workshop.open(asked, goal)
+        settled = shop.settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
         resolved = asked.options.pulled(settled.ratio, settled.best.levers)
@@ -91,6 +93,9 @@ class Workshop:
     goal: Goal
     analysis: Analysis
     made: list[Trial] = field(default_factory=list)
+    paying: dict[str, Any] = field(default_factory=dict)
+    """What timing found of 8-bit types in the first trial with them: which layers stay in float. Later trials and the
+    compile itself do not time it again."""
     dense_score: float | None = None
     dense_memory: int | None = None
 
@@ -167,7 +172,7 @@ class Workshop:
     def finer(self, trial: Trial) -> Family | None:
         """Types per layer at the speed or size that is asked, where all in 8 bits are faster or smaller than that."""
         options, timed = self.compilation.options, self.goal.is_timed and trial.speedup is not None
-        if options.quantize or trial.levers != {"quantize": "int8"}:
+        if options.quantize or trial.levers != INT8:
             return None
         if timed and trial.speedup is not None and self.compilation.target.timed_here:
             wanted = trial.speedup * math.exp(self.goal.excess(trial))
@@ -203,8 +208,16 @@ class Workshop:
 
     def build(self, family: Family, ratio: float, folder: Path) -> Work:
         """The artefact of a family at a ratio, in `folder`, made as a compile makes it."""
-        options = self.compilation.options.pulled(ratio, family)
-        return walk(Work(self.compilation.again(options), folder), MAKING)
+        compilation = self.compilation.again(self.pulled(family, ratio))
+        work = walk(Work(compilation, folder), MAKING)
+        if not self.paying and family == INT8:
+            self.paying = compilation.measured_options
+        return work
+
+    def pulled(self, family: Family, ratio: float) -> CompileOptions:
+        """The options of a trial. Layers that go may be among those that timing named."""
+        named = self.paying if family.get("quantize") == "int8" and "prune" not in family else {}
+        return self.compilation.options.pulled(ratio, {**family, **named})
 
     def measured(self, trial: Trial, work: Work) -> Trial:
         """With its speed, quality and score. What is near the goal is measured longer."""
