@@ -7,6 +7,7 @@ reads them keeps the plan that does well on most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ PLANS = (("lamp", "global"), ("l2", "global"), ("l2", "uniform"), ("fpgm", "glob
 """(criterion, allocator), what is taken where nothing can be tried first."""
 WORK = 1e11
 """Multiply-accumulates that all trials together may take: some seconds on one core."""
+DISTANCES = 1e10
+"""Multiply-accumulates of distances between slots (fpgm) beyond which plans by them are not tried."""
 FEWEST, MOST = 4, 32
 """Random samples to a trial."""
 
@@ -62,11 +65,13 @@ def least_moved(
     bench = _bench(compilation, analysis)
     if bench is None:
         return None
+    plans = [plan for plan in PLANS if plan[0] != "fpgm" or _distances(analysis) <= DISTANCES]
+    scored = {criterion: scores(criterion) for criterion, _ in plans}
     known: dict[bytes, float] = {}
     found: list[tuple[bool, float, Method]] = []
-    for at, (criterion, allocator) in enumerate(PLANS):
-        compilation.progress(f"try {criterion}, {allocator}", at / len(PLANS))
-        method = Method(criterion, allocator_named(allocator), scores(criterion))
+    for at, (criterion, allocator) in enumerate(plans):
+        compilation.progress(f"try {criterion}, {allocator}", at / len(plans))
+        method = Method(criterion, allocator_named(allocator), scored[criterion])
         selection = method.allocator.allocate(Problem(method.candidates, cost, budget))
         keep = keep_of(method.candidates, selection)
         name = b" ".join(keep[c.atom].tobytes() if c.atom in keep else b"" for c in method.candidates)
@@ -74,6 +79,13 @@ def least_moved(
             known[name] = bench.moved(masked(analysis, keep))
         found.append((not selection.reached, known[name], replace(method, loss=known[name])))
     return min(found, key=lambda one: one[:2])[-1]
+
+
+def _distances(analysis: Analysis) -> float:
+    """Multiply-accumulates of all products of two slots' weights: size times length, over the axes of all weights."""
+    tensors = [value.const_value for value, _ in analysis.weights()]
+    shapes = [[int(d) for d in tensor.shape] for tensor in tensors if tensor is not None]  # type: ignore[arg-type]
+    return float(sum(math.prod(shape) * sum(shape) for shape in shapes if len(shape) > 1))
 
 
 def _bench(compilation: Compilation, analysis: Analysis) -> Bench | None:
