@@ -20,7 +20,8 @@ from sparsecc.bundle.folder import Bundle
 from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.worker import Worker
 
-MODEL = Path(__file__).resolve().parents[1] / "models" / "digits_resnet.onnx"
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MODEL, CALIBRATION = MODELS / "digits_resnet.onnx", f"{MODELS / 'digits.py'}:calibration"
 
 CODE = """
 import sys, sparsecc
@@ -156,7 +157,7 @@ def test_a_full_temporary_folder_is_said_so(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
     with pytest.raises(SystemFailureError, match="No space left"):
-        sparsecc.compile(MODEL, output=tmp_path / "out", ratio=0.1, measure=False)
+        sparsecc.compile(MODEL, output=tmp_path / "out", ratio=0.1, measure=False, calib=CALIBRATION)
     assert not (tmp_path / "out").exists()
     assert list(small_disk.iterdir()) == []
 

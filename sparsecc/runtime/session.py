@@ -7,7 +7,9 @@ boards, is the one exception.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,6 +132,8 @@ def open_session(
         rounded = _emulated(source) if rounds else None
         session = _session(rounded or source, options, providers)
     except RuntimeFailure as e:
+        if optimized is not None and _UNWRITTEN in str(e):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(optimized)) from e
         raise RuntimeRefusalError(
             f"{where}: ONNX Runtime {VERSION} refuses it: {plain_reason(e)}: {advice or _next_step(e)}"
         ) from e
@@ -168,6 +172,10 @@ def optimize(model: ir.Model, path: Path, level: str) -> Path:
     except RuntimeFailure:
         open_session(model, level=level, optimized=path, weights_beside=True)
     return path
+
+
+_UNWRITTEN = "Failed to write external initializers"
+"""What ONNX Runtime says where the disk takes no more of them; it tells no reason."""
 
 
 def _write_optimized(options: ort.SessionOptions, path: Path, *, weights_beside: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import importlib
 import json
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sparsecc.errors import SparseccError
+from sparsecc.errors import SparseccError, SystemFailureError
 from sparsecc.system import sandbox
 from sparsecc.system.process import GRACE, end_after
 from sparsecc.system.user_code import error_of
@@ -112,11 +113,21 @@ def _answer(message: dict[str, Any], allowed: list[str], channel: _Channel, room
     except Exception as e:  # noqa: BLE001  the process boundary: whatever it is becomes a message
         if any(phrase in str(e) for phrase in OUT_OF_MEMORY) or _is_starved():
             return {"memory": True}
+        if isinstance(e, OSError) and _is_full(e):
+            return {"error": SystemFailureError.__name__, "message": _FULL, "traceback": _traced(e)}
         if (theirs := error_of(e)) is not None:
             return {"error": type(theirs).__name__, "message": str(theirs), "traceback": _traced(e)}
         return {"fault": f"{type(e).__name__}: {e}", "traceback": _traced(e)}
     finally:
         end_after(0)
+
+
+_FULL = f"{os.strerror(errno.ENOSPC)}: free some of the disk, or set TMPDIR to a folder with room, and run it again"
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether the disk took no more; numpy tells how much it wrote, and no number of an error."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or " requested and " in str(error)
 
 
 def _is_starved() -> bool:
