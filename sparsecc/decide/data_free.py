@@ -27,11 +27,11 @@ from sparsecc.runtime.numerics import is_float
 
 PLANS = (("lamp", "global"), ("l2", "global"), ("l2", "uniform"), ("fpgm", "global"), ("fpgm", "uniform"))
 """(criterion, allocator), what is taken where nothing can be tried first."""
-WORK = 1e11
+WORK = 5e10
 """Multiply-accumulates that all trials together may take: some seconds on one core."""
 DISTANCES = 1e10
 """Multiply-accumulates of distances between slots (fpgm) beyond which plans by them are not tried."""
-FEWEST, MOST = 4, 32
+FEWEST, MOST = 2, 32
 """Random samples to a trial."""
 
 
