@@ -103,7 +103,7 @@ def test_json_on_stdout_is_the_report(compiled: Compiled) -> None:
     assert {k: compiled.printed[k] for k in written} == written
 
 
-def test_the_report_holds_what_was_measured(compiled: Compiled) -> None:
+def test_the_report_holds_what_was_measured(compiled: Compiled, models_dir: Path) -> None:
     report = compiled.json("report.json")
     assert report["schema"] == "sparsecc.report/1"
     assert report["removed"]["share"] == pytest.approx(0.5, abs=0.02)
@@ -112,6 +112,9 @@ def test_the_report_holds_what_was_measured(compiled: Compiled) -> None:
     assert 0 < low <= report["latency"]["speedup"]["estimate"] <= high
     assert report["accuracy"]["before"] == pytest.approx(0.992, abs=0.002)
     assert report["verification"]["max_relative_error"] < 1e-5
+    assert report["before"]["bytes"] == pytest.approx(
+        (models_dir / "digits_resnet.onnx").stat().st_size, rel=0.01
+    )
     assert report["after"]["bytes"] == sum(
         f.stat().st_size for f in compiled.folder.iterdir() if f.suffix == ".onnx"
     )

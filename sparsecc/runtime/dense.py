@@ -47,7 +47,9 @@ class Dense:
     @property
     def bytes(self) -> int:
         """Bytes of the dense model's files."""
-        return self.weights if self.graph is None else len(self.graph.graph) + self.weights
+        if self.graph is None:
+            return self.weights
+        return len(self.graph.graph) + sum(tensor.nbytes for tensor in self.graph.weights.values())
 
     def too_large(self) -> str:
         """Why the model is run by parts."""
