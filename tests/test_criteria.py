@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.layer_statistics import Stats, collect
 from sparsecc.criteria import CRITERIA, criterion_named
+from sparsecc.criteria import obs as obs_module
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.gradient import NAMES, OF_TWO_SETS
 from sparsecc.criteria.mass import holders, often
@@ -216,3 +217,16 @@ def test_nan_in_weights_gives_no_nan_score(tmp_path: Path) -> None:
 def test_auto_is_the_best_there_is_data_for() -> None:
     assert criterion_named("auto", has_data=True) is CRITERIA["obs"]
     assert criterion_named("auto") is CRITERIA["lamp"]
+
+
+def test_a_covariance_of_rounding_alone_leaves_the_weights_to_judge() -> None:
+    """Behind a pooling over one sample nothing varies, and what is left of the sums is no covariance."""
+    generator = np.random.default_rng(0)
+    noise = generator.normal(scale=1e-7, size=(16, 16))
+    weight = generator.normal(size=(8, 16))
+    reader = obs_module._Reader(weight, noise + noise.T + 1e-9 * np.eye(16), np.arange(16))
+    costs = reader.costs(16)
+    assert np.array_equal(np.argsort(costs), np.argsort(np.square(weight).sum(axis=0)))
+    dropped = [reader.drop(np.array([slot])) for slot in np.argsort(costs)]
+    assert np.isfinite(dropped).all()
+    assert sum(dropped) == pytest.approx(1.0)

@@ -4,6 +4,7 @@ pickled, all is read once, and what the user's own code raises comes through."""
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ import pytest
 import sparsecc
 from sparsecc.data.array_files import read_arrays, write_arrays
 from sparsecc.data.files import feeds_from
-from sparsecc.data.in_memory import InMemory, Run
+from sparsecc.data.in_memory import InMemory, Run, Spool
 from sparsecc.errors import InputError
 from sparsecc.loading.models import load_ir
 from sparsecc.worker import asking
@@ -272,3 +273,50 @@ def test_a_type_checker_knows_what_calib_may_be(tmp_path: Path) -> None:
     assert code == 1
     lines = [line for line in out.splitlines() if ": error:" in line]
     assert [line.split(":")[1] for line in lines] == ["6", "7"], json.dumps(lines)
+
+
+# What a worker that is not ours any more may do -------------------------------------------------------
+
+
+def test_arrays_are_written_over_links_not_through_them(tmp_path: Path) -> None:
+    victim, place = tmp_path / "victim", tmp_path / "feeds.npz"
+    victim.write_text("precious")
+    place.symlink_to(victim)
+    write_arrays(place, {"x": np.ones(3)})
+    assert victim.read_text() == "precious"
+    assert not place.is_symlink()
+    assert np.array_equal(read_arrays(place)["x"], np.ones(3))
+
+
+def test_a_pipe_in_place_of_arrays_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "outputs.npz")
+    with pytest.raises(InputError, match="it is no file"):
+        read_arrays(tmp_path / "outputs.npz")
+    write_arrays(tmp_path / "outputs.npz", {"x": np.ones(3)})
+    assert (tmp_path / "outputs.npz").is_file()
+
+
+def test_names_that_end_like_files_are_other_names(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "a.npz", {"x": np.zeros(2), "x.npy": np.ones(2)})
+    found = read_arrays(tmp_path / "a.npz")
+    assert (found["x"].sum(), found["x.npy"].sum()) == (0, 2)
+
+
+@pytest.mark.parametrize("index", [None, "x", [1], True, -1, 1, 10**9, 1.0])
+def test_samples_are_given_in_turn(index: object, tmp_path: Path) -> None:
+    spool = Spool("calib", iter(np.ones((3, 2))), tmp_path)
+    with pytest.raises(InputError, match="out of turn"):
+        spool.file(index)
+    assert spool.file(0) is not None
+
+
+def test_a_run_that_was_kept_is_refused(tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    def loyal(run: Any) -> float:
+        kept.append(run)
+        kept[0]({"image": np.zeros((1, 1, 16, 16), np.float32)})
+        return 1.0
+
+    with pytest.raises(InputError, match="an earlier call"):
+        sparsecc.compile(MODEL, ratio=0.2, evaluate=loyal, measure=False, output=tmp_path / "out")

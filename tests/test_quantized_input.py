@@ -25,7 +25,7 @@ def test_a_quantized_model_is_pruned_and_stays_quantized(
         measure=False,
         output=whole,
     )
-    made = sparsecc.compile(whole / "model.onnx", ratio=0.3, measure=False, output=small)
+    made = sparsecc.compile(whole / "model.onnx", ratio=0.3, output=small)
     assert made.report["removed"]["share"] >= 0.3
     assert made.report["verification"]["artefact_relative_error"] < 0.05
     kernels = made.report["census"]["after"]["kernels"]

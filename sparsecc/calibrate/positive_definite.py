@@ -11,6 +11,11 @@ import scipy
 _TILE = 512
 
 
+def holds(matrix: np.ndarray) -> bool:
+    """Whether it is positive definite, or holds what is no number, which is another's to say."""
+    return not np.isfinite(matrix).all() or not scipy.linalg.lapack.dpotrf(matrix.T, lower=1)[1]
+
+
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """The inverse, equal to its own transpose to the last bit. LinAlgError where there is none."""
     lapack = scipy.linalg.lapack

@@ -23,6 +23,8 @@ from sparsecc.graph.groups import Group
 ROUNDS = 16
 """Slots go in about so many rounds; within one they are judged without each other."""
 DAMPING = 0.01
+_UNKNOWN = 1e300
+"""The cost of what cannot be told (samples were no numbers): last to go, and still to go."""
 
 
 def obs(group: Group, evidence: Evidence) -> np.ndarray:
@@ -53,7 +55,8 @@ def greedy(atom: Atom, size: int, stats: Stats) -> Removal | None:
     order: list[int] = []
     losses = [0.0]
     while left.any():
-        costs = np.where(left, sum(reader.costs(size) for reader in readers), np.inf)
+        costs = sum((reader.costs(size) for reader in readers), np.zeros(size))
+        costs = np.where(left, np.nan_to_num(costs, nan=_UNKNOWN, posinf=_UNKNOWN), np.inf)
         batch = max(1, min(size // ROUNDS, int(left.sum())))
         gone = np.argsort(costs, kind="stable")[:batch]
         before = losses[-1]
@@ -75,13 +78,19 @@ def _readers(layer: LayerStatistics, atom: Atom) -> Iterator[_Reader]:
 
 
 class _Reader:
-    """One layer's weight and inverse covariance, both kept up to date as slots go."""
+    """One layer's weight and inverse covariance, both kept up to date as slots go.
+
+    A covariance that damping does not make positive definite is rounding alone: the input is the same on all samples,
+    as behind a pooling over one sample. Weights alone judge then.
+    """
 
     def __init__(self, weight: np.ndarray, covariance: np.ndarray, owners: np.ndarray) -> None:
         power = float(np.einsum("ok,kl,ol->", weight, covariance, weight, optimize=True))
         diagonal = np.einsum("kk->k", covariance)
         mean = float(diagonal.mean())
         diagonal += DAMPING * (mean if mean > 0 else 1.0)
+        if not positive_definite.holds(covariance):
+            covariance, power = np.eye(len(covariance)), float(np.sum(np.square(weight, dtype=np.float64)))
         self.owners = owners
         self.weight = weight / np.sqrt(power if power > 0 else 1.0)
         self.inverse = positive_definite.inverse(covariance)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
@@ -17,8 +19,22 @@ _SLACK = 1 << 20
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """InputError for an array of Python objects. Numbers that numpy has no name for (bfloat16) become float32."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
+    """InputError for an array of Python objects. Numbers that numpy has no name for (bfloat16) become float32.
+
+    What stands at `path` is replaced, and not followed where it is a link: another process may write to its folder.
+    """
+    draft = path.with_name(f".{secrets.token_hex(16)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        try:
+            _pack(file, arrays)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    os.replace(draft, path)
+
+
+def _pack(whole: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as packed:
         for name, array in arrays.items():
             if array.dtype.kind == "V" and array.dtype.names is None:
                 array = array.astype(np.float32)
@@ -32,15 +48,23 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_arrays` wrote. InputError for anything else: a link, a packed file, pickles."""
+    """What `write_arrays` wrote. InputError for anything else: a link, a pipe, a packed file, pickles."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{path.name}: it is no file")
             with zipfile.ZipFile(file) as packed:
-                held = sum(one.file_size for one in packed.infolist())
-            if held > os.fstat(file.fileno()).st_size + _SLACK:
-                raise InputError(f"{path.name}: it is packed: arrays are handed over as they are")
-            file.seek(0)
-            loaded: Any = np.load(file, allow_pickle=False)
-            return {name: loaded[name] for name in loaded.files}
+                if sum(one.file_size for one in packed.infolist()) > facts.st_size + _SLACK:
+                    raise InputError(f"{path.name}: it is packed: arrays are handed over as they are")
+                return {
+                    one.filename.removesuffix(".npy"): _unpacked(packed, one) for one in packed.infolist()
+                }
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
         raise InputError(f"{path.name}: not readable as arrays: {' '.join(str(e).split())}") from e
+
+
+def _unpacked(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with packed.open(member) as file:
+        found: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return found

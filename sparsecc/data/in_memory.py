@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from itertools import count
 from pathlib import Path
@@ -71,21 +72,30 @@ class InMemory:
     def __call__(self, question: Question, exchange: Exchange) -> Reply:
         """The answer to a worker's question. What a function or an iterator of the user's raises passes through."""
         if (spool := self._spools.get(str(question.get("samples")))) is not None:
-            file = spool.file(int(question["index"]))
+            file = spool.file(question.get("index"))
             return {} if file is None else {"file": str(file)}
         if (function := self._functions.get(str(question.get("function")))) is not None:
-            return {"value": _number(function(self._run(exchange)), str(question["function"]))}
+            with self._run(exchange) as run:
+                return {"value": _number(function(run), str(question["function"]))}
         raise InputError("memory: names what a call in Python holds: give a file instead")
 
-    def _run(self, exchange: Exchange) -> Run:
-        """The model that the worker has at hand, as a function of its inputs."""
+    @contextmanager
+    def _run(self, exchange: Exchange) -> Iterator[Run]:
+        """The model that the worker has at hand, as a function of its inputs, for one call of the user's function:
+        kept for longer it would be another model."""
+        is_over = False
 
         def run(feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            if is_over:
+                raise InputError("--evaluate: its `run` is that of an earlier call: use the one of this call")
             write_arrays(self.folder / FEEDS, {name: as_array(name, one) for name, one in feeds.items()})
             exchange({"folder": str(self.folder)})
             return read_arrays(self.folder / OUTPUTS)
 
-        return run
+        try:
+            yield run
+        finally:
+            is_over = True
 
 
 class Spool:
@@ -104,9 +114,12 @@ class Spool:
                 return
             yield file
 
-    def file(self, index: int) -> Path | None:
-        """The file of a sample, None beyond the last. InputError for what are no arrays."""
+    def file(self, index: Any) -> Path | None:
+        """The file of a sample, None beyond the last. InputError for what are no arrays, and for a number that is not
+        one of those read or the next."""
         with self._lock:
+            if type(index) is not int or not 0 <= index <= len(self._files):
+                raise InputError(f"--{self._option}: a sample out of turn was asked for")
             while index >= len(self._files):
                 try:
                     item = next(self._items)
