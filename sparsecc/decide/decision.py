@@ -77,9 +77,12 @@ def note_choice(compilation: Compilation, choice: Choice) -> None:
 
 
 def foretell(compilation: Compilation, choice: Choice) -> None:
-    """Say what loss curves or a rehearsal foresee, before the long work that would only find it out."""
+    """Say what loss curves or a rehearsal foresee, before the long work that would only find it out.
+
+    Curves do not know what options take of single groups besides.
+    """
     loss = choice.predicted if choice.rehearsed is None else choice.rehearsed
-    if loss is None:
+    if loss is None or compilation.options.names_slots:
         return
     by = "a rehearsal" if choice.rehearsed is not None else "loss curves"
     text = f"forecast by {by}: outputs about {quality(loss):.0f} dB at ratio {choice.asked:g}"

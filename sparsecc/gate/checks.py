@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.bundle import Bundle
-from sparsecc.cost.model import macs_model
+from sparsecc.cost import summary
 from sparsecc.errors import InputError
 from sparsecc.gate.config import CHECKS
 from sparsecc.graph.analysis import analyse
@@ -108,12 +108,14 @@ def same_answers(before: Path, now: Path, samples: Sequence[Mapping[str, np.ndar
 
 
 def _macs(path: Path) -> float | None:
-    """The multiply-accumulates of a model as it stands; those that a bundle's report.json records, where it does. None
-    for what no ONNX file says."""
+    """The multiply-accumulates of one sample: of a model as it stands, or those that a bundle's report.json records.
+
+    None for what no ONNX file says.
+    """
     recorded = _recorded_macs(path)
     with suppress(InputError):
         if recorded is None and (file := model_file(path)).suffix == ".onnx":
-            return float(macs_model(analyse(normalise(load_ir(file)))).total({})) or None
+            return summary.macs(analyse(normalise(load_ir(file))), {}) or None
     return recorded
 
 
