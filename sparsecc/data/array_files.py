@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import secrets
 import stat
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -14,8 +17,27 @@ import numpy as np
 
 from sparsecc.errors import InputError
 
+BROKEN = (
+    OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, OverflowError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What numpy and zipfile raise for a file that is damaged, packed in a way that they do not know, or another's."""
 _SLACK = 1 << 20
 """Bytes that a file of ours is longer than its arrays, at most."""
+
+
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """What numpy.savez wrote, by name, or numpy.save, as "". One of BROKEN for anything else."""
+    if not path.is_file():
+        raise ValueError("it is no file")
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"": loaded}
+    with loaded:  # by the whole names of members: `x.npy` is both the file of x and, in its own file, a name
+        found = {name: loaded[name] for name in loaded.zip.namelist()}
+    if any(not isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError("it holds what is no array")
+    return {name.removesuffix(".npy"): array for name, array in found.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -60,7 +82,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return {
                     one.filename.removesuffix(".npy"): _unpacked(packed, one) for one in packed.infolist()
                 }
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
+    except BROKEN as e:
         raise InputError(f"{path.name}: not readable as arrays: {' '.join(str(e).split())}") from e
 
 

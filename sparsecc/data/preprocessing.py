@@ -6,6 +6,7 @@ Without one pictures are resized to the input and scaled to [0, 1], and sound is
 from __future__ import annotations
 
 import json
+import math
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ CONFIG = "preprocessor_config.json"
 LONGEST = 1 << 20
 """Bytes of such a file."""
 _SPELLED = {1: "L", 3: "RGB", 4: "RGBA"}
+_LARGEST, _FASTEST = 16384, 1_000_000
+"""Pixels of a side, and samples a second."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,26 @@ class Preprocessing:
         try:
             with file.open("rb") as opened:
                 told = json.loads(opened.read(LONGEST))
-            return _read(told)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            return _read(told).checked()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e:
             raise InputError(
                 f"{file}: no preprocessor's configuration: {type(e).__name__}: {e}: remove it"
             ) from e
+
+    def checked(self) -> Preprocessing:
+        """Itself. ValueError where a size, rate, filter or scale is one that nothing has."""
+        sizes = [n for n in (self.shortest_edge, *(self.size or ()), *(self.crop or ())) if n is not None]
+        if any(not 0 < n <= _LARGEST for n in sizes):
+            raise ValueError(f"sizes of 1 to {_LARGEST} are wanted, not {sizes}")
+        if self.resample not in (None, *range(6)):
+            raise ValueError(f"resample is a number of 0 to 5, not {self.resample}")
+        if self.rate is not None and not 0 < self.rate <= _FASTEST:
+            raise ValueError(f"sampling_rate {self.rate}")
+        if len(self.std) != len(self.mean) or not all(
+            map(math.isfinite, (*self.mean, *self.std, self.factor))
+        ):
+            raise ValueError("image_mean and image_std are not lists of as many numbers")
+        return self
 
     def picture(self, where: str, image: Image, value: ir.Value) -> np.ndarray:
         """One picture as a batch of one, channels where the input has them."""
@@ -113,6 +131,8 @@ def read_wave(file: Path) -> tuple[np.ndarray, int]:
             raw = opened.readframes(opened.getnframes())
     except (OSError, EOFError, wave.Error) as e:
         raise InputError(f"{file}: not readable as a wave file: {e}: convert it to PCM") from e
+    if width not in (1, 2, 3, 4):
+        raise InputError(f"{file}: waves of {8 * width} bits are not read: convert it to PCM of 16")
     if width == 1:  # unsigned, as the format has it
         numbers = np.frombuffer(raw, np.uint8).astype(np.float32) - 128
     elif width == 3:

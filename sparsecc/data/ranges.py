@@ -63,7 +63,7 @@ def _encodings(path: Path) -> Ranges:
     given = data.get("activation_encodings", data)
     try:
         return dict(_rows(given))
-    except (KeyError, TypeError, ValueError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e:
         raise InputError(
             f"--ranges {one_line(path.name, 80)}: {one_line(str(e), 80)} is missing or no number: {_REMEDY}"
         ) from e
@@ -86,4 +86,6 @@ def _rows(given: Any) -> Iterator[tuple[str, tuple[float, float]]]:
 def _from_grid(row: Mapping[str, Any]) -> tuple[float, float]:
     """(low, high) of a scale and an offset, the number that stands for the lowest one negated, of `bw` bits."""
     scale, offset = (float(row[key][0]) for key in ("scale", "offset"))
-    return scale * offset, scale * (offset + 2 ** int(row["bw"]) - 1)
+    if (bits := int(row["bw"])) not in range(1, 33):
+        raise ValueError(f"a bitwidth of 1 to 32, not {bits}")
+    return scale * offset, scale * (offset + 2**bits - 1)

@@ -7,18 +7,22 @@ the tensor's whole shape, of which slots go that are zero throughout.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparsecc.data.array_files import BROKEN, arrays_in
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.plain_json import read_json
 
 REMEDY = "write {tensor: [slots that stay]} as .json, or arrays by tensor with numpy.savez"
+
+
+_MOST = 1 << 31
+"""No axis has so many slots."""
 
 
 def read_slots(path: Path) -> Mapping[str, np.ndarray]:
@@ -40,9 +44,8 @@ def read_slots(path: Path) -> Mapping[str, np.ndarray]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
+        return arrays_in(path)
+    except BROKEN as e:
         raise InputError(f"--slots {path}: not readable: {one_line(str(e), 120)}: {REMEDY}") from e
 
 
@@ -59,7 +62,11 @@ def _listed(path: Path, name: str, value: Any) -> np.ndarray:
 def _meant(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b" or array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.ndim > 1):
         return np.asarray(array != 0)
-    if array.dtype.kind in "iu" and array.ndim == 1 and (array.size == 0 or array.min() >= 0):
+    if (
+        array.dtype.kind in "iu"
+        and array.ndim == 1
+        and (array.size == 0 or 0 <= array.min() <= array.max() < _MOST)
+    ):
         return array.astype(np.int64)
     raise _neither(path, name)
 

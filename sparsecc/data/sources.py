@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.array_files import read_arrays
+from sparsecc.data.array_files import BROKEN, arrays_in, read_arrays
 from sparsecc.data.in_memory import MEMORY, files_of
 from sparsecc.data.preprocessing import Preprocessing, opened_image
 from sparsecc.data.texts import Texts
 from sparsecc.errors import InputError
+from sparsecc.escaping import one_line
 from sparsecc.shapes.dynamic_dims import is_fixed
 from sparsecc.system.user_code import function_in
 
@@ -111,7 +111,7 @@ class SampleSource:
         """A line of .jsonl is a sample: arrays by input name, or a picture, a sound (paths from the file's folder) or
         text. What else stands there, the label too, goes with it."""
         texts: Texts | None = None
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 where = f"{file.name}:{number}"
                 if not line.strip():
@@ -121,14 +121,31 @@ class SampleSource:
                     (record[k] for k in (*_PICTURES, *_SOUND_KEYS) if isinstance(record.get(k), str)), None
                 )
                 if path is not None:
-                    ((_, sample),) = self._of_file(file.parent / path)
-                    yield where, {**record, **sample}
+                    yield where, {**record, **self._only_one(where, file.parent / path)}
                 elif isinstance(record.get("text"), str):
                     texts = texts or self._texts(file)
                     if (tokens := texts.sample(record["text"])) is not None:
                         yield where, {**record, **tokens}
                 else:
-                    yield where, {**record, **self._of_lists(record)}
+                    try:
+                        yield where, {**record, **self._of_lists(record)}
+                    except (TypeError, ValueError, OverflowError) as e:
+                        raise InputError(
+                            f"{where}: no arrays: {one_line(str(e), 80)}: write even lists"
+                        ) from e
+
+    def _only_one(self, where: str, file: Path) -> Sample:
+        """The sample of a file that a line names."""
+        if not file.is_file():
+            raise InputError(
+                f"{where}: {one_line(str(file), 120)} is no file: name one from the folder of {where}"
+            )
+        found = list(islice(self._of_file(file), 2))
+        if len(found) != 1:
+            raise InputError(
+                f"{where}: {one_line(file.name, 80)} does not hold one sample: give it to --calib itself"
+            )
+        return found[0][1]
 
     def _of_lists(self, record: Sample) -> dict[str, np.ndarray]:
         """The arrays that a record spells out, in the types of the inputs."""
@@ -181,12 +198,8 @@ def _record(where: str, line: str) -> dict[str, Any]:
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        return arrays_in(file)
+    except BROKEN as e:
         reason = " ".join(str(e).split()) or "it ends too early"
         raise InputError(f"{file}: not readable as a numpy file: {reason}: save it with numpy.savez") from e
 

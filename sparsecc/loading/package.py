@@ -58,7 +58,7 @@ class Package:
         """The token that begins a text; None where the configuration names none, or several."""
         holder = self.settings.get("model") if self.is_genai else self.settings
         found = holder.get("bos_token_id") if isinstance(holder, dict) else None
-        return found if type(found) is int and found >= 0 else None
+        return found if type(found) is int and 0 <= found < 1 << 31 else None
 
     def others(self) -> tuple[list[str], list[str]]:
         """(files that a runtime reads beside the model, names of all that is left behind)."""
@@ -71,7 +71,10 @@ class Package:
                 ("LICENSE", "NOTICE")
             )
             is_plain = entry.is_file(follow_symlinks=False)
-            (carried if is_data and is_plain else left).append(entry.name)
+            is_stale = (
+                self.is_genai and entry.name == "config.json"
+            )  # of the sizes before, and nothing reads it
+            (carried if is_data and is_plain and not is_stale else left).append(entry.name)
         return carried, left
 
     def read(self, name: str) -> bytes:
