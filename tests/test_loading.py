@@ -133,3 +133,27 @@ def test_inputs_of_bodies_keep_names_that_an_operator_demands() -> None:
     (body,) = bodies_of(next(iter(model.graph)))
     assert [value.name for value in body.inputs] == ["input_ids"]
     assert [value.name for value in model.graph.inputs] == ["input_ids"]
+
+
+def test_an_output_that_stands_twice_and_a_weight_of_no_columns_are_no_faults(tmp_path: Path) -> None:
+    """As ONNX Runtime takes them: an adapter of rank 0, as its exporter writes it, and a result listed twice."""
+    shape: list[str | int | None] = [2, 8]
+    weights = {"w": (8, 16), "down": (8, 0), "up": (0, 16), "v": (16, 8)}
+    draw = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(draw.normal(size=s).astype(np.float32), n) for n, s in weights.items()
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["x", "down"], ["d"]),
+        helper.make_node("MatMul", ["d", "up"], ["u"]),
+        helper.make_node("Add", ["a", "u"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["y"]),
+    ]
+    first, last = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [first], [last, last], constants)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    made = sparsecc.compile(path, ratio=0.4, measure=False, output=tmp_path / "out")
+    assert made.report["verification"]["status"] == "proved"

@@ -257,6 +257,8 @@ def layer_of(node: ir.Node, types: Collection[ir.DataType] = SINGLE) -> LinearLa
     if data is None or data.const_value is not None:
         return "its data operand is constant"
     rank = len(weight.const_value.shape)
+    if not weight.const_value.size:
+        return "its weight is empty"
     if node.op_type != "Conv" and rank != 2:
         return f"its weight has {rank} axes, not 2"
     if node.op_type == "Gemm" and (reason := _why_not_plain(node)):

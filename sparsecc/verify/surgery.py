@@ -92,7 +92,7 @@ class Surgery:
         by_parts: bool = False,
     ) -> None:
         self.plants, self.narrowed, self.opened = plants, narrowed, opened
-        self.names = [value.name or "" for value in pruned.graph.outputs]
+        self.names = list(dict.fromkeys(value.name or "" for value in pruned.graph.outputs))
         made = {value.name for node in pruned.graph for value in node.outputs}
         self.layers = {layer.name: layer for layer in removal.layers if layer.name in made}
         self.model = pruned.clone()
