@@ -201,26 +201,26 @@ class Search:
         return min(self._last, max(_CLOSE, start / slope))
 
     def _held_back(self, best: Trial) -> Settled:
-        """What reaches the target loses too much: the largest ratio of its family that does not."""
-        family = best.levers
-        low, high, kept = 0.0, -math.log1p(-best.ratio), None
+        """What reaches the target loses too much: of what does not, the nearest, its family halved towards that."""
+        low, high = 0.0, -math.log1p(-best.ratio)
         for _ in range(TRIALS):
             if high - low < 0.02:
                 break
-            trial = self._try(family, -math.expm1(-(low + high) / 2))
+            trial = self._try(best.levers, -math.expm1(-(low + high) / 2))
             if self.goal.loses_too_much(trial):
                 high = -math.log1p(-trial.ratio)
             else:
-                low, kept = -math.log1p(-trial.ratio), trial
+                low = -math.log1p(-trial.ratio)
                 if trial.exhausted:
                     break
-        notes = (*self._kept_up_to(-math.expm1(-low)),)
-        if kept is None:
-            off = self.goal.excess_of_dense(best)
-            whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes, levers={})
-            return Settled(whole, tuple(self.trials), notes, off)
-        off = self.goal.excess(kept)
-        return Settled(kept, tuple(self.trials), (*notes, self.goal.short(kept, off)), off)
+        kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
+        if not kept:
+            whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes)
+            return Settled(whole, tuple(self.trials), self._kept_up_to(0.0), self.goal.excess_of_dense(best))
+        nearest = min(kept, key=self.goal.excess)
+        off = self.goal.excess(nearest)
+        notes = *self._kept_up_to(nearest.ratio), self.goal.short(nearest, off)
+        return Settled(nearest, tuple(self.trials), notes, off)
 
     # Within limits
 

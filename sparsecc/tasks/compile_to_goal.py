@@ -69,7 +69,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         settled = shop.settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
-        resolved = asked.options.pulled(settled.ratio, settled.best.levers)
+        resolved = shop.pulled(settled.best.levers, settled.ratio)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
         compilation.goal = {
             "asked": goal.asked,
@@ -170,14 +170,13 @@ class Workshop:
         return ["int8" if self.times else "int8!"]
 
     def finer(self, trial: Trial) -> Family | None:
-        """Types per layer at the speed or size that is asked, where all in 8 bits are faster or smaller than that."""
-        options, timed = self.compilation.options, self.goal.is_timed and trial.speedup is not None
-        if options.quantize or trial.levers != INT8:
+        """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
+        compilation = self.compilation
+        is_free = compilation.options.quantize is None and trial.levers == INT8
+        if not (is_free and self.goal.is_timed and trial.speedup and compilation.target.timed_here):
             return None
-        if timed and trial.speedup is not None and self.compilation.target.timed_here:
-            wanted = trial.speedup * math.exp(self.goal.excess(trial))
-            return {"quantize": "mixed", "quantize_options": {"speedup": f"{wanted:.3f}"}}
-        return None
+        wanted = trial.speedup * math.exp(self.goal.excess(trial))
+        return {"quantize": "mixed", "quantize_options": {"speedup": f"{wanted:.3f}"}}
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken."""
