@@ -320,3 +320,17 @@ def test_a_run_that_was_kept_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="an earlier call"):
         sparsecc.compile(MODEL, ratio=0.2, evaluate=loyal, measure=False, output=tmp_path / "out")
+
+
+def test_samples_may_be_made_by_calling_us_while_a_worker_waits_for_them(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def looked_at() -> Iterator[np.ndarray]:
+        asked.append(len(sparsecc.inspect(MODEL)["groups"]))
+        yield from in_batches()
+
+    found = sparsecc.search(
+        MODEL, calib=looked_at, ratios=(0.3,), rounds=0, measure=False, output=tmp_path / "front"
+    )
+    assert len(found["points"]) == 1
+    assert asked[0] > 0

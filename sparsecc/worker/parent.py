@@ -125,8 +125,9 @@ class Worker:
         self._child: _Child | None = None
 
     def holds(self, memory: int | None, write: Sequence[Path] | None) -> bool:
-        """Whether a task with these limits may run here: it would be kept from as much in a child of its own."""
-        if write is None or self._memory != (default_limit() if memory is None else memory):
+        """Whether a task with these limits may run here: as well kept as in a child of its own, and no other runs."""
+        is_busy = self._child is not None and self._child.answer is None
+        if is_busy or write is None or self._memory != (default_limit() if memory is None else memory):
             return False
         open_here = [os.path.realpath(path) for path in self._write or ()]
         inside = all(any(Path(os.path.realpath(path)).is_relative_to(o) for o in open_here) for path in write)
