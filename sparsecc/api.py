@@ -17,7 +17,7 @@ from sparsecc.options.renamed import warned
 from sparsecc.options.row import KEPT, SHARE, Data, Inputs, Kind, Pairs, Score
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
-from sparsecc.tasks.calls import file_of, held, run_task, swept
+from sparsecc.tasks.calls import file_of, held, run_task, swept, until_ended
 
 First = TypeVar("First")
 Made = TypeVar("Made")
@@ -56,9 +56,11 @@ def compile(model: Model, **options: Any) -> CompileResult:
     `calib` and `calib_general` may also be the samples: arrays (samples along the first axis), mappings of input names
     to arrays, or whatever yields such, one sample or batch each: lists, generators, a torch DataLoader, a data set, a
     function without arguments. `evaluate` may be a function of `run(feeds) -> outputs`, called in this process.
-    Raises the errors of `sparsecc.errors`; nothing is written when it does.
+    Raises the errors of `sparsecc.errors`; nothing is written when it does. KeyboardInterrupt during a search to a
+    goal writes the best that was tried until then, and is raised again.
     """
     from sparsecc.bundle.folder import BundleWriter
+    from sparsecc.data.origin import origin
     from sparsecc.report.tracking import logger_of
     from sparsecc.tasks.outside import beyond_sandbox
 
@@ -71,7 +73,6 @@ def compile(model: Model, **options: Any) -> CompileResult:
         work = partial(
             run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",
-            on_event=call.on_event,
             deadline=call.deadline,
             memory=call.memory_limit,
             held=memory,
@@ -81,12 +82,14 @@ def compile(model: Model, **options: Any) -> CompileResult:
         request = {"model": str(path), "output": str(folder), "dry_run": call.dry_run, "options": asked}
         outside = beyond_sandbox(asked)
         if call.dry_run:
-            made = work(request, outside=outside)
+            made = work(request, call.on_event, outside=outside)
             return CompileResult(None, made["report"], made["plan"])
         with BundleWriter(folder, force=call.force) as bundle:
-            request["folder"] = str(bundle.folder)
-            made = work(request, write=[bundle.folder], outside=outside)
+            request |= {"folder": str(bundle.folder), "origin": origin(asked)}
+            made, ended = until_ended(work, request, call.on_event, write=[bundle.folder], outside=outside)
             bundle.facts = made["facts"]
+        if ended is not None:
+            raise ended
     result = CompileResult(Path(made["bundle"]), made["report"], made["plan"])
     if log is not None:
         log(result)

@@ -16,9 +16,9 @@ import pytest
 
 from sparsecc import errors
 from sparsecc.bundle.folder import Bundle
-from sparsecc.cli.interrupts import Interrupted, interrupts
 from sparsecc.cli.run_log import Trail
 from sparsecc.errors import EXIT_CODES
+from sparsecc.system.interrupts import Interrupted, interrupts
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "digits_resnet.onnx"
@@ -74,6 +74,28 @@ def test_a_signal_ends_a_compile_in_one_line_and_leaves_nothing(tmp_path: Path, 
     assert lines[-1] == f"sparsecc: ended by {name}; nothing was written"
     assert all(line.startswith("sparsecc: ") for line in lines[:-1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_a_search_to_a_goal_writes_the_best_so_far(tmp_path: Path) -> None:
+    out, temporary = tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    command = [*COMPILE[:5], "--size", "100kB", "--no-measure", "-v", "-o", str(out)]
+    environment = {**os.environ, "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    lines = []
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, preexec_fn=heeding
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            lines.append(line.rstrip())
+            if lines[-1].startswith("sparsecc: trial 3:") and "earlier" not in lines[-1]:
+                run.send_signal(signal.SIGINT)
+    assert run.returncode == 130
+    assert any("ended after 3 trials: the best is written now" in line for line in lines)
+    assert lines[-1] == f"sparsecc: ended by SIGINT; {out} was already written"
+    assert Bundle.open(out).verify_manifest() == []
+    assert list(temporary.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "tmp"]
 
 
 def test_a_message_says_what_was_written_already(tmp_path: Path) -> None:

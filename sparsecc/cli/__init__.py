@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from sparsecc.cli.failure import exit_code_of
-from sparsecc.cli.interrupts import interrupts
 from sparsecc.cli.root import root
 from sparsecc.cli.run_log import Trail
 from sparsecc.cli.streams import open_closed_streams
+from sparsecc.system.interrupts import interrupts
 
 __all__ = ["main"]
 

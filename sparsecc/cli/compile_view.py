@@ -145,15 +145,12 @@ def _types(report: Mapping[str, Any]) -> list[Block]:
     counts = Counter(mixed["types"].values()).most_common()
     alone = [
         f"{form} alone {numbers.size(one['bytes'])}, {one['error']:.1e}"
-        for form, one in mixed["uniform"].items()
+        for form, one in mixed.get("uniform", {}).items()
     ]
     said = ", ".join(f"{number} {form}" for form, number in counts)
-    return [
-        Line(
-            f"Types of the layers: {said}; {numbers.size(mixed['bytes'])}, output error {mixed['error']:.1e}."
-        ),
-        Line(f"For comparison: {'; '.join(alone)}.", "dim"),
-    ]
+    total = f"{numbers.size(mixed['bytes'])}, output error {mixed['error']:.1e}"
+    compared: list[Block] = [Line(f"For comparison: {'; '.join(alone)}.", "dim")] if alone else []
+    return [Line(f"Types of the layers: {said}; {total}."), *compared]
 
 
 def _reasons(word: str, items: Sequence[Mapping[str, Any]], where: str) -> list[Block]:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import click
 
-from sparsecc.cli.interrupts import Interrupted
 from sparsecc.cli.run_log import Trail, traceback_here
 from sparsecc.cli.streams import say, stdout_failure
 from sparsecc.errors import SparseccError
+from sparsecc.system.interrupts import Interrupted
 
 INTERRUPTED = 130
 ENVIRONMENT = 6

@@ -33,7 +33,12 @@ _CLOSE = 0.008
 Family = Mapping[str, Any]
 """Options of a compile besides its ratio."""
 Attempt = Callable[[Family, float], Trial]
-"""Makes and measures a model of a family at a ratio. InputError or GoalError where the family has none."""
+"""Makes and measures a model of a family at a ratio. InputError or GoalError where the family has none, EndedError
+where no more are made."""
+
+
+class EndedError(GoalError):
+    """The user ended the search: what was tried until then settles it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Search:
                 family = {**best.levers, **family}
             try:
                 (self._reach if self.goal.has_target else self._farthest)(family)
+            except EndedError:
+                if not self.trials:
+                    raise
+                break
             except (InputError, GoalError) as e:
                 self.refused.append(str(e))
                 if number + 1 == len(self.families) and not self.trials:
@@ -179,6 +188,8 @@ class Search:
         """One trial of a family that is slower and loses less."""
         try:
             self._try(finer, 0.0)
+        except EndedError:
+            raise
         except (InputError, GoalError) as e:
             self.refused.append(str(e))
 
@@ -206,7 +217,10 @@ class Search:
         for _ in range(TRIALS):
             if high - low < 0.02:
                 break
-            trial = self._try(best.levers, -math.expm1(-(low + high) / 2))
+            try:
+                trial = self._try(best.levers, -math.expm1(-(low + high) / 2))
+            except EndedError:
+                break
             if self.goal.loses_too_much(trial):
                 high = -math.log1p(-trial.ratio)
             else:

@@ -46,6 +46,8 @@ class Trial:
     dense_score: float | None = None
     quality_db: float | None = None
     agreement: float | None = None
+    is_fine: bool = False
+    """Whether it was timed long enough to be told from what is near it."""
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -64,7 +66,8 @@ class Trial:
         return f"{', '.join(pulled)}: {', '.join(found)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+        told = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+        return {name: value for name, value in told.items() if value is not False and value != ""}
 
 
 def words_of(levers: Mapping[str, Any]) -> list[str]:

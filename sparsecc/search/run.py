@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from sparsecc import worker
 from sparsecc.bundle.folder import json_bytes
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
-from sparsecc.data.in_memory import MEMORY
+from sparsecc.data.origin import origin
 from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.identity import digest_of
 from sparsecc.options import NO_SAMPLES, SELF, SYNTHETIC, CompileOptions, rows_of
@@ -24,8 +22,6 @@ from sparsecc.system.files import replace_whole
 from sparsecc.system.versions import versions
 
 SCHEMA = "sparsecc.search/1"
-_CODED = [row for row in rows_of(CompileOptions).values() if row.names_code]
-"""Options that a compile by the recipe of a point is given again: a recipe may not name them."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -44,7 +40,7 @@ def search(
     GoalError where no point could be made."""
     space.require_known(base)
     sha = digest_of(worker.run("sparsecc.loading.identity:identify", {"model": str(model)}))
-    data = _data_of(base)
+    data = origin(base)
     with Ledger(folder, sha) as ledger:
         asked: set[str] = set()
         wanted = _requests(space.grid(), model, sha, base, data)
@@ -152,21 +148,3 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
         ):
             again.append(f"{option.flag} {value}")
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
-
-
-def _data_of(base: Mapping[str, Any]) -> str:
-    """A hash of where the samples and the metric come from: names, sizes and times of their files. What is in memory
-    is another one in every call."""
-    digest = hashlib.sha256()
-    for option in _CODED:
-        text = str(base.get(option.name) or "")
-        if text.startswith(MEMORY):
-            digest.update(os.urandom(16))
-            continue
-        path = Path(text)
-        path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
-        files = sorted(path.iterdir()) if text and path.is_dir() else [path] if text and path.exists() else []
-        for file in files:
-            facts = file.stat()
-            digest.update(repr((file.name, facts.st_size, facts.st_mtime_ns)).encode())
-    return digest.hexdigest()

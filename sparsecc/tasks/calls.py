@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import InputError
 from sparsecc.options.table import Event
+from sparsecc.report.numbers import plural
+from sparsecc.system.interrupts import Interrupted
 
 if TYPE_CHECKING:
     import onnx
@@ -66,6 +68,32 @@ def run_task(
         write=None if outside else write,
         answer=held or worker.nothing_held,
     )
+
+
+def until_ended(
+    work: Callable[..., Any], request: dict[str, Any], on_event: Event | None, **how: Any
+) -> tuple[Any, BaseException | None]:
+    """(what a compile into `request["folder"]` gives, None). Ctrl-C in a search to a goal makes it of the best that
+    was tried; what interrupted is then beside it, to be raised once that is published."""
+    from sparsecc.report.notebook import progress
+
+    tell, heard = on_event or progress(), list[dict[str, Any]]()
+
+    def listen(event: dict[str, Any]) -> None:
+        heard.extend([event] if "trial" in event else [])
+        if tell is not None:
+            tell(event)
+
+    try:
+        return work(request, listen, **how), None
+    except (KeyboardInterrupt, Interrupted) as e:
+        if not heard or (isinstance(e, Interrupted) and e.name != "SIGINT"):
+            raise
+        tried = plural(len(heard), "trial")
+        listen({"say": f"ended after {tried}: the best is written now, Ctrl-C again writes nothing"})
+        for left in Path(request["folder"]).iterdir():
+            left.unlink()
+        return work({**request, "ended": True}, tell, **how), e
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
-from sparsecc.decide.goal_search import MOST, Family, Search, Settled
+from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import REFUSED, Goal, Trial, words_of
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError, UnavailableError
@@ -36,6 +39,7 @@ from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
+from sparsecc.tasks.known_trials import KnownTrials
 from sparsecc.tasks.stages import MAKING, Work, begin, walk
 from sparsecc.verify.evaluate import metric_of, score
 
@@ -65,11 +69,12 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     with temporary_folder("scratch") as folder:
         scratch = Scratch(folder)
         asked = Compilation.opened_at(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
-        shop = Workshop.open(asked, goal)
+        known = partial(KnownTrials, asked, request.get("origin", ""))
+        shop = Workshop.open(asked, goal, known, has_ended=bool(request.get("ended")))
         settled = shop.settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
-        resolved = shop.pulled(settled.best.levers, settled.ratio)
+        resolved = shop.resolved(settled.best)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
         compilation.goal = {
             "asked": goal.asked,
@@ -92,10 +97,15 @@ class Workshop:
     compilation: Compilation
     goal: Goal
     analysis: Analysis
+    known: KnownTrials
+    has_ended: bool = False
+    """Whether trials that are not known are no longer made."""
     made: list[Trial] = field(default_factory=list)
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What passes chose by measuring, by the options of the trial (`_key`)."""
     paying: dict[str, Any] = field(default_factory=dict)
-    """What timing found of 8-bit types in the first trial with them: which layers stay in float. Later trials and the
-    compile itself do not time it again."""
+    """What timing found of 8-bit types in the first trial with them: which layers stay in float. Later trials do not
+    time it again."""
     dense_score: float | None = None
     dense_memory: int | None = None
 
@@ -106,8 +116,13 @@ class Workshop:
         return self.goal.is_timed or (runs and not self.goal.has_target)
 
     @staticmethod
-    def open(compilation: Compilation, goal: Goal) -> Workshop:
-        """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed."""
+    def open(
+        compilation: Compilation, goal: Goal, known: Callable[..., KnownTrials], *, has_ended: bool = False
+    ) -> Workshop:
+        """Load the model once to learn at which sizes it runs. UnavailableError where it cannot be timed.
+
+        `known` finds earlier trials, by what else they depend on.
+        """
         options, backend = compilation.options, backend_named(compilation.target.backend)
         if (goal.is_timed or goal.footprint) and not backend.runs_here:
             raise UnavailableError(
@@ -118,9 +133,10 @@ class Workshop:
         dense = compilation.dense
         if dense.by_parts:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
-        shop = Workshop(compilation, goal, analysis)
+        score = None
         if options.evaluate is not None:
-            shop.dense_score = shop.score(compilation, dense.path)
+            score = metric_score(compilation, dense.path)
+        shop = Workshop(compilation, goal, analysis, known(score), has_ended, dense_score=score)
         if goal.footprint is not None:
             shop.dense_memory = shop.memory_of(compilation.file, compilation.feeds[0])
         return shop
@@ -179,24 +195,58 @@ class Workshop:
         return {"quantize": "mixed", "quantize_options": {"speedup": f"{wanted:.3f}"}}
 
     def attempt(self, family: Family, ratio: float) -> Trial:
-        """Make and measure a model; where the same slots went before, its figures are taken."""
+        """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
+        not known and no more are made."""
+        number, options = len(self.made), self.pulled(family, ratio)
+        known = self.remembered(options)
+        trial, chosen = known or self.new(family, ratio, options)
+        trial = replace(trial, ratio=ratio, levers=dict(family))
+        self.chosen[_key(family, ratio)] = chosen
+        if not self.paying and family == INT8:
+            self.paying = chosen
+        self.made.append(trial)
+        earlier = " (of an earlier search)" if known is not None else ""
+        self.compilation.say(f"trial {number + 1}: {trial.words()}{earlier}", trial=trial.to_json())
+        return trial
+
+    def remembered(self, options: CompileOptions) -> tuple[Trial, dict[str, Any]] | None:
+        """What an earlier search found with these options, timed as long as this goal wants it."""
+        found = self.known.find(options)
+        if found is None:
+            return None
+        trial, chosen = found
+        measured = (
+            (trial.speedup is not None or not self.times)
+            and (trial.memory is not None or self.goal.footprint is None)
+            and (trial.is_fine or not self.is_near(trial))
+        )
+        return (trial, chosen) if measured else None
+
+    def new(self, family: Family, ratio: float, options: CompileOptions) -> tuple[Trial, dict[str, Any]]:
+        """A model that is made and measured now, and what its passes chose by measuring."""
+        if self.has_ended:
+            raise EndedError("no trial had ended when the search was: nothing can be written")
         number = len(self.made)
         self.compilation.emit({"stage": self.doing(family, ratio), "share": min(1.0, number / MOST)})
         folder = self.compilation.scratch.trial(number)
         folder.mkdir()
-        work = self.build(family, ratio, folder)
+        work = walk(Work(self.compilation.again(options), folder), MAKING)
         choice = work.decision.choice
         same = (t for t in self.made if t.levers == family and abs(t.removed - choice.removed) < 1e-9)
         known = next(same, None)
         if known is None:
             sizes = size_of(folder), self.compilation.dense.bytes
             known = self.measured(Trial(ratio, choice.removed, *sizes, levers=dict(family)), work)
-        trial = replace(known, ratio=ratio, exhausted=not choice.reached, held=held_back(work.decision))
-        self.made.append(trial)
-        self.compilation.say(f"trial {number + 1}: {trial.words()}", trial=trial.to_json())
+        trial = replace(known, exhausted=not choice.reached, held=held_back(work.decision))
         for file in folder.iterdir():
             file.unlink()
-        return trial
+        chosen = work.compilation.measured_options
+        self.known.keep(options, trial, chosen)
+        return trial, chosen
+
+    def is_near(self, trial: Trial) -> bool:
+        """Whether a trial is so near to the goal that its speed must be known well."""
+        return self.times and abs(self.goal.excess(trial)) < _NEARBY
 
     def doing(self, family: Family, ratio: float) -> str:
         """`trial 3 (int8, ratio 0.2), best so far int8: 1.72x, 28.4 dB`."""
@@ -205,26 +255,23 @@ class Workshop:
         best = f", best so far {max(met, key=lambda t: t.merit).words()}" if met else ""
         return f"trial {len(self.made) + 1} ({what}){best}"
 
-    def build(self, family: Family, ratio: float, folder: Path) -> Work:
-        """The artefact of a family at a ratio, in `folder`, made as a compile makes it."""
-        compilation = self.compilation.again(self.pulled(family, ratio))
-        work = walk(Work(compilation, folder), MAKING)
-        if not self.paying and family == INT8:
-            self.paying = compilation.measured_options
-        return work
-
     def pulled(self, family: Family, ratio: float) -> CompileOptions:
         """The options of a trial. Layers that go may be among those that timing named."""
         named = self.paying if family.get("quantize") == "int8" and "prune" not in family else {}
         return self.compilation.options.pulled(ratio, {**family, **named})
+
+    def resolved(self, trial: Trial) -> CompileOptions:
+        """The options of the compile that a trial stands for, with what it chose by measuring."""
+        chosen = self.chosen.get(_key(trial.levers, trial.ratio), {})
+        return self.pulled(trial.levers, trial.ratio).settled(chosen)
 
     def measured(self, trial: Trial, work: Work) -> Trial:
         """With its speed, quality and score. What is near the goal is measured longer."""
         compilation = work.compilation
         if self.times:
             trial = self.timed(trial, work, _COARSE, 4)
-            if abs(self.goal.excess(trial)) < _NEARBY:
-                trial = self.timed(trial, work, _FINE, 8)
+            if self.is_near(trial):
+                trial = replace(self.timed(trial, work, _FINE, 8), is_fine=True)
         if self.goal.footprint is not None:
             feeds = compilation.small_feeds or compilation.feeds[0]
             memory = self.memory_of(work.compiled, feeds)
@@ -234,7 +281,7 @@ class Workshop:
             agreed = lowest_agreement(facts) if facts.get("agreement") else None
             trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed)
         if self.dense_score is not None:
-            found = self.score(compilation, work.compiled)
+            found = metric_score(compilation, work.compiled)
             trial = replace(trial, score=found, dense_score=self.dense_score)
         return trial
 
@@ -261,12 +308,17 @@ class Workshop:
         dense = told.before.p50
         return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
 
-    def score(self, compilation: Compilation, model: Path) -> float:
-        """The user's metric of a model that takes the inputs of this compile."""
-        assert compilation.options.evaluate is not None
-        runner = open_session(model, threads=compilation.options.threads)
-        narrowed, function = compilation.narrowed, metric_of(compilation)
-        return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
+
+def metric_score(compilation: Compilation, model: Path) -> float:
+    """The user's metric of a model that takes the inputs of this compile."""
+    assert compilation.options.evaluate is not None
+    runner = open_session(model, threads=compilation.options.threads)
+    narrowed, function = compilation.narrowed, metric_of(compilation)
+    return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
+
+
+def _key(family: Family, ratio: float) -> str:
+    return json.dumps([ratio, dict(family)], sort_keys=True)
 
 
 def _has_tokens(analysis: Analysis) -> bool:
