@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sparsecc.axes import algebra as axes
 from sparsecc.axes.algebra import (
+    VANISHED,
     Atom,
     Axis,
     Cat,
@@ -158,6 +159,14 @@ def test_a_product_is_cut_inside_a_row() -> None:
     consistent(axis, list(halves))
     assert [a.size for a in atoms_of(outer)] == [1, 1, 1]
     assert [a.size for a in atoms_of(inner)] == [2, 2]
+
+
+def test_a_row_that_is_cut_inside_may_not_go_by_itself() -> None:
+    """What is left and right of the cut is named by the slots of the row alone."""
+    outer, inner = Atom(3), Atom(4)
+    assert Space().cut(mul((outer, inner)), 6) is not None
+    assert [a.roles >= VANISHED for a in atoms_of(outer)] == [True] * 3
+    assert not any(a.roles for a in atoms_of(inner))
 
 
 def test_groups_of_two_widths_agree_on_what_divides_both() -> None:

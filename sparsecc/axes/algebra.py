@@ -341,6 +341,8 @@ class Space:
         units = self.pieces(outer, [n for n in (before, 1, outer.size - before - 1) if n])
         if split is None or units is None:
             return None
+        for atom in atoms_of(units[1 if before else 0]):  # both halves of its slots go without naming it
+            atom.roles |= VANISHED
         left = [mul((units[0], inner))] if before else []
         right = [mul((units[-1], inner))] if before + 1 < outer.size else []
         return cat([*left, split[0]]), cat([split[1], *right])
