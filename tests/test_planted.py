@@ -184,6 +184,66 @@ def test_a_wrong_cut_in_either_branch_of_a_loop_is_found(
         verification(looped(), tmp_path)
 
 
+NESTED = """<ir_version: 8, opset_import: ["": 17]> g (float[n,16] x) => (float[n,8] y) {
+    s = Shape<start = 0, end = 1>(x)
+    many = Constant<value_ints = [1000]>()
+    k = Constant<value_ints = [0]>()
+    g1 = Greater(s, many)
+    c = Squeeze(g1)
+    y = If (c) <
+        then_branch = big () => (float[n,8] yt) {
+            g2 = Less(s, k)
+            yt = If (g2) <
+                then_branch = none () => (float[n,8] yn) { h = MatMul(x, w1) r = Relu(h) yn = MatMul(r, w3) },
+                else_branch = more () => (float[n,8] ym) { h3 = MatMul(x, u1) r3 = Relu(h3) ym = MatMul(r3, u3) }
+            >
+        },
+        else_branch = small () => (float[n,8] ye) { h2 = MatMul(x, v1) r2 = Relu(h2) ye = MatMul(r2, v3) }
+    >
+}"""
+
+
+def nested() -> onnx.ModelProto:
+    """As `branching`, with a branch of its own for fewer rows than none within that for more than 1,000."""
+    model, known = parser.parse_model(NESTED), branching()
+    model.graph.initializer.extend(known.graph.initializer)
+    generator = np.random.default_rng(6)
+    for name, shape in (("u1", (16, 32)), ("u3", (32, 8))):
+        weights = generator.normal(0, 0.3, shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weights, name))
+    return model
+
+
+def test_branches_within_a_branch_that_no_probe_takes_are_turned(tmp_path: Path) -> None:
+    found = verification(nested(), tmp_path)
+    assert found["status"] == "proved", found.get("reason")
+    assert found["planted"]["tried"] == found["planted"]["noticed"] > 0
+
+
+@pytest.mark.parametrize("name", ["w1", "w3", "u1", "u3", "v1", "v3"])
+def test_a_wrong_cut_in_any_branch_within_another_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_wrongly(monkeypatch, name)
+    with pytest.raises(InternalError, match="differs from the masked dense one"):
+        verification(nested(), tmp_path)
+
+
+REFUSING = NESTED.replace("h3 = MatMul(x, u1)", "x3 = Slice(x, many, s) h3 = MatMul(x3, u1)").replace(
+    "ym = MatMul(r3, u3)", "y3 = MatMul(r3, u3) j = Constant<value_ints = [7]>() ym = Gather<axis = 0>(y3, j)"
+)
+
+
+def test_a_branch_that_the_model_refuses_is_named(tmp_path: Path) -> None:
+    """With fewer than 1,000 rows none are left to be gathered."""
+    model, known = parser.parse_model(REFUSING), nested()
+    model.graph.initializer.extend(known.graph.initializer)
+    found = verification(model, tmp_path)
+    assert found["status"] == "not proved"
+    assert "no probe takes the else branch of" in found["reason"]
+    assert "then branch" not in found["reason"]
+
+
 def test_what_is_not_finite_on_any_input_is_not_proved(tmp_path: Path) -> None:
     model = net("q = MatMul(d, w3) m = Constant<value_float = 0.0>() r = Div(m, m) y = Add(q, r)")
     found = verification(model, tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from sparsecc.errors import InputError, InternalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.rewrite import Cut
 from sparsecc.ir.subgraphs import show
-from sparsecc.ir.switches import in_full_precision, with_switches
+from sparsecc.ir.switches import ELSE, THEN, in_full_precision, with_switches
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import Outputs, is_float
@@ -24,6 +24,9 @@ from sparsecc.verify.planted import Plant
 
 Opened = Callable[[ir.Model], Runs]
 """Loads a graph that nobody edits any more; constants that are inputs too may be given."""
+
+Sides = Mapping[str, int]
+"""The branches that Ifs are told to take, by flag."""
 
 RANDOM, RESIZED = "random inputs", "random inputs of another size"
 """The probes of every compile, whose errors are told: others may be extreme."""
@@ -56,7 +59,7 @@ class Seen:
     finite: set[str] = field(default_factory=set)
     varied: set[str] = field(default_factory=set)
     values: dict[str, Any] = field(default_factory=dict)
-    taken: dict[str, set[bool]] = field(default_factory=dict)
+    taken: dict[str, set[int]] = field(default_factory=dict)
     probes: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -109,9 +112,10 @@ class Surgery:
         self.selects = selects(pruned)
         self.seen = Seen()
 
-    def compare(self, reference: Runs, feeds: Feeds, title: str, switch: str | None = None) -> Outputs:
+    def compare(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> Outputs:
         """One probe: the right graph against its reference, then every plant not noticed yet. The outputs."""
-        flags = {switch: np.asarray(True)} if switch else {}
+        sides = sides or {}
+        flags = {flag: np.asarray(side) for flag, side in sides.items()}
         small = {**self.narrowed.feeds(feeds), **flags}
         wanted = self._told(reference.run({**feeds, **flags}), layers=title != RESIZED)
         found = self.runner.run(small)
@@ -122,9 +126,7 @@ class Surgery:
         self.seen.probes.append(title)
         if title in (RANDOM, RESIZED):
             self._note_errors(errors, floors)
-        for flag, branch in self.branches.items():
-            taken = np.asarray(found[branch.taken]).reshape(-1)[0] if branch.taken else flag == switch
-            self.seen.taken.setdefault(flag, set()).add(bool(taken))
+        self._note_branches(found, sides)
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
         if waiting:
             floors = floors or self._floors(small, found)
@@ -132,12 +134,20 @@ class Surgery:
                 self._try(number, small, wanted, floors)
         return {name: found[name] for name in self.names}
 
-    def try_also(self, reference: Runs, feeds: Feeds, title: str, switch: str | None = None) -> None:
-        """The same on inputs that the model may refuse."""
+    def try_also(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> None:
+        """The same on inputs, or in branches, that the model may refuse."""
         try:
-            self.compare(reference, feeds, title, switch)
+            self.compare(reference, feeds, title, sides)
         except InputError:
             self.seen.refused.append(title)
+
+    def turn(self, reference: Runs, feeds: Feeds) -> None:
+        """Run every branch that no probe was seen to take, and the branches that it stands in."""
+        for flag, side in self.unseen_branches:
+            if side not in self.seen.taken[flag]:
+                self.try_also(
+                    reference, feeds, "the other branch", {**self.branches[flag].within, flag: side}
+                )
 
     @property
     def wants_more(self) -> bool:
@@ -149,9 +159,14 @@ class Surgery:
         return not (all_noticed and seen.varied.issuperset(self.names))
 
     @property
-    def unseen_branches(self) -> list[str]:
-        """The flags of branches that no probe took."""
-        return [flag for flag, taken in self.seen.taken.items() if len(taken) == 1]
+    def unseen_branches(self) -> list[tuple[str, int]]:
+        """The branches that no probe was seen to take: the flag of the If, and the side."""
+        return [
+            (flag, side)
+            for flag, taken in self.seen.taken.items()
+            for side in (THEN, ELSE)
+            if side not in taken
+        ]
 
     def verdict(self) -> dict[str, Any]:
         """What the proof says, for the report."""
@@ -160,7 +175,10 @@ class Surgery:
         missed = [plant for i, plant in enumerate(self.plants) if i not in noticed]
         silent = [name for name in self.names if name not in seen.finite]
         constant = [name for name in self.names if name in seen.finite - seen.varied]
-        branches = [self.branch_of(flag) for flag in self.unseen_branches]
+        branches = [
+            f"the {'then' if side == THEN else 'else'} branch of {quoted(self.branches[flag].node)}"
+            for flag, side in self.unseen_branches
+        ]
         floors = [told["rounding_floor"] for told in seen.outputs.values() if "rounding_floor" in told]
         reasons = [f"output {quoted(name)} is not finite on any probe" for name in silent]
         reasons += [f"no probe takes {branch}" for branch in branches]
@@ -187,11 +205,14 @@ class Surgery:
             "outputs": seen.outputs,
         }
 
-    def branch_of(self, flag: str) -> str:
-        """The branch behind a flag that did not run."""
-        branch, (taken,) = self.branches[flag], self.seen.taken[flag]
-        side = "other" if not branch.taken else "else" if taken else "then"
-        return f"the {side} branch of {quoted(branch.node)}"
+    def _note_branches(self, found: Outputs, sides: Sides) -> None:
+        """An If of the main graph says which branch ran; one in a body ran those that it was told to."""
+        for flag, branch in self.branches.items():
+            taken = self.seen.taken.setdefault(flag, set())
+            if branch.taken:
+                taken.add(THEN if np.asarray(found[branch.taken]).reshape(-1)[0] else ELSE)
+            elif flag in sides and branch.within.items() <= sides.items():
+                taken.add(sides[flag])
 
     def _note_errors(self, errors: Errors, floors: Errors | None) -> None:
         for name in self.names:
@@ -300,6 +321,5 @@ def proven(
         if not surgery.wants_more:
             break
         surgery.try_also(first, feeds, title)
-    for flag in surgery.unseen_branches:
-        surgery.try_also(first, probes[0], "the other branch", flag)
+    surgery.turn(first, probes[0])
     return surgery.verdict(), found
