@@ -111,6 +111,19 @@ def test_forced_layers_are_quantized_though_they_do_not_pay() -> None:
     assert facts["nodes"] == ["Conv_a", "Conv_y"]
 
 
+def test_a_model_of_which_nothing_pays_stays_the_float_one() -> None:
+    """Neither its Gemm factors are folded nor its opset is raised for nothing."""
+    model = weighted(
+        "g (float[4,16] x, WEIGHTS) => (float[4,8] y) { y = Gemm<alpha = 2.0>(x, w) }", {"w": (16, 8)}
+    )
+    model.graph.node(0).name, model.opset_imports[""] = "only", 11
+    before = ir.to_proto(model).SerializeToString()
+    given_ = compilation("onnxruntime-arm64", [feeds_for(model)], measure=False)
+    facts = Quantize(type="int8", only_what_pays=True).run(model, Plan({}), given_).facts
+    assert facts["nodes"] == []
+    assert ir.to_proto(model).SerializeToString() == before
+
+
 def test_density_counts_what_is_multiplied_per_value_moved() -> None:
     """A depthwise 3x3 multiplies 9 times for a value read and one written; strides read more of them."""
     from sparsecc.passes.weights.linear_layers import find_layers

@@ -122,7 +122,7 @@ class Quantize(Pass):
         skip = already_quantized(model) if kind.leaves_rest else None
         if skip is not None:
             return PassResult({"type": self.type, "nodes": []}, (skip,))
-        before = float_outputs(model, compilation)
+        before, original = float_outputs(model, compilation), model.clone()
         widened = widen_half(model) if kind.leaves_rest else None
         if kind.leaves_rest:
             fold_gemm_factors(model)
@@ -135,6 +135,9 @@ class Quantize(Pass):
         result = self._convert_rest(result, model, plan, compilation, was_half=widened is not None)
         if widened is not None:
             widened.store_halves()
+        if not (result.facts["nodes"] or tables.nodes or result.facts.get("rest")):
+            model.graph, folded, left = original.graph, 0, []  # nothing is folded or made newer for nothing
+            result = replace(result, in_float=None)
         lost = fidelity(model, before, compilation, kind.advice)
         if not kind.keeps_loss:
             self._refuse_loss(lost.get("output_quality_db") or {})
