@@ -2,8 +2,8 @@
 comes and behind its pre-processing, each timed against float, with what the worst output keeps.
 
     python benchmarks/quantization_pays.py [--json FILE] [--seconds 900] MODEL.onnx ...
-    python benchmarks/quantization_pays.py --document          the table of docs/quantization.md, in which rows stay that
-                                                               are not in the file
+    python benchmarks/quantization_pays.py --document          the table of docs/quantization.md: rows stay
+                                                               that the file lacks
 
 Inputs are random, with the spectrum of photographs where they have the shape of images: 8 draws calibrate, 4 others
 judge. Times are CPU time on one thread, interleaved in pairs over 5 rounds of fresh sessions, with a 95 % interval;

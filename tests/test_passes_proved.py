@@ -90,7 +90,7 @@ def afterwards(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantize", "layers"), [("int8!", 3), ("int8-dynamic", 2), ("int4", 2), ("fp16", 3)]
+    ("quantize", "layers"), [("int8!", 3), ("int8-dynamic!", 2), ("int4!", 2), ("fp16", 3)]
 )
 def test_layers_are_within_what_their_type_explains(quantize: str, layers: int, tmp_path: Path) -> None:
     found = verification(net(), tmp_path, quantize)
@@ -180,7 +180,7 @@ def test_numbers_that_were_moved_wrongly_are_named(tmp_path: Path, monkeypatch: 
     assert "scales that were moved between layers changed output 'y'" in found["reason"]
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic!", "int4"])
 def test_scales_at_the_next_channel_are_named(
     quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +204,7 @@ def test_what_is_no_number_any_more_is_refused(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("quantize", ["fp16", "int8-dynamic", "int4"])
+@pytest.mark.parametrize("quantize", ["fp16", "int8-dynamic!", "int4"])
 def test_a_body_that_gives_a_value_twice_keeps_both(quantize: str, tmp_path: Path) -> None:
     model = with_weights(SCAN, w=(16, 16))
     found = verification(model, tmp_path, quantize)

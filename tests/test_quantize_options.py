@@ -42,7 +42,7 @@ def options(**given: Any) -> CompileOptions:
         ({"quantize": "int8", "quantize_options": {"method": "mse", "smooth": "0.5", "max-drop": "1e-3"}},
          [Quantize(type="int8", method="mse", smooth=0.5, max_drop=1e-3, only_what_pays=True)]),
         ({"quantize": "int4", "quantize_options": {"algorithm": "gptq", "block": "64"}},
-         [Quantize(type="int4", algorithm="gptq", block=64)]),
+         [Quantize(type="int4", algorithm="gptq", block=64, only_what_pays=True)]),
         ({"quantize": "int8!", "quantize_options": {"exclude": "a,b", "equalize": "true", "per_channel": "0"}},
          [Quantize(type="int8", exclude=("a", "b"), equalize=True, per_channel=False)]),
         ({"target": "tensorrt", "sparsity": "2:4", "sparsity_options": {"method": "wanda", "permute": "on"},
@@ -136,7 +136,7 @@ def test_slower_than_a_part_is_said_only_when_the_interval_shows_it(
     ("quantize", "advice"),
     [
         ("int8!", "--quantize int8 leaves in float what is slower in integers"),
-        ("int8-dynamic", "--quantize int8 leaves in float what is slower in integers"),
+        ("int4!", "--quantize int4 leaves in float what is slower in integers"),
         ("int8", "leave --quantize out where latency is what counts"),
         ("fp16", "fp16 makes it smaller here, not faster"),
         (None, "--speedup TIMES instead of --ratio"),

@@ -54,7 +54,7 @@ class Machine:
     def chosen(self, thin: Collection[str] = ()) -> tuple[str, ...]:
         groups = [Group(name, (name,), THIN, name in thin) for name in self.groups]
         nothing = compilation()
-        trial = Trial(groups, lambda left: left, self, nothing)  # type: ignore[arg-type,return-value]
+        trial = Trial("int8", groups, lambda left: left, self, nothing)  # type: ignore[arg-type,return-value]
         return trial.run().left
 
 
@@ -174,6 +174,47 @@ def test_a_timed_choice_stands_in_the_recipe_and_is_made_again_without_a_clock(
         tmp_path / "out", model=lone / "model.onnx", reproduce=True, calib=lone / "calib.npz"
     )
     assert {row["check"]: row["ok"] for row in checked["checks"]}["reproduce"]
+
+
+PRODUCTS = """g (float[1,512,64] x, WEIGHTS) => (float[1,512,64] y) {
+    a = MatMul(x, w1)
+    b = Tanh(a)
+    y = MatMul(b, w2)
+}"""
+
+
+@pytest.mark.parametrize("type_", ["int8-dynamic", "int4"])
+def test_types_without_calibration_are_timed_and_made_again_without_a_clock(
+    type_: str, tmp_path: Path
+) -> None:
+    ir.save(weighted(PRODUCTS, {"w1": (64, 64), "w2": (64, 64)}), tmp_path / "model.onnx")
+    made = sparsecc.compile(tmp_path / "model.onnx", quantize=type_, output=tmp_path / "out")
+    (facts,) = [row["facts"] for row in made.report["passes"] if "speed" in row.get("facts", {})]
+    assert facts["speed"]["how"] == "timed"
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["quantize"] == f"{type_}!"
+    left = recipe.get("quantize_options", {}).get("exclude", "")
+    assert sorted(left.split(",") if left else []) == sorted(facts["speed"]["left_in_float"])
+    assert len(facts["speed"]["left_in_float"]) + len(facts["nodes"]) == 2
+    checked = sparsecc.verify(tmp_path / "out", model=tmp_path / "model.onnx", reproduce=True)
+    assert {row["check"]: row["ok"] for row in checked["checks"]}["reproduce"]
+
+
+def _left(type_: str, text: str, sizes: dict[str, tuple[int, ...]]) -> set[str]:
+    model = weighted(text, sizes)
+    for node in model.graph:
+        node.name = f"{node.op_type}_{node.outputs[0].name}"
+    step = Quantize(type=type_, only_what_pays=True)
+    facts = step.run(model, Plan({}), compilation("onnxruntime-arm64", measure=False)).facts
+    return set(facts["speed"]["left_in_float"])
+
+
+def test_by_table_thin_products_stay_in_float_with_int8_dynamic_and_none_with_int4() -> None:
+    """A product of 48 x 48 multiplies 24 times per value, one of 96 x 96 48 times; int4 converts nothing."""
+    text = "g (float[4,48] x, WEIGHTS) => (float[4,96] y) { a = MatMul(x, w1) b = MatMul(a, w2) y = MatMul(b, w3) }"
+    sizes: dict[str, tuple[int, ...]] = {"w1": (48, 48), "w2": (48, 96), "w3": (96, 96)}
+    assert _left("int8-dynamic", text, sizes) == {"MatMul_a"}
+    assert _left("int4", text, sizes) == set()
 
 
 def test_int8_insists_with_an_exclamation_mark(lone: Path, tmp_path: Path) -> None:

@@ -42,25 +42,16 @@ def quantize_dynamic(
 ) -> PassResult:
     """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM an integer LSTM."""
     raise_opset(model, DYNAMIC_OPSET)
-    layers, remarks = find_layers(model)
+    layers, lstms, remarks = dynamic_layers(model, exclude)
     limit = 63 if reduce_range else 127
     lowering = _Dynamic(GraphEditor(model), limit)
     spec = QuantizationSpec()
     noise: dict[str, float] = {}
     for layer in layers:
-        if layer.op_type == "Conv":
-            remarks.append(Remark(layer.name, "convolution: dynamic int8 convolution is slower than float"))
-        elif layer.name in exclude:
-            remarks.append(Remark(layer.name, "left in float"))
-        else:
-            spec.nodes.append(layer.name)
-            spec.values[layer.weight.name or ""] = ValueSpec("int8", "weight", "channel", layer.out_axis)
-            noise[layer.weight.name or ""] = round(lowering.lower(layer), 2)
-    for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
-        reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
-        if reason:
-            remarks.append(Remark(node.name or "", reason))
-            continue
+        spec.nodes.append(layer.name)
+        spec.values[layer.weight.name or ""] = ValueSpec("int8", "weight", "channel", layer.out_axis)
+        noise[layer.weight.name or ""] = round(lowering.lower(layer), 2)
+    for node in lstms:
         spec.nodes.append(node.name or "")
         weights = lower_lstm(lowering.editor, node, limit)
         noise.update(weights)
@@ -70,6 +61,28 @@ def quantize_dynamic(
     lowering.editor.finish()
     facts: dict[str, Any] = {"type": "int8-dynamic", "nodes": spec.nodes, "weight_sqnr_db": noise}
     return PassResult(facts, tuple(remarks))
+
+
+def dynamic_layers(
+    model: ir.Model, exclude: Collection[str]
+) -> tuple[list[LinearLayer], list[ir.Node], list[Remark]]:
+    """The products and the LSTMs that become integers, and why others do not."""
+    layers, remarks = find_layers(model)
+    taken, lstms = [], []
+    for layer in layers:
+        if layer.op_type == "Conv":
+            remarks.append(Remark(layer.name, "convolution: dynamic int8 convolution is slower than float"))
+        elif layer.name in exclude:
+            remarks.append(Remark(layer.name, "left in float"))
+        else:
+            taken.append(layer)
+    for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
+        reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
+        if reason:
+            remarks.append(Remark(node.name or "", reason))
+        else:
+            lstms.append(node)
+    return taken, lstms, remarks
 
 
 class _Dynamic:

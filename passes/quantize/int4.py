@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -9,11 +10,12 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.kind import Kind
-from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, quantize_weights
+from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, int4_layers, quantize_weights
+from sparsecc.passes.quantize.what_pays import Paying, grouped, what_pays
+from sparsecc.plan import Plan
 
 if TYPE_CHECKING:
     from sparsecc.passes.quantize.quantize import Quantize
-    from sparsecc.plan import Plan
 
 
 class Int4(Kind):
@@ -29,7 +31,28 @@ class Int4(Kind):
         return super().needs_data(options)
 
     def convert(self, options: Quantize, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
-        return quantize_weights(model, plan, compilation, _rounding(options), options.exclude)
+        paying = _paying(options, model, compilation) if options.only_what_pays else None
+        exclude = (*options.exclude, *(paying.left if paying else ()))
+        result = quantize_weights(model, plan, compilation, _rounding(options), exclude)
+        return paying.told(result) if paying else result
+
+
+def _paying(options: Quantize, model: ir.Model, compilation: Compilation) -> Paying:
+    """Which layers stay in float because they would be no faster. All pay where nothing is timed, and in decoders with
+    caches: these make one token at a time, for which reading the weights is what takes time."""
+    if compilation.has_begun and compilation.text is not None:
+        return Paying(facts={"how": "decoder", "left_in_float": []})
+    plain = WeightOnlyOptions("rtn", options.block)
+
+    def written(left: Collection[str]) -> ir.Model:
+        clone = model.clone()
+        quantize_weights(clone, Plan({}), compilation, plain, (*options.exclude, *left))
+        return clone
+
+    to_onnxruntime = compilation.target.dialect == "onnxruntime"
+    layers, _ = int4_layers(model, options.block, options.exclude, to_onnxruntime)
+    groups = grouped(layers, options.force, lambda layer: False)
+    return what_pays(options.type, groups, written, model, options.exclude, compilation)
 
 
 def _rounding(options: Quantize) -> WeightOnlyOptions:

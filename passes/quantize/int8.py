@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.graph.patterns import exactly
 from sparsecc.passes.base import PassResult, require_data
 from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.coordinate_descent import round_weights
@@ -19,8 +18,7 @@ from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, weight_noise
-from sparsecc.passes.quantize.stopwatch import is_timed
-from sparsecc.passes.quantize.what_pays import Paying, by_table, by_timing, groups_of
+from sparsecc.passes.quantize.what_pays import Paying, groups_of, what_pays
 from sparsecc.remarks import Remark
 
 if TYPE_CHECKING:
@@ -62,43 +60,30 @@ class Static(Kind):
             mixed = choose_float_layers(quantizer, options.max_drop, exclude)
             facts["mixed_precision"] = mixed.to_json()
             exclude = (*exclude, *mixed.left_in_float)
-        left_for_speed: list[Remark] = []
-        if options.only_what_pays:
-            paying = what_pays(quantizer, exclude, options.force, compilation)
-            exclude = (*exclude, *paying.left)
-            facts["speed"], facts["warnings"], left_for_speed = paying.facts, paying.warnings, paying.remarks
+        paying = _paying(quantizer, exclude, options, compilation) if options.only_what_pays else None
+        exclude = (*exclude, *(paying.left if paying else ()))
         decision = quantizer.decide(model, exclude)
         facts["nodes"] = [layer.name for layer in decision.layers]
         facts["weight_sqnr_db"] = weight_noise(decision, options.per_channel)
-        told = quantizer.facts(decision)
-        facts |= told | {"warnings": [*facts.get("warnings", ()), *told["warnings"]]}
+        facts |= quantizer.facts(decision)
         quantizer.spec(decision).record(plan)
         left = _round(options, model, decision, compilation, facts)
-        known = {remark.where for remark in left_for_speed}
-        remarks = [remark for remark in quantizer.lower(model, exclude).remarks if remark.where not in known]
-        return PassResult(facts, (*left_for_speed, *remarks, *left), in_float)
+        result = PassResult(facts, (*quantizer.lower(model, exclude).remarks, *left), in_float)
+        return paying.told(result) if paying else result
 
 
-def what_pays(
-    quantizer: StaticQuantizer, exclude: tuple[str, ...], force: Collection[str], compilation: Compilation
+def _paying(
+    quantizer: StaticQuantizer, exclude: tuple[str, ...], options: Quantize, compilation: Compilation
 ) -> Paying:
-    """Which layers of those not excluded stay in float because they would be no faster; what was timed goes into
-    the recipe by name."""
-    groups = groups_of(quantizer.decide(quantizer.model, exclude), force)
-    if not is_timed(compilation):
-        return by_table(groups)
+    """Which layers of those not excluded stay in float because they would be no faster."""
 
     def written(left: Collection[str]) -> ir.Model:
         clone = quantizer.model.clone()
         quantizer.lower(clone, (*exclude, *left))
         return clone
 
-    paying = by_timing(groups, written, quantizer.model, compilation) if groups else Paying()
-    names = [node.name or "" for node in quantizer.model.graph]
-    left = ",".join(exactly(name, names) for name in (*exclude, *paying.left))
-    asked = {**compilation.options.quantize_options, **({"exclude": left} if left else {})}
-    compilation.measured_options |= {"quantize": "int8!", "quantize_options": asked}
-    return paying
+    groups = groups_of(quantizer.decide(quantizer.model, exclude), options.force)
+    return what_pays(options.type, groups, written, quantizer.model, exclude, compilation)
 
 
 def static_options(options: Quantize, type_: str) -> StaticOptions:

@@ -68,7 +68,7 @@ class Quantize(Pass):
     size: bytes that a mixed model may have; speedup: how many times as fast as in float it must run here.
     types: what it is mixed of, beside float; all that the target has. layers: PATTERN=TYPE, the types by hand.
     exclude: the layers left in float; force: those that are quantized though they do not pay (see `nodes_named`).
-    only_what_pays: whether int8 leaves layers in float that it makes no faster.
+    only_what_pays: whether integers leave layers in float that they make no faster.
     keep_io: fp16 and bf16 keep float32 inputs and outputs; false is refused.
     rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
     """

@@ -22,9 +22,9 @@ _LONG = Budget(pairs=90, seconds=4.0, warmup_seconds=0.3)
 
 
 def is_timed(compilation: Compilation) -> bool:
-    """Whether this machine stands for the device, and times may be taken."""
-    asked = compilation.options
-    return compilation.target.timed_here and asked.measure and asked.device == "local"
+    """Whether this machine stands for the device, and times may be taken, of inputs that there are."""
+    asked, has_inputs = compilation.options, bool(compilation.has_begun or compilation.pass_feeds)
+    return compilation.target.timed_here and asked.measure and asked.device == "local" and has_inputs
 
 
 @dataclass

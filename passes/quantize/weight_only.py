@@ -62,7 +62,7 @@ def quantize_weights(
     to_onnxruntime = compilation.target.dialect == "onnxruntime"
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
-    chosen, remarks = _divided(model, options.block, exclude, to_onnxruntime)
+    chosen, remarks = int4_layers(model, options.block, exclude, to_onnxruntime)
     names, in_float = {layer.name: layer.weight.name or "" for layer in chosen}, None
     if options.algorithm == "awq":
         _scale_all(model, chosen, compilation, options, symmetric=not to_onnxruntime)
@@ -87,7 +87,7 @@ def quantize_weights(
     return PassResult(facts, (*remarks, *paths.left), in_float)
 
 
-def _divided(
+def int4_layers(
     model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
 ) -> tuple[list[LinearLayer], list[Remark]]:
     """The layers that get 4 bits, and why the others do not."""

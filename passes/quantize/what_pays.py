@@ -1,4 +1,4 @@
-"""Layers that integers do not make faster stay in float: by timing where the target runs here, by a table where not.
+"""Layers that fewer bits do not make faster stay in float: by timing where the target runs here, by a table where not.
 
 Layers of one kind and size gain or lose together, so groups of them are judged, and every timing is of the whole
 model: single layers are too short to be told apart on a busy machine, and their times do not add up. A group goes back
@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.graph.linear_layers import LinearLayer
+from sparsecc.graph.patterns import exactly
 from sparsecc.measure.statistics import LogRatio
+from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.select_layers import Decision, fused_result
-from sparsecc.passes.quantize.stopwatch import Stopwatch
+from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
 from sparsecc.remarks import Remark
 
 KEPT = 0.98
@@ -35,7 +37,7 @@ SECONDS = 12.0
 """How long groups are tried one after the other; the others stay as they are then."""
 
 Written = Callable[[Collection[str]], ir.Model]
-"""A copy of the model on integers, but for the named nodes."""
+"""A copy of the model in the type, but for the named nodes."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,48 @@ class Paying:
     remarks: list[Remark] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def told(self, result: PassResult) -> PassResult:
+        """What a type did with the rest, with what was left for speed, which is said once."""
+        known = {remark.where for remark in self.remarks}
+        remarks = (remark for remark in result.remarks if remark.where not in known)
+        warnings = [*self.warnings, *result.facts.get("warnings", ())]
+        facts = {**result.facts, "speed": self.facts, "warnings": warnings}
+        return replace(result, facts=facts, remarks=(*self.remarks, *remarks))
+
+
+def what_pays(
+    type_: str,
+    groups: Sequence[Group],
+    written: Written,
+    model: ir.Model,
+    exclude: Sequence[str],
+    compilation: Compilation,
+) -> Paying:
+    """Which layers of the model in float stay there because the type would make them no faster; what was timed goes
+    into the recipe by name, beside those that are excluded anyway."""
+    if not is_timed(compilation):
+        return by_table(groups)
+    paying = by_timing(type_, groups, written, model, compilation) if groups else Paying()
+    names = [node.name or "" for node in model.graph]
+    left = ",".join(exactly(name, names) for name in (*exclude, *paying.left))
+    asked = {**compilation.options.quantize_options, **({"exclude": left} if left else {})}
+    compilation.measured_options |= {"quantize": f"{type_}!", "quantize_options": asked}
+    return paying
+
 
 def groups_of(decision: Decision, forced: Collection[str]) -> list[Group]:
     """The layers of a decision that are not forced, in groups, those that are most likely to lose first."""
+    return grouped(decision.layers, forced, lambda layer: _is_lone(layer, decision))
+
+
+def grouped(
+    layers: Iterable[LinearLayer], forced: Collection[str], stands_alone: Callable[[LinearLayer], bool]
+) -> list[Group]:
+    """Layers that are not forced in groups, as above. One that stands alone converts all that it reads and gives."""
     found: dict[tuple[str, bool, bool], list[LinearLayer]] = defaultdict(list)
-    for layer in decision.layers:
+    for layer in layers:
         if layer.name not in forced:
-            found[_kind(layer), density(layer) < THIN, _is_lone(layer, decision)].append(layer)
+            found[_kind(layer), density(layer) < THIN, stands_alone(layer)].append(layer)
     groups = []
     for (kind, is_thin, is_lone), layers in found.items():
         size = f"{'under' if is_thin else 'from'} {THIN:g} multiply-accumulates per value"
@@ -109,11 +146,11 @@ def by_table(groups: Sequence[Group]) -> Paying:
 
 
 def by_timing(
-    groups: Sequence[Group], written: Written, in_float: ir.Model, compilation: Compilation
+    type_: str, groups: Sequence[Group], written: Written, in_float: ir.Model, compilation: Compilation
 ) -> Paying:
     """What is left in float on this machine: groups without which the model is surely faster, and all of them where
     it would be slower than in float."""
-    return Trial(groups, written, Stopwatch(compilation, in_float), compilation).run()
+    return Trial(type_, groups, written, Stopwatch(compilation, in_float), compilation).run()
 
 
 class Trial:
@@ -121,12 +158,14 @@ class Trial:
 
     def __init__(
         self,
+        type_: str,
         groups: Sequence[Group],
         written: Written,
         watch: Stopwatch,
         compilation: Compilation,
     ) -> None:
-        self.groups, self.written, self.watch, self.compilation = groups, written, watch, compilation
+        self.type, self.groups, self.written = type_, groups, written
+        self.watch, self.compilation = watch, compilation
         self.left: list[Group] = []
         self.best = watch.file(written(()))
         self.rows: list[dict[str, Any]] = []
@@ -169,10 +208,10 @@ class Trial:
         warnings = []
         if math.exp(-chosen.high) < KEPT:
             left = [(name, group.what) for group in self.groups for name in group.names]
-            reason = f"integers run at {_speed(chosen)} of the speed of float"
+            reason = f"{self.type} runs at {_speed(chosen)} of the speed of float"
             warnings = [
-                f"int8 pays in no layer here: at best the model would run at {_speed(chosen)} of its speed in float; "
-                "--quantize int8! insists"
+                f"{self.type} pays in no layer here: at best the model would run at {_speed(chosen)} of its speed in "
+                f"float; --quantize {self.type}! insists"
             ]
         facts["left_in_float"] = [name for name, _ in left]
         remarks = [Remark(name, f"left in float: {what}: {reason}") for name, what in left]

@@ -63,8 +63,10 @@ METRICS = ("macs", "params", "channels", "latency")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 """How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
-TYPES = ("int8", "int8!", "int8-dynamic", "int4", "fp16", "bf16", "fp8", "mixed")
-"""Of --quantize; int8! leaves no layer in float because it would be faster there."""
+CHOOSY = ("int8", "int8-dynamic", "int4")
+"""Types that leave layers in float which they make no faster; followed by ! they do not."""
+TYPES = ("int8", "int8!", "int8-dynamic", "int8-dynamic!", "int4", "int4!", "fp16", "bf16", "fp8", "mixed")
+"""Of --quantize."""
 FORMS = ("onnx", "ort", "engine")
 LEVERS = ("channels", "types", "layers", "tokens")
 """What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image."""
@@ -325,7 +327,7 @@ class CompileOptions(Options):
     quantize: str | None = option(
         None,
         choice("type", TYPES),
-        "Type of the weights and activations. int8 leaves layers in float that it makes no faster, int8! does not; "
+        "Type of the weights and activations. Integers leave layers in float that they make no faster, with ! none; "
         "mixed finds a type for each layer, so that all fit --size.",
         NUMBERS,
         is_common=True,
@@ -514,7 +516,7 @@ class CompileOptions(Options):
     def only_what_pays(self) -> bool:
         """Whether layers that integers make no faster stay in float: not where `int8!` insists, nor where a size is
         asked for."""
-        return self.quantize == "int8" and self.size is None and self.footprint is None
+        return self.quantize in CHOOSY and self.size is None and self.footprint is None
 
     @property
     def names_slots(self) -> list[str]:

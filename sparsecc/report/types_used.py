@@ -80,8 +80,8 @@ def slower_than(other: str, speedup: Mapping[str, Any], advice: str) -> list[str
 
 def advice_for(quantize: str | None) -> str:
     """What to do where a compiled model is slower than the original."""
-    if quantize in _INTEGER | {"int8!"} and quantize != "int8":
-        return "--quantize int8 leaves in float what is slower in integers"
+    if quantize is not None and quantize.endswith("!"):
+        return f"--quantize {quantize[:-1]} leaves in float what is slower in integers"
     if quantize is not None:
         return (
             f"{quantize} makes it smaller here, not faster: leave --quantize out where latency is what counts"
