@@ -14,7 +14,7 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.options import CompileCall, rows_of
 from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
-from sparsecc.options.row import KEPT, SHARE, Data, Inputs, Kind, Pairs, Score
+from sparsecc.options.row import KEPT, SHARE, Data, Inputs, Kind, Libraries, Pairs, Score
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
 from sparsecc.tasks.calls import file_of, held, run_task, swept, until_ended
@@ -76,6 +76,7 @@ def compile(model: Model, **options: Any) -> CompileResult:
             deadline=call.deadline,
             memory=call.memory_limit,
             held=memory,
+            libraries=call.custom_ops,
         )
         folder = Path(call.output) if call.output is not None else default_bundle(path)
         asked = call.to_recipe()
@@ -104,13 +105,16 @@ def inspect(
     only: Sequence[str] = (),
     prune_io: Sequence[str] = (),
     why: str | None = None,
+    custom_ops: Libraries | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """The groups of a model: members, what can go, and what is pinned and why."""
     options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": list(prune_io)}
     with file_of(model) as path:
         request = {"model": str(path), "options": options, "why": why}
-        found: dict[str, Any] = run_task("sparsecc.tasks.inspect:inspect", request, on_event)
+        found: dict[str, Any] = run_task(
+            "sparsecc.tasks.inspect:inspect", request, on_event, libraries=custom_ops
+        )
     return found
 
 
@@ -124,6 +128,7 @@ def profile(
     inputs: Inputs | None = None,
     data: Data | None = None,
     key: str | os.PathLike[str] | None = None,
+    custom_ops: Libraries | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Latency of a model or bundle, per layer where asked. `data` is like `calib` of `compile`.
@@ -144,7 +149,9 @@ def profile(
         request |= {"model": str(path), **given}
         outside = beyond_sandbox(request)
         task = "sparsecc.tasks.profile:profile"
-        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(
+            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
+        )
     return found
 
 
@@ -155,6 +162,7 @@ def compare(
     data: Data | None = None,
     threads: int = 1,
     inputs: Inputs | None = None,
+    custom_ops: Libraries | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Outputs and latency of two models or bundles, side by side, interleaved. `data` is like `calib` of `compile`."""
@@ -170,7 +178,9 @@ def compare(
         }
         outside = beyond_sandbox(request)
         task = "sparsecc.tasks.compare:compare"
-        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(
+            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
+        )
     return found
 
 
@@ -185,14 +195,15 @@ def verify(
     evaluate: Score | None = None,
     target: str | None = None,
     build: Pairs | None = None,
+    custom_ops: Libraries | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Check a bundle against its manifest and, with the original model, its plan and numerics.
 
     With `reproduce`, the original is compiled again by the bundle's recipe and the bytes are compared; `calib`,
-    `calib_general`, `evaluate`, `target` and `build` are then what no recipe may name, as for `compile`. `calib` with
-    the original alone tells its quality on samples anew. Each check is "ok" or "not checked" with why; "is_sound" says
-    whether all were checked.
+    `calib_general`, `evaluate`, `target`, `build` and `custom_ops` are then what no recipe may name, as for `compile`.
+    `calib` with the original alone tells its quality on samples anew. Each check is "ok" or "not checked" with why;
+    "is_sound" says whether all were checked.
     With the public `key` (PEM), the bundle must be signed by its private half.
     GoalError names the first check that failed; after a failed manifest or signature nothing else is opened.
     """
@@ -204,11 +215,12 @@ def verify(
         "evaluate": evaluate,
         "target": target,
         "build": build or None,
+        "custom_ops": custom_ops,
     }
     if calib is not None and model is None:
         raise InputError("quality is told beside the model it was compiled from: give it with --model")
     named = [name for name, value in own.items() if value is not None]
-    if (others := sorted({*named} - {"calib"})) and not reproduce:
+    if (others := sorted({*named} - {"calib", "custom_ops"})) and not reproduce:
         raise InputError(f"{', '.join(others)}: only a compile takes that: give --reproduce too")
     from sparsecc.tasks.outside import beyond_sandbox
 
@@ -224,7 +236,9 @@ def verify(
         }
         outside = beyond_sandbox(given)
         task = "sparsecc.tasks.verify:verify"
-        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(
+            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
+        )
     failed = [c for c in found["checks"] if c["ok"] is False]
     if failed:
         raise GoalError(f"{bundle}: {failed[0]['check']} failed: {failed[0]['detail']}")
@@ -307,6 +321,7 @@ def gate(
     device: str = "local",
     threads: int = 1,
     data: Data | None = None,
+    custom_ops: Libraries | None = None,
     on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Whether `current` is slower than `baseline` by more than `max_regression` (0.05 or "5%"), or gives less than the
@@ -331,7 +346,9 @@ def gate(
         request |= given
         outside = beyond_sandbox(request)
         task = "sparsecc.tasks.gate:gate_model"
-        found: dict[str, Any] = run_task(task, request, on_event, outside=outside, held=memory)
+        found: dict[str, Any] = run_task(
+            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
+        )
     return found
 
 

@@ -21,6 +21,7 @@ import sparsecc
 from sparsecc import worker
 from sparsecc.bundle.foreign import file_rows, own_options
 from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
 from sparsecc.options import CompileOptions
 from sparsecc.options.builder_keys import BUILD_KEYS, build_settings
 from sparsecc.targets import TARGETS
@@ -43,7 +44,7 @@ def test_the_traps_do_spring(traps: Path) -> None:
 
 def test_what_a_file_may_say_is_in_the_table() -> None:
     never = {name for name, row in file_rows().items() if row.never_in_a_file}
-    assert never == {"evaluate", "device", "deadline", "memory_limit"}
+    assert never == {"evaluate", "custom_ops", "device", "deadline", "memory_limit"}
     assert not {"output", "force", "dry_run"} & set(file_rows())
     assert not {"plugins", "timing_cache", "device", "emit"} & BUILD_KEYS
 
@@ -83,7 +84,7 @@ CODE = [
 
 
 @pytest.mark.parametrize("value", [*OUTSIDE, *CODE, 3, ["x.py:f"], True])
-@pytest.mark.parametrize("name", ["calib", "calib_general", "evaluate"])
+@pytest.mark.parametrize("name", ["calib", "calib_general", "evaluate", "custom_ops"])
 def test_no_file_names_code_or_a_path_outside(name: str, value: Any, tmp_path: Path) -> None:
     (tmp_path / "x.py").touch()
     (tmp_path.parent / "c.npz").touch()
@@ -92,7 +93,7 @@ def test_no_file_names_code_or_a_path_outside(name: str, value: Any, tmp_path: P
     (line,) = (one.line("recipe.yaml") for one in left)
     assert "\n" not in line
     assert line.startswith(f"recipe.yaml: '{name}' is ")
-    assert "--calib" in line or "--eval" in line
+    assert "--calib" in line or "--eval" in line or "--custom-ops" in line
 
 
 def test_samples_beside_a_file_are_taken_unless_links_lead_out(tmp_path: Path) -> None:
@@ -186,6 +187,8 @@ SPRUNG = [
     ("calib", f"x{importlib.machinery.EXTENSION_SUFFIXES[0]}:f"),
     ("calib", "x.abi3.so:f"),
     ("calib_general", "py:x:f"),
+    ("custom_ops", "x.so"),
+    ("custom_ops", ["x.so"]),
     ("calib", "../samples.npz"),
 ]
 
@@ -193,7 +196,7 @@ SPRUNG = [
 @pytest.mark.parametrize(("option", "value"), SPRUNG)
 def test_a_recipe_runs_nothing_and_reads_nothing_outside(
     option: str,
-    value: str,
+    value: object,
     bundle: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -204,7 +207,7 @@ def test_a_recipe_runs_nothing_and_reads_nothing_outside(
         monkeypatch.chdir(folder)
         code, lines = errors_of(capsys, "compile", MODEL, "--recipe", recipe, "-o", tmp_path / "new")
         assert (code, len(lines)) == (2, 1), lines
-        assert f"'{option}' is '{value}'" in lines[0]
+        assert f"'{option}' is {quoted(str(value), 60)}" in lines[0]
         assert not (tmp_path / "new").exists()
     monkeypatch.chdir(bundle)
     code, lines = errors_of(capsys, "verify", bundle, "--model", MODEL, "--reproduce")

@@ -74,6 +74,11 @@ command = Command(
     ),
     arguments=(options.model("a"), options.model("b")),
     sections={
-        "Data and measurement": (options.data(), options.option("inputs"), options.option("threads")),
+        "Data and measurement": (
+            options.data(),
+            options.option("inputs"),
+            options.option("threads"),
+            options.option("custom_ops"),
+        ),
     },
 )

@@ -63,7 +63,7 @@ def _gate_one(terminal: Terminal, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[dict[str, Any]]:
-    clash = [name for name in given if name != "config"]
+    clash = [name for name in given if name not in ("config", "custom_ops")]
     if clash:
         raise click.UsageError(f"--config names the models and their limits itself: leave out '{clash[0]}'")
     from sparsecc import api
@@ -79,6 +79,7 @@ def _gate_all(terminal: Terminal, given: dict[str, Any]) -> list[dict[str, Any]]
                 threads=entry.threads,
                 name=entry.name,
                 checks=entry.checks,
+                custom_ops=given.get("custom_ops"),
                 on_event=partial(_at, on_event, number / len(entries)),
             )
             for number, entry in enumerate(entries)
@@ -151,7 +152,12 @@ command = Command(
             ),
             click.Option(["--name"], metavar="TEXT", help="What to call the model in the output."),
         ),
-        "Measurement": (options.option("device"), options.option("threads"), options.data()),
+        "Measurement": (
+            options.option("device"),
+            options.option("threads"),
+            options.data(),
+            options.option("custom_ops"),
+        ),
         "Output": (
             click.Option(
                 ["--junit"], type=click.Path(), metavar="FILE", help="Also write JUnit XML for the CI."

@@ -173,6 +173,7 @@ command = Command(
             options.option("keep"),
             options.option("only"),
             options.option("prune_io"),
+            options.option("custom_ops"),
             click.Option(
                 ["--why"],
                 metavar="TENSOR:AXIS",

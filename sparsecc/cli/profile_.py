@@ -132,6 +132,7 @@ command = Command(
             ),
             click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
             options.option("threads"),
+            options.option("custom_ops"),
         ),
         "Data": (options.option("inputs"), options.data()),
         "Output": (options.html("the profile"),),

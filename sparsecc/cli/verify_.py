@@ -80,6 +80,7 @@ command = Command(
             options.option("evaluate"),
             options.option("target"),
             options.option("build"),
+            options.option("custom_ops"),
             options.key(
                 "Check that the bundle is signed by the owner of this public key (see `sparsecc sign`)."
             ),

@@ -20,20 +20,23 @@ def origin(options: Mapping[str, Any]) -> str:
     memory is another one in every call."""
     digest = hashlib.sha256()
     for row in rows_of(CompileOptions).values():
-        text = str(options.get(row.name) or "") if row.names_code else ""
-        if text.startswith(MEMORY):
-            digest.update(os.urandom(16))
-            continue
-        path = Path(text)
-        path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
-        for file in sorted(_files(path)) if text else ():
-            facts = file.stat()
-            digest.update(
-                repr(
-                    (row.name, os.path.relpath(file, path.parent), facts.st_size, facts.st_mtime_ns)
-                ).encode()
-            )
+        for text in texts_of(options.get(row.name)) if row.names_code else ():
+            if text.startswith(MEMORY):
+                digest.update(os.urandom(16))
+                continue
+            path = Path(text)
+            path = path if path.exists() else Path(text.removeprefix("py:").rpartition(":")[0])
+            for file in sorted(_files(path)) if text else ():
+                facts = file.stat()
+                fact = row.name, os.path.relpath(file, path.parent), facts.st_size, facts.st_mtime_ns
+                digest.update(repr(fact).encode())
     return digest.hexdigest()
+
+
+def texts_of(value: Any) -> list[str]:
+    """What an option was given: nothing, one text, or each of several."""
+    several = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    return [str(one) for one in several]
 
 
 def _files(path: Path) -> Iterator[Path]:

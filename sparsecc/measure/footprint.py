@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.errors import InputError, WorkerError
+from sparsecc.runtime import custom_ops
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system import process
 from sparsecc.system.temp_folders import temporary_folder
@@ -45,6 +46,7 @@ def footprint(path: Path, feeds: Feeds, *, threads: int = 1, seconds: float = _S
         np.savez(scratch / "feeds.npz", **arrays)  # type: ignore[arg-type]
         task = {"model": str(path.absolute()), "threads": threads, "names": list(feeds)}
         task["types"] = [array.dtype.name for array in feeds.values()]
+        task["libraries"] = custom_ops.libraries()
         (scratch / "task.json").write_text(json.dumps(task), encoding="ascii")
         entry, config = "sparsecc.measure.footprint:child", {"scratch": str(scratch)}
         try:
@@ -75,11 +77,12 @@ def child(config: Mapping[str, Any]) -> None:
     feeds = _feeds(task, scratch / "feeds.npz")
     at_rest = _memory()[0]
     try:
-        start = time.perf_counter()
-        runner = open_session(Path(task["model"]), threads=task["threads"])
-        loaded = time.perf_counter()
-        runner.run(feeds)
-        ran = time.perf_counter()
+        with custom_ops.loaded(task["libraries"]):
+            start = time.perf_counter()
+            runner = open_session(Path(task["model"]), threads=task["threads"])
+            loaded = time.perf_counter()
+            runner.run(feeds)
+            ran = time.perf_counter()
     except InputError as e:
         (scratch / "result.json").write_text(json.dumps({"error": str(e)}))
         return

@@ -22,6 +22,7 @@ Shape = Sequence[int] | Sequence[Sequence[int]]
 """A shape, or (least, usual, largest) shapes of an input with a range."""
 Inputs = Mapping[str, Shape]
 Pairs = Mapping[str, str]
+Libraries = Sequence[StrPath]
 Data = StrPath | Iterable[object] | Callable[[], Iterable[object]]
 """Where samples come from: a path, or in Python the samples themselves, as arrays, mappings or what yields them."""
 Score = str | Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
@@ -258,6 +259,12 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _libraries(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str | os.PathLike) for one in value):
+        raise ValueError(f"{_short(value)} is no list of paths")
+    return tuple(str(os.fspath(one)) for one in value)
+
+
 def _named_io(value: Any) -> tuple[str, ...]:
     """Names, or yes and no as recipes once had them: all of them or none."""
     return (("*",) if value else ()) if isinstance(value, bool) else _patterns(value)
@@ -378,6 +385,7 @@ SIZE = memory()
 ALIGN: Kind[str | int] = Kind("auto|N", reading.align, _align)
 NAMED_IO: Kind[Sequence[str]] = Kind("NAME", lambda one: (one,), _named_io, repeated=True)
 PATTERNS: Kind[Sequence[str]] = Kind("PATTERN", lambda one: (one,), _patterns, repeated=True)
+LIBRARIES: Kind[Libraries] = Kind("LIB", lambda one: (one,), _libraries, repeated=True)
 INPUTS: Kind[Inputs] = Kind("NAME:SHAPE", lambda one: _inputs([one]), _inputs, repeated=True)
 PAIRS: Kind[Pairs] = Kind("KEY=VALUE", lambda one: _pairs([one]), _pairs, repeated=True)
 RATIOS = per_pattern("PATTERN=SHARE", reading.ratio, RATIO.check)

@@ -21,6 +21,7 @@ from sparsecc.options.row import (
     FLAG,
     INPUTS,
     KEPT,
+    LIBRARIES,
     MILLISECONDS,
     NAMED_IO,
     PAIRS,
@@ -36,6 +37,7 @@ from sparsecc.options.row import (
     Hook,
     Inputs,
     Kind,
+    Libraries,
     Pairs,
     Score,
     StrPath,
@@ -402,6 +404,15 @@ class CompileOptions(Options):
         DATA,
         flags=("-i", "--input"),
         is_common=True,
+    )
+    custom_ops: Libraries | None = option(
+        None,
+        LIBRARIES,
+        "A library of operators of your own, for ONNX Runtime: it is loaded wherever a model runs, and what its "
+        "operators touch stays. May be repeated.",
+        RUNNING,
+        never_in_a_file="which names code to run",
+        names_code=True,
     )
     seed: int = option(0, whole(0), "Seed of everything random.", DATA)
     target: str = option(

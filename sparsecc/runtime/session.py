@@ -25,6 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from sparsecc.errors import InputError, RuntimeRefusalError
 from sparsecc.ir.apart import FED, Apart, large, outline
+from sparsecc.runtime import custom_ops
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system.memory import weight_bytes
 from sparsecc.system.temp_folders import temporary_folder
@@ -203,6 +204,7 @@ def _options(threads: int, level: str, entries: Mapping[str, str]) -> ort.Sessio
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    custom_ops.register(options)
     return options
 
 
@@ -249,7 +251,10 @@ def _graph_of(source: Path | onnx.ModelProto | ir.Model) -> ir.Model:
 
 def _next_step(error: Exception) -> str:
     if isinstance(error, _state.NotImplemented) or "is not a registered function/op" in str(error):
-        return "export it with operators this runtime has, or use another target"
+        return (
+            "export it with operators this runtime has, give the library of your own with --custom-ops, or use "
+            "another target"
+        )
     if "model IR version" in str(error) or "official released" in str(error):
         return "it is newer than this onnxruntime: install a newer one, or export with an older opset"
     if isinstance(error, _state.InvalidProtobuf):

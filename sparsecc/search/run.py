@@ -9,7 +9,7 @@ from typing import Any
 from sparsecc import worker
 from sparsecc.bundle.folder import json_bytes
 from sparsecc.bundle.recipe import SCHEMA as RECIPE
-from sparsecc.data.origin import origin
+from sparsecc.data.origin import origin, texts_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.identity import digest_of
 from sparsecc.options import NO_SAMPLES, SELF, SYNTHETIC, CompileOptions, rows_of
@@ -146,5 +146,5 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
         if value not in (None, SYNTHETIC, SELF, NO_SAMPLES) and (
             option.names_code or option.is_refused_in_a_file(value)
         ):
-            again.append(f"{option.flag} {value}")
+            again += [f"{option.flag} {text}" for text in texts_of(value)]
     return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}

@@ -20,6 +20,7 @@ from sparsecc.axes.sizes import Size, joined
 from sparsecc.shapes.assignment import Probe, dims_of, tensor_type
 from sparsecc.shapes.candidates import Dims, assignments
 from sparsecc.shapes.contrib_ops import ShapeTable
+from sparsecc.shapes.custom_ops import RUN
 from sparsecc.shapes.subgraphs import BODY_SHAPES, BodyError
 
 SMALL = 1024
@@ -214,13 +215,16 @@ class _Walker:
         own = self.table(proto.domain, proto.op_type)
         if own is not None and own.of is not None:
             return own.types(proto, types)
-        stand_in = own.stand_in(proto, self.version) if own is not None else proto
-        schema = self._schema(stand_in.op_type, stand_in.domain)
         data = {}
         for value in node.inputs:
             array = probe.data.get(value) if value is not None else None
             if array is not None and value is not None:
                 data[value.name or ""] = self._tensor(array)
+        run = RUN.get()
+        if run is not None and own is None and not onnx.defs.has(proto.op_type, proto.domain):
+            return run(proto, types, data)
+        stand_in = own.stand_in(proto, self.version) if own is not None else proto
+        schema = self._schema(stand_in.op_type, stand_in.domain)
         inferred: dict[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
             schema, stand_in, types, data or None, opset_imports=self.opsets
         )

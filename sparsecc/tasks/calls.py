@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.errors import InputError
+from sparsecc.options import CompileCall, rows_of
+from sparsecc.options.row import Libraries
 from sparsecc.options.table import Event
 from sparsecc.report.numbers import plural
 from sparsecc.system.interrupts import Interrupted
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = ("calib", "calib_general", "data", "labels")
 """Options that take samples."""
+_WITH_LIBRARIES = "sparsecc.tasks.custom_ops:run"
 DEADLINE = 3600.0
 """Seconds after which a worker is ended."""
 
@@ -47,16 +50,19 @@ def run_task(
     deadline: float | None = None,
     memory: int | None = None,
     held: InMemory | None = None,
+    libraries: Libraries | None = None,
 ) -> Any:
     """Run a task in a worker, whose sandbox leaves the folders `write` open; without one for the reason `outside`.
-    `held` answers what it asks of this process's memory."""
+    `held` answers what it asks of this process's memory; `libraries` are those of the user's own operators."""
     from sparsecc import worker
     from sparsecc.report.notebook import progress
 
     on_event = on_event or progress()
     if held is not None and held.has_functions:
         write = [*write, held.folder]  # what models give comes back there
-
+    if libraries:
+        own = [os.path.abspath(path) for path in rows_of(CompileCall)["custom_ops"].take(libraries)]
+        task, request = _WITH_LIBRARIES, {"task": task, "request": request, "libraries": own}
     if outside and on_event is not None:
         on_event({"stage": "start", "share": 0.0, "note": f"outside the sandbox: {outside}"})
     return worker.run(
