@@ -29,10 +29,8 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev
 
 demo: $(VENV)/.ready
 	mkdir -p out
-	$(BIN)/sparsecc compile models/digits_resnet.onnx --target onnxruntime --ratio 0.5 \
-		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-resnet --force
-	$(BIN)/sparsecc compile models/digits_vit.onnx --target onnxruntime --ratio 0.5 \
-		--calib models/digits.py:calibration --eval models/digits.py:accuracy -o out/demo-vit --force
+	$(BIN)/sparsecc compile models/digits_resnet.onnx --speedup 2 --budget 45s --calib models/digits.py:calibration \
+		--eval models/digits.py:accuracy -o out/demo --force
 
 test: lint types tests
 

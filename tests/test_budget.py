@@ -31,6 +31,39 @@ def test_limits_watch_over_orders_and_are_goals_alone(tmp_path: Path) -> None:
     assert (pulled.ratio, pulled.quantize, pulled.speedup, pulled.min_quality) == (0.25, "int8", None, 20.0)
 
 
+def test_with_samples_and_nothing_else_the_fastest_that_loses_nothing_is_wanted(tmp_path: Path) -> None:
+    calib = str(tmp_path / "x.npz")
+    assert Goal.unasked(CompileOptions(calib=calib)) == Goal(min_quality=30.0, min_agreement=1.0)
+    scored = CompileOptions(calib=calib, evaluate="score.py:accuracy")
+    assert Goal.unasked(scored) == Goal(max_drop=0.0)
+    orders: list[dict[str, Any]] = [
+        {"ratio": 0.0}, {"quantize": "int8"}, {"speedup": 2.0}, {"measure": False}, {"at_most": {"w": 0.5}},
+        {"prune": ["layers"]}, {"dead_only": True}, {"min_quality": 20.0}, {"last_logits": True}, {"calib": "none"},
+    ]  # fmt: skip
+    for order in orders:
+        assert Goal.unasked(CompileOptions.of({"calib": calib, **order})) is None
+    assert Goal.unasked(CompileOptions()) is None
+
+
+def test_a_compile_without_orders_takes_what_loses_nothing(tmp_path: Path) -> None:
+    source = perceptron(tmp_path / "m.onnx", layers=2)
+    samples = np.random.default_rng(1).standard_normal((768, 64)).astype(np.float32)
+    said: list[str] = []
+    made = sparsecc.compile(
+        source,
+        calib={"h0": samples},
+        budget=0.001,
+        output=tmp_path / "out",
+        on_event=lambda event: said.append(str(event.get("say"))),
+    )
+    assert said[0] == "nothing is asked for: the fastest that loses nothing measurable is looked for"
+    assert made.report["trials"][0]["levers"] == {"quantize": "int8"}
+    chosen = next(t for t in made.report["trials"] if t.get("levers", {}) == made.report["chosen"]["levers"])
+    assert chosen["quality_db"] >= 30
+    assert made.report["goal"] == {"asked": {}, "met": True, "excess": None}
+    assert "min_quality" not in yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -142,7 +142,8 @@ def among(ways: dict[str, Way], made: list[str] | None = None) -> Callable[[Fami
         way, x = ways[name], -math.log1p(-ratio)
         speed, kept = way.speed * math.exp(way.slope * x), way.quality - way.lost * x
         return Trial(
-            ratio, ratio, 1000, 1000, levers=family, speedup=speed, dense_ms=10.0, quality_db=kept
+            ratio, ratio, 1000, 1000, levers=family, speedup=speed, dense_ms=10.0, quality_db=kept,
+            is_useless=kept < 8,
         )  # fmt: skip
 
     return attempt
@@ -199,6 +200,32 @@ def test_where_what_is_fast_enough_loses_too_much_the_nearest_of_any_family_is_t
     found = search.settle()
     assert found.best.levers == {"quantize": "mixed"}
     assert found.excess == pytest.approx(math.log(1.6 / 1.45))
+
+
+PART: Family = {"quantize": "int8", "quantize_options": {"max_drop": "0.16"}}
+
+
+def test_what_is_of_no_use_is_given_up_at_once_or_mended() -> None:
+    made: list[str] = []
+    ways = {"": Way(1.0, 60, lost=60), "int8": Way(1.4, 2), "int8 but for the worst layers": Way(1.3, 30)}
+    found = Search(Goal(speedup=1.5), among(ways, made), [INT8, {}]).settle()
+    assert (found.best.levers, made.count("int8 0.00")) == ({}, 1)
+    assert sum(name.startswith("int8") for name in made) == 1
+    mended = Search(
+        Goal(speedup=1.5), among(ways), [INT8, {}], finer=lambda t: PART if t.levers == INT8 else None
+    )
+    best = mended.settle().best
+    assert best.levers == PART
+    assert best.speedup == pytest.approx(1.5, rel=0.05)
+
+
+def test_where_only_what_is_of_no_use_is_fast_enough_the_goal_is_out_of_reach() -> None:
+    ways = {"": Way(1.0, 40, lost=200), "int8": Way(1.2, 2)}
+    found = Search(Goal(speedup=1.5), among(ways), [INT8, {}]).settle()
+    assert not found.best.is_useless
+    assert found.excess > NEAR
+    assert "--speedup 1.5 is out of reach: the nearest is ratio" in found.notes[-1]
+    assert "loses too much to be of use: more samples" in found.notes[-1]
 
 
 def test_a_family_that_has_no_model_is_named_and_left_out() -> None:

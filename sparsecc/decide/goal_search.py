@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparsecc.decide.goals import NEAR, Goal, Trial
@@ -24,6 +24,8 @@ LARGEST = 0.97
 """The largest ratio that is tried."""
 SLACK = math.log(1.08)
 """What is faster than asked by more than this may give speed back for less loss."""
+PAYS = 1.02
+"""The least speed at which a change is worth having for speed alone."""
 START = 0.35
 """The ratio to begin with where nothing is known of the speed."""
 
@@ -59,8 +61,8 @@ class Settled:
 class Search:
     """One search. `families` are tried in turn, then each of `more` together with the levers of the best so far.
 
-    `finer` is the family that gives the speed of a trial back for less loss, if there is one; `is_over` ends the
-    search once something meets the goal. `ceiling` is the largest ratio allowed (`--ratio`). `refused` says why
+    `finer` is the family that gives some of the speed of a trial back for less loss, if there is one; `is_over` ends
+    the search once something meets the goal. `ceiling` is the largest ratio allowed (`--ratio`). `refused` says why
     families had no model.
     """
 
@@ -140,10 +142,12 @@ class Search:
         if family and start is None:
             whole = self._try(family, 0.0)
             start = self.goal.excess(whole)
+            if self.goal.loses_too_much(whole):
+                self._mend(whole, self._reach)
+                return
             if start <= NEAR:
-                finer = None if start > -SLACK or self.is_over() else self.finer(whole)
-                if finer is not None:
-                    self._give_back(finer)
+                if start <= -SLACK and not self.is_over():
+                    self._mend(whole, lambda finer: self._try(finer, 0.0))
                 return
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it
@@ -160,7 +164,8 @@ class Search:
             if base <= 0:
                 self._try(family, 0.0)
                 return
-            if _GOOD[0] <= off <= _GOOD[1] or (off > 0 and self._is_beaten(trial)):
+            lost = self.goal.loses_too_much(trial) or self._is_beaten(trial)
+            if _GOOD[0] <= off <= _GOOD[1] or (off > 0 and lost):
                 return
             if low[0] == 0.0:
                 low = (0.0, base)
@@ -184,10 +189,13 @@ class Search:
         found = [self.goal.excess(t) for t in same] or [self.goal.excess_of_dense(t) for t in self.trials]
         return found[0] if found else None
 
-    def _give_back(self, finer: Family) -> None:
-        """One trial of a family that is slower and loses less."""
+    def _mend(self, whole: Trial, tried: Callable[[Family], object]) -> None:
+        """What is finer than a trial is tried, where there is such a family."""
+        finer = self.finer(whole)
+        if finer is None:
+            return
         try:
-            self._try(finer, 0.0)
+            tried(finer)
         except EndedError:
             raise
         except (InputError, GoalError) as e:
@@ -213,9 +221,12 @@ class Search:
 
     def _held_back(self, best: Trial) -> Settled:
         """What reaches the target loses too much: of what does not, the nearest, its family halved towards that."""
+        if best.ratio == 0:  # what is removed can be halved, types cannot
+            removing = [t for t in self.trials if t.ratio > 0 and self.goal.loses_too_much(t)]
+            best = max(removing, key=lambda t: t.merit, default=best)
         low, high = 0.0, -math.log1p(-best.ratio)
         for _ in range(TRIALS):
-            if high - low < 0.02:
+            if high - low < 0.02 or len(self.trials) >= MOST:
                 break
             try:
                 trial = self._try(best.levers, -math.expm1(-(low + high) / 2))
@@ -228,20 +239,39 @@ class Search:
                 if trial.exhausted:
                     break
         kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
-        if not kept:
-            whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes)
-            return Settled(whole, tuple(self.trials), self._kept_up_to(0.0), self.goal.excess_of_dense(best))
-        nearest = min(kept, key=self.goal.excess)
-        off = self.goal.excess(nearest)
-        notes = *self._kept_up_to(nearest.ratio), self.goal.short(nearest, off)
-        return Settled(nearest, tuple(self.trials), notes, off)
+        lost = [t for t in self.trials if self.goal.loses_too_much(t)]
+        whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes, speedup=1.0, dense_ms=best.dense_ms)
+        nearest = min(
+            [whole, *kept], key=lambda t: self.goal.excess(replace(t, memory=t.memory or t.dense_memory))
+        )
+        off = self.goal.excess(nearest) if kept else self.goal.excess_of_dense(best)
+        return Settled(
+            nearest, tuple(self.trials), (self._between(nearest, min(lost, key=self.goal.excess)),), off
+        )
+
+    def _between(self, kept: Trial, lost: Trial) -> str:
+        """The nearest on either side, and what may bring them together."""
+        goal, limits = self.goal.words(), self.goal.words(limits_only=True)
+        so_far = (
+            f"the nearest is {kept.words()}"
+            if kept.levers or kept.ratio
+            else "nothing that was tried is near"
+        )
+        what = f"against {limits}" if limits else "to be of use"
+        return (
+            f"{goal} is out of reach: {so_far}; {lost.words()} loses too much {what}: more samples, or training with "
+            "--recover distill, may bring it nearer"
+        )
 
     # Within limits
 
     def _farthest(self, family: Family) -> None:
         """The largest ratio of a family that keeps the limits, by halving."""
-        if family and self.goal.loses_too_much(self._try(family, 0.0)):
-            return
+        if family:
+            whole = self._try(family, 0.0)
+            if self.goal.loses_too_much(whole):
+                self._mend(whole, self._farthest)
+                return
         low, high = 0.0, self._last
         x = min(high, -math.log1p(-0.5))
         for _ in range(TRIALS):
@@ -259,12 +289,12 @@ class Search:
             x = (low + high) / 2
 
     def _fastest(self) -> Settled:
-        """The fastest that keeps the limits; the smallest where nothing was timed."""
-        kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
-        if not kept:
-            some = self.trials[0]
-            kept = [Trial(0.0, 0.0, some.dense_bytes, some.dense_bytes, speedup=1.0, dense_ms=some.dense_ms)]
-        best = max(kept, key=lambda t: (t.speedup or 0.0, -t.bytes, t.ratio))
+        """The fastest that keeps the limits, the model as it is where nothing is surely faster; the smallest where
+        nothing was timed."""
+        some = self.trials[0]
+        whole = Trial(0.0, 0.0, some.dense_bytes, some.dense_bytes, speedup=PAYS, dense_ms=some.dense_ms)
+        kept = [whole, *(t for t in self.trials if not self.goal.loses_too_much(t))]
+        best = max(kept, key=lambda t: (t.speedup or PAYS, -t.bytes, t.ratio))
         return Settled(best, tuple(self.trials), self._kept_up_to(best.ratio))
 
     def _kept_up_to(self, ratio: float) -> tuple[str, ...]:

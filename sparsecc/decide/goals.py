@@ -9,11 +9,15 @@ from typing import Any
 
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, rows_of
+from sparsecc.options.table import PRUNED
 
 NEAR = math.log(1.05)
 """A target is met within 5 %."""
 REFUSED = math.log(1.25)
 """What stays further than this from its target is not written."""
+
+UNNOTICED = 30.0
+"""Decibels of every part of the outputs from which on, all answers being the same, nothing measurable is lost."""
 
 _ROWS = {name: row for name, row in rows_of(CompileOptions).items() if row.is_goal or row.is_limit}
 
@@ -46,6 +50,8 @@ class Trial:
     dense_score: float | None = None
     quality_db: float | None = None
     agreement: float | None = None
+    is_useless: bool = False
+    """Whether what is left is of no use, by the answers, the outputs, or the metric (`loss.judge`)."""
     is_fine: bool = False
     """Whether it was timed long enough to be told from what is near it."""
 
@@ -75,7 +81,8 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in levers.items():
         if name == "quantize":
-            words.append(str(value))
+            part = " but for the worst layers" if "max_drop" in levers.get("quantize_options", {}) else ""
+            words.append(f"{value}{part}")
         elif name == "prune":
             words.append("layers")
         elif name == "tokens":
@@ -112,6 +119,19 @@ class Goal:
             if name in given and not options.measure:
                 raise InputError(f"{_ROWS[name].flag} needs the measurement: leave out --no-measure")
         return Goal(**given)
+
+    @staticmethod
+    def unasked(options: CompileOptions) -> Goal | None:
+        """Where samples are given and nothing is asked for: the fastest that loses nothing measurable, by the metric
+        where there is one. None where something is ordered, nothing is timed, or nothing judges."""
+        ordered = (
+            options.gives_orders or options.names_slots or options.prune != PRUNED or options.last_logits
+        )
+        if ordered or options.samples is None or not options.measure or Goal.of(options) is not None:
+            return None
+        if options.evaluate is not None:
+            return Goal(max_drop=0.0)
+        return Goal(min_quality=UNNOTICED, min_agreement=1.0)
 
     @property
     def asked(self) -> dict[str, float]:
@@ -151,7 +171,9 @@ class Goal:
         return self.excess(replace(dense, memory=trial.dense_memory))
 
     def loses_too_much(self, trial: Trial) -> bool:
-        """Whether a trial breaks a limit. What could not be judged breaks none."""
+        """Whether a trial breaks a limit, or is of no use. What could not be judged breaks none."""
+        if trial.is_useless:
+            return True
         drop = self.max_drop is not None and trial.score is not None and trial.dense_score is not None
         if drop and trial.dense_score - trial.score > self.max_drop + 1e-12:  # type: ignore[operator]
             return True

@@ -16,6 +16,8 @@ USELESS_DB, DOUBTFUL_DB = 8.0, 14.0
 """Quality in dB of a part whose answers are not known."""
 USELESS_AGREEMENT, DOUBTFUL_AGREEMENT = 0.8, 0.9
 """Share of answers that stay the same. Few answers whose interval reaches the second make no useless result."""
+TENTH = 0.1
+"""A metric that fell by more than this share of what it was is that of a useless result."""
 _ORDER: tuple[Use, ...] = ("useless", "doubtful", "usable")
 
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sparsecc.loss.judge import Use, lowest_agreement, use_of, worst_quality
+from sparsecc.loss.judge import TENTH, Use, lowest_agreement, use_of, worst_quality
 from sparsecc.report.numbers import plural
 
 Judgement = Use | Literal["not judged"]
 
-TENTH = 0.1
-"""A metric that fell by more than this share of what it was is that of a useless result."""
 EQUAL = 100.0
 """Decibels from which on outputs are equal for all that floats can tell."""
 RANDOM = "random inputs"

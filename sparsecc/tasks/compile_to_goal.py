@@ -25,7 +25,7 @@ from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.residual_blocks import find_blocks
 from sparsecc.graph.token_sites import CannotReduceError, find_site
-from sparsecc.loss.judge import lowest_agreement, worst_quality
+from sparsecc.loss.judge import DOUBTFUL_DB, TENTH, lowest_agreement, use_of, worst_quality
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
@@ -37,6 +37,7 @@ from sparsecc.system.files import size_of
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
+from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
 from sparsecc.tasks.known_trials import KnownTrials
@@ -48,13 +49,16 @@ _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
 _NEARBY = 0.12
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
+_MARGIN = 2.0
+"""Decibels that a choice of types is asked for above what is to be left: it is made on other samples."""
 INT8: Family = {"quantize": "int8"}
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
 
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """As `compile.compile_model`, with the goals among the options first turned into a ratio.
+    """As `compile.compile_model`, with the goals among the options first turned into a ratio and levers; without any,
+    but with samples, the fastest that loses nothing measurable is looked for, where it can be timed.
 
     GoalError where nothing near the goal can be reached; nothing is written then.
     """
@@ -62,6 +66,9 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_methods(options)
     require_passes(options)
     goal, builds = Goal.of(options), not request.get("dry_run")
+    is_asked = goal is not None
+    if not is_asked and builds and backend_named(target_named(options.target).backend).runs_here:
+        goal = Goal.unasked(options)
     times = (options.measure and builds) or (goal is not None and goal.is_timed)
     require_device(options, Path(request["model"]), times=times, builds=builds)
     if goal is None:
@@ -70,17 +77,24 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         scratch = Scratch(folder)
         asked = Compilation.opened_at(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
         known = partial(KnownTrials, asked, request.get("origin", ""))
-        shop = Workshop.open(asked, goal, known, has_ended=bool(request.get("ended")))
+        if not is_asked:
+            asked.say("nothing is asked for: the fastest that loses nothing measurable is looked for")
+        try:
+            shop = Workshop.open(asked, goal, known, has_ended=bool(request.get("ended")))
+        except UnavailableError:
+            if is_asked:
+                raise
+            return pipeline.compile_model(request, emit)
         settled = shop.settle()
         if settled.excess > REFUSED:
             raise GoalError(settled.notes[-1])
         resolved = shop.resolved(settled.best)
         compilation = asked.again(resolved, _scaled(emit, 0.5))
         compilation.goal = {
-            "asked": goal.asked,
+            "asked": goal.asked if is_asked else {},
             "trials": [trial.to_json() for trial in settled.trials],
             "chosen": {"ratio": settled.ratio, "levers": dict(settled.best.levers)},
-            "notes": settled.notes,
+            "notes": settled.notes if is_asked else (),
         }
         return pipeline.compiled(compilation, request)
 
@@ -186,13 +200,20 @@ class Workshop:
         return ["int8" if self.times else "int8!"]
 
     def finer(self, trial: Trial) -> Family | None:
-        """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
+        """8 bits without the layers that lose most, where all together lose too much; types per layer at the speed
+        that is asked, where all in 8 bits are faster than that."""
         compilation = self.compilation
-        is_free = compilation.options.quantize is None and trial.levers == INT8
-        if not (is_free and self.goal.is_timed and trial.speedup and compilation.target.timed_here):
+        if compilation.options.quantize is not None or trial.levers != INT8:
             return None
-        wanted = trial.speedup * math.exp(self.goal.excess(trial))
-        return {"quantize": "mixed", "quantize_options": {"speedup": f"{wanted:.3f}"}}
+        if self.goal.loses_too_much(trial):
+            if trial.quality_db is None:
+                return None
+            wanted = max(self.goal.min_quality or DOUBTFUL_DB, trial.quality_db) + _MARGIN
+            return {"quantize": "int8", "quantize_options": {"max_drop": f"{10 ** (-wanted / 20):.4f}"}}
+        if not (self.goal.is_timed and trial.speedup and compilation.target.timed_here):
+            return None
+        speedup = trial.speedup * math.exp(self.goal.excess(trial))
+        return {"quantize": "mixed", "quantize_options": {"speedup": f"{speedup:.3f}"}}
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
@@ -257,7 +278,10 @@ class Workshop:
 
     def pulled(self, family: Family, ratio: float) -> CompileOptions:
         """The options of a trial. Layers that go may be among those that timing named."""
-        named = self.paying if family.get("quantize") == "int8" and "prune" not in family else {}
+        named: dict[str, Any] = {}
+        if self.paying and family.get("quantize") == "int8" and "prune" not in family:
+            how = {**self.paying.get("quantize_options", {}), **family.get("quantize_options", {})}
+            named = {"quantize": self.paying["quantize"], "quantize_options": how}
         return self.compilation.options.pulled(ratio, {**family, **named})
 
     def resolved(self, trial: Trial) -> CompileOptions:
@@ -279,10 +303,12 @@ class Workshop:
         if compilation.options.samples is not None:
             facts = work.probes.close_to_dense(work.backend, work.compiled)
             agreed = lowest_agreement(facts) if facts.get("agreement") else None
-            trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed)
+            useless = use_of(facts) == "useless"
+            trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed, is_useless=useless)
         if self.dense_score is not None:
             found = metric_score(compilation, work.compiled)
-            trial = replace(trial, score=found, dense_score=self.dense_score)
+            useless = self.dense_score - found > TENTH * abs(self.dense_score)
+            trial = replace(trial, score=found, dense_score=self.dense_score, is_useless=useless)
         return trial
 
     def memory_of(self, model: Path, feeds: Feeds) -> int:
