@@ -27,6 +27,8 @@ class PassResult:
     remarks: tuple[Remark, ...] = ()
     in_float: ir.Model | None = None
     """The graph before its types changed, where numbers were moved between layers first: the same function."""
+    was_rounded: bool = False
+    """Whether the model came in fewer bits than `in_float`, and so is not the same function."""
 
 
 def require_data(what: str, *, has_data: bool) -> None:

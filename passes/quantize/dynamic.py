@@ -111,7 +111,7 @@ class _Dynamic:
         return (
             self.editor.constant(f"{name}_int8", levels),
             self.editor.constant(f"{name}_scale", scale),
-            self.editor.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+            self.editor.zeros(scale.shape, np.int8),
         )
 
     def _quantized_data(self, value: ir.Value) -> list[ir.Value]:

@@ -14,6 +14,7 @@ from sparsecc.passes.quantize.bias_correction import correct_biases
 from sparsecc.passes.quantize.coordinate_descent import round_weights
 from sparsecc.passes.quantize.equalize import equalize_convolutions
 from sparsecc.passes.quantize.kind import Kind
+from sparsecc.passes.quantize.lift import lift
 from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
@@ -30,6 +31,7 @@ class Static(Kind):
     """Layers and what lies between them in 8 bits, decided once and lowered for the target."""
 
     keeps_loss = True
+    lifts = True
     advice = "--quantize-option max_drop=0.01 leaves the layers that cost most in float"
 
     def require(self, options: Quantize) -> None:
@@ -49,12 +51,15 @@ class Static(Kind):
         asked |= {"smooth": bool(options.smooth), "correct_bias": options.correct_bias}
         for what in (name for name, wanted in asked.items() if wanted):
             require_data(f"{options.type} with {what}", has_data=bool(compilation.pass_feeds))
+        ranges = lift(model)
+        facts |= {"lifted": len(ranges)} if ranges is not None else {}
         if options.equalize:
             facts["equalized"] = equalize_convolutions(model)
         if options.smooth:
             facts["smoothed"] = smooth_activations(model, compilation, options.smooth)
-        in_float = model.clone() if options.equalize or options.smooth else None
-        quantizer = StaticQuantizer(model, compilation, static_options(options, options.type))
+        is_moved = bool(options.equalize or options.smooth or ranges is not None)
+        in_float = model.clone() if is_moved else None
+        quantizer = StaticQuantizer(model, compilation, static_options(options, options.type), ranges or {})
         exclude = options.exclude
         if options.max_drop is not None:
             mixed = choose_float_layers(quantizer, options.max_drop, exclude)
@@ -68,7 +73,8 @@ class Static(Kind):
         facts |= quantizer.facts(decision)
         quantizer.spec(decision).record(plan)
         left = _round(options, model, decision, compilation, facts)
-        result = PassResult(facts, (*quantizer.lower(model, exclude).remarks, *left), in_float)
+        remarks = (*quantizer.lower(model, exclude).remarks, *left)
+        result = PassResult(facts, remarks, in_float, was_rounded=ranges is not None)
         return paying.told(result) if paying else result
 
 

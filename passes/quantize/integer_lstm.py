@@ -62,5 +62,5 @@ def _store(
     return (
         editor.constant(f"{name}_int8", levels.transpose(0, 2, 1)),
         editor.constant(f"{name}_scale", scale),
-        editor.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+        editor.zeros(scale.shape, np.int8),
     )

@@ -25,6 +25,8 @@ class Kind:
     """Whether it leaves layers in float that `rest` may give a type, and leaves models alone that have integers."""
     stores_tables: bool = True
     """Whether embedding tables become 8 bits, where the target looks rows of such up."""
+    lifts: bool = False
+    """Whether models in Q/DQ are taken apart and written anew: it uses their ranges."""
     keeps_loss: bool = False
     """Whether it leaves layers in float to stay within `max_drop`; others are refused when they lose more."""
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
+from sparsecc.passes.quantize.layer_scale import layer_scale
 from sparsecc.passes.quantize.select_layers import Decision
-from sparsecc.passes.quantize.spec import Scale, along, quantize_weight, weight_scale
+from sparsecc.passes.quantize.spec import Scale, along, quantize_weight
 from sparsecc.passes.weights.linear_layers import constant_array
 
 
@@ -82,7 +83,7 @@ class OnnxRuntimeLowering:
         data_scale = self.scales[self.decision.root(layer.data.name or "")].scale
         axis = layer.out_axis if self.per_channel else None
         weight = layer.array()
-        scale = weight_scale(weight, axis, limit=self.weight_limit)
+        scale = layer_scale(layer, axis, limit=self.weight_limit)
         bias = None
         if layer.bias is not None:
             bias = constant_array(layer.bias).astype(np.float64).reshape(-1)
@@ -106,7 +107,7 @@ class OnnxRuntimeLowering:
             f"{name}_int8", quantize_weight(weight, scale, axis, limit=self.weight_limit)
         )
         step = self.editor.constant(f"{name}_scale", scale)
-        zero = self.editor.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))
+        zero = self.editor.zeros(scale.shape, np.int8)
         attributes = {"axis": axis} if axis is not None else {}
         restored = self.editor.add(
             "DequantizeLinear", [stored, step, zero], attributes, base=f"{name}_restored",
@@ -119,7 +120,7 @@ class OnnxRuntimeLowering:
         levels = np.rint(numbers / scale).astype(np.int32)
         stored = self.editor.constant(f"{bias.name}_int32", levels)
         step = self.editor.constant(f"{bias.name}_scale", np.asarray(scale, np.float32))
-        zero = self.editor.constant(f"{bias.name}_zero_point", np.zeros(np.shape(scale), np.int32))
+        zero = self.editor.zeros(np.shape(scale), np.int32)
         attributes = {"axis": 0} if np.ndim(scale) else {}
         return self.editor.add(
             "DequantizeLinear", [stored, step, zero], attributes, base=f"{bias.name}_restored",
@@ -131,5 +132,5 @@ def restored_weight(layer: LinearLayer, *, per_channel: bool = True, limit: int 
     """The layer's weight after int8 rounding, in float, for error measures."""
     axis = layer.out_axis if per_channel else None
     weight = layer.array()
-    scale = weight_scale(weight, axis, limit=limit)
+    scale = layer_scale(layer, axis, limit=limit)
     return np.asarray(quantize_weight(weight, scale, axis, limit=limit) * along(scale, axis, weight.ndim))

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.passes.quantize.layer_scale import layer_scale
 from sparsecc.passes.quantize.select_layers import Decision
-from sparsecc.passes.quantize.spec import Scale, weight_scale
+from sparsecc.passes.quantize.spec import Scale
 
 
 @dataclass
@@ -56,7 +57,7 @@ class TensorRTLowering:
     def _weight(self, layer: LinearLayer) -> ir.Value:
         key = (layer.weight.name or "", layer.out_axis)
         if key not in self._weights:
-            scale = weight_scale(layer.array(), layer.out_axis, self.type)
+            scale = layer_scale(layer, layer.out_axis, self.type)
             self._weights[key] = self._pair(layer.weight, scale, layer.out_axis)
         return self._weights[key]
 
@@ -64,7 +65,7 @@ class TensorRTLowering:
         name = value.name or ""
         dtype = np.dtype(ml_dtypes.float8_e4m3fn) if self.type == "fp8" else np.dtype(np.int8)
         step = self.editor.constant(f"{name}_scale", scale)
-        zero = self.editor.constant(f"{name}_zero_point", np.zeros(scale.shape, dtype))
+        zero = self.editor.zeros(scale.shape, dtype)
         attributes = {"axis": axis} if axis is not None else {}
         quantized = self.editor.add_behind(
             value, "QuantizeLinear", [value, step, zero], attributes=attributes,

@@ -24,8 +24,9 @@ from sparsecc.passes.quantize.int4 import Int4
 from sparsecc.passes.quantize.int8 import Static
 from sparsecc.passes.quantize.int8_dynamic import DynamicInt8
 from sparsecc.passes.quantize.kind import Kind
+from sparsecc.passes.quantize.lift import has_pairs
 from sparsecc.passes.quantize.mixed import Mixed
-from sparsecc.passes.quantize.static import already_quantized
+from sparsecc.passes.quantize.static import already_quantized, has_float_layers
 from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
 from sparsecc.passes.quantize.what_pays import KEPT
 from sparsecc.passes.quantize.widen_half import widen_half
@@ -120,7 +121,7 @@ class Quantize(Pass):
         """With the names of nodes in `exclude` and `force`."""
         kind = self.kind
         skip = already_quantized(model) if kind.leaves_rest else None
-        if skip is not None:
+        if skip is not None and not has_float_layers(model) and not (kind.lifts and has_pairs(model)):
             return PassResult({"type": self.type, "nodes": []}, (skip,))
         before, original = float_outputs(model, compilation), model.clone()
         widened = widen_half(model) if kind.leaves_rest else None
@@ -137,6 +138,7 @@ class Quantize(Pass):
             widened.store_halves()
         if not (result.facts["nodes"] or tables.nodes or result.facts.get("rest")):
             model.graph, folded, left = original.graph, 0, []  # nothing is folded or made newer for nothing
+            result.facts.pop("lifted", None)
             result = replace(result, in_float=None)
         lost = fidelity(model, before, compilation, kind.advice)
         if not kind.keeps_loss:
@@ -153,7 +155,8 @@ class Quantize(Pass):
             **({"folded_batch_norms": folded} if folded else {}),
             "warnings": warnings,
         }
-        return replace(result, facts=facts, remarks=(*left, *tables.remarks, *result.remarks))
+        kept = [] if skip is None or "lifted" in facts else [skip]
+        return replace(result, facts=facts, remarks=(*kept, *left, *tables.remarks, *result.remarks))
 
     def require(self, target: Target, *, has_data: bool) -> None:
         kind = self.kind

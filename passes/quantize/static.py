@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.data.ranges import read_ranges
 from sparsecc.errors import InputError
+from sparsecc.graph.linear_layers import SINGLE_OR_HALF
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
@@ -19,6 +20,7 @@ from sparsecc.passes.quantize.activation_ranges import (
     collect,
     warnings_of,
 )
+from sparsecc.passes.quantize.lift import Ranges
 from sparsecc.passes.quantize.lower_onnxruntime import OnnxRuntimeLowering, restored_weight
 from sparsecc.passes.quantize.lower_tensorrt import TensorRTLowering
 from sparsecc.passes.quantize.qoperator import to_integer_operators
@@ -64,6 +66,8 @@ class StaticQuantizer:
     model: ir.Model
     compilation: Compilation
     options: StaticOptions
+    lifted: Ranges = field(default_factory=dict)
+    """Ranges that the model came with."""
 
     def __post_init__(self) -> None:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
@@ -73,8 +77,9 @@ class StaticQuantizer:
         names = [name for name in self.whole.values if name not in given]
         self.stats: dict[str, ValueStats] = {}
         if names and not self.compilation.pass_feeds:
+            who = "--ranges says" if self.compilation.options.ranges else "the model says"
             raise InputError(
-                f"--ranges says nothing of '{names[0]}', one of {len(names)} values of {len(self.whole.values)} that "
+                f"{who} nothing of '{names[0]}', one of {len(names)} values of {len(self.whole.values)} that "
                 "need a range: give --calib too, which finds those that are missing"
             )
         if names:
@@ -87,10 +92,12 @@ class StaticQuantizer:
         } | given
 
     def _given(self) -> dict[str, tuple[float, float]]:
-        """Ranges of `--ranges` for values that need one. InputError where it names none of them."""
+        """Ranges of `--ranges`, and then those that the model came with, for values that need one. InputError where
+        the file names none of them."""
         path = self.compilation.options.ranges
+        lifted = {name: self.lifted[name] for name in self.whole.values if name in self.lifted}
         if path is None or not self.whole.values:
-            return {}
+            return lifted
         known = read_ranges(Path(path))
         found = {name: known[name] for name in self.whole.values if name in known}
         if not found:
@@ -98,7 +105,7 @@ class StaticQuantizer:
             raise InputError(
                 f"--ranges names no value that becomes integers, such as '{example}': names are those of the ONNX file"
             )
-        return found
+        return lifted | found
 
     @property
     def fuses_matmul(self) -> bool:
@@ -200,10 +207,18 @@ def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:
 
 
 def already_quantized(model: ir.Model) -> Remark | None:
-    """A reason to leave the model alone when it already holds integer operators, save where inputs and outputs are
-    integers and all between is float."""
+    """What is said of integer operators between inputs and outputs: that a model without float layers is left alone,
+    or that they stay beside these."""
     count = sum(Trait.INTEGER in traits_of(node) and not _is_at_border(node) for node in model.graph)
-    return Remark("model", f"already quantized ({count} integer operators): left as it is") if count else None
+    if not count:
+        return None
+    kept = "they stay" if has_float_layers(model) else "left as it is"
+    return Remark("model", f"already quantized ({count} integer operators): {kept}")
+
+
+def has_float_layers(model: ir.Model) -> bool:
+    """Whether there is anything to quantize."""
+    return bool(find_layers(model, SINGLE_OR_HALF)[0])
 
 
 def _is_at_border(node: ir.Node) -> bool:

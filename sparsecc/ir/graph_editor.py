@@ -20,6 +20,7 @@ class GraphEditor:
         self.model = model
         self.spool = spool
         self.graph = model.graph
+        self._zeros: dict[tuple[tuple[int, ...], np.dtype], ir.Value] = {}
         self._names: set[str] = set(self.graph.initializers)
         self._names.update(value.name or "" for value in self.graph.inputs)
         for node in ir.traversal.RecursiveGraphIterator(self.graph):
@@ -54,6 +55,15 @@ class GraphEditor:
         )
         self.graph.register_initializer(value)
         return value
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> ir.Value:
+        """An initializer of zeros, one for all who ask for the same."""
+        key = shape, np.dtype(dtype)
+        if key not in self._zeros:
+            self._zeros[key] = self.constant(
+                "_".join(["zeros", key[1].name, *map(str, shape)]), np.zeros(*key)
+            )
+        return self._zeros[key]
 
     def add(
         self,

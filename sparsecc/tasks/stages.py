@@ -218,7 +218,8 @@ def run_passes(work: Work) -> None:
         compilation.remarks.extend((one.name, remark) for remark in result.remarks)
         compilation.warnings.extend(result.facts.get("warnings", ()))
         if result.in_float is not None:
-            work.unmoved, work.in_float = work.in_float, result.in_float
+            work.unmoved = None if result.was_rounded else work.in_float
+            work.in_float = result.in_float
         compilation.note(str(one), result.facts, begun=begun)
 
 
