@@ -20,6 +20,8 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions
 from sparsecc.report.trials import trial_rows
+from sparsecc.tasks.compile_to_goal import compile_model
+from sparsecc.tasks.known_trials import KnownTrials
 
 
 def test_limits_watch_over_orders_and_are_goals_alone(tmp_path: Path) -> None:
@@ -120,6 +122,29 @@ def test_a_compile_reaches_a_speed_up_and_reports_every_trial(tmp_path: Path) ->
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     assert "speedup" not in recipe
     assert "ratio: 0." in recipe
+
+
+def test_a_trial_that_the_end_proves_wrong_is_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine so busy that a trial was timed too fast: in so small a model runs take as long as ever."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real, asked = KnownTrials.find, list[float]()
+
+    def find(self: KnownTrials, options: CompileOptions) -> tuple[Trial, dict[str, Any]] | None:
+        asked.append(options.ratio or 0.0)
+        if len(asked) > 1:
+            return real(self, options)
+        return Trial(asked[0], 0.1, 1000, 2000, speedup=1.8, dense_ms=1.0, is_fine=True), {}
+
+    monkeypatch.setattr(KnownTrials, "find", find)
+    (tmp_path / "out").mkdir()
+    source, options = perceptron(tmp_path / "m.onnx", width=32, layers=2), CompileOptions(speedup=1.8)
+    request = {"model": str(source), "output": str(tmp_path / "out"), "options": options.to_recipe()}
+    with pytest.raises(GoalError, match="out of reach: the best is 1"):
+        compile_model({**request, "folder": str(tmp_path / "out")}, lambda event: None)
+    assert asked[0] == asked[1], "the same trial, as the end measured it"
+    assert len(asked) > 2
 
 
 def test_a_compile_meets_a_size(tmp_path: Path) -> None:

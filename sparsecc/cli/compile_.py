@@ -40,12 +40,20 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     terminal.result(report, compile_view)
     if "unmeasured" in report:
         raise GoalError(f"{report['bundle']} is written, but {report['unmeasured']}")
-    if missed := _out_of_reach(report, asked.ratio):
+    if missed := _out_of_reach(report, asked.ratio) or _missed(report):
         raise GoalError(missed)
 
 
 NEAR = 0.5
 """The share of an asked ratio below which what can go is nothing near it."""
+
+
+def _missed(report: Mapping[str, Any]) -> str | None:
+    """What to say where a goal is not met, though what is written is near it."""
+    goal = report.get("goal")
+    if goal is None or goal["met"] or not report["bundle"]:
+        return None
+    return f"{report['bundle']} is written, but misses the goal by {goal['excess']:.0%}: see what was tried"
 
 
 def _out_of_reach(report: Mapping[str, Any], asked: float | None) -> str | None:

@@ -25,7 +25,7 @@ CHOSEN = ("quantize", "quantize_options")
 
 
 class KnownTrials:
-    """What trials found, in the user's cache. A cache that cannot be written costs time later, not the search.
+    """What trials found, here and in the user's cache. One that cannot be written costs time later, not the search.
 
     `about` is what besides options, model and samples decides what is found: where the data comes from, what is
     measured, the score of the dense model.
@@ -38,13 +38,15 @@ class KnownTrials:
         self._base = digest_of(
             compilation.dense.model, samples, "sparsecc.tasks.compile_to_goal", where, about
         )
+        self._held: dict[str, str] = {}
         self._cache: Cache | None = None
         with suppress(SystemFailureError):
             self._cache = Cache(cache_folder() / "trials", KEPT)
 
     def find(self, options: CompileOptions) -> tuple[Trial, dict[str, Any]] | None:
         """The trial that these options made and what it chose by measuring; None where there was none."""
-        stored = None if self._cache is None else self._cache.get(self._key(options))
+        key = self._key(options)
+        stored = self._held.get(key) or (None if self._cache is None else self._cache.get(key))
         if stored is None:
             return None
         found = json.loads(stored)
@@ -54,10 +56,11 @@ class KnownTrials:
 
     def keep(self, options: CompileOptions, trial: Trial, chosen: Mapping[str, Any]) -> None:
         """Store a trial and what its passes chose by measuring."""
+        key, found = self._key(options), json.dumps({"trial": trial.to_json(), "chosen": dict(chosen)})
+        self._held[key] = found
         if self._cache is not None:
             with suppress(SystemFailureError):
-                found = {"trial": trial.to_json(), "chosen": dict(chosen)}
-                self._cache.put(self._key(options), json.dumps(found).encode())
+                self._cache.put(key, found.encode())
 
     def _key(self, options: CompileOptions) -> str:
         """Limits forbid results and make none; files that options name are in the base."""
