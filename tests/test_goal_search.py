@@ -212,11 +212,23 @@ def test_what_is_of_no_use_is_given_up_at_once_or_mended() -> None:
     assert (found.best.levers, made.count("int8 0.00")) == ({}, 1)
     assert sum(name.startswith("int8") for name in made) == 1
     mended = Search(
-        Goal(speedup=1.5), among(ways), [INT8, {}], finer=lambda t: PART if t.levers == INT8 else None
+        Goal(speedup=1.5), among(ways), [INT8, {}], safer=lambda t: PART if t.levers == INT8 else None
     )
     best = mended.settle().best
     assert best.levers == PART
     assert best.speedup == pytest.approx(1.5, rel=0.05)
+
+
+def test_a_little_is_removed_from_eight_bits_in_part_where_that_loses_less() -> None:
+    ways = {"": Way(1.0, 60, lost=80), "int8": Way(1.5, 25), "int8 but for the worst layers": Way(1.35, 33)}
+    search = Search(
+        Goal(speedup=1.5), among(ways), [INT8, {}], safer=lambda t: PART if t.levers == INT8 else None
+    )
+    best = search.settle().best
+    assert best.levers == PART
+    assert 0.1 < best.ratio < 0.2
+    assert best.quality_db is not None
+    assert best.quality_db > 25
 
 
 def test_where_only_what_is_of_no_use_is_fast_enough_the_goal_is_out_of_reach() -> None:

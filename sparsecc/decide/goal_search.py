@@ -9,7 +9,7 @@ lost more than the best that is known and is still too slow: more removal only l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,11 +59,12 @@ class Settled:
 
 @dataclass
 class Search:
-    """One search. `families` are tried in turn, then each of `more` together with the levers of the best so far.
+    """One search. `families` are tried in turn, then the first in a form that loses less, then each of `more` together
+    with the levers of the best so far.
 
-    `finer` is the family that gives some of the speed of a trial back for less loss, if there is one; `is_over` ends
-    the search once something meets the goal. `ceiling` is the largest ratio allowed (`--ratio`). `refused` says why
-    families had no model.
+    `finer` is the family that gives back the speed of a trial that nobody asked for, `safer` that of its levers where
+    they lose least, if there are such; `is_over` ends the search once something meets the goal. `ceiling` is the
+    largest ratio allowed (`--ratio`). `refused` says why families had no model.
     """
 
     goal: Goal
@@ -72,6 +73,7 @@ class Search:
     more: Sequence[Family] = ()
     ceiling: float | None = None
     finer: Callable[[Trial], Family | None] = lambda _: None
+    safer: Callable[[Trial], Family | None] = lambda _: None
     is_over: Callable[[], bool] = lambda: False
     trials: list[Trial] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -79,14 +81,9 @@ class Search:
     def settle(self) -> Settled:
         """The trial that meets the goal and loses least, or comes nearest. InputError or GoalError where no family
         has any model."""
-        for number, family in enumerate((*self.families, *self.more)):
+        for number, family in enumerate(self._ways()):
             if number and (len(self.trials) >= MOST or (self.is_over() and self._within())):
                 break
-            if number >= len(self.families) and self.trials:
-                best = self._best()
-                if self._within() and best.ratio == 0:
-                    break  # nothing was removed that others could save
-                family = {**best.levers, **family}
             try:
                 (self._reach if self.goal.has_target else self._farthest)(family)
             except EndedError:
@@ -105,6 +102,21 @@ class Search:
             return self._held_back(best)
         notes = () if excess <= NEAR else (self.goal.short(best, excess),)
         return Settled(best, tuple(self.trials), notes, excess)
+
+    def _ways(self) -> Iterator[Family]:
+        """The families in turn; each is made when the one before has been tried."""
+        yield from self.families
+        whole = [t for t in self.trials if t.ratio == 0 and t.levers and not self.goal.loses_too_much(t)]
+        if self.goal.has_target and whole and (safer := self.safer(whole[0])) is not None:
+            yield safer
+        for family in self.more:
+            if not self.trials:
+                yield family
+                continue
+            best = self._best()
+            if self._within() and best.ratio == 0:
+                return  # nothing was removed that others could save
+            yield {**best.levers, **family}
 
     def _try(self, family: Family, ratio: float) -> Trial:
         trial = self.attempt(family, ratio)
@@ -143,11 +155,11 @@ class Search:
             whole = self._try(family, 0.0)
             start = self.goal.excess(whole)
             if self.goal.loses_too_much(whole):
-                self._mend(whole, self._reach)
+                self._instead(self.safer(whole), self._reach)
                 return
             if start <= NEAR:
                 if start <= -SLACK and not self.is_over():
-                    self._mend(whole, lambda finer: self._try(finer, 0.0))
+                    self._instead(self.finer(whole), lambda finer: self._try(finer, 0.0))
                 return
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it
@@ -189,13 +201,12 @@ class Search:
         found = [self.goal.excess(t) for t in same] or [self.goal.excess_of_dense(t) for t in self.trials]
         return found[0] if found else None
 
-    def _mend(self, whole: Trial, tried: Callable[[Family], object]) -> None:
-        """What is finer than a trial is tried, where there is such a family."""
-        finer = self.finer(whole)
-        if finer is None:
+    def _instead(self, family: Family | None, tried: Callable[[Family], object]) -> None:
+        """A family that takes the place of another is tried, where there is one."""
+        if family is None:
             return
         try:
-            tried(finer)
+            tried(family)
         except EndedError:
             raise
         except (InputError, GoalError) as e:
@@ -270,7 +281,7 @@ class Search:
         if family:
             whole = self._try(family, 0.0)
             if self.goal.loses_too_much(whole):
-                self._mend(whole, self._farthest)
+                self._instead(self.safer(whole), self._farthest)
                 return
         low, high = 0.0, self._last
         x = min(high, -math.log1p(-0.5))

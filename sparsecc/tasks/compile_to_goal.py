@@ -51,6 +51,8 @@ FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
 _MARGIN = 2.0
 """Decibels that a choice of types is asked for above what is to be left: it is made on other samples."""
+_BETTER = 3.0
+"""Decibels by which 8 bits in part are to be better than in all layers."""
 INT8: Family = {"quantize": "int8"}
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
@@ -183,6 +185,7 @@ class Workshop:
             more,
             ceiling=options.ratio,
             finer=self.finer,
+            safer=self.safer,
             is_over=lambda: time.monotonic() > end,
         )
         settled = search.settle()
@@ -215,20 +218,20 @@ class Workshop:
         return ["int8" if self.times else "int8!"]
 
     def finer(self, trial: Trial) -> Family | None:
-        """8 bits without the layers that lose most, where all together lose too much; types per layer at the speed
-        that is asked, where all in 8 bits are faster than that."""
-        compilation = self.compilation
-        if compilation.options.quantize is not None or trial.levers != INT8:
-            return None
-        if self.goal.loses_too_much(trial):
-            if trial.quality_db is None:
-                return None
-            wanted = max(self.goal.min_quality or DOUBTFUL_DB, trial.quality_db) + _MARGIN
-            return {"quantize": "int8", "quantize_options": {"max_drop": f"{10 ** (-wanted / 20):.4f}"}}
-        if not (self.goal.is_timed and trial.speedup and compilation.target.timed_here):
+        """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
+        is_free = self.compilation.options.quantize is None and trial.levers == INT8
+        if not (is_free and self.goal.is_timed and trial.speedup and self.compilation.target.timed_here):
             return None
         speedup = trial.speedup * math.exp(self.goal.excess(trial))
         return {"quantize": "mixed", "quantize_options": {"speedup": f"{speedup:.3f}"}}
+
+    def safer(self, trial: Trial) -> Family | None:
+        """8 bits without the layers that lose most: so many that the rest is of use, or clearly better."""
+        if self.compilation.options.quantize is not None or trial.levers != INT8 or trial.quality_db is None:
+            return None
+        least = max(self.goal.min_quality or DOUBTFUL_DB, trial.quality_db)
+        wanted = least + (_MARGIN if self.goal.loses_too_much(trial) else _BETTER)
+        return {"quantize": "int8", "quantize_options": {"max_drop": f"{10 ** (-wanted / 10):.3g}"}}
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
