@@ -8,7 +8,7 @@ JOBS ?= 2
 TYPED := tests models/digits.py models/train_digits.py noxfile.py
 BENCHMARKS := $(filter-out $(wildcard benchmarks/accuracy*.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: setup demo test lint types tests slow contract package options fuzz bench bench-accuracy clean
+.PHONY: setup demo test lint types tests slow contract package docs options fuzz bench bench-accuracy clean
 
 setup: $(VENV)/.ready-dev
 
@@ -53,6 +53,9 @@ slow: setup
 # Downloads NVIDIA's Python bindings of TensorRT 10 and 11 (2 MB) and checks every use of them.
 contract: setup
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_tensorrt_contract.py
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 options: setup
 	$(BIN)/python -m sparsecc.options.page > docs/options.md

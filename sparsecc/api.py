@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sparsecc.errors import GoalError, InputError
-from sparsecc.options import CompileCall, rows_of
+from sparsecc.options import CompareCall, CompileCall, InspectCall, ProfileCall, rows_of
 from sparsecc.options.places import default_bundle, default_reduced
 from sparsecc.options.renamed import warned
-from sparsecc.options.row import KEPT, SHARE, Data, Inputs, Kind, Libraries, Pairs, Score
+from sparsecc.options.row import KEPT, SHARE, Data, Kind, Libraries, Pairs, Score
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
 from sparsecc.tasks.calls import file_of, held, run_task, swept, until_ended
@@ -42,6 +42,16 @@ def takes(
         return function
 
     return signed
+
+
+def takes_two(
+    options: Callable[Given, Any],
+) -> Callable[
+    [Callable[Concatenate[First, First, ...], Made]], Callable[Concatenate[First, First, Given], Made]
+]:
+    """The same for a function of two arguments."""
+    signed: Any = takes(options)
+    return cast("Callable[[Callable[Concatenate[First, First, ...], Made]], Any]", signed)
 
 
 @takes(CompileCall)
@@ -97,90 +107,63 @@ def compile(model: Model, **options: Any) -> CompileResult:
     return result
 
 
-def inspect(
-    model: Model,
-    *,
-    inputs: Inputs | None = None,
-    keep: Sequence[str] = (),
-    only: Sequence[str] = (),
-    prune_io: Sequence[str] = (),
-    why: str | None = None,
-    custom_ops: Libraries | None = None,
-    on_event: Event | None = None,
-) -> dict[str, Any]:
-    """The groups of a model: members, what can go, and what is pinned and why."""
-    options = {"inputs": _shapes(inputs), "keep": list(keep), "only": list(only), "prune_io": list(prune_io)}
+@takes(InspectCall)
+def inspect(model: Model, **options: Any) -> dict[str, Any]:
+    """The groups of a model: members, what can go, and what is pinned and why (docs/options.md)."""
+    call = InspectCall.of(options)
+    asked = call.to_request()
+    why, libraries = asked.pop("why", None), asked.pop("custom_ops", None)
     with file_of(model) as path:
-        request = {"model": str(path), "options": options, "why": why}
+        request = {"model": str(path), "options": asked, "why": why}
         found: dict[str, Any] = run_task(
-            "sparsecc.tasks.inspect:inspect", request, on_event, libraries=custom_ops
+            "sparsecc.tasks.inspect:inspect", request, call.on_event, libraries=libraries
         )
     return found
 
 
-def profile(
-    model: Model,
-    *,
-    target: str = "onnxruntime",
-    device: str = "local",
-    layers: bool = False,
-    threads: int = 1,
-    inputs: Inputs | None = None,
-    data: Data | None = None,
-    key: str | os.PathLike[str] | None = None,
-    custom_ops: Libraries | None = None,
-    on_event: Event | None = None,
-) -> dict[str, Any]:
-    """Latency of a model or bundle, per layer where asked. `data` is like `calib` of `compile`.
+@takes(ProfileCall)
+def profile(model: Model, **options: Any) -> dict[str, Any]:
+    """Latency of a model or bundle, per layer where asked (docs/options.md). `data` is like `calib` of `compile`.
 
     An engine of someone else is only loaded with the public `key` (PEM) that its bundle is signed for.
     """
-    request = {
-        "target": target,
-        "layers": layers,
-        "threads": threads,
-        "inputs": _shapes(inputs),
-        "device": device,
-        "key": os.path.abspath(key) if key is not None else None,
-    }
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held({"data": data}) as (given, memory), file_of(model) as path:
-        request |= {"model": str(path), **given}
-        outside = beyond_sandbox(request)
-        task = "sparsecc.tasks.profile:profile"
-        found: dict[str, Any] = run_task(
-            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
-        )
+    with held(options) as (given, memory):
+        call = ProfileCall.of(given)
+        request = call.to_request()
+        libraries = request.pop("custom_ops", None)
+        if call.key is not None:
+            request["key"] = os.path.abspath(call.key)
+        with file_of(model) as path:
+            request["model"] = str(path)
+            outside = beyond_sandbox(request)
+            task = "sparsecc.tasks.profile:profile"
+            found: dict[str, Any] = run_task(
+                task, request, call.on_event, outside=outside, held=memory, libraries=libraries
+            )
     return found
 
 
-def compare(
-    a: Model,
-    b: Model,
-    *,
-    data: Data | None = None,
-    threads: int = 1,
-    inputs: Inputs | None = None,
-    custom_ops: Libraries | None = None,
-    on_event: Event | None = None,
-) -> dict[str, Any]:
-    """Outputs and latency of two models or bundles, side by side, interleaved. `data` is like `calib` of `compile`."""
+@takes_two(CompareCall)
+def compare(a: Model, b: Model, **options: Any) -> dict[str, Any]:
+    """Outputs and latency of two models or bundles, side by side, interleaved (docs/options.md).
+
+    `data` is like `calib` of `compile`.
+    """
     from sparsecc.tasks.outside import beyond_sandbox
 
-    with held({"data": data}) as (given, memory), file_of(a) as first, file_of(b) as second:
-        request = {
-            "a": str(first),
-            "b": str(second),
-            "threads": threads,
-            "inputs": _shapes(inputs),
-            **given,
-        }
-        outside = beyond_sandbox(request)
-        task = "sparsecc.tasks.compare:compare"
-        found: dict[str, Any] = run_task(
-            task, request, on_event, outside=outside, held=memory, libraries=custom_ops
-        )
+    with held(options) as (given, memory):
+        call = CompareCall.of(given)
+        asked = call.to_request()
+        libraries = asked.pop("custom_ops", None)
+        with file_of(a) as first, file_of(b) as second:
+            request = {"a": str(first), "b": str(second), **asked}
+            outside = beyond_sandbox(request)
+            task = "sparsecc.tasks.compare:compare"
+            found: dict[str, Any] = run_task(
+                task, request, call.on_event, outside=outside, held=memory, libraries=libraries
+            )
     return found
 
 
@@ -364,7 +347,3 @@ def _share(kind: Kind[float], flag: str, value: float | str) -> float:
         return kind.take(value)
     except ValueError as e:
         raise InputError(f"{flag}: {e}") from e
-
-
-def _shapes(inputs: Inputs | None) -> dict[str, Any]:
-    return {name: list(shape) for name, shape in (inputs or {}).items()}

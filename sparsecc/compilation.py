@@ -350,10 +350,10 @@ class Compilation(Announced):
         other.records, other.warnings, other.remarks = [*self.records], [*self.warnings], [*self.remarks]
         return other
 
-    def within(self, folder: str) -> Compilation:
+    def within(self, folder: Path) -> Compilation:
         """This compile, with its files in a folder of their own."""
         other = copy.copy(self)
-        other.scratch = Scratch(self.scratch.folder / folder)
+        other.scratch = Scratch(folder)
         return other
 
 

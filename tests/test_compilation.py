@@ -134,11 +134,11 @@ def test_how_much_longer_work_takes_is_told_where_that_is_long(
     assert time_left(seconds, share) == told
 
 
-def test_every_name_in_the_scratch_folder_is_typed_in_one_file() -> None:
-    homes: dict[str, set[str]] = {}
+def test_every_name_in_the_scratch_folder_is_a_property() -> None:
+    """Others get the path that is theirs; the folder itself goes only to what makes files of no name."""
+    kept = Scratch(Path("kept"))
+    named = [getattr(kept, name) for name, one in vars(Scratch).items() if isinstance(one, property)]
+    assert len({path.relative_to(kept.folder).parts[0] for path in named}) == len(named) > 15
     for path in SHIPPED:
-        for name in re.findall(r'(?:scratch(?:\.folder)?|self\.folder) / f?"([^"]+)"', path.read_text()):
-            if path.parent.name not in ("bundle", "devices", "backends", "nvidia"):
-                homes.setdefault(name, set()).add(path.name)
-    assert homes["pruned"] == homes["dense"] == {"scratch.py"}
-    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+        for use in re.findall(r".*scratch\.folder\b.*", path.read_text()):
+            assert re.search(r"Spool\(|dir=|private_copy\(|to_integer_operators\(", use), (path.name, use)

@@ -11,12 +11,16 @@ from pathlib import Path
 import click
 import pytest
 
+from sparsecc.allocators import ALLOCATORS
 from sparsecc.cli.root import COMMANDS
 from sparsecc.cli.root import root as cli
+from sparsecc.criteria import CRITERIA
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("models/*.md")]
+    path
+    for room in (".", "docs", "docs/tutorials", "examples", "models", "benchmarks")
+    for path in (ROOT / room).glob("*.md")
 )
 README = ROOT / "README.md"
 
@@ -66,6 +70,40 @@ def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    reached, waiting = {README}, [README]
+    while waiting:
+        document = waiting.pop()
+        for link in re.findall(r"\]\(([^)#\s]+\.md)(?:#[^)]*)?\)", document.read_text()):
+            target = (document.parent / link).resolve()
+            if target.exists() and target not in reached:
+                reached.add(target)
+                waiting.append(target)
+    assert [path for path in DOCUMENTS if path.resolve() not in reached] == []
+
+
+def test_the_readme_is_two_screens() -> None:
+    assert len(README.read_text().splitlines()) <= 100
+
+
+def _names_under(heading: str) -> list[str]:
+    """The names in the first column of the first table under a heading of docs/methods.md."""
+    text = (ROOT / "docs" / "methods.md").read_text().split(f"\n## {heading}\n", 1)[1]
+    table = text[text.index("| name |") :].split("\n\n", 1)[0]
+    return [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_the_lists_of_methods_are_current() -> None:
+    criteria = _names_under("Criteria")
+    assert sorted(criteria) == sorted(CRITERIA)
+    assert sorted(_names_under("Allocators")) == sorted(ALLOCATORS)
+    for row in re.findall(
+        r"^\| (`.*?) \| (.*?) \|", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE
+    ):
+        for name in set(re.findall(r"`([^`]+)`", row[0])) & set(criteria):
+            assert ("samples" in row[1]) == CRITERIA[name].needs_data, row
 
 
 def _options(name: str) -> set[str]:

@@ -23,11 +23,19 @@ from sparsecc.cli.command import Command
 from sparsecc.cli.options import sections
 from sparsecc.cli.root import root
 from sparsecc.errors import InputError
-from sparsecc.options import CompileCall, CompileOptions, SearchCall, rows_of
+from sparsecc.options import (
+    CompareCall,
+    CompileCall,
+    CompileOptions,
+    InspectCall,
+    ProfileCall,
+    SearchCall,
+    rows_of,
+)
 from sparsecc.options.page import page
 from sparsecc.options.renamed import old_flags, renamed
 from sparsecc.options.row import FLAG, By, Row, choice, option
-from sparsecc.options.table import DATA
+from sparsecc.options.table import DATA, Options
 from tests.cli_recorder import Recorder
 
 pytest_plugins = ("tests.cli_fixtures",)
@@ -162,13 +170,27 @@ def test_the_page_of_options_is_current() -> None:
     assert (ROOT / "docs" / "options.md").read_text() == page(), "make options"
 
 
-@pytest.mark.parametrize("verb", [sparsecc.inspect, sparsecc.profile, sparsecc.compare, sparsecc.verify])
-def test_other_verbs_have_the_defaults_of_the_table(verb: Any) -> None:
+def test_verify_has_the_defaults_of_the_table() -> None:
     rows = rows_of(CompileCall)
-    above_a_recipe = {"target"} if verb is sparsecc.verify else set()
-    for name, found in inspect.signature(verb).parameters.items():
-        if name in rows and not isinstance(rows[name].default, dict):
-            assert found.default == (None if name in above_a_recipe else rows[name].default), name
+    for name, found in inspect.signature(sparsecc.verify).parameters.items():
+        if name in rows and name != "target" and not isinstance(rows[name].default, dict):
+            assert found.default == rows[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("verb", "table"),
+    [("inspect", InspectCall), ("profile", ProfileCall), ("compare", CompareCall)],
+)
+def test_other_verbs_follow_from_their_tables(verb: str, table: type[Options]) -> None:
+    rows, parameters = rows_of(table), inspect.signature(getattr(sparsecc, verb)).parameters
+    assert {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY} == {*rows, "on_event"}
+    assert {param.name for param in command(verb).params} >= set(rows)
+    common = rows_of(CompileCall)
+    for name in {"inputs", "target", "keep", "threads"} & set(rows):
+        assert rows[name] == common[name]
+    arguments = ["m.onnx"] * (2 if verb == "compare" else 1)
+    with pytest.raises(InputError, match="unknown option 'inptus': did you mean 'inputs'"):
+        getattr(sparsecc, verb)(*arguments, inptus={})
 
 
 def test_short_help_shows_what_most_need() -> None:
@@ -223,6 +245,13 @@ sparsecc.compile("m.onnx", quantize_options={"block": 64})
 sparsecc.search("m.onnx", ratios=(0.3, 0.5), jobs=2, threads=2)
 sparsecc.search("m.onnx", jbos=2)
 sparsecc.search("m.onnx", rounds="one")
+sparsecc.inspect("m.onnx", kepe=["a"])
+sparsecc.inspect("m.onnx", keep=["a"], why="a:0")
+sparsecc.profile("m.onnx", threads="two")
+sparsecc.profile("m.onnx", layers=True, data=iter([1]))
+sparsecc.compare("m.onnx", "n.onnx", thraeds=1)
+sparsecc.compare("m.onnx", threads=1)
+sparsecc.compare("m.onnx", "n.onnx", inputs={"x": (1, 3)}, threads=1)
 """
 
 
@@ -239,7 +268,7 @@ def test_mypy_refuses_what_is_no_option(tmp_path: Path) -> None:
     told, _, _ = mypy.api.run([*flags, "--hide-error-context", *map(str, read), str(user)])
     lines = [line for line in told.splitlines() if "user.py" in line]
     errors = {int(line.split(":")[1]): line for line in lines if " error: " in line}
-    assert set(errors) == {7, 8, 9, 10, 12, 13}, told
+    assert set(errors) == {7, 8, 9, 10, 12, 13, 14, 16, 18, 19}, told
     assert 'Unexpected keyword argument "raito" for "compile"; did you mean "ratio"?' in errors[7]
     assert '"ratio" to "compile" has incompatible type "str"; expected "float | None"' in errors[8]
     assert 'Unexpected keyword argument "jbos" for "search"' in errors[12]

@@ -45,18 +45,17 @@ def compare_plans(
     building and running raise; SparseccError where the dense model does not build.
     """
     chosen = replace(BuildOptions.from_mapping(options), refit=False, stripped=False, sparse_weights=False)
-    folder = scratch / "dense-plan"
-    folder.mkdir()
+    scratch.mkdir(parents=True, exist_ok=True)
     prepare(dense)
-    save_onnx(dense, folder)
+    save_onnx(dense, scratch)
     if backend.uses_trtexec(chosen):
         with open_device(chosen.device) as device:
-            build_on(device, folder, chosen, lambda what, share: None)
-            return _on_device(device, (folder / ENGINE, plan), feeds, seed)
-    build_plan(backend.flavour, folder / ONNX, folder / ENGINE, chosen, lambda what, share: None)
+            build_on(device, scratch, chosen, lambda what, share: None)
+            return _on_device(device, (scratch / ENGINE, plan), feeds, seed)
+    build_plan(backend.flavour, scratch / ONNX, scratch / ENGINE, chosen, lambda what, share: None)
     runners: list[EngineRunner] = []
     try:
-        for path in (folder / ENGINE, plan):
+        for path in (scratch / ENGINE, plan):
             runners.append(open_plan(backend.flavour, path))
         return interleaved((runners[0], runners[1]), feeds, seed=seed)
     finally:

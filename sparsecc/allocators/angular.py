@@ -50,8 +50,8 @@ def turns(
     homes = {group.atom: _home(group, everywhere) for group in groups}
     blocks = {block.id: block for block in homes.values() if block is not None}
     ends = [name for block in blocks.values() for name in (block.entry, block.exit)]
-    few, folder = samples.first(SAMPLES), scratch / "turns_walk"
-    walk = Walk(analysis.model, few.batches, folder, wanted=ends, threads=threads, memory=memory)
+    few = samples.first(SAMPLES)
+    walk = Walk(analysis.model, few.batches, scratch, wanted=ends, threads=threads, memory=memory)
     found = {}
     for block in sorted(blocks.values(), key=lambda b: walk.made_at[b.exit]):
         walk.reach(block.exit)

@@ -35,7 +35,7 @@ class Bench:
         self._model = model
         self._parts = parts
         self._samples = samples
-        self._scratch = scratch / "bench"
+        self._scratch = scratch
         self._threads = threads
         self._known: dict[float, tuple[list[Feeds], Reference]] = {}
 
@@ -91,7 +91,7 @@ class Bench:
     @cached_property
     def _walk(self) -> Walk:
         feeds, _ = self._dense(1.0)
-        return Walk(self._model, feeds, self._scratch / "walk", threads=self._threads)
+        return Walk(self._model, feeds, self._scratch, threads=self._threads)
 
     def _dense(self, share: float) -> tuple[list[Feeds], Reference]:
         """Feeds, and what the model makes of them."""

@@ -62,7 +62,7 @@ def measure(
     starts = {c.atom: _start(analysis, c.atom) for c in candidates}
     shares = _shares_behind(analysis)
     runs = 1 + sum(len(counts) * shares[starts[atom]] for atom, counts in levels.items())
-    scratch, threads = compilation.scratch.folder, compilation.options.threads
+    scratch, threads = compilation.scratch.bench, compilation.options.threads
     bench = Bench.for_runs(analysis, compilation.samples, runs, scratch, threads, WORK)
     if bench is None:
         return None

@@ -52,7 +52,7 @@ class Stage:
         if seen is None or not samples.real or not held_out.batches:
             return None
         judges = held_out.first(max(1, seen.number // 4))
-        return Stage(compilation.within("rehearsal"), seen, judges, method, again)
+        return Stage(compilation.within(compilation.scratch.rehearsal), seen, judges, method, again)
 
 
 class Rehearsal(CutLosses):
@@ -107,7 +107,7 @@ class _Dense:
 
     @staticmethod
     def of(analysis: Analysis, stage: Stage) -> _Dense:
-        model, scratch = analysis.model.clone(), stage.compilation.scratch.folder
+        model, scratch = analysis.model.clone(), stage.compilation.scratch.bench
         threads, parts = stage.compilation.options.threads, parts_of_outputs(analysis)
         return _Dense(model, DenseValues(), Bench(model, stage.held_out, scratch, threads, parts))
 

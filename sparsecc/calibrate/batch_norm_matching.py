@@ -43,7 +43,7 @@ def norms_of(model: ir.Model) -> list[ir.Node]:
 def matched(model: ir.Model, samples: Samples, scratch: Path, *, threads: int, memory: int) -> Iterator[None]:
     """Inside, the batch norms of `model` hold the statistics of these samples, one after the other."""
     stored = {node: norm_of(node) for node in norms_of(model)}
-    walk = Walk(model, samples.batches, scratch / "matched_walk", threads=threads, memory=memory)
+    walk = Walk(model, samples.batches, scratch, threads=threads, memory=memory)
     try:
         for number, node in enumerate(walk.nodes):
             if node in stored:

@@ -30,8 +30,10 @@ class Channels:
     def of(self, measure: Measure) -> Mapping[str, np.ndarray]:
         """Name of the layer -> (channels,)."""
         if measure not in self._known:
-            batches, folder = self._samples.batches, self._scratch / "channels_walk"
-            walk = Walk(self._analysis.model, batches, folder, threads=self._threads, memory=self._memory)
+            batches = self._samples.batches
+            walk = Walk(
+                self._analysis.model, batches, self._scratch, threads=self._threads, memory=self._memory
+            )
             found: dict[str, np.ndarray] = {}
             for number, node in enumerate(walk.nodes):
                 consumer = own_layer_of(node)

@@ -124,13 +124,13 @@ def collect(
     of one layer.
     """
     begun = time.perf_counter()
-    few, shelf = samples.first(SAMPLES), Shelf(scratch / "calibration")
+    few, shelf = samples.first(SAMPLES), Shelf(scratch)
     digest = digest_of(analysis.model, few, __name__, seed, threads, memory)
     found = _known(analysis, shelf, digest)
     source = "samples" if found is None else "cache"
     if found is None:
-        half, folder, watch = memory // 2, scratch / "stats_walk", Watch(analysis)
-        walk = Walk(analysis.model, few.batches, folder, wanted=watch.names, threads=threads, memory=half)
+        half, watch = memory // 2, Watch(analysis)
+        walk = Walk(analysis.model, few.batches, scratch, wanted=watch.names, threads=threads, memory=half)
         found = _walked(analysis, walk, watch, shelf, digest, seed, half, progress), watch.routers
         _keep_index(*found, shelf, digest)
     layers, routers = found

@@ -75,7 +75,7 @@ command = Command(
     arguments=(options.model("a"), options.model("b")),
     sections={
         "Data and measurement": (
-            options.data(),
+            options.option("data"),
             options.option("inputs"),
             options.option("threads"),
             options.option("custom_ops"),

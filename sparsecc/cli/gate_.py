@@ -155,7 +155,7 @@ command = Command(
         "Measurement": (
             options.option("device"),
             options.option("threads"),
-            options.data(),
+            options.option("data"),
             options.option("custom_ops"),
         ),
         "Output": (

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal, write_file
@@ -174,11 +172,7 @@ command = Command(
             options.option("only"),
             options.option("prune_io"),
             options.option("custom_ops"),
-            click.Option(
-                ["--why"],
-                metavar="TENSOR:AXIS",
-                help="Print the chain that led to this axis' coupling or pin.",
-            ),
+            options.option("why"),
         ),
         "Output": (options.html("the groups drawn in the graph"),),
     },

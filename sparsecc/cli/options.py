@@ -8,11 +8,15 @@ from typing import Any
 import click
 
 from sparsecc.cli.values import Value
-from sparsecc.options import SearchCall, rows_of
+from sparsecc.options import CompareCall, CompileCall, InspectCall, ProfileCall, SearchCall, rows_of
 from sparsecc.options.row import FLAG, By, Row
-from sparsecc.options.table import GROUPS, CompileCall
+from sparsecc.options.table import GROUPS
 
-ROWS = rows_of(SearchCall) | rows_of(CompileCall)
+ROWS = {
+    name: row
+    for table in (InspectCall, ProfileCall, CompareCall, SearchCall, CompileCall)
+    for name, row in rows_of(table).items()
+}
 
 
 class RowOption(click.Option):
@@ -91,16 +95,6 @@ def devices() -> click.Option:
 def key(help: str) -> click.Option:
     """`--key`, a public one."""
     return click.Option(["--key"], type=click.Path(), metavar="PEM", help=help)
-
-
-def data() -> click.Option:
-    """`--data`."""
-    return click.Option(
-        ["--data"],
-        type=click.Path(),
-        metavar="PATH",
-        help="Inputs to run on: .npz, .npy, a folder, FILE.py:FUNCTION.",
-    )
 
 
 def html(what: str) -> click.Option:

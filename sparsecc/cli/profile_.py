@@ -121,20 +121,18 @@ command = Command(
         "Target and measurement": (
             options.option("target"),
             options.devices(),
-            options.key(
-                "Load an engine that someone else built: its bundle is signed by this public key's owner."
-            ),
+            options.option("key"),
             click.Option(
                 ["--cluster"],
                 metavar="ADDRESS",
                 help="A Dask scheduler, e.g. tcp://host:8786: measure on each of its machines, which see the same "
                 "paths; with --device, they reach out to the devices.",
             ),
-            click.Option(["--layers"], is_flag=True, help="Also the time of every layer."),
+            options.option("layers"),
             options.option("threads"),
             options.option("custom_ops"),
         ),
-        "Data": (options.option("inputs"), options.data()),
+        "Data": (options.option("inputs"), options.option("data")),
         "Output": (options.html("the profile"),),
     },
 )

@@ -198,7 +198,7 @@ def criterion_for(options: CompileOptions) -> str:
 
 def evidence_for(compilation: Compilation, analysis: Analysis) -> Evidence:
     """Weights, and statistics where the criterion or the allocator wants them."""
-    options, scratch = compilation.options, compilation.scratch.folder
+    options, scratch = compilation.options, compilation.scratch
     weights = SlotWeights(analysis, options.seed)
     row = criterion_named(criterion_for(options))
     wants = options.samples is not None and allocator_for(options).uses in ("curves", "joint", "rehearsals")
@@ -209,9 +209,9 @@ def evidence_for(compilation: Compilation, analysis: Analysis) -> Evidence:
     gradients = Gradients(analysis, samples, options.seed, general).of
     walked = {"threads": options.threads, "memory": options.working_memory}
     settings = {"seed": options.seed, **walked}
-    channels = Channels(analysis, samples, scratch, **walked).of
-    with nullcontext() if samples.real else matched(analysis.model, samples, scratch, **walked):
-        stats = collect(analysis, samples, scratch, **settings, progress=compilation.progress)
+    channels = Channels(analysis, samples, scratch.channels, **walked).of
+    with nullcontext() if samples.real else matched(analysis.model, samples, scratch.matched, **walked):
+        stats = collect(analysis, samples, scratch.statistics, **settings, progress=compilation.progress)
     if general is not None:
         stats.facts["general_samples"] = general.number
     return Evidence(weights, stats, gradients, channels)
@@ -230,7 +230,7 @@ def informed(
     evidence: Evidence,
 ) -> list[Candidate]:
     """The candidates with what the allocator wants of samples; without loss curves where they take too long."""
-    options, scratch = compilation.options, compilation.scratch.folder
+    options, scratch = compilation.options, compilation.scratch.turns
     uses, threads = allocator_for(options).uses, options.threads
     if uses == "angles":
         found = turns(analysis, free, compilation.samples, scratch, threads, options.working_memory)
@@ -262,7 +262,7 @@ def cut_losses(
     runs = {"joint": RUNS, "curves": few, "rehearsals": few}.get(uses, 0)
     if not runs:
         return None
-    bench = Bench.for_runs(analysis, compilation.samples, runs, compilation.scratch.folder, options.threads)
+    bench = Bench.for_runs(analysis, compilation.samples, runs, compilation.scratch.bench, options.threads)
     if bench is not None:
         return Joint(analysis, candidates, stats, bench, compilation.progress)
     if uses != "joint":

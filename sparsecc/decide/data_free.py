@@ -99,5 +99,5 @@ def _bench(compilation: Compilation, analysis: Analysis) -> Bench | None:
         return None
     model, sizes = compilation.dense.model, compilation.sizes[0]
     samples = random_samples(model, sizes=sizes, seed=options.seed, number=number, joined=False)
-    scratch = compilation.scratch.folder
+    scratch = compilation.scratch.bench
     return Bench(analysis.model, samples, scratch, options.threads, parts_of_outputs(analysis))

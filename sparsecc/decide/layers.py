@@ -245,7 +245,7 @@ def _chosen(
         return greedy.choose(planned)
     spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
     settings = {"threads": options.threads, "memory": options.working_memory}
-    walk = walked(analysis, spans, samples, scratch.folder / "spans", **settings)
+    walk = walked(analysis, spans, samples, scratch.spans, **settings)
     chosen = straightest(analysis, spans, walk)
     return chosen, greedy.change(_branches(chosen))
 

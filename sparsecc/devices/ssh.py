@@ -33,7 +33,7 @@ from sparsecc.escaping import one_line, quoted
 try:
     import asyncssh
 except ImportError as e:
-    raise MissingPackageError("devices over SSH need asyncssh: pip install 'sparsecc[ssh]'") from e
+    raise MissingPackageError("devices over SSH need asyncssh: pip install 'sparsecc[board]'") from e
 
 from sparsecc.devices.ssh_route import Route
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from sparsecc.options.row import FLAG, By, Row, rows_of
-from sparsecc.options.table import GROUPS, CompileCall, SearchCall
+from sparsecc.options.table import GROUPS, CompareCall, CompileCall, InspectCall, ProfileCall, SearchCall
 from sparsecc.targets import own_runtimes
 
 HEAD = """# Options
@@ -25,6 +25,8 @@ SEARCH = """
 
 `sparsecc.search(model, …)`: what it takes besides the options above.
 """
+OTHERS = {"inspect": InspectCall, "profile": ProfileCall, "compare": CompareCall}
+"""Verbs with a table of their own."""
 COLUMNS = "| command line | Python | default | File | what it does |\n|---|---|---|---|---|\n"
 BAR = "\\|"
 """A bar within a cell."""
@@ -41,7 +43,13 @@ def page() -> str:
     compiled, searched = rows_of(CompileCall), rows_of(SearchCall)
     own = [row for name, row in searched.items() if name not in compiled]
     old = {now: was for row in compiled.values() for was, now in _old(row)}
-    lines = [HEAD, COMPILE, *_sections(compiled.values()), SEARCH, *_sections(own), FOOT]
+    lines = [HEAD, COMPILE, *_sections(compiled.values()), SEARCH, *_sections(own)]
+    for verb, table in OTHERS.items():
+        lines += [
+            f"\n## sparsecc {verb}\n\n`sparsecc.{verb}(…)`\n\n{COLUMNS}",
+            *map(_line, rows_of(table).values()),
+        ]
+    lines.append(FOOT)
     lines.append("\n## Old names\n\nThey work for one release, with a warning.\n\n| old | now |\n|---|---|\n")
     lines += [f"| `{was}` | `{now}` |\n" for now, was in old.items()]
     return "".join(lines)

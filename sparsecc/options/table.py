@@ -137,6 +137,67 @@ class Options:
                 raise unknown("option", "options", name, known)
         return cls(**{name: value for name, value in given.items() if value is not None})
 
+    def to_request(self) -> dict[str, Any]:
+        """Plain data, of the rows that have a value."""
+        values = {name: getattr(self, name) for name in rows_of(type(self))}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+# Rows of several tables --------------------------------------------------------------------------------
+
+_keep: Sequence[str] = option(
+    (),
+    PATTERNS,
+    "Leave these alone: a module (`layer4`), or a glob on node, tensor or group names. May be repeated.",
+    REMOVAL,
+    is_common=True,
+)
+_only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be repeated.", REMOVAL)
+_prune_io: Sequence[str] = option(
+    (),
+    NAMED_IO,
+    "Inputs and outputs whose sizes may change, by name or glob; caches of decoders may unasked. May be repeated.",
+    REMOVAL,
+)
+_inputs: Inputs = option(
+    {},
+    INPUTS,
+    "Fix the shape of an input, e.g. x:1x3x224x224; or a range, x:1x64|8x64|16x64 (min|opt|max).",
+    DATA,
+    flags=("-i", "--input"),
+    is_common=True,
+)
+_target_row: str = option(
+    "onnxruntime",
+    TARGET,
+    "Runtime: {names}.",
+    RUNNING,
+    flags=("-t", "--target"),
+    refused_in_a_file=_drivers,
+    is_common=True,
+)
+_device: str = option(
+    "local",
+    text("local|NAME|ssh://USER@HOST|adb:SERIAL"),
+    "Where to measure; NAME is one of `sparsecc devices list`.",
+    RUNNING,
+    never_in_a_file="a machine to run on",
+    is_common=True,
+)
+_threads: int = option(1, whole(1), "Threads when a model runs.", RUNNING)
+_custom_ops: Libraries | None = option(
+    None,
+    LIBRARIES,
+    "A library of operators of your own, for ONNX Runtime: it is loaded wherever a model runs, and what its "
+    "operators touch stays. May be repeated.",
+    RUNNING,
+    never_in_a_file="which names code to run",
+    names_code=True,
+)
+_data: Data | None = option(
+    None, source(CODE), "Inputs to run on: .npz, .npy, a folder, FILE.py:FUNCTION.", DATA, by=CALL
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions(Options):
@@ -251,14 +312,8 @@ class CompileOptions(Options):
         "its class token attends to most.",
         REMOVAL,
     )
-    keep: Sequence[str] = option(
-        (),
-        PATTERNS,
-        "Leave these alone: a module (`layer4`), or a glob on node, tensor or group names. May be repeated.",
-        REMOVAL,
-        is_common=True,
-    )
-    only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be repeated.", REMOVAL)
+    keep: Sequence[str] = _keep
+    only: Sequence[str] = _only
     ratio_for: Mapping[str, float] = option(
         {},
         RATIOS,
@@ -310,12 +365,7 @@ class CompileOptions(Options):
         "A decoder gives the logits of the last position alone, all that writing takes: prompts are read faster.",
         REMOVAL,
     )
-    prune_io: Sequence[str] = option(
-        (),
-        NAMED_IO,
-        "Inputs and outputs whose sizes may change, by name or glob; caches of decoders may unasked. May be repeated.",
-        REMOVAL,
-    )
+    prune_io: Sequence[str] = _prune_io
     sparsity: str | None = option(
         None, word("PATTERN"), "Pattern over what is left, e.g. 2:4.", NUMBERS, is_common=True
     )
@@ -397,42 +447,12 @@ class CompileOptions(Options):
         was=("calib_memory",),
         was_flags=("--calib-memory",),
     )
-    inputs: Inputs = option(
-        {},
-        INPUTS,
-        "Fix the shape of an input, e.g. x:1x3x224x224; or a range, x:1x64|8x64|16x64 (min|opt|max).",
-        DATA,
-        flags=("-i", "--input"),
-        is_common=True,
-    )
-    custom_ops: Libraries | None = option(
-        None,
-        LIBRARIES,
-        "A library of operators of your own, for ONNX Runtime: it is loaded wherever a model runs, and what its "
-        "operators touch stays. May be repeated.",
-        RUNNING,
-        never_in_a_file="which names code to run",
-        names_code=True,
-    )
+    inputs: Inputs = _inputs
+    custom_ops: Libraries | None = _custom_ops
     seed: int = option(0, whole(0), "Seed of everything random.", DATA)
-    target: str = option(
-        "onnxruntime",
-        TARGET,
-        "Runtime: {names}.",
-        RUNNING,
-        flags=("-t", "--target"),
-        refused_in_a_file=_drivers,
-        is_common=True,
-    )
-    device: str = option(
-        "local",
-        text("local|NAME|ssh://USER@HOST|adb:SERIAL"),
-        "Where to measure; NAME is one of `sparsecc devices list`.",
-        RUNNING,
-        never_in_a_file="a machine to run on",
-        is_common=True,
-    )
-    threads: int = option(1, whole(1), "Threads when a model runs.", RUNNING)
+    target: str = _target_row
+    device: str = _device
+    threads: int = _threads
     measure: bool = option(True, FLAG, "Skip the latency measurement.", RUNNING)
     next_steps: bool = option(True, FLAG, "Try nothing else where the result is not usable.", RUNNING)
     emit: str | None = option(
@@ -686,3 +706,54 @@ class SearchCall(Running, CompileOptions, Tried):
         RUNNING,
         by=CALL,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectCall(Options):
+    """What `sparsecc.inspect` and `sparsecc inspect` take besides the model."""
+
+    inputs: Inputs = _inputs
+    keep: Sequence[str] = _keep
+    only: Sequence[str] = _only
+    prune_io: Sequence[str] = _prune_io
+    why: str | None = option(
+        None,
+        text("TENSOR:AXIS"),
+        "Print the chain that led to this axis' coupling or pin.",
+        REMOVAL,
+        by=CALL,
+    )
+    custom_ops: Libraries | None = _custom_ops
+    on_event: Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileCall(Options):
+    """What `sparsecc.profile` takes besides the model; `sparsecc profile` takes several devices, and clusters."""
+
+    target: str = _target_row
+    device: str = _device
+    threads: int = _threads
+    layers: bool = option(False, FLAG, "Also the time of every layer.", RUNNING, by=CALL)
+    key: StrPath | None = option(
+        None,
+        source("PEM"),
+        "Load an engine that someone else built: its bundle is signed by this public key's owner.",
+        RUNNING,
+        by=CALL,
+    )
+    inputs: Inputs = _inputs
+    data: Data | None = _data
+    custom_ops: Libraries | None = _custom_ops
+    on_event: Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCall(Options):
+    """What `sparsecc.compare` and `sparsecc compare` take besides the two models."""
+
+    data: Data | None = _data
+    inputs: Inputs = _inputs
+    threads: int = _threads
+    custom_ops: Libraries | None = _custom_ops
+    on_event: Event | None = None

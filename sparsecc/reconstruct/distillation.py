@@ -37,8 +37,8 @@ def distil(
     if not samples.real:
         raise InputError("--recover distill learns from samples: give --calib PATH")
     module, _, name = DISTILL.partition(":")
-    student, trained = scratch / "student" / "model.onnx", scratch / "student" / "trained.onnx"
-    student.parent.mkdir(exist_ok=True)
+    student, trained = scratch / "model.onnx", scratch / "trained.onnx"
+    scratch.mkdir(parents=True, exist_ok=True)
     ir.save(model, student)
     facts: dict[str, Any] = getattr(import_module(module), name)(
         dense,

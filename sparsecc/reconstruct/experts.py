@@ -61,7 +61,7 @@ def mend_experts(
     """Edit the experts of `pruned` in place so that its mixtures give what those of `dense` do."""
     if not mixtures:
         return Repair()
-    options, scratch = compilation.options, compilation.scratch.folder
+    options, scratch = compilation.options, compilation.scratch
     compilation.progress("repair experts", 0.0)
     names = [name for mixture in mixtures for name in mixture.names]
     smaller = Narrowed.by(pruned.graph, kept)
@@ -70,14 +70,14 @@ def mend_experts(
         Walk(
             model,
             batches,
-            scratch / folder,
+            folder,
             wanted=names,
             threads=options.threads,
             memory=options.working_memory // 2,
         )
         for model, batches, folder in (
-            (dense, samples.batches, "dense_experts"),
-            (pruned, small, "pruned_experts"),
+            (dense, samples.batches, scratch.dense_experts),
+            (pruned, small, scratch.pruned_experts),
         )
     )
     return refit_experts(mixtures, one, other, kept, options.seed)

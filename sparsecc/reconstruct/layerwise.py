@@ -74,7 +74,7 @@ class _Sweep:
         self.kept = kept
         self.method = method
         self.seed, self.memory = compilation.options.seed, compilation.options.working_memory
-        self.progress, scratch = compilation.progress, compilation.scratch.folder
+        self.progress, scratch = compilation.progress, compilation.scratch
         self.found = Repair()
         self.outlets = self._outlets(pruned)
         self.sharers = sharers_of(list(self.outlets))
@@ -86,7 +86,7 @@ class _Sweep:
         """How many layers are still to ask for a value of the dense model."""
         self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
         half, threads = self.memory // 2, compilation.options.threads
-        asked, folder = [name for name in self.wanted if name], scratch / "dense_walk"
+        asked, folder = [name for name in self.wanted if name], scratch.dense_walk
         self.dense = (known or DenseValues(lasts=False)).walk(
             dense, samples.batches, asked, folder, threads=threads, memory=half
         )
@@ -94,7 +94,7 @@ class _Sweep:
         self.pruned = Walk(
             pruned,
             [smaller.feeds(batch) for batch in samples.batches],
-            scratch / "pruned_walk",
+            scratch.pruned_walk,
             threads=threads,
             memory=half,
             order=side_by_side(pruned.graph, self.sharers),

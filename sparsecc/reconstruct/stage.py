@@ -64,7 +64,7 @@ def run_repair(
         return repair_from(compilation, wide, pruned, kept, samples, method, mixtures)
     walked = {"threads": options.threads, "memory": options.working_memory}
     with (
-        matched(wide, samples, compilation.scratch.folder, **walked),
+        matched(wide, samples, compilation.scratch.matched, **walked),
         matched_pair(wide, pruned, kept),
     ):
         return repair(compilation, wide, pruned, kept, samples, method)

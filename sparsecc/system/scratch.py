@@ -45,6 +45,71 @@ class Scratch:
         """The folder of the models that quantization times beside each other."""
         return self.folder / "timed"
 
+    @property
+    def spans(self) -> Path:
+        """Values at the ends of spans of layers."""
+        return self.folder / "spans"
+
+    @property
+    def turns(self) -> Path:
+        """Values at the ends of blocks, for their angles."""
+        return self.folder / "turns_walk"
+
+    @property
+    def matched(self) -> Path:
+        """Values of the dense model while its batch norms are matched to random inputs."""
+        return self.folder / "matched_walk"
+
+    @property
+    def statistics(self) -> Path:
+        """What samples say of every layer's inputs, one file a layer."""
+        return self.folder / "calibration"
+
+    @property
+    def channels(self) -> Path:
+        """Values that channels are measured by."""
+        return self.folder / "channels_walk"
+
+    @property
+    def bench(self) -> Path:
+        """Values of the dense model that cuts are tried from."""
+        return self.folder / "bench"
+
+    @property
+    def dense_experts(self) -> Path:
+        """Values of the dense model's experts."""
+        return self.folder / "dense_experts"
+
+    @property
+    def pruned_experts(self) -> Path:
+        """Values of the pruned model's experts."""
+        return self.folder / "pruned_experts"
+
+    @property
+    def dense_walk(self) -> Path:
+        """Values of the dense model that repair compares with."""
+        return self.folder / "dense_walk"
+
+    @property
+    def pruned_walk(self) -> Path:
+        """Values of the pruned model as it is repaired."""
+        return self.folder / "pruned_walk"
+
+    @property
+    def student(self) -> Path:
+        """The pruned model as distillation reads and writes it."""
+        return self.folder / "student"
+
+    @property
+    def dense_engine(self) -> Path:
+        """The dense model as it is built to be timed beside another engine."""
+        return self.folder / "dense-plan"
+
+    @property
+    def rehearsal(self) -> Path:
+        """The folder of a repair that is only tried."""
+        return self.folder / "rehearsal"
+
     def trial(self, number: int) -> Path:
         """The folder of an artefact that a search to a goal measures."""
         return self.folder / f"trial{number}"

@@ -61,7 +61,7 @@ def quantized_part(compilation: Compilation) -> Path | None:
     path.parent.mkdir(exist_ok=True)
     assert compilation.dense.graph is not None
     model = compilation.dense.graph.model()
-    alone = compilation.again(options).within(path.parent.name)
+    alone = compilation.again(options).within(path.parent)
     alone.pass_feeds = compilation.feeds[:1]
     try:
         for one in passes_for(options):

@@ -67,7 +67,8 @@ def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[s
     asked, facts = compilation.options, dict[str, Any]()
     feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
     try:
-        told = backend.compare(compilation.dense.path, compiled, feeds, asked, compilation.scratch.folder)
+        scratch = compilation.scratch.dense_engine
+        told = backend.compare(compilation.dense.path, compiled, feeds, asked, scratch)
         if told is not None:
             facts["latency"] = told.to_json()
         if not backend.runs_here:

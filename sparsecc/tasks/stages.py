@@ -176,7 +176,7 @@ def repair(work: Work) -> None:
             dense,
             samples,
             kept,
-            scratch.folder,
+            scratch.student,
             budget=options.recover_budget,
             seed=options.seed,
             progress=compilation.progress,
