@@ -7,7 +7,7 @@ COPY sparsecc sparsecc
 COPY passes passes
 COPY backends backends
 RUN python -m venv /opt/sparsecc \
-    && /opt/sparsecc/bin/python -m pip install --no-cache-dir -c constraints.txt '.[ssh,sign]'
+    && /opt/sparsecc/bin/python -m pip install --no-cache-dir -c constraints.txt '.[board,sign]'
 RUN python -m venv /opt/tools \
     && /opt/tools/bin/python -m pip install --no-cache-dir -c constraints.txt cyclonedx-bom \
     && /opt/tools/bin/cyclonedx-py environment --output-reproducible --of JSON --pyproject pyproject.toml \

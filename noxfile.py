@@ -37,6 +37,20 @@ def package(session: nox.Session) -> None:
     make(session, "package")
 
 
+@nox.session(python=PYTHONS)
+def wheel(session: nox.Session) -> None:
+    """The wheel alone, with what it asks for: it compiles a model and verifies the bundle."""
+    session.install(".")
+    session.run("sparsecc", "compile", "models/digits_resnet.onnx", "--ratio", "0.5", "--no-measure",
+                "--calib", "models/digits.py:calibration", "-o", f"{session.create_tmp()}/out", "--force")  # fmt: skip
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, strictly."""
+    make(session, "docs")
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """The runs behind the README's figures."""

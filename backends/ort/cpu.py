@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from sparsecc.errors import InputError, InternalError, SystemFailureError
 from sparsecc.ir.save import write
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress
 from sparsecc.system import memory, process
+from sparsecc.system.runtime_packages import installed, remedy
 
 if TYPE_CHECKING:
     from sparsecc.measure.interleave import Comparison
@@ -67,12 +67,10 @@ class OnnxRuntimeCpu(Backend):
     takes_any_size: ClassVar[bool] = True
 
     def availability(self) -> Availability:
-        try:
-            return Availability(ok=True, version=version("onnxruntime"))
-        except PackageNotFoundError:
-            return Availability(
-                ok=False, reason="onnxruntime is not installed", remedy="pip install onnxruntime"
-            )
+        found = list(installed().values())
+        if found:
+            return Availability(ok=True, version=found[-1])
+        return Availability(ok=False, reason="onnxruntime is not installed", remedy=remedy())
 
     def require(self, options: Mapping[str, Any]) -> None:
         """Always here: it is a dependency. InputError for unknown options."""

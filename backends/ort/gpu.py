@@ -54,7 +54,9 @@ class OnnxRuntimeCuda(Backend):
         """Whether this build of ONNX Runtime has the provider, and a GPU answers."""
         if self.provider not in available_providers():
             reason = f"this onnxruntime has no {self.provider}"
-            return Availability(False, VERSION, reason, "pip install onnxruntime-gpu instead")
+            return Availability(
+                False, VERSION, reason, "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            )
         try:
             gpus()
         except NoGpuError as e:

@@ -30,6 +30,8 @@ def doctor_view(found: Mapping[str, Any]) -> list[Block]:
         told = f"sandbox of the worker: {sandbox['told']}"
         more = f" ({sandbox['remedy']})" if sandbox["remedy"] else ""
         blocks += [Line(""), Line(told + more, "" if sandbox["holds"] else "warn")]
+    for one in found.get("collisions", ()):
+        blocks += [Line(""), Line(f"{one['told']}: run {one['remedy']}", "warn")]
     if about:
         blocks += [Line(""), Grid(("installed", "version"), about)]
     remedies = [f"For {row['name']}: {row['remedy']}" for row in missing if row.get("remedy")]

@@ -20,20 +20,25 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from sparsecc.errors import InputError, RuntimeRefusalError
+from sparsecc.errors import InputError, MissingPackageError, RuntimeRefusalError
 from sparsecc.ir.apart import FED, Apart, large, outline
 from sparsecc.runtime import custom_ops
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system.memory import weight_bytes
+from sparsecc.system.runtime_packages import unloadable
 from sparsecc.system.temp_folders import temporary_folder
+
+try:
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+    VERSION: str = ort.__version__
+except (ImportError, AttributeError) as e:  # of two packages of it that were installed, one is gone
+    raise MissingPackageError(unloadable(e)) from e
 
 Source = Path | bytes | onnx.ModelProto | ir.Model
 """What a session is made of: a file, the bytes of one, a model in memory."""
-
-VERSION: str = ort.__version__
 
 LEVELS: dict[str, ort.GraphOptimizationLevel] = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

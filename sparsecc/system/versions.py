@@ -6,6 +6,8 @@ import contextlib
 import platform
 from importlib import metadata
 
+from sparsecc.system.runtime_packages import installed
+
 PACKAGES = ("sparsecc", "numpy", "onnx", "onnx-ir", "onnxruntime")
 """Packages whose versions every manifest records."""
 
@@ -16,4 +18,4 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return {**found, **installed()}

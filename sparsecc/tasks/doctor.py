@@ -10,6 +10,7 @@ from sparsecc.backends import backend_named
 from sparsecc.backends.base import Availability
 from sparsecc.errors import SparseccError
 from sparsecc.system import sandbox
+from sparsecc.system.runtime_packages import collision, remedy
 from sparsecc.system.versions import versions
 from sparsecc.targets import TARGETS, installed_runtimes
 
@@ -22,6 +23,7 @@ def examine() -> dict[str, Any]:
         "versions": versions(),
         "targets": [*(_target(name) for name in TARGETS), *_broken()],
         "devices": [{"name": "local", "ok": True, "version": platform.machine(), "reason": "", "remedy": ""}],
+        "collisions": [{"told": told, "remedy": remedy()}] if (told := collision()) else [],
         "sandbox": asdict(sandbox.state()),
     }
 
