@@ -14,30 +14,40 @@ except ImportError as e:
 if TYPE_CHECKING:
     from sparsecc.torch.onnx_ops.module import from_onnx, write_back
     from sparsecc.torch.optimizers import prune_optimizer, prune_state_dict
+    from sparsecc.torch.plan import TorchPlan
     from sparsecc.torch.pruner import Pruner
     from sparsecc.torch.pruning import groups_of, plan_of, prune
+    from sparsecc.torch.saved import apply_plan, load, save
     from sparsecc.torch.training.distillation import distill
 
 _HOMES = {
     "Pruner": "pruner",
+    "TorchPlan": "plan",
+    "apply_plan": "saved",
     "distill": "training.distillation",
     "from_onnx": "onnx_ops.module",
     "groups_of": "pruning",
+    "load": "saved",
     "plan_of": "pruning",
     "prune": "pruning",
     "prune_optimizer": "optimizers",
     "prune_state_dict": "optimizers",
+    "save": "saved",
     "write_back": "onnx_ops.module",
 }
 __all__ = [
     "Pruner",
+    "TorchPlan",
+    "apply_plan",
     "distill",
     "from_onnx",
     "groups_of",
+    "load",
     "plan_of",
     "prune",
     "prune_optimizer",
     "prune_state_dict",
+    "save",
     "write_back",
 ]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecc.axes.algebra import Keep, atoms_of, mask
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.torch.program.exported import Program
@@ -41,10 +42,52 @@ class TorchPlan:
     reason: str = ""
     attributes: list[tuple[str, str, Any]] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `of_json` reads back."""
+        tensors = {
+            n: {str(axis): slots.tolist() for axis, slots in i.items()} for n, i in self.tensors.items()
+        }
+        names = ("groups", "metric", "before", "after", "reached", "form", "error", "reason")
+        attributes = [[path, name, value] for path, name, value in self.attributes]
+        return {"tensors": tensors, **{n: getattr(self, n) for n in names}, "attributes": attributes}
+
+    @classmethod
+    def of_json(cls, data: Any) -> TorchPlan:
+        """From plain data, which may be a stranger's. InputError where it is no plan."""
+        try:
+            tensors = {
+                str(name): {int(axis): _slots(slots) for axis, slots in indices.items()}
+                for name, indices in data["tensors"].items()
+            }
+            sizes = [
+                (str(path), str(name), tuple(value) if isinstance(value, list) else value)
+                for path, name, value in data["attributes"]
+            ]
+            groups = [{**row, "slots": _kept(row)} for row in data["groups"]]
+            form, metric = str(data["form"]), str(data["metric"])
+            numbers = (float(data["before"]), float(data["after"]), bool(data["reached"]))
+            error, reason = float(data["error"]), str(data["reason"])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise InputError("no plan of a pruned torch module: give what TorchPlan.to_json made") from e
+        return cls(tensors, groups, metric, *numbers, form, error, reason, sizes)
+
     @property
     def removed(self) -> float:
         """The share of the metric that went."""
         return 1 - self.after / self.before if self.before else 0.0
+
+
+def _slots(values: Any) -> np.ndarray:
+    """Slots that stay, ascending and none twice. ValueError for anything else."""
+    found = np.asarray(values, dtype=np.int64)
+    if found.ndim != 1 or not found.size or found[0] < 0 or (np.diff(found) <= 0).any():
+        raise ValueError("no slots")
+    return found
+
+
+def _kept(row: Mapping[str, Any]) -> list[int] | None:
+    slots = row.get("slots")
+    return None if slots is None else [int(one) for one in _slots(slots)]
 
 
 def sliced(tensor: Tensor, indices: Mapping[int, np.ndarray]) -> Tensor:
@@ -89,6 +132,7 @@ def described(groups: list[Group], keep: Keep) -> list[dict[str, Any]]:
         {
             "kind": g.kind,
             "size": g.size,
+            "slots": np.flatnonzero(keep[g.atom]).tolist() if g.atom in keep else None,
             "kept": int(keep[g.atom].sum()) if g.atom in keep else g.size,
             "members": [list(m) for m in g.members],
             "mixes": g.mixes,

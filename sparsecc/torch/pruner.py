@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecc.axes.algebra import Atom, atoms_of, mask
 from sparsecc.errors import InputError
 from sparsecc.torch.plan import TorchPlan, owned
-from sparsecc.torch.pruning import Loss, decide, fresh_scores, realise, study
+from sparsecc.torch.pruning import Loss, decide, fresh_scores, planned, realise, study
 from sparsecc.torch.scores.regularisers import REGULARISERS, Regulariser, owned_by
 
 Schedule = Callable[[float], float]
@@ -132,6 +132,31 @@ class Pruner:
         return torch.stack([t.to(terms[0].device) for t in terms]).sum() / sum(
             o.group.size for o in self._owned
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside those of module and optimizer: tensors and numbers alone."""
+        groups = enumerate(self.study.groups)
+        slots = {i: torch.from_numpy(self.masks[g.atom]) for i, g in groups if g.atom in self.masks}
+        reached = self.plan is not None and self.plan.reached
+        return {
+            "done": self.done,
+            "slots": slots,
+            "reached": reached,
+            "early": [old for _, old in self._early],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, with a module of the same class, whose own state is loaded apart."""
+        groups = self.study.groups
+        masks = {int(i): slots.numpy().astype(bool) for i, slots in state["slots"].items()}
+        if any(i >= len(groups) or groups[i].size != len(slots) for i, slots in masks.items()):
+            raise InputError("the pruner's state is of another module: its groups have other sizes")
+        self.done, self._doomed = int(state["done"]), None
+        self.masks = {groups[i].atom: slots for i, slots in masks.items()}
+        self.plan = planned(self.study, self.masks, reached=bool(state["reached"])) if masks else None
+        self._tensors = self._masked_tensors()
+        parameters = list(self.study.module.parameters())
+        self._early = [(p, old.to(p.device)) for p, old in zip(parameters, state["early"], strict=False)]
 
     def finish(self, *, form: str = "auto") -> nn.Module:
         """The smaller module without the slots that are masked at the final ratio; it trains on."""

@@ -225,7 +225,7 @@ def realise(
         error, reason = _error(small, found, wanted)
         if error <= TOLERANCE:
             plan = replace(plan, error=error, attributes=edits)
-            return _in_place(found.module, plan, edits) if inplace else _labelled(small, plan)
+            return _in_place(found.module, plan, edits) if inplace else labelled(small, plan)
         if form == "module" or inplace:
             raise GoalError(
                 f"{name}: its own forward does not allow these sizes ({reason}): "
@@ -237,16 +237,17 @@ def realise(
     if error > TOLERANCE:
         raise GoalError(f"{name}: the pruned graph is wrong ({failure}): please report it")
     graph.train(found.module.training)
-    return _labelled(graph, replace(plan, form="graph", error=error, reason=reason))
+    return labelled(graph, replace(plan, form="graph", error=error, reason=reason))
 
 
 def _in_place(module: nn.Module, plan: TorchPlan, edits: list[Edit]) -> nn.Module:
     replace_tensors(module, plan.tensors)
     apply_edits(module, edits)
-    return _labelled(module, plan)
+    return labelled(module, plan)
 
 
-def _labelled(module: nn.Module, plan: TorchPlan) -> nn.Module:
+def labelled(module: nn.Module, plan: TorchPlan) -> nn.Module:
+    """The module, which carries its plan from here on."""
     module.__dict__[_PLAN] = plan
     return module
 

@@ -1,0 +1,169 @@
+"""Pruned modules on disk: weights and the plan in one safetensors file, the code given by the user's own class."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sparsecc.errors import GoalError, InputError, MissingPackageError
+from sparsecc.escaping import one_line, quoted
+from sparsecc.system.files import replace_whole
+from sparsecc.torch.layers import apply_edits
+from sparsecc.torch.plan import TorchPlan, owned, replace_tensors
+from sparsecc.torch.pruning import labelled, plan_of, planned, realise, study
+
+SCHEMA = "sparsecc.torch/1"
+_HEADER = "sparsecc"
+"""The key of the file's metadata that holds the plan."""
+
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a pruned module: its tensors and its plan, no code. The old file or the new one is there at every moment.
+
+    InputError for a module that `prune` did not make, and for one whose state holds more than tensors.
+    """
+    safetensors = _safetensors()
+    plan = plan_of(module)
+    state = module.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"'{name}' is a {type(value).__name__}: only tensors can be saved without pickles"
+            )
+    first: dict[tuple[Any, ...], str] = {}
+    alike = {n: first.setdefault(_place(t), n) for n, t in state.items() if t.numel()}
+    shared = {name: other for name, other in alike.items() if name != other}
+    tensors = {name: t.detach().contiguous().cpu() for name, t in state.items() if name not in shared}
+    told = {"schema": SCHEMA, "plan": plan.to_json(), "shared": shared}
+    replace_whole(Path(path), safetensors.torch.save(tensors, metadata={_HEADER: json.dumps(told)}))
+
+
+def load(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    example_inputs: Any = None,
+    **options: Any,
+) -> nn.Module:
+    """The module of `save`, from an instance of the dense class, which stays as it is; nothing of the file is run.
+
+    A module that was saved in the graph form is exported again: give `example_inputs`, and the options of `prune`
+    that are about the export (`kwargs`, `dynamic_shapes`). InputError where the file does not fit the class.
+    """
+    safetensors, shown = _safetensors(), one_line(str(path), 120)
+    try:
+        data = Path(path).read_bytes()
+        told = _metadata(data)
+        tensors = safetensors.torch.load(data)
+    except OSError as e:
+        raise InputError(f"{shown}: {e.strerror}: give a file of sparsecc.torch.save") from e
+    except (safetensors.SafetensorError, ValueError, LookupError) as e:
+        raise InputError(f"{shown} is no file of sparsecc.torch.save: {one_line(str(e), 120)}") from e
+    small = apply_plan(module, TorchPlan.of_json(told.get("plan")), example_inputs, **options)
+    shared = told.get("shared") or {}
+    state = {**tensors, **{name: tensors[other] for name, other in shared.items() if other in tensors}}
+    try:
+        small.load_state_dict(state, strict=True)
+    except RuntimeError as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        raise InputError(f"{shown} does not fit {type(module).__name__}: {one_line(lines[-1], 200)}") from e
+    return small
+
+
+def apply_plan(module: nn.Module, plan: TorchPlan, example_inputs: Any = None, **options: Any) -> nn.Module:
+    """A copy of a dense module made as small as the plan says: whose `state_dict` a checkpoint of the pruned one fits.
+
+    For checkpoints of your own: keep `plan_of(small).to_json()` in them, and read it with `TorchPlan.of_json`.
+    """
+    if plan.form == "graph":
+        return _exported(module, plan, example_inputs, options)
+    _require_fit(module, plan)
+    small = copy.deepcopy(module)
+    replace_tensors(small, plan.tensors)
+    apply_edits(small, plan.attributes)
+    return labelled(small, plan)
+
+
+def _exported(
+    module: nn.Module, plan: TorchPlan, example_inputs: Any, options: Mapping[str, Any]
+) -> nn.Module:
+    """The graph form: the same groups are found again, and lose the same slots."""
+    if example_inputs is None:
+        raise InputError("it was saved in the graph form, which is exported again: give example_inputs")
+    found = study(module, example_inputs, **options)
+    if [_identity(row) for row in planned(found, {}).groups] != [_identity(row) for row in plan.groups]:
+        raise InputError(f"{type(module).__name__} has other groups than the module that was saved")
+    masks = {}
+    for group, row in zip(found.groups, plan.groups, strict=True):
+        if row.get("slots") is not None:
+            masks[group.atom] = np.isin(np.arange(group.size), row["slots"])
+    try:
+        small = realise(found, masks, planned(found, masks), form="graph")
+    except GoalError as e:
+        raise InputError(f"{type(module).__name__} is not the class of the module that was saved: {e}") from e
+    return labelled(small, replace(plan, error=plan_of(small).error))
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("kind"), row.get("size"), row.get("members")
+
+
+def _require_fit(module: nn.Module, plan: TorchPlan) -> None:
+    """A file sets sizes where there are sizes, and nothing else."""
+    held = {name: tensor for name, _, _, tensor in owned(module)}
+    name = type(module).__name__
+    for tensor, indices in plan.tensors.items():
+        if tensor not in held:
+            raise InputError(
+                f"{name} has no tensor {quoted(tensor)}: give an instance of the class that was pruned"
+            )
+        shape = held[tensor].shape
+        for axis, slots in indices.items():
+            if axis >= len(shape) or int(slots[-1]) >= shape[axis]:
+                raise InputError(
+                    f"{quoted(tensor)} of {name} has shape {list(shape)}, not that of the pruned class"
+                )
+    parts = dict(module.named_modules())
+    for path, attribute, value in plan.attributes:
+        now = getattr(parts.get(path), attribute, None)
+        if not _is_size(now) or not _is_size(value) or isinstance(now, int) != isinstance(value, int):
+            raise InputError(
+                f"{name} has no size {quoted(f'{path}.{attribute}')}: the plan is of another class"
+            )
+
+
+def _is_size(value: Any) -> bool:
+    listed = value if isinstance(value, tuple | list) else (value,)
+    return bool(listed) and all(type(one) is int for one in listed)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """The same for two tensors that are one."""
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.device
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    told = header.get("__metadata__", {}).get(_HEADER) if isinstance(header, dict) else None
+    found = json.loads(told) if told is not None else {}
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise ValueError("it has no plan in it")
+    return found
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise MissingPackageError(
+            "sparsecc.torch.save needs safetensors: run pip install 'sparsecc[torch]'"
+        ) from e
+    return safetensors
