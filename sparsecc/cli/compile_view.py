@@ -59,6 +59,10 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         elif after is not None:
             rows.append((label, "", written(after), ""))
     rows += _latencies(report.get("latency") or {})
+    if served := report.get("throughput"):
+        before, after = served["before"]["rate"], served["after"]["rate"]
+        gained = numbers.change(before, after)
+        rows.append(("samples a second", f"{before:,.0f}", f"{after:,.0f}", gained))
     if accuracy := report.get("accuracy"):
         before, after = accuracy["before"], accuracy["after"]
         drop = f"{after - before:+.4g}".replace("-", "−")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sparsecc.errors import InputError
+from sparsecc.measure.throughput import Serving
 from sparsecc.options import CompileOptions, rows_of
 from sparsecc.options.table import PRUNED
 
@@ -50,6 +51,9 @@ class Trial:
     dense_score: float | None = None
     quality_db: float | None = None
     agreement: float | None = None
+    serving: Mapping[str, Any] | None = None
+    """How it serves most samples a second, where that was asked: rate, batch, streams; the speed is then that over the
+    rate of the dense model, and times are those of a sample."""
     is_useless: bool = False
     """Whether what is left is of no use, by the answers, the outputs, or the metric (`loss.judge`)."""
     is_fine: bool = False
@@ -61,6 +65,11 @@ class Trial:
         was removed the better."""
         kept = -math.inf if self.quality_db is None else self.quality_db
         return (0.0 if self.score is None else self.score, kept if math.isfinite(kept) else -self.removed)
+
+    def served(self, dense: Serving, found: Serving) -> Trial:
+        """With how both models serve."""
+        speedup, told = found.rate / dense.rate, found.to_json()
+        return replace(self, speedup=speedup, serving=told, ms=1e3 / found.rate, dense_ms=1e3 / dense.rate)
 
     def words(self) -> str:
         """`ratio 0.31, int8: 1.72x, 28.4 dB`."""
@@ -90,14 +99,22 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def words_of_serving(serving: Mapping[str, Any]) -> str:
+    """`212 a second in batches of 8 in 2 streams`."""
+    batch = f" in batches of {serving['batch']}" if serving["batch"] > 1 else ""
+    streams = f" in {serving['streams']} streams" if serving["streams"] > 1 else ""
+    return f"{serving['rate']:,.0f} a second{batch}{streams}"
+
+
 @dataclass(frozen=True)
 class Goal:
-    """What was asked: times faster, milliseconds a run, runs a second, bytes of model, bytes of memory to load
-    and run it; and limits of what may be lost: of accuracy, in decibels, in answers that change."""
+    """What was asked: times faster, milliseconds a run, runs a second, samples a second, bytes of model, bytes of
+    memory to load and run it; and limits of what may be lost: of accuracy, in decibels, in answers that change."""
 
     speedup: float | None = None
     latency: float | None = None
     fps: float | None = None
+    throughput: float | None = None
     size: float | None = None
     footprint: float | None = None
     max_drop: float | None = None
@@ -115,7 +132,9 @@ class Goal:
             return None
         if "footprint" in given and options.device != "local":
             raise InputError(f"--footprint is measured on this machine: leave out --device {options.device}")
-        for name in ("speedup", "latency", "fps", "footprint"):
+        if "throughput" in given and options.device != "local":
+            raise InputError(f"--throughput is measured on this machine: leave out --device {options.device}")
+        for name in ("speedup", "latency", "fps", "throughput", "footprint"):
             if name in given and not options.measure:
                 raise InputError(f"{_ROWS[name].flag} needs the measurement: leave out --no-measure")
         return Goal(**given)
@@ -139,7 +158,8 @@ class Goal:
 
     @property
     def is_timed(self) -> bool:
-        return any(value is not None for value in (self.speedup, self.latency, self.fps))
+        asked = self.speedup, self.latency, self.fps, self.throughput
+        return any(value is not None for value in asked)
 
     @property
     def has_target(self) -> bool:
@@ -148,8 +168,9 @@ class Goal:
 
     @property
     def milliseconds(self) -> float | None:
-        """The longest that a run may take."""
-        return 1e3 / self.fps if self.fps is not None else self.latency
+        """The longest that a run may take; with a throughput, a sample."""
+        rate = self.fps if self.throughput is None else self.throughput
+        return self.latency if rate is None else 1e3 / rate
 
     def excess(self, trial: Trial) -> float:
         """ln of how much too slow or too large a trial is; zero or less is what was asked for."""
@@ -197,7 +218,9 @@ class Goal:
     def short(self, best: Trial, excess: float) -> str:
         """What was reached instead, and what holds it back."""
         reached = [f"{best.speedup:.2f}x"] if best.speedup is not None else []
-        if self.milliseconds is not None and best.dense_ms is not None and best.speedup is not None:
+        if best.serving is not None:
+            reached.append(words_of_serving(best.serving))
+        elif self.milliseconds is not None and best.dense_ms is not None and best.speedup is not None:
             reached.append(f"{best.dense_ms / best.speedup:.3g} ms")
         if self.size is not None:
             reached.append(f"{best.bytes:,} bytes")
@@ -217,15 +240,22 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
+def found_in(measured: Mapping[str, Any], trial: Trial, *, throughput: bool) -> Trial:
+    """A trial with the speed that the end of a compile measured, where it did."""
+    if throughput and "throughput" in measured:
+        before, after = (Serving(**measured["throughput"][side]) for side in ("before", "after"))
+        return trial.served(before, after)
+    if (latency := measured.get("latency")) is None:
+        return trial
+    speedup, dense = float(latency["speedup"]["estimate"]), float(latency["before_ms"]["p50"])
+    return replace(trial, speedup=speedup, ci95=None, dense_ms=dense, ms=dense / speedup)
+
+
 def judge(goal: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """What the final measurement says of a goal: asked, found, and whether it is met within 5 %."""
     asked = Goal(**goal["asked"])
-    latency = measured.get("latency")
     found = Trial(0, 0, measured["bytes"]["after"], measured["bytes"]["before"])
-    if latency is not None:
-        speedup = float(latency["speedup"]["estimate"])
-        dense = float(latency["before_ms"]["p50"])
-        found = replace(found, speedup=speedup, dense_ms=dense, ms=dense / speedup)
+    found = found_in(measured, found, throughput=asked.throughput is not None)
     if asked.footprint is not None:
         found = replace(found, memory=measured["footprint"]["after"]["model_memory_bytes"])
     excess = asked.excess(found)

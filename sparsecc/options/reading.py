@@ -95,8 +95,8 @@ def decibels(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    """Frames per second, above zero."""
-    number, unit = quantity(text, "a rate", "30")
+    """Frames or samples per second, above zero."""
+    number, unit = quantity(text.removesuffix("/s"), "a rate", "30")
     if unit not in {"", "fps"} or number <= 0:
         raise ValueError(f"'{text}' is not a rate in frames per second: write for example 30")
     return number

@@ -81,7 +81,7 @@ SYNTHETIC, SELF, NO_SAMPLES = "synthetic", "self", "none"
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
-BUDGET = "Budget (one of ratio, speedup, latency, fps)"
+BUDGET = "Budget (one of ratio, speedup, latency, fps, throughput)"
 REMOVAL = "What may be removed"
 NUMBERS = "Numbers"
 DATA = "Data"
@@ -228,6 +228,14 @@ class CompileOptions(Options):
     )
     fps: float | None = option(
         None, RATE, "Compile until it runs this often a second.", BUDGET, alone=True, is_goal=True
+    )
+    throughput: float | None = option(
+        None,
+        RATE,
+        "Compile until it serves so many samples a second, e.g. 200/s, in the batch and the streams that serve most.",
+        BUDGET,
+        alone=True,
+        is_goal=True,
     )
     size: float | None = option(
         None, SIZE, "Compile until it is this small, e.g. 5MiB.", BUDGET, is_common=True, is_goal=True

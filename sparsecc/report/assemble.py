@@ -65,7 +65,7 @@ def report(
         ],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
-    told = ("latency", "footprint", "parts", "census", "unmeasured", "next_steps", "text")
+    told = ("latency", "footprint", "throughput", "parts", "census", "unmeasured", "next_steps", "text")
     made |= {name: measured[name] for name in told if name in measured}
     if built := measured.get("built"):
         made["build"] = dict(built)

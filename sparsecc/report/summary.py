@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsecc.decide.goals import words_of_serving
 from sparsecc.report import numbers
 
 Written = Callable[[float | None], str]
@@ -38,11 +39,14 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def held_for(report: Mapping[str, Any]) -> list[str]:
-    """The input sizes that figures hold for: `MACs are of one sample (image 1x3x224x224); latency and memory …`."""
+    """The input sizes that figures hold for (`MACs are of one sample (image 1x3x224x224); latency and memory …`), and
+    how it serves most."""
     counted = report.get("counted") or {}
     lines = [f"MACs are of one sample ({numbers.shapes(counted['inputs'])})"] if counted else []
     if lines and (report.get("latency") or report.get("footprint")):
         lines[0] += f"; latency and memory are of a run of {numbers.shapes(report.get('measured_at', {}))}"
+    if served := report.get("throughput"):
+        lines.append(f"It serves {words_of_serving(served['after'])}")
     if unknown := counted.get("unknown"):
         number = numbers.plural(len(unknown), "layer")
         lines.append(f"MACs of {number} of unknown size are not in the sum: {unknown[0]}")

@@ -11,28 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparsecc.backends import backend_named
 from sparsecc.compilation import Compilation
-from sparsecc.data.samples import Feeds
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
-from sparsecc.decide.goals import REFUSED, Goal, Trial, words_of
+from sparsecc.decide.goals import REFUSED, Goal, Trial, found_in, words_of
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.residual_blocks import find_blocks
 from sparsecc.graph.token_sites import CannotReduceError, find_site
-from sparsecc.loss.judge import DOUBTFUL_DB, TENTH, lowest_agreement, use_of, worst_quality
-from sparsecc.measure.footprint import footprint
-from sparsecc.measure.interleave import Budget
-from sparsecc.measure.pair import measure_pair
+from sparsecc.loss.judge import DOUBTFUL_DB
 from sparsecc.options import CompileOptions
 from sparsecc.options.table import PRUNED
 from sparsecc.remarks import Remark
-from sparsecc.runtime.session import open_session
 from sparsecc.system.files import size_of
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
@@ -42,11 +35,8 @@ from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
 from sparsecc.tasks.known_trials import KnownTrials
 from sparsecc.tasks.stages import MAKING, Work, begin, walk
-from sparsecc.verify.evaluate import metric_of, score
+from sparsecc.tasks.trial_figures import Figures
 
-_COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
-_FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
-_NEARBY = 0.12
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
 _MARGIN = 2.0
@@ -126,6 +116,7 @@ class Workshop:
     compilation: Compilation
     goal: Goal
     analysis: Analysis
+    figures: Figures
     known: KnownTrials
     has_ended: bool = False
     """Whether trials that are not known are no longer made."""
@@ -135,16 +126,8 @@ class Workshop:
     paying: dict[str, Any] = field(default_factory=dict)
     """What timing found of 8-bit types in the first trial with them: which layers stay in float. Later trials do not
     time it again."""
-    dense_score: float | None = None
-    dense_memory: int | None = None
     end: float = 0.0
     """When no new way is begun any more, by `time.monotonic`; 0 before the search."""
-
-    @property
-    def times(self) -> bool:
-        """Whether trials are timed: for a goal of speed, and where the fastest within limits is wanted."""
-        runs = self.compilation.options.measure and backend_named(self.compilation.target.backend).runs_here
-        return self.goal.is_timed or (runs and not self.goal.has_target)
 
     @staticmethod
     def open(
@@ -164,13 +147,8 @@ class Workshop:
         dense = compilation.dense
         if dense.by_parts:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
-        score = None
-        if options.evaluate is not None:
-            score = metric_score(compilation, dense.path)
-        shop = Workshop(compilation, goal, analysis, known(score), has_ended, dense_score=score)
-        if goal.footprint is not None:
-            shop.dense_memory = shop.memory_of(compilation.file, compilation.feeds[0])
-        return shop
+        figures = Figures.of(compilation, goal)
+        return Workshop(compilation, goal, analysis, figures, known(figures.dense_score), has_ended)
 
     def settle(self) -> Settled:
         """What meets the goal and loses least, or comes nearest."""
@@ -215,7 +193,7 @@ class Workshop:
         options, target = self.compilation.options, self.compilation.target
         if options.quantize is not None or options.samples is None or "int8" not in target.types:
             return []
-        return ["int8" if self.times else "int8!"]
+        return ["int8" if self.figures.times else "int8!"]
 
     def finer(self, trial: Trial) -> Family | None:
         """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
@@ -255,9 +233,10 @@ class Workshop:
             return None
         trial, chosen = found
         measured = (
-            (trial.speedup is not None or not self.times)
+            (trial.speedup is not None or not self.figures.times)
+            and (trial.serving is not None) == (self.goal.throughput is not None)
             and (trial.memory is not None or self.goal.footprint is None)
-            and (trial.is_fine or not self.is_near(trial))
+            and (trial.is_fine or not self.figures.is_near(trial))
         )
         return (trial, chosen) if measured else None
 
@@ -275,7 +254,7 @@ class Workshop:
         known = next(same, None)
         if known is None:
             sizes = size_of(folder), self.compilation.dense.bytes
-            known = self.measured(Trial(ratio, choice.removed, *sizes, levers=dict(family)), work)
+            known = self.figures.measured(Trial(ratio, choice.removed, *sizes, levers=dict(family)), work)
         trial = replace(known, exhausted=not choice.reached, held=held_back(work.decision))
         for file in folder.iterdir():
             file.unlink()
@@ -285,22 +264,12 @@ class Workshop:
 
     def is_missed_by(self, trial: Trial, report: Mapping[str, Any]) -> bool:
         """Whether the compile of a trial missed the goal after all; from there on the trial is what it measured."""
-        latency = report.get("latency")
-        if latency is None or report["goal"]["met"] or not self.goal.is_timed or self.has_ended:
+        if report["goal"]["met"] or not self.goal.is_timed or self.has_ended:
             return False
-        found, dense = latency["speedup"], float(latency["before_ms"]["p50"])
-        low, high = found["ci95"]
-        speedup = float(found["estimate"])
-        trial = replace(
-            trial, speedup=speedup, ci95=(low, high), dense_ms=dense, ms=dense / speedup, is_fine=True
-        )
+        trial = replace(found_in(report, trial, throughput=self.goal.throughput is not None), is_fine=True)
         key = _key(trial.levers, trial.ratio)
         self.known.keep(self.pulled(trial.levers, trial.ratio), trial, self.chosen.get(key, {}))
         return True
-
-    def is_near(self, trial: Trial) -> bool:
-        """Whether a trial is so near to the goal that its speed must be known well."""
-        return self.times and abs(self.goal.excess(trial)) < _NEARBY
 
     def doing(self, family: Family, ratio: float) -> str:
         """`trial 3 (int8, ratio 0.2), best so far int8: 1.72x, 28.4 dB`."""
@@ -321,59 +290,6 @@ class Workshop:
         """The options of the compile that a trial stands for, with what it chose by measuring."""
         chosen = self.chosen.get(_key(trial.levers, trial.ratio), {})
         return self.pulled(trial.levers, trial.ratio).settled(chosen)
-
-    def measured(self, trial: Trial, work: Work) -> Trial:
-        """With its speed, quality and score. What is near the goal is measured longer."""
-        compilation = work.compilation
-        if self.times:
-            trial = self.timed(trial, work, _COARSE, 4)
-            if self.is_near(trial):
-                trial = replace(self.timed(trial, work, _FINE, 8), is_fine=True)
-        if self.goal.footprint is not None:
-            feeds = compilation.small_feeds or compilation.feeds[0]
-            memory = self.memory_of(work.compiled, feeds)
-            trial = replace(trial, memory=memory, dense_memory=self.dense_memory)
-        if compilation.options.samples is not None:
-            facts = work.probes.close_to_dense(work.backend, work.compiled)
-            agreed = lowest_agreement(facts) if facts.get("agreement") else None
-            useless = use_of(facts) == "useless"
-            trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed, is_useless=useless)
-        if self.dense_score is not None:
-            found = metric_score(compilation, work.compiled)
-            useless = self.dense_score - found > TENTH * abs(self.dense_score)
-            trial = replace(trial, score=found, dense_score=self.dense_score, is_useless=useless)
-        return trial
-
-    def memory_of(self, model: Path, feeds: Feeds) -> int:
-        """Bytes that loading and running a model once adds to a process."""
-        return footprint(model, feeds, threads=self.compilation.options.threads).model_memory_bytes
-
-    def timed(self, trial: Trial, work: Work, budget: Budget, rounds: int) -> Trial:
-        """With its speed, interleaved with the dense model on the device."""
-        compilation, options = work.compilation, work.compilation.options
-        told = measure_pair(
-            compilation.dense.path,
-            work.compiled,
-            compilation.feeds[0],
-            device=options.device,
-            threads=options.threads,
-            seed=options.seed,
-            rounds=rounds,
-            budget=budget,
-            after_feeds=compilation.small_feeds,
-        )
-        ratio = told.ratio()
-        interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
-        dense = told.before.p50
-        return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
-
-
-def metric_score(compilation: Compilation, model: Path) -> float:
-    """The user's metric of a model that takes the inputs of this compile."""
-    assert compilation.options.evaluate is not None
-    runner = open_session(model, threads=compilation.options.threads)
-    narrowed, function = compilation.narrowed, metric_of(compilation)
-    return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
 
 
 def _key(family: Family, ratio: float) -> str:

@@ -9,8 +9,10 @@ from sparsecc.backends.base import NotTimedError
 from sparsecc.compilation import Compilation
 from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
 from sparsecc.measure.footprint import footprint
+from sparsecc.measure.throughput import best_serving
 from sparsecc.options import SELF
 from sparsecc.remarks import Remark
+from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.tasks.ablation import against_parts
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[s
         if not backend.runs_here:
             return facts
         if asked.device == "local":
-            facts |= _footprints(compilation, compiled)
+            facts |= _footprints(compilation, compiled) | _throughput(compilation, compiled)
         return facts | against_parts(compilation, compiled)
     except NotTimedError as e:
         found = _unmeasured(compilation, str(e))
@@ -89,6 +91,20 @@ def _unmeasured(compilation: Compilation, reason: str) -> dict[str, Any]:
     compilation.remarks.append(("measure", Remark(compilation.file.name, reason)))
     compilation.warnings.append(reason)
     return {"unmeasured": reason}
+
+
+def _throughput(compilation: Compilation, compiled: Path) -> dict[str, Any]:
+    """How both models serve, where a goal asks for that."""
+    if compilation.goal is None or "throughput" not in compilation.goal["asked"]:
+        return {}
+    dense, small = compilation.feeds[0], compilation.small_feeds
+    models = {
+        "before": (compilation.dense.path, dense),
+        "after": (compiled, dense if small is None else small),
+    }
+    any_batch, threads = takes_any_batch(compilation.dense.model), compilation.options.threads
+    found = {s: best_serving(m, f, any_batch=any_batch, threads=threads) for s, (m, f) in models.items()}
+    return {"throughput": {side: serving.to_json() for side, serving in found.items()}}
 
 
 def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""What is measured of a trial of a search to a goal: its speed beside the dense model, its memory, what it lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sparsecc.backends import backend_named
+from sparsecc.compilation import Compilation
+from sparsecc.data.samples import Feeds
+from sparsecc.decide.goals import Goal, Trial
+from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, worst_quality
+from sparsecc.measure.footprint import footprint
+from sparsecc.measure.interleave import Budget
+from sparsecc.measure.pair import measure_pair
+from sparsecc.measure.throughput import Serving, best_serving
+from sparsecc.runtime.session import open_session
+from sparsecc.shapes.dynamic_dims import takes_any_batch
+from sparsecc.tasks.stages import Work
+from sparsecc.verify.evaluate import metric_of, score
+
+_COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
+_FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
+_NEARBY = 0.12
+
+
+@dataclass
+class Figures:
+    """Measures the trials of a search; of the dense model it knows what the goal needs."""
+
+    compilation: Compilation
+    goal: Goal
+    dense_score: float | None = None
+    dense_memory: int | None = None
+    dense_serving: Serving | None = None
+
+    @staticmethod
+    def of(compilation: Compilation, goal: Goal) -> Figures:
+        """Measures the dense model first."""
+        figures, dense = Figures(compilation, goal), compilation.dense.path
+        if compilation.options.evaluate is not None:
+            figures.dense_score = metric_score(compilation, dense)
+        if goal.footprint is not None:
+            figures.dense_memory = figures.memory_of(compilation.file, compilation.feeds[0])
+        if goal.throughput is not None:
+            figures.dense_serving = serving_of(compilation, dense, compilation.feeds[0])
+        return figures
+
+    @property
+    def times(self) -> bool:
+        """Whether trials are timed: for a goal of speed, and where the fastest within limits is wanted."""
+        runs = self.compilation.options.measure and backend_named(self.compilation.target.backend).runs_here
+        return self.goal.is_timed or (runs and not self.goal.has_target)
+
+    def is_near(self, trial: Trial) -> bool:
+        """Whether a trial is so near to the goal that its speed must be known well."""
+        return self.times and abs(self.goal.excess(trial)) < _NEARBY
+
+    def measured(self, trial: Trial, work: Work) -> Trial:
+        """With its speed, quality and score. What is near the goal is measured longer."""
+        compilation, feeds = work.compilation, work.compilation.small_feeds or work.compilation.feeds[0]
+        if self.dense_serving is not None:
+            trial = trial.served(self.dense_serving, serving_of(compilation, work.compiled, feeds))
+        elif self.times:
+            trial = self.timed(trial, work, _COARSE, 4)
+            if self.is_near(trial):
+                trial = replace(self.timed(trial, work, _FINE, 8), is_fine=True)
+        if self.goal.footprint is not None:
+            memory = self.memory_of(work.compiled, feeds)
+            trial = replace(trial, memory=memory, dense_memory=self.dense_memory)
+        if compilation.options.samples is not None:
+            facts = work.probes.close_to_dense(work.backend, work.compiled)
+            agreed = lowest_agreement(facts) if facts.get("agreement") else None
+            useless = use_of(facts) == "useless"
+            trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed, is_useless=useless)
+        if self.dense_score is not None:
+            found = metric_score(compilation, work.compiled)
+            useless = self.dense_score - found > TENTH * abs(self.dense_score)
+            trial = replace(trial, score=found, dense_score=self.dense_score, is_useless=useless)
+        return trial
+
+    def memory_of(self, model: Path, feeds: Feeds) -> int:
+        """Bytes that loading and running a model once adds to a process."""
+        return footprint(model, feeds, threads=self.compilation.options.threads).model_memory_bytes
+
+    def timed(self, trial: Trial, work: Work, budget: Budget, rounds: int) -> Trial:
+        """With its speed, interleaved with the dense model on the device."""
+        compilation, options = work.compilation, work.compilation.options
+        told = measure_pair(
+            compilation.dense.path,
+            work.compiled,
+            compilation.feeds[0],
+            device=options.device,
+            threads=options.threads,
+            seed=options.seed,
+            rounds=rounds,
+            budget=budget,
+            after_feeds=compilation.small_feeds,
+        )
+        ratio = told.ratio()
+        interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
+        dense = told.before.p50
+        return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
+
+
+def serving_of(compilation: Compilation, model: Path, feeds: Feeds) -> Serving:
+    """How a model that takes the inputs of this compile serves most samples a second."""
+    any_batch = takes_any_batch(compilation.dense.model)
+    return best_serving(model, feeds, any_batch=any_batch, threads=compilation.options.threads)
+
+
+def metric_score(compilation: Compilation, model: Path) -> float:
+    """The user's metric of a model that takes the inputs of this compile."""
+    assert compilation.options.evaluate is not None
+    runner = open_session(model, threads=compilation.options.threads)
+    narrowed, function = compilation.narrowed, metric_of(compilation)
+    return score(function, lambda feeds: runner.run(narrowed.feeds(feeds)))
