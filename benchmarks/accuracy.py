@@ -62,7 +62,7 @@ TABLES = "## As cut and repaired\n\n"
 """Before the tables of docs/accuracy.md."""
 RIVALS = ("auto:auto", "l2:uniform", *PEERS)
 """The default, group magnitude, and other tools."""
-FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "tcess", "camera", "stun"})
+FOR_EXPERTS = frozenset({"expert_frequency", "expert_gate", "reap", "tcess", "camera", "stun"})
 """Criteria that are `obs` on models without experts."""
 CROSSED = ("uniform", "global", "distortion")
 """Allocators that every criterion meets; the others meet `obs` alone: two of them run a model hundreds of times.

@@ -46,7 +46,7 @@ from tests.zoo.blocks import Select, made
 
 FOLDER = Path("out/benchmarks/experts")
 LENGTH, BATCH, LETTERS = 64, 16, 128
-CRITERIA = ("random", "l2", "expert_frequency", "expert_gate", "tcess", "camera", "stun")
+CRITERIA = ("random", "l2", "expert_frequency", "expert_gate", "reap", "tcess", "camera", "stun")
 SETTINGS = {
     "vocab_size": LETTERS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2,

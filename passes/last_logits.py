@@ -11,9 +11,9 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.data.language import TextModel
 from sparsecc.errors import InputError
+from sparsecc.graph.vocabulary import product_of
 from sparsecc.ir.constants import add_constant
 from sparsecc.passes.base import Pass, PassResult
-from sparsecc.rules import Trait, traits_of
 
 if TYPE_CHECKING:
     from sparsecc.plan import Plan
@@ -49,21 +49,7 @@ def head_of(model: ir.Model, text: TextModel | None) -> tuple[ir.Node, ir.Value]
     if text is None:
         raise InputError("--last-logits is for decoders with caches that take tokens: leave it out")
     logits = next(v for v in model.graph.outputs if v.name == text.logits)
-    head = _head(logits)
-    if head is None:
+    made = product_of(logits)
+    if made is None:
         raise InputError("--last-logits: the logits come out of no product with weights: leave it out")
-    return head, logits
-
-
-def _head(value: ir.Value) -> ir.Node | None:
-    """The product that makes logits, seen through what works slot by slot with constants."""
-    node = value.producer()
-    while node is not None and not traits_of(node) & Trait.PRODUCT:
-        data = [v for v in node.inputs if v is not None and v.const_value is None]
-        is_slotwise = bool(traits_of(node) & (Trait.SLOTWISE | Trait.ADDS | Trait.MULTIPLIES | Trait.MOVES))
-        if not is_slotwise or node.op_type in ("Transpose", "Reshape", "Gather", "Slice") or len(data) != 1:
-            return None
-        node = data[0].producer()
-    if node is None or node.inputs[1] is None or node.inputs[1].const_value is None:
-        return None
-    return node if len(node.outputs[0].uses()) <= 1 else None
+    return made[0], logits

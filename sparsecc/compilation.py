@@ -89,6 +89,12 @@ class Compilation(Announced):
     stand beside it."""
     package: Package | None = None
     """The folder that the model came in, with what its runtime reads beside it; None where a file was named."""
+    original: Path | None = None
+    """The user's model where `file` was made of it (`--vocabulary`); None where it is `file`."""
+    vocabulary: Mapping[str, Any] | None = None
+    """{"before", "after", "exact", "bytes"}: how many words there were and are; None where all stayed."""
+    words: np.ndarray | None = field(default=None, repr=False)
+    """The numbers that the words had before, (words,) int64; None where all stayed."""
     goal: Mapping[str, Any] | None = None
     """What a search to a goal tried before this compile, for the report; None without a goal."""
     records: list[Record] = field(default_factory=list)
@@ -158,6 +164,8 @@ class Compilation(Announced):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The hashes of the user's model, its external data with it."""
+        if self.original is not None:
+            return identity_of(self.original)
         files = self.dense.model.meta.get(FILES)
         return identity_of(self.file) if files is None else identity_with(self.file, files)
 

@@ -28,6 +28,8 @@ class Decoder:
     words: int = 64
     positions: int = 128
     seed: int = 0
+    window: int = 0
+    """Positions that the caches of every other layer, from the first on, have room for; 0 where all grow."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -53,9 +55,13 @@ class Decoder:
         normed = self._norm("/model/layers.0/input_layernorm", stream)
         for layer in range(self.layers):
             for part in ("key", "value"):
-                name, shape = f"past_key_values.{layer}.{part}", [*cached]
+                kind = "sliding" if self.slides(layer) else "sequence"
+                name, shape = (
+                    f"past_key_values.{layer}.{part}",
+                    [*cached[:2], f"past_{kind}_length", "head_dim"],
+                )
                 inputs.append(helper.make_tensor_value_info(name, FLOAT, shape))
-                shape = [*cached[:2], "total_sequence_length", "head_dim"]
+                shape = [*cached[:2], f"total_{kind}_length", "head_dim"]
                 outputs.append(helper.make_tensor_value_info(f"present.{layer}.{part}", FLOAT, shape))
             where = f"/model/layers.{layer}"
             stream, normed = self._skip(
@@ -77,8 +83,19 @@ class Decoder:
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
+    def slides(self, layer: int) -> bool:
+        """Whether a layer keeps the last positions alone."""
+        return bool(self.window) and layer % 2 == 0
+
     def config(self) -> dict[str, Any]:
         """`genai_config.json`."""
+        sliding = {
+            "window_size": self.window,
+            "slide_key_value_cache": False,
+            "slide_inputs": False,
+            "layers": [layer for layer in range(self.layers) if self.slides(layer)],
+            "cache_slack": 0,
+        }
         return {
             "model": {
                 "bos_token_id": 1,
@@ -102,13 +119,18 @@ class Decoder:
                     "num_attention_heads": self.heads,
                     "num_hidden_layers": self.layers,
                     "num_key_value_heads": self.kv_heads,
+                    **({"sliding_window": sliding} if self.window else {}),
                 },
                 "eos_token_id": 0,
                 "pad_token_id": 0,
                 "type": "llama",
                 "vocab_size": self.words,
             },
-            "search": {"do_sample": False, "max_length": self.positions, "past_present_share_buffer": False},
+            "search": {
+                "do_sample": False,
+                "max_length": self.positions,
+                "past_present_share_buffer": bool(self.window),
+            },
         }
 
     def folder(self, path: Path) -> Path:
@@ -201,6 +223,9 @@ class Decoder:
             kv_num_heads=self.kv_heads,
             do_rotary=1,
         )
+        if self.slides(layer):
+            made.attribute.append(helper.make_attribute("local_window_size", self.window))
+            made.attribute.append(helper.make_attribute("sliding_window_cache", 1))
         self.nodes.append(made)
         self._weight(f"{weights}.o_proj.MatMul.weight", self.heads * self.width, self.hidden)
         return self._node("MatMul", [outputs[0], f"{weights}.o_proj.MatMul.weight"], f"{where}/o_proj/MatMul")

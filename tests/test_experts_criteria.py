@@ -28,10 +28,10 @@ pytest.importorskip("torch", reason="the zoo is exported by torch: pip install '
 from tests.mixture_models import NEVER, Studied, atom_of, biased, scale_expert, stack_of, studied
 from tests.zoo.export import Exporter
 
-NAMES = ("expert_frequency", "expert_gate", "tcess", "camera", "stun")
+NAMES = ("expert_frequency", "expert_gate", "reap", "tcess", "camera", "stun")
 ROUNDING = {"mixtral": 5e-6, "qwen_moe": 5e-6, "gpt_oss": 0.0}
 """A softmax over all experts sums in another order without one; outputs are of size 1 to 3."""
-BY_USE = ("expert_frequency", "expert_gate", "camera")
+BY_USE = ("expert_frequency", "expert_gate", "reap", "camera")
 
 
 def score(name: str, found: Studied, layer: int = 0) -> np.ndarray:

@@ -12,6 +12,7 @@ from sparsecc.calibrate.fused_mixtures import fused_mixtures
 from sparsecc.calibrate.layer_statistics import collect
 from sparsecc.calibrate.mixtures import Seen
 from sparsecc.calibrate.routers import Router, mixtures_of, supers, tcess
+from sparsecc.criteria import CRITERIA
 from sparsecc.data.samples import Samples
 from sparsecc.graph.analysis import analyse
 from tests.rule_checks import feeds_of, loaded, model_of, run
@@ -53,7 +54,7 @@ def test_routers_of_exported_mixtures_are_watched(name: str, exporter: Exporter,
 def test_exporters_agree(name: str, tmp_path: Path) -> None:
     a, b = (studied(biased(name, e), tmp_path / e).stats.routers for e in ("dynamo", "torchscript"))
     for one, other in zip(a, b, strict=True):
-        for field in ("times", "gates", "scores", "peaks", "together"):
+        for field in ("times", "gates", "scores", "peaks", "norms", "together"):
             np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=1e-4)
         np.testing.assert_allclose(one.micro[0].sums, other.micro[0].sums, rtol=1e-3)
 
@@ -78,6 +79,23 @@ def test_counts_are_those_of_the_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         router.scores, np.bincount(chosen.ravel(), weights=values.ravel(), minlength=6), rtol=1e-4, atol=1e-3
     )
+
+
+def test_reap_is_the_mean_of_gate_times_norm_over_the_tokens_that_came(tmp_path: Path) -> None:
+    """Three tokens, two choices each; the third expert gets one token, the fourth none."""
+    found = studied(biased("gpt_oss", "dynamo"), tmp_path)
+    router = Router.empty(found.stats.routers[0].mixture)
+    chosen = np.array([[0, 1], [1, 0], [0, 2]])
+    gates = np.array([[0.75, 0.25], [0.5, 0.5], [0.9, 0.1]], dtype=np.float32)
+    outputs = np.array([[3, 4], [0, 2], [0, 8], [6, 8], [0, 1], [8, 6]], dtype=np.float32)
+    scores = np.zeros((3, len(router.times)))
+    inner = tuple(np.zeros((6, micro.sums.shape[1])) for micro in router.micro)
+    router.add(Seen(scores, chosen, gates, outputs, inner))
+    group = found.experts[0]
+    found.stats.routers = (router,)
+    values = CRITERIA["reap"].score(group, found.evidence)
+    wanted = [(0.75 * 5 + 0.5 * 10 + 0.9 * 1) / 3, (0.25 * 2 + 0.5 * 8) / 2, 0.1 * 10]
+    np.testing.assert_allclose(values, [*wanted, *[0] * (len(values) - 3)], rtol=1e-6)
 
 
 def test_tcess_with_all_experts_and_no_threshold_is_the_mean_score() -> None:
@@ -183,7 +201,7 @@ def test_late_layers_have_no_super_experts() -> None:
     for layer in range(4):
         ones, peaks = np.ones(8), np.ones(8)
         peaks[3] = 100.0 if layer in (0, 3) else 1.0
-        routers.append(Router(mixture, 1, ones, ones, ones, peaks, np.ones((8, 8)), []))
+        routers.append(Router(mixture, 1, ones, ones, ones, peaks, ones, np.ones((8, 8)), []))
     assert [np.flatnonzero(mask).tolist() for mask in supers(routers)] == [[3], [], [], []]
 
 

@@ -58,18 +58,19 @@ def empty_caches(file: Path) -> dict[str, np.ndarray]:
     return {n: np.zeros((1, s[1], 0, s[3]), np.float32) for n, s in shapes.items() if n.startswith("past")}
 
 
-def test_a_runtime_generates_from_the_result_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [0, 16])
+def test_a_runtime_generates_from_the_result_alone(window: int, tmp_path: Path) -> None:
     """The tokens of onnxruntime-genai are those of the masked dense model; the original has gone meanwhile."""
     genai = pytest.importorskip(
         "onnxruntime_genai", reason="onnxruntime-genai is not installed: pip install 'sparsecc[language]'"
     )
-    decoder = Decoder(positions=LENGTH + 1)
+    decoder = Decoder(positions=LENGTH + 1, window=window)
     folder = decoder.folder(tmp_path / "dense")
     options: dict[str, Any] = {"ratio": 0.4, "metric": "params", "keep": ["model.embed_tokens.weight:1"]}
     (tmp_path / "scratch").mkdir()
     dense = masked_model(folder, tmp_path / "scratch", **options)
-    names = [f"past_key_values.{n}.{part}" for n in range(2) for part in ("key", "value")]
-    wanted = greedy(dense, {name: np.zeros((1, 4, 0, 16), np.float32) for name in names})
+    room = {f"past_key_values.{n}.{part}": window * (n == 0) for n in range(2) for part in ("key", "value")}
+    wanted = greedy(dense, {name: np.zeros((1, 4, size, 16), np.float32) for name, size in room.items()})
     config = decoder.config()
     config["model"]["eos_token_id"] = min({*range(64)} - {*wanted})  # so that nothing ends early
     (folder / "genai_config.json").write_text(json.dumps(config))
@@ -85,6 +86,21 @@ def test_a_runtime_generates_from_the_result_alone(tmp_path: Path) -> None:
         generator.generate_next_token()
     found = [int(token) for token in generator.get_sequence(0)]
     assert found == wanted
+
+
+def test_caches_of_a_sliding_window_are_numbered_anew(tmp_path: Path) -> None:
+    """The first and third of four layers keep the last positions alone; attentions go, of both kinds or one."""
+    folder = Decoder(layers=4, window=16).folder(tmp_path / "dense")
+    options: dict[str, Any] = {"ratio": 0.25, "metric": "params", "prune": ["layers"]}
+    report = compiled(folder, tmp_path / "out", **options).report
+    assert report["verification"]["status"] == "proved"
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    slide = [any(a.name == "sliding_window_cache" and a.i for a in node.attribute) for node in attentions]
+    assert config["num_hidden_layers"] == len(attentions) < 4
+    assert config["sliding_window"]["layers"] == [n for n, slides in enumerate(slide) if slides]
+    assert any(slide)
 
 
 def test_the_configuration_says_what_is_left(tmp_path: Path) -> None:

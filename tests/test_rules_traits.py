@@ -29,7 +29,7 @@ NEWER = frozenset({"BitCast", "Swish", "SwiGLU"})
 """Operators behind opset 21."""
 
 SEPARATE = {
-    "passes/last_logits.py": "moves that may take the place of the last position elsewhere",
+    "sparsecc/graph/vocabulary.py": "moves that may take the place of the last position elsewhere",
     "sparsecc/ir/lower_opset.py": "whose axis meant all behind it before version 13",
     "sparsecc/calibrate/mixtures.py": "operators that pick by number",
     "sparsecc/data/random_inputs.py": "operators with an operand that is a size",
@@ -37,6 +37,7 @@ SEPARATE = {
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
     "sparsecc/graph/constant_channels.py": "operators that give one number for each channel",
     "passes/quantize/float16_range.py": "operators on whose result a tiny or a huge operand has a bounded effect",
+    "passes/quantize/lift.py": "readers whose weights are kept small, and results that are never negative",
     "passes/quantize/select_layers.py": "kernels of one runtime: on integers of one scale",
     "sparsecc/graph/linear_layers.py": "layers that are one matrix",
     "sparsecc/verify/layers_in_type.py": "layers, and which axis of their result is the channels'",

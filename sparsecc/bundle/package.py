@@ -48,10 +48,10 @@ def carry(
     if package.is_genai:
         decoder["filename"] = main
         window = decoder.get("sliding_window")
-        if isinstance(window, dict) and window.get("layers") == []:
-            del decoder[
-                "sliding_window"
-            ]  # of no layer; onnxruntime-genai 0.18 gives uneven caches no room then
+        if isinstance(window, dict) and (dense.sliding or window.get("layers") == []):
+            window["layers"] = list(left.sliding)
+            if not left.sliding:  # onnxruntime-genai 0.18 gives uneven caches no room then
+                del decoder["sliding_window"]
     elif (
         left.width and "head_dim" not in settings
     ):  # which is then taken to be hidden_size / num_attention_heads

@@ -32,7 +32,8 @@ class Micro:
 @dataclass
 class Router:
     """Sums over `tokens` of one mixture, (experts,) each: `times` an expert was chosen, its `gates`, its TCESS
-    (`scores`), the `peaks` of |output|. `together` (experts, experts) counts tokens that chose both.
+    (`scores`), the `peaks` of |output|, the `norms` of gate weight times output, ‖g f‖₂. `together` (experts,
+    experts) counts tokens that chose both.
     """
 
     mixture: Mixture
@@ -41,6 +42,7 @@ class Router:
     gates: np.ndarray
     scores: np.ndarray
     peaks: np.ndarray
+    norms: np.ndarray
     together: np.ndarray
     micro: list[Micro]
 
@@ -50,8 +52,8 @@ class Router:
         assert isinstance(size, int)
         widths = [(size, inner.axis.size) for inner in mixture.inner]
         micro = [Micro(np.zeros(shape), np.zeros(shape)) for shape in widths]  # type: ignore[arg-type]
-        times, gates, scores, peaks = (np.zeros(size) for _ in range(4))
-        return Router(mixture, 0, times, gates, scores, peaks, np.zeros((size, size)), micro)
+        times, gates, scores, peaks, norms = (np.zeros(size) for _ in range(5))
+        return Router(mixture, 0, times, gates, scores, peaks, norms, np.zeros((size, size)), micro)
 
     def add(self, seen: Seen) -> None:
         """Take in a batch."""
@@ -66,10 +68,12 @@ class Router:
         self.together += hot.T @ hot
         for expert in np.unique(experts):
             pairs = np.flatnonzero(experts == expert)
+            gates = seen.gates.ravel()[pairs, None]
             if seen.outputs is not None:
                 peak = float(np.abs(seen.outputs[pairs]).max())
                 self.peaks[expert] = max(self.peaks[expert], peak)
-            gates = seen.gates.ravel()[pairs, None]
+                weighted = (gates * seen.outputs[pairs]).astype(np.float64)
+                self.norms[expert] += np.linalg.norm(weighted, axis=1).sum()
             for micro, rows in zip(self.micro, seen.inner, strict=True):
                 squares = np.square(rows[pairs] * gates, dtype=np.float64)
                 micro.sums[expert] += squares.sum(axis=0)
@@ -86,11 +90,11 @@ class Router:
     def of(mixture: Mixture, stored: Callable[[str], np.ndarray]) -> Router:
         """The router whose `arrays` were stored under these names."""
         micro = [Micro(stored(f"sums{i}"), stored(f"largest{i}")) for i in range(len(mixture.inner))]
-        times, gates, scores, peaks, together = (stored(name) for name in _STORED)
-        return Router(mixture, int(stored("tokens")), times, gates, scores, peaks, together, micro)
+        times, gates, scores, peaks, norms, together = (stored(name) for name in _STORED)
+        return Router(mixture, int(stored("tokens")), times, gates, scores, peaks, norms, together, micro)
 
 
-_STORED = ("times", "gates", "scores", "peaks", "together")
+_STORED = ("times", "gates", "scores", "peaks", "norms", "together")
 
 
 def tcess(scores: np.ndarray, number: int, least: float) -> np.ndarray:

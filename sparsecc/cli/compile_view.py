@@ -130,14 +130,25 @@ def _package(report: Mapping[str, Any]) -> list[Block]:
     """What the runtime of a language model finds beside it."""
     package = report.get("package")
     if not package:
-        return []
+        return _words(report)
     sizes = [f"{key} {before} to {after}" for key, (before, after) in package["sizes"].items()]
     told = f"{quoted(package['config'])} says {', '.join(sizes)}" if sizes else quoted(package["config"])
     copied = f", with {plural(len(package['copied']), 'file')} beside it" if package["copied"] else ""
     lines: list[Block] = [Line(f"For its runtime: {told}{copied}.")]
     if dropped := package.get("dropped"):
         lines.append(Line(f"Left out, as it would load code: {quoted(dropped[0])}{_more(dropped)}.", "warn"))
-    return lines
+    return [*_words(report), *lines]
+
+
+def _words(report: Mapping[str, Any]) -> list[Block]:
+    """How many words stayed, and that all figures are of the model with these."""
+    words = report.get("vocabulary")
+    if not words:
+        return []
+    same = "the same bit by bit" if words["exact"] else "the same up to rounding"
+    sizes = " to ".join(map(numbers.size, words["bytes"]))
+    told = f"Words: {words['after']} of {words['before']} stay, their scores are {same}, the file goes from {sizes}"
+    return [Line(f"{told}; all other figures are held against the model with these words.")]
 
 
 def _types(report: Mapping[str, Any]) -> list[Block]:

@@ -43,6 +43,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "obs": Criterion(obs.obs, needs_data=True),
     "expert_frequency": Criterion(experts.expert_frequency, needs_data=True),
     "expert_gate": Criterion(experts.expert_gate, needs_data=True),
+    "reap": Criterion(experts.reap, needs_data=True),
     "tcess": Criterion(experts.tcess, needs_data=True),
     "camera": Criterion(experts.camera, needs_data=True),
     "stun": Criterion(clusters.stun, needs_data=True),

@@ -30,6 +30,15 @@ def expert_gate(group: Group, evidence: Evidence) -> np.ndarray:
     return _by_router(group, evidence, lambda router: router.gates)
 
 
+def reap(group: Group, evidence: Evidence) -> np.ndarray:
+    """Mean over the tokens routed to an expert of its gate weight times the L2 norm of its output (REAP, Lasby et
+    al., 2025). An expert that no token is routed to scores zero.
+    """
+    return _by_router(
+        group, evidence, lambda router: router.norms * router.tokens / np.maximum(router.times, 1)
+    )
+
+
 def tcess(group: Group, evidence: Evidence) -> np.ndarray:
     """The router's score of an expert where it is chosen, averaged over all tokens (PreMoe, 2025).
 

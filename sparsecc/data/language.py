@@ -178,7 +178,7 @@ def _cached(cache: Cache) -> Cached | None:
     heads, width = sizes[1], sizes[3]
     if not (is_fixed(heads) and is_fixed(width)):
         return None
-    return Cached(cache.past.name or "", cache.present.name or "", heads, width, dtype.numpy())
+    return Cached(cache.past.name or "", cache.present.name or "", heads, width, dtype.numpy(), cache.room)
 
 
 def _drawn(logits: np.ndarray, generator: np.random.Generator) -> np.ndarray:

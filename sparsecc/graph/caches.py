@@ -33,13 +33,15 @@ ENCODED = 2
 @dataclass(frozen=True)
 class Cache:
     """One cache: the graph input, the graph output that it leaves as, the node that reads it as which operand, and
-    which of its axes counts positions."""
+    which of its axes counts positions. `room` is how many of them it has at least, from the start on, where it holds
+    the last ones alone (`sliding_window_cache`); 0 where it grows."""
 
     past: ir.Value
     present: ir.Value
     node: ir.Node
     operand: int
     positions: int
+    room: int = 0
 
 
 def caches(model: ir.Model | ir.Graph) -> list[Cache]:
@@ -66,7 +68,9 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
             continue
         if node.op_type == "Concat" and (rank != 4 or node.attributes.get_int("axis", 0) not in (2, -2)):
             continue
-        yield Cache(past, present, node, operand, rank - 2)
+        slides = node.attributes.get_int("sliding_window_cache", 0)
+        room = node.attributes.get_int("local_window_size", 0) if slides else 0
+        yield Cache(past, present, node, operand, rank - 2, max(room, 0))
 
 
 def hand_back(cache: Cache) -> None:
@@ -113,17 +117,20 @@ def relate(found: Sequence[Cache], space: Space, record: Record) -> None:
 def cache_sizes(model: ir.Model, found: Sequence[Cache]) -> Iterator[list[dict[str, tuple[int, ...]]]]:
     """Input sizes that a model with caches runs at, likeliest first: one dict per probe.
 
-    Positions in all are those cached and the new ones.
+    Positions in all are those cached and the new ones. A cache with room of its own is full: what its operator has
+    not written is not defined.
     """
     values = [value for value in input_values(model) if value.shape is not None]
     if not found:
         return
-    cached = [dim_key(cache.past, cache.positions) for cache in found]
+    rooms = {dim_key(cache.past, cache.positions): cache.room for cache in found}
     batches = [dim_key(cache.past, cache.positions - 2) for cache in found]
+    full = max(rooms.values())
     for settings in LENGTHS:
         probes = []
-        for batch, new, past in settings:
-            known = {**dict.fromkeys(batches, batch), **dict.fromkeys(cached, past)}
+        for batch, new, more in settings:
+            past = full + more
+            known = {**dict.fromkeys(batches, batch), **{key: room or past for key, room in rooms.items()}}
             probes.append({v.name or "": _sizes(v, known, (batch, new, past)) for v in values})
         yield probes
 

@@ -12,7 +12,7 @@ from sparsecc.graph.caches import Cache, caches
 @dataclass(frozen=True)
 class DecoderSizes:
     """What a configuration says of a decoder; None is what its graph does not say. `heads` and `kv_heads` are those of
-    each layer with a cache, in order."""
+    each layer with a cache, in order; `sliding` are the numbers of those that read the last positions alone."""
 
     layers: int
     heads: tuple[int, ...]
@@ -20,6 +20,7 @@ class DecoderSizes:
     width: int | None
     hidden: int | None
     words: int | None
+    sliding: tuple[int, ...]
 
     @staticmethod
     def of(model: ir.Model) -> DecoderSizes:
@@ -35,6 +36,11 @@ class DecoderSizes:
             width=max(widths, default=None),
             hidden=_hidden(model),
             words=_dim(logits, -1) if logits is not None else None,
+            sliding=tuple(
+                number
+                for number, cache in enumerate(keys)
+                if cache.node.attributes.get_int("local_window_size", -1) > 0
+            ),
         )
 
 

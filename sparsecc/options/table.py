@@ -373,6 +373,14 @@ class CompileOptions(Options):
         "A decoder gives the logits of the last position alone, all that writing takes: prompts are read faster.",
         REMOVAL,
     )
+    vocabulary: StrPath | None = option(
+        None,
+        source("FILE"),
+        "Words that stay: all that a text needs (.txt, by the tokenizer.json beside the model), or a .json list of "
+        "their numbers. Tokenizer and configuration follow; scores of words that stay are the same.",
+        REMOVAL,
+        names_code=True,
+    )
     prune_io: Sequence[str] = _prune_io
     sparsity: str | None = option(
         None, word("PATTERN"), "Pattern over what is left, e.g. 2:4.", NUMBERS, is_common=True

@@ -148,11 +148,14 @@ def _head_sizes(call: Call, heads: int) -> tuple[int, int, int]:
 
 
 def grouped_attention(call: Call) -> Sequence[Shape]:
-    """Query heads in runs that share a key head; Q, K and V apart or packed; then both caches."""
+    """Query heads in runs that share a key head; Q, K and V apart or packed; then both caches, longer than they came
+    unless they are those of a sliding window."""
     heads, groups = call.int_("num_heads", 1), call.int_("kv_num_heads", 1)
     batch, length, hidden = call[0]
     width = hidden // heads if call.has(1) else hidden // (heads + 2 * groups)
     keys = length + (call[3][2] if call.has(3) else 0)
+    if call.has(3) and call.int_("sliding_window_cache"):
+        keys = call[3][2]
     present = [batch, groups, keys, width]
     return [[batch, length, heads * width], present, present]
 

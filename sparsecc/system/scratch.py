@@ -41,6 +41,11 @@ class Scratch:
         return self.folder / "quantized" / "model.onnx"
 
     @property
+    def words(self) -> Path:
+        """The folder of the model with fewer words, and of what lies beside it."""
+        return self.folder / "words"
+
+    @property
     def timed(self) -> Path:
         """The folder of the models that quantization times beside each other."""
         return self.folder / "timed"

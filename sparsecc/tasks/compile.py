@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from sparsecc.bundle.folder import BundleWriter
 from sparsecc.bundle.package import carry
 from sparsecc.compilation import Compilation
+from sparsecc.data.texts import TOKENIZER
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError
@@ -28,6 +30,7 @@ from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
+from sparsecc.tasks.fewer_words import WORDS, compilation_of
 from sparsecc.tasks.stages import DECIDING, Work, walk
 from sparsecc.verify.stored_probes import PROBES
 
@@ -42,9 +45,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_methods(options)  # what cannot be done is refused before anything is loaded
     require_passes(options)
     with temporary_folder("scratch") as scratch:
-        return compiled(
-            Compilation.opened_at(Path(request["model"]), options, Scratch(scratch), emit), request
-        )
+        return compiled(compilation_of(Path(request["model"]), options, Scratch(scratch), emit), request)
 
 
 def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +69,8 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
             report["package"] = carry(
                 compilation.package, bundle.folder, work.artefact.main, compilation.decoder, left
             )
+        if compilation.vocabulary is not None:
+            report["vocabulary"] = dict(compilation.vocabulary)
         work.probes.keep(work.backend, work.compiled, bundle.folder / PROBES)
         write_bundle(compilation, bundle, plan, report)
     made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
@@ -89,9 +92,16 @@ def _figures(work: Work) -> dict[str, Any]:
     return figures
 
 
-def _kept_beside(options: CompileOptions, folder: Path) -> dict[str, str]:
-    """Copy the files that say which slots go, and which ranges hold, into the bundle: the recipe names them there."""
-    kept = {}
+def _kept_beside(compilation: Compilation, folder: Path) -> dict[str, str]:
+    """Copy the files that say which slots go, which ranges hold and which words stay into the bundle: the recipe names
+    them there."""
+    options, kept = compilation.options, {}
+    if compilation.words is not None:
+        kept["vocabulary"] = WORDS
+        (folder / WORDS).write_text(json.dumps(compilation.words.tolist()) + "\n")
+        tokenizer = compilation.file.parent / TOKENIZER
+        if compilation.package is None and tokenizer.is_file():
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
     for name, source in (("slots", options.slots), ("plan", options.plan), ("ranges", options.ranges)):
         if source is not None:
             kept[name] = f"given_{name}{Path(source).suffix.lower()}"
@@ -105,7 +115,7 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
 
     options = compilation.options
     recipe = yaml.safe_dump(
-        options.settled(compilation.measured_options).to_recipe() | _kept_beside(options, bundle.folder),
+        options.settled(compilation.measured_options).to_recipe() | _kept_beside(compilation, bundle.folder),
         sort_keys=True,
     )
     original = {name: plan.model[name] for name in ("sha256", "data") if name in plan.model}
@@ -114,6 +124,6 @@ def write_bundle(compilation: Compilation, bundle: BundleWriter, plan: Plan, rep
     bundle.write_json("plan.json", plan.to_json())
     bundle.write_json("report.json", report)
     (bundle.folder / "recipe.yaml").write_text(recipe)
-    command = f"sparsecc compile {compilation.file.name}"
+    command = f"sparsecc compile {(compilation.original or compilation.file).name}"
     page = compile_page(report, plan.to_json(), recipe=recipe, command=command)
     (bundle.folder / "report.html").write_text(page, encoding="utf-8")

@@ -33,6 +33,7 @@ from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.targets import target_named
 from sparsecc.tasks import compile as pipeline
 from sparsecc.tasks.ask_device import require_device
+from sparsecc.tasks.fewer_words import compilation_of
 from sparsecc.tasks.known_trials import KnownTrials
 from sparsecc.tasks.stages import MAKING, Work, begin, walk
 from sparsecc.tasks.trial_figures import Figures
@@ -67,7 +68,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         return pipeline.compile_model(request, emit)
     with temporary_folder("scratch") as folder:
         scratch = Scratch(folder)
-        asked = Compilation.opened_at(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
+        asked = compilation_of(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
         known = partial(KnownTrials, asked, request.get("origin", ""))
         if not is_asked:
             asked.say("nothing is asked for: the fastest that loses nothing measurable is looked for")

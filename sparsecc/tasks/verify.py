@@ -18,12 +18,12 @@ from sparsecc.errors import InputError
 from sparsecc.loading.identity import identity_of, is_same
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.loading.package import model_file
+from sparsecc.loading.package import GENAI, HUGGING_FACE, model_file
 from sparsecc.loading.private_copy import private_copy
 from sparsecc.loading.skip_norms import split_skip_norms
 from sparsecc.loss.judge import worst_quality
 from sparsecc.loss.quality import told
-from sparsecc.options import are_sizes
+from sparsecc.options import CompileOptions, are_sizes
 from sparsecc.reference.gated_layers import dropped_branches
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import QUANTIZED, is_quantized, tolerance_of, worst_error
@@ -33,6 +33,7 @@ from sparsecc.system import memory
 from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
+from sparsecc.tasks.fewer_words import WORDS, with_fewer_words
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
 from sparsecc.verify.stored_probes import PROBES, compared, inputs_of
@@ -94,12 +95,17 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
     checks.append(_is_original(plan, original))
     if not checks[-1]["ok"]:
         return checks
+    dense = original
+    if (bundle.folder / WORDS).is_file():
+        asked = CompileOptions.of({"vocabulary": str(bundle.folder / WORDS)})
+        dense = model_file(with_fewer_words(Path(request["model"]), asked, scratch).model)
     given = request.get("options") or {}
-    against = _Against(bundle, plan, original, runner)
+    against = _Against(bundle, plan, dense, runner)
     numerics = against.zeroing()
     if given.get("calib"):
         numerics = against.samples(str(given["calib"])) if numerics["ok"] is not False else numerics
-    again = [reproduced(bundle, original, given, emit)] if request.get("reproduce") else []
+    whole = original.parent if {GENAI, HUGGING_FACE} & bundle.manifest["files"].keys() else original
+    again = [reproduced(bundle, whole, given, emit)] if request.get("reproduce") else []
     if again and numerics["ok"] is None and again[0]["ok"]:
         numerics = _checked("numerics", True, "by compiling again")
     return [*checks, numerics, *(_checked("reproduce", one["ok"], one["detail"]) for one in again)]
