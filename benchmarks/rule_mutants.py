@@ -4,9 +4,10 @@
 
 A mutant drops a rule (the operator is pinned), drops its fix (sizes stay dense) or frees every pin it sets.
 It is caught when a case that contains the operator finds other free slots, other outputs or another reason.
-With `--compiles` no expectation of a test helps: every case runs through a compile up to its proof. A mutant is
-caught where one ends with an error or is not proved, and harmless where no compile cuts an axis that the right rules
-keep whole.
+With `--compiles` no expectation of a test helps: every case, those of pins too, runs through a compile up to its
+proof, and there are mutants that drop one pin of several. A mutant is caught where a compile ends with an error or is
+not proved, and survives where all are proved and one cuts an axis that the right rules keep whole. Others tell
+nothing: nothing more is cut, or no case that holds the operator is proved under the right rules.
 
 Results are stored as they come, and known ones are not run again: with `--seconds` in pieces. Exits with 1
 where less than GOAL of the mutants are caught.
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,6 +47,11 @@ FILES = sorted((Path(__file__).resolve().parents[1] / "tests").glob("test_rules_
 GOAL = 0.95
 OUT = Path("out/benchmarks/rule_mutants.json")
 OUT_COMPILES = Path("out/benchmarks/rule_mutants_compiles.json")
+PINS = 4
+"""So many pins of a rule are dropped one by one, counted in the order in which it sets them."""
+SURVIVED, CAUGHT, HARMLESS, NO_CASE = "survived", "caught", "cuts nothing more", "no case is proved"
+RUNS = (rule_checks.check, rule_checks.why_pinned)
+"""Checks whose cases ONNX Runtime runs."""
 UP_TO_PROOF = STAGES[: 1 + [stage.run for stage in STAGES].index(prove_pruned)]
 Check = Callable[..., Any]
 
@@ -95,20 +102,19 @@ def recorded_cases() -> list[Case]:
     return recorder.cases
 
 
-@contextmanager
-def pins_nothing() -> Iterator[None]:
-    """Rules may pin, but nothing comes of it."""
-    with mock.patch.object(Site, "pin"):
-        yield
+Mutant = tuple[str, str, str, Rule | None]
+"""(domain, operator, what is broken, the rule in its place)."""
 
 
-def mutants() -> Iterator[tuple[str, str, str, Rule | None]]:
-    """(domain, operator, what is broken, the rule in its place)."""
+def mutants(*, one_by_one: bool = False) -> Iterator[Mutant]:
+    """Every rule dropped, without its fix, without its pins, and `one_by_one` without each of its first pins."""
     for (domain, name), rule in list(RULES.items()):
         yield domain, name, "rule", None
         if rule.fix is not None:
             yield domain, name, "fix", replace(rule, fix=None)
-        yield domain, name, "pins", replace(rule, follow=_unpinned(rule))
+        yield domain, name, "pins", replace(rule, follow=_unpinned(rule, None))
+        for number in range(PINS if one_by_one else 0):
+            yield domain, name, f"pin {number}", replace(rule, follow=_unpinned(rule, number))
 
 
 @contextmanager
@@ -121,9 +127,17 @@ def in_force(domain: str, name: str, rule: Rule | None) -> Iterator[None]:
     RULES[domain, name] = original
 
 
-def _unpinned(rule: Rule) -> Callable[[Site], None]:
+def _unpinned(rule: Rule, number: int | None) -> Callable[[Site], None]:
+    """The rule, of whose pins nothing comes; of its `number`-th pin alone where that is given."""
+
     def follow(site: Site) -> None:
-        with pins_nothing():
+        calls, pin = count(), Site.pin
+
+        def pins(site: Site, *given: Any, **named: Any) -> None:
+            if number is not None and next(calls) != number:
+                pin(site, *given, **named)
+
+        with mock.patch.object(Site, "pin", pins):
             rule.follow(site)
 
     return follow
@@ -173,30 +187,31 @@ class Compiles:
 
     def learn(self, domain: str, name: str, cases: list[Case]) -> list[Case]:
         """The cases that hold the operator and are proved under the right rules."""
-        held = [case for case in cases if _holds(case, domain, name) and case.check is rule_checks.check]
+        held = [case for case in cases if _holds(case, domain, name) and case.check in RUNS]
         for case in held:
             if id(case) not in self.right:
                 self.right[id(case)] = outcome(case)
         return [case for case in held if self.right[id(case)][0] == "proved"]
 
-    def is_caught(self, cases: list[Case]) -> bool | None:
-        """Whether a compile notices the mutation in force; None where it cuts nothing but what may be cut."""
+    def verdict(self, cases: list[Case]) -> str:
+        """What compiles of the cases say of the mutation in force: CAUGHT, SURVIVED, HARMLESS or NO_CASE."""
         more = False
         for case in cases:
             try:
                 status, gone = outcome(case)
             except Exception:  # noqa: BLE001 - whatever goes wrong, it was noticed
-                return True
+                return CAUGHT
             if status != "proved":
-                return True
+                return CAUGHT
             more = more or not gone <= self.right[id(case)][1]
-        return False if more else None
+        return SURVIVED if more else HARMLESS if cases else NO_CASE
 
 
-def counted(rows: dict[str, bool], *, pins: bool) -> dict[str, bool]:
-    """Those that say something: most rules set no pin, or one that the case's inputs or outputs set as well. With
-    `pins` these count too: compiles say which of them free a slot."""
-    return {title: caught for title, caught in rows.items() if caught or pins or not title.endswith(": pins")}
+def counted(rows: dict[str, str], *, pins: bool) -> dict[str, bool]:
+    """Those that say something, and whether they are caught: most rules set no pin, or one that the case's inputs or
+    outputs set as well. With `pins` these count too: compiles say which of them free a slot."""
+    told = {title: verdict == CAUGHT for title, verdict in rows.items() if verdict in (CAUGHT, SURVIVED)}
+    return {title: caught for title, caught in told.items() if caught or pins or not title.endswith(": pins")}
 
 
 def main() -> None:
@@ -209,10 +224,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
     given.json = given.json or (OUT_COMPILES if given.compiles else OUT)
-    rows: dict[str, bool | None] = json.loads(given.json.read_text()) if given.json.exists() else {}
+    rows: dict[str, str] = json.loads(given.json.read_text()) if given.json.exists() else {}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + given.seconds
-    waiting = [m for m in mutants() if not given.operators or m[1] in given.operators]
+    known = list(mutants(one_by_one=given.compiles))
+    waiting = [m for m in known if not given.operators or m[1] in given.operators]
     if not given.again:
         waiting = [m for m in waiting if _title(*m[:3]) not in rows]
     cases = recorded_cases() if waiting else []
@@ -222,23 +238,21 @@ def main() -> None:
             break
         held = compiles.learn(domain, name, cases) if given.compiles else cases
         with in_force(domain, name, rule):
-            caught = compiles.is_caught(held) if given.compiles else is_caught(domain, name, cases)
-        rows[_title(domain, name, what)] = caught
+            if given.compiles:
+                verdict = compiles.verdict(held)
+            else:
+                verdict = CAUGHT if is_caught(domain, name, cases) else SURVIVED
+        rows[_title(domain, name, what)] = verdict
         given.json.write_text(json.dumps(rows, indent=1))
-    told = counted(
-        {title: caught for title, caught in rows.items() if caught is not None}, pins=given.compiles
-    )
+    told = counted(rows, pins=given.compiles)
     print(*(title for title, caught in told.items() if not caught), sep="\n")
-    print(f"{sum(told.values())} of {len(told)} mutants caught, {_left(rows)} not run yet")
+    left = sum(_title(*m[:3]) not in rows for m in known)
+    print(f"{sum(told.values())} of {len(told)} mutants caught, {left} not run yet")
     sys.exit(sum(told.values()) < GOAL * len(told))
 
 
 def _title(domain: str, name: str, what: str) -> str:
     return f"{domain or 'onnx'}.{name}: {what}"
-
-
-def _left(rows: dict[str, bool | None]) -> int:
-    return sum(_title(*m[:3]) not in rows for m in mutants())
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from benchmarks.large import Decoder
 from sparsecc.errors import GoalError
 from sparsecc.ir import graph_editor
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.passes.quantize.quantize import Quantize
+from sparsecc.runtime import partitioned
 from sparsecc.runtime.session import open_session
+from sparsecc.system import memory
 from sparsecc.tasks.compile import compile_model
 
 NET = """<ir_version: 8, opset_import: ["": 17]> g (float[32,3,8,8] x) => (float[32,10] y) {
@@ -52,7 +55,7 @@ def net() -> onnx.ModelProto:
 
 
 def verification(
-    model: onnx.ModelProto, folder: Path, quantize: str, calib: str = "synthetic", **more: str
+    model: onnx.ModelProto, folder: Path, quantize: str, calib: str | None = "synthetic", **more: str
 ) -> dict[str, Any]:
     """What a compile that changes types alone says of its proof; `more` are options of the pass."""
     onnx.save(model, folder / "model.onnx")
@@ -188,6 +191,56 @@ def test_scales_at_the_next_channel_are_named(
     found = verification(net(), tmp_path, quantize)
     assert found["status"] == "not proved"
     assert "where the type explains" in found["reason"]
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model fits, constants of all sizes count as large, and parts are of a layer or two."""
+    monkeypatch.setattr(memory, "fits", lambda weights: False)
+    monkeypatch.setattr(partitioned, "HELD", 0)
+    monkeypatch.setattr(partitioned, "part_bytes", lambda: 1 << 12)
+
+
+def forced(quantize: str) -> dict[str, str]:
+    """What a type that leaves alone what it makes no faster is told."""
+    return {} if quantize == "fp16" else {"force": "*"}
+
+
+@pytest.mark.parametrize(("quantize", "layers"), [("int8-dynamic", 2), ("int4", 2), ("fp16", 3)])
+def test_layers_of_models_that_are_run_by_parts_are_held_too(
+    quantize: str, layers: int, tmp_path: Path, no_room: None
+) -> None:
+    found = verification(net(), tmp_path, quantize, None, **forced(quantize))
+    assert found["by_parts"]["parts"] > 1
+    assert found["status"] == "proved", found["reason"]
+    assert found["layers_in_type"] == layers
+
+
+@pytest.mark.parametrize("quantize", ["int8-dynamic", "int4"])
+def test_scales_at_the_next_channel_are_named_by_parts(
+    quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room: None
+) -> None:
+    afterwards(monkeypatch, lambda name, a: np.roll(a, 1) if name.endswith("_scale") and a.size > 1 else a)
+    found = verification(net(), tmp_path, quantize, None, **forced(quantize))
+    assert found["status"] == "not proved"
+    assert "where the type explains" in found["reason"]
+
+
+def test_outputs_and_constants_are_named_by_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room: None
+) -> None:
+    afterwards(monkeypatch, lambda name, a: a.clip(-0.5, 0.5) if name.startswith("w2") else a)
+    found = verification(net(), tmp_path, "fp16", None)
+    assert "constant 'w2' holds numbers that float16 does not" in found["reason"]
+    assert "output 'y' is off by" in found["reason"]
+
+
+@pytest.mark.parametrize("quantize", ["int8-dynamic", "int4"])
+def test_layers_whose_weights_were_halves_are_held(quantize: str, tmp_path: Path) -> None:
+    path = Decoder(tmp_path, width=128, layers=1, words=256).write()
+    found = verification(onnx.load(path), tmp_path, quantize, None)
+    assert found["status"] == "proved", found["reason"]
+    assert found["layers_in_type"] == 8
 
 
 def test_a_clipped_constant_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,18 @@ class PartedRunner:
             give_back()
         return self._results(live)
 
+    def in_turn(self, feeds: Feeds) -> Iterator[dict[str, np.ndarray]]:
+        """What `run` gives but for outputs that are inputs or constants: those of each part when it has run, and then
+        only what later parts read is held."""
+        live = self._fed(feeds)
+        for number, part in enumerate(self.parts):
+            self._advance(number, live, None)
+            yield {value.name or "": live[value] for value in part.gives if value.is_graph_output()}
+            for value in [*part.gives, *part.reads]:
+                if self._last.get(value, -1) <= number:
+                    live.pop(value, None)
+            give_back()
+
     def _fed(self, feeds: Feeds) -> Live:
         graph = self._model.graph
         known = {value.name or "": value for value in (*graph.inputs, *graph.outputs)}

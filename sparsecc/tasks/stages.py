@@ -211,7 +211,7 @@ def run_passes(work: Work) -> None:
         return
     compilation.pass_feeds = compilation.calibration_feeds()
     for one in passes:
-        if one.only_rounds and not compilation.dense.by_parts:
+        if one.only_rounds:
             work.in_float = work.analysis.model.clone()
         begun = time.perf_counter()
         result = one.run(work.analysis.model, work.decision.plan, compilation)

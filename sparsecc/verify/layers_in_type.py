@@ -6,7 +6,7 @@ that type in the plainest way. A scale that stands at the wrong channel, or a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.escaping import quoted
-from sparsecc.ir.constants import add_constant
+from sparsecc.ir.apart import FED
 from sparsecc.ir.subgraphs import show
 from sparsecc.passes.quantize.float16_range import saturates
 from sparsecc.passes.quantize.scale_inputs import SCALED
 from sparsecc.runtime.numerics import TOLERANCE
 from sparsecc.runtime.part_errors import part_errors
+from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import AMPLIFIED, moved_by_rounding
 from sparsecc.runtime.runner import Feeds, Runs
 
@@ -72,25 +73,57 @@ def losses_in_layers(
     feeds: Feeds,
     opened: Callable[[ir.Model], Runs],
 ) -> tuple[int, list[str]]:
-    """How many layers were compared, and what their types do not explain, a clause each."""
+    """How many layers were compared, and what their types do not explain, a clause each.
+
+    Weights are rounded as they are read, and of a graph that is run by parts only the values of a part are held.
+    """
     layers = list(_layers(before, after, quantization))
-    told = [*_clipped(before, after), *_beyond_outputs(before, after, quantization, feeds, opened)]
-    if not layers:
-        return 0, told
     shown = after.clone()
-    have = {value.name for value in shown.graph.outputs} | set(feeds)
+    outputs = {value.name or "" for value in shown.graph.outputs}
     wanted = dict.fromkeys(name for layer in layers for name in (layer.reads, layer.output))
-    show(shown, [name for name in wanted if name not in have])
-    values = {**feeds, **opened(shown).run(feeds)}
+    show(shown, [name for name in wanted if name not in outputs | set(feeds)])
+    found: dict[str, np.ndarray] = {}
+    told: list[str] = []
+    for ready, values in _in_turn(opened(shown), layers, feeds):
+        found |= {name: array for name, array in values.items() if name in outputs}
+        told += _beyond_types(before, ready, values, opened)
+    clipped = _clipped(before, after)
+    return len(layers), [*clipped, *_beyond_outputs(before, found, quantization, feeds, opened), *told]
+
+
+def _in_turn(
+    runner: Runs, layers: Sequence[Layer], feeds: Feeds
+) -> Iterator[tuple[list[Layer], dict[str, np.ndarray]]]:
+    """The layers whose values are known, with these and the outputs: all at once, or part by part."""
+    waiting, values = list(layers), dict(feeds)
+    for made in runner.in_turn(feeds) if isinstance(runner, PartedRunner) else (runner.run(feeds),):
+        values |= made
+        ready = [layer for layer in waiting if layer.output in values]
+        yield ready, values
+        waiting = [layer for layer in waiting if layer.output not in values]
+        read = {layer.reads for layer in waiting}
+        values = {name: array for name, array in values.items() if name in read}
+
+
+def _beyond_types(
+    before: ir.Model,
+    layers: Sequence[Layer],
+    values: Mapping[str, np.ndarray],
+    opened: Callable[[ir.Model], Runs],
+) -> list[str]:
+    """What the types of these layers do not explain."""
+    if not layers:
+        return []
     inputs: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
         data = layer.data(values)
         inputs |= {f"x{number}": data, f"rounded_x{number}": _rounded_data(data, layer.how["type"])}
     plain = opened(_float_layers(before, layers)).run(inputs)
+    told: list[str] = []
     for number, layer in enumerate(layers):
         now = np.asarray(values[layer.output], dtype=np.float32)
         told += _beyond(layer, now, plain[f"y{number}"], plain[f"rounded_y{number}"])
-    return len(layers), told
+    return told
 
 
 def moved_wrongly(
@@ -108,7 +141,7 @@ def moved_wrongly(
 
 def _beyond_outputs(
     before: ir.Model,
-    after: ir.Model,
+    now: Mapping[str, np.ndarray],
     quantization: Mapping[str, Any],
     feeds: Feeds,
     opened: Callable[[ir.Model], Runs],
@@ -120,8 +153,8 @@ def _beyond_outputs(
         value = constants.get(name) or constants.get(name + SCALED)
         if how.get("role") == "weight" and value is not None and value.dtype == ir.DataType.FLOAT:
             assert value.const_value is not None
-            value.const_value = ir.Tensor(_rounded(value.const_value.numpy(), how), name=value.name)
-    plain, now = opened(before).run(feeds), opened(after).run(feeds)
+            value.const_value = _lazily(value.const_value, how)
+    plain = opened(before).run(feeds)
     explained = part_errors(plain, opened(rounded).run(feeds))
     halves = {how["type"] for how in quantization.values()} <= {"fp16", "bf16"}
     slack = (_HALF_OUTPUT if quantization else TOLERANCE) if halves else _BYTE_OUTPUT
@@ -131,6 +164,20 @@ def _beyond_outputs(
                 f"output {quoted(name)} is off by {100 * float(error[0]):.2g} %, where rounding the weights explains "
                 f"{100 * float(explained[name][0]):.2g} %"
             )
+
+
+def _lazily(tensor: ir.TensorProtocol, how: Mapping[str, Any] | None) -> ir.TensorProtocol:
+    """A constant in float32, in its type where `how` says that; made anew whenever it is read."""
+
+    def made() -> ir.TensorProtocol:
+        array = tensor.numpy().astype(np.float32, copy=False)
+        return ir.Tensor(array if how is None else _rounded(array, how), name=tensor.name)
+
+    if how is None and tensor.dtype == ir.DataType.FLOAT:
+        return tensor
+    return ir.LazyTensor(
+        made, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name
+    )
 
 
 def _layers(before: ir.Model, after: ir.Model, quantization: Mapping[str, Any]) -> Iterator[Layer]:
@@ -144,7 +191,7 @@ def _layers(before: ir.Model, after: ir.Model, quantization: Mapping[str, Any]) 
         data, output = node.inputs[0], made.get(node.outputs[0].name)
         if how is None or data is None or data.is_initializer() or output is None or weight is None:
             continue
-        if weight.dtype != ir.DataType.FLOAT:
+        if weight.dtype not in FED:
             continue
         producer, reads = output.producer(), data
         if producer is not None and producer.op_type == node.op_type and producer.inputs[0] is not None:
@@ -167,7 +214,7 @@ def _grid(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
     return (scale.numpy(), zero.numpy()) if scale is not None and zero is not None else None
 
 
-def _float_layers(model: ir.Model, layers: list[Layer]) -> ir.Model:
+def _float_layers(model: ir.Model, layers: Sequence[Layer]) -> ir.Model:
     """The layers side by side: from `x<n>` with their float weights to `y<n>`, rounded both to `rounded_y<n>`."""
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(model.opset_imports), name="layers")
     for number, layer in enumerate(layers):
@@ -187,10 +234,16 @@ def _put(graph: ir.Graph, layer: Layer, data: str, output: str, *, rounds: bool)
             if tensor is None:
                 operands.append(None)
                 continue
-            array = tensor.numpy()
-            if rounds and place == 1 and node is layer.node:
-                array = _rounded(array, layer.how)
-            operands.append(add_constant(graph, f"{output}.{node.op_type}.{place}", array))
+            how = layer.how if rounds and place == 1 and node is layer.node else None
+            name = f"{output}.{node.op_type}.{place}"
+            constant = ir.Value(
+                name=name,
+                shape=tensor.shape,
+                type=ir.TensorType(ir.DataType.FLOAT),
+                const_value=_lazily(tensor, how),
+            )
+            graph.register_initializer(constant)
+            operands.append(constant)
         made = ir.Node("", node.op_type, operands, list(node.attributes.values()), num_outputs=1)
         graph.append(made)
         value = made.outputs[0]
