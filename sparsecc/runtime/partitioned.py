@@ -82,11 +82,12 @@ class PartedRunner:
         live = self._fed(feeds)
         for number, part in enumerate(self.parts):
             self._advance(number, live, None)
-            yield {value.name or "": live[value] for value in part.gives if value.is_graph_output()}
+            made = {value.name or "": live[value] for value in part.gives if value.is_graph_output()}
             for value in [*part.gives, *part.reads]:
                 if self._last.get(value, -1) <= number:
                     live.pop(value, None)
             give_back()
+            yield made
 
     def _fed(self, feeds: Feeds) -> Live:
         graph = self._model.graph

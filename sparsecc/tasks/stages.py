@@ -243,6 +243,7 @@ def verify(work: Work) -> None:
     work.verification |= work.probes.of_artefact(work.backend, work.compiled, model, plan)
     if work.in_float is not None:
         work.verification |= work.probes.of_types(work.in_float, model, plan, work.unmoved)
+        work.in_float = work.unmoved = None  # what has another type now is as large as the model
     if losses := work.verification.get("losses"):
         reasons = [work.verification.get("reason"), *losses]
         work.verification |= {"status": "not proved", "reason": "; ".join(r for r in reasons if r)}

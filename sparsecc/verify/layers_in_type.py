@@ -238,7 +238,7 @@ def _put(graph: ir.Graph, layer: Layer, data: str, output: str, *, rounds: bool)
             name = f"{output}.{node.op_type}.{place}"
             constant = ir.Value(
                 name=name,
-                shape=tensor.shape,
+                shape=ir.Shape(tensor.shape.numpy()),
                 type=ir.TensorType(ir.DataType.FLOAT),
                 const_value=_lazily(tensor, how),
             )
@@ -259,14 +259,19 @@ def _rounded(weight: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
     bits, block = _BITS.get(type_, 8), how.get("block")
     if axis is None:
         return _on_grid(weight, bits, None)
+    axis %= weight.ndim
     if not block:
-        return _on_grid(weight, bits, tuple(i for i in range(weight.ndim) if i != axis % weight.ndim))
-    moved = np.moveaxis(weight, axis, -1)
-    padded = np.concatenate(
-        [moved, np.zeros((*moved.shape[:-1], -moved.shape[-1] % block), np.float32)], axis=-1
+        return _on_grid(weight, bits, tuple(i for i in range(weight.ndim) if i != axis))
+    before, length, after = weight.shape[:axis], weight.shape[axis], weight.shape[axis + 1 :]
+    lacking = -length % block
+    if lacking:
+        weight = np.concatenate([weight, np.zeros((*before, lacking, *after), np.float32)], axis=axis)
+    blocks = _on_grid(weight.reshape(*before, -1, block, *after), bits, (axis + 1,))
+    return (
+        np.take(blocks.reshape(weight.shape), np.arange(length), axis)
+        if lacking
+        else blocks.reshape(weight.shape)
     )
-    blocks = _on_grid(padded.reshape(*padded.shape[:-1], -1, block), bits, (-1,)).reshape(padded.shape)
-    return np.ascontiguousarray(np.moveaxis(blocks[..., : moved.shape[-1]], -1, axis))
 
 
 def _halved(array: np.ndarray, type_: str) -> np.ndarray:
@@ -279,9 +284,14 @@ def _halved(array: np.ndarray, type_: str) -> np.ndarray:
 
 
 def _on_grid(array: np.ndarray, bits: int, axes: tuple[int, ...] | None) -> np.ndarray:
-    largest = np.abs(array).max(axis=axes, keepdims=True, initial=0)
-    step = np.maximum(largest / (2 ** (bits - 1) - 1), np.finfo(np.float32).tiny)
-    return np.asarray(np.round(array / step) * step, np.float32)
+    """To the nearest of the steps that the largest entry over these axes asks for; one copy is made."""
+    upper, lower = (of(array, axis=axes, keepdims=True, initial=0) for of in (np.max, np.min))
+    largest = np.maximum(upper, -lower)
+    step = np.maximum(largest / (2 ** (bits - 1) - 1), np.finfo(np.float32).tiny).astype(np.float32)
+    found: np.ndarray = np.divide(array, step, dtype=np.float32)
+    np.round(found, out=found)
+    found *= step
+    return found
 
 
 def _rounded_data(data: np.ndarray, type_: str) -> np.ndarray:

@@ -19,7 +19,9 @@ NUMBER = 12
 """Faults planted in a compile, fewer where fewer constants were cut."""
 
 FEW = 8
-"""The same where a model is run by parts: each plant is a run of its own."""
+"""The same where a model's weights are LARGE, or it is run by parts: each plant is a run that reads them again."""
+LARGE = 64 << 20
+"""Bytes of weights."""
 
 _TRIES = 4
 _LOOKED_AT = 64

@@ -17,7 +17,7 @@ from sparsecc.shapes.dynamic_dims import input_values
 from sparsecc.system import memory
 from sparsecc.verify.onnx_checker import check
 from sparsecc.verify.other_probes import other_feeds
-from sparsecc.verify.planted import FEW, NUMBER, plants_of
+from sparsecc.verify.planted import FEW, LARGE, NUMBER, plants_of
 from sparsecc.verify.probes import Probes
 from sparsecc.verify.surgery import Removal, proven
 
@@ -29,6 +29,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
     """
     compilation = probes.compilation
     by_parts = compilation.dense.by_parts
+    number = FEW if by_parts or compilation.dense.weights > LARGE else NUMBER
     if by_parts:
         how = _parts(PartedRunner(pruned, threads=compilation.options.threads))
     else:
@@ -40,7 +41,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
     found, probes.pruned = proven(
         pruned,
         replace(removal, masked=removal.masked or dense),
-        plants_of(removal.cuts, compilation.options.seed, FEW if by_parts else NUMBER),
+        plants_of(removal.cuts, compilation.options.seed, number),
         compilation.narrowed,
         compilation.feeds,
         iter(()) if by_parts else other_feeds(compilation),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ ENOUGH = 0.8
 _DRAWS = 2
 _LAST_DRAWS = 4
 """How often inputs and weights are moved before a difference counts as a fault."""
+_PLANT_DRAWS = 1
+"""The same before a planted fault counts as noticed."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,26 @@ class Seen:
             first = self.values.setdefault(name, numbers[0] if numbers.size else None)
             if isinstance(output, list) or not array.size or (numbers != first).any():
                 self.varied.add(name)
+
+
+@dataclass
+class Rounding:
+    """How far rounding moves values: what a graph gave, and what it gave when its inputs moved by a rounding step."""
+
+    found: Outputs
+    moved: Sequence[Outputs]
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def floors(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The largest errors of these values, part by part; each is worked out when it is first asked for."""
+        new = {name: self.found[name] for name in names if name not in self.known}
+        if new:
+            self.known |= largest(*(part_errors(new, one) for one in self.moved))
+        return self.known
+
+    def leaves(self, wanted: Outputs, found: Outputs) -> dict[str, float]:
+        """The values that differ by more than rounding explains, with that error."""
+        return unexplained(part_errors(wanted, found), tolerances_of(wanted), self.floors(wanted))
 
 
 class Surgery:
@@ -120,7 +142,9 @@ class Surgery:
         wanted = self._told(reference.run({**feeds, **flags}), layers=title != RESIZED)
         found = self.runner.run(small)
         errors = part_errors(wanted, found)
-        floors = self._floors(small, found) if unexplained(errors, tolerances_of(wanted)) else None
+        is_clear = not unexplained(errors, tolerances_of(wanted))
+        rounding = Rounding(found, () if is_clear else self._moved(small, _DRAWS))
+        floors = None if is_clear else rounding.floors(wanted)
         self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
         self.seen.look_at({name: wanted[name] for name in self.names})
         self.seen.probes.append(title)
@@ -129,9 +153,9 @@ class Surgery:
         self._note_branches(found, sides)
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
         if waiting:
-            floors = floors or self._floors(small, found)
+            rounding = rounding if floors else Rounding(found, self._moved(small, _PLANT_DRAWS))
             for number in waiting:
-                self._try(number, small, wanted, floors)
+                self._try(number, small, wanted, rounding)
         return {name: found[name] for name in self.names}
 
     def try_also(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> None:
@@ -223,40 +247,29 @@ class Surgery:
                 floor = float(np.nan_to_num(floors[name][0], posinf=0.0))
                 told["rounding_floor"] = max(told.get("rounding_floor", 0.0), floor)
 
-    def _try(self, number: int, small: Feeds, wanted: Outputs, floors: Errors) -> None:
+    def _try(self, number: int, small: Feeds, wanted: Outputs, rounding: Rounding) -> None:
         plant = self.plants[number]
         try:
             wrong = self._with(plant, small)
         except InputError:
             self.seen.at_outputs.add(number)
             return
-        moved = self._unexplained({n: wanted[n] for n in self.names}, wrong, floors)
-        if moved:
+        if moved := rounding.leaves({n: wanted[n] for n in self.names}, wrong):
             self.seen.at_outputs.add(number)
             self.seen.varied.update(moved)
-        elif self._unexplained({n: v for n, v in wanted.items() if n not in self.names}, wrong, floors):
+        elif rounding.leaves({n: v for n, v in wanted.items() if n not in self.names}, wrong):
             self.seen.at_layers.add(number)
 
     def _with(self, plant: Plant, small: Feeds) -> dict[str, np.ndarray]:
         """The outputs and shown values of the graph with a plant."""
         return self.runner.run({**small, plant.name: plant.wrong()})
 
-    @staticmethod
-    def _unexplained(wanted: Outputs, found: Outputs, floors: Errors) -> dict[str, float]:
-        return unexplained(part_errors(wanted, found), tolerances_of(wanted), floors)
-
-    def _floors(self, small: Feeds, found: Outputs) -> Errors:
-        """How far the pruned graph's values move when its inputs and the constants of the plants do by a rounding
-        step."""
+    def _moved(self, small: Feeds, draws: int) -> list[Outputs]:
+        """The pruned graph's values when its inputs and the constants of the plants move by a rounding step."""
         constants = {
             name: tensor.numpy() for name, tensor in self.plain.items() if tensor and not self.by_parts
         }
-        return largest(
-            *(
-                part_errors(found, self.runner.run(nudged({**small, **constants}, draw)))
-                for draw in range(_DRAWS)
-            )
-        )
+        return [self.runner.run(nudged({**small, **constants}, draw)) for draw in range(draws)]
 
     def _require_explained(
         self,
@@ -271,10 +284,11 @@ class Surgery:
         tolerances = tolerances_of(wanted)
         if not floors or not (left := unexplained(errors, tolerances, floors)):
             return
+        shown = {name: found[name] for name in wanted}
         for draw in range(_LAST_DRAWS):
             moved = self.opened(nudged_weights(self.model, draw))
             small = self.narrowed.feeds(feeds)
-            floors = largest(floors, part_errors(found, moved.run(nudged(small, draw))))
+            floors = largest(floors, part_errors(shown, moved.run(nudged(small, draw))))
             floors = largest(floors, part_errors(wanted, self._told(reference.run(nudged(feeds, draw)))))
             if not (left := unexplained(errors, tolerances, floors)):
                 return
