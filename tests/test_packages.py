@@ -144,8 +144,12 @@ def test_nothing_in_the_folder_runs_or_leads_out(tmp_path: Path) -> None:
     config = decoder.config()
     config["model"]["decoder"]["session_options"] |= {
         "custom_ops_library": "evil.so",
-        "provider_options": [{"QNN": {"backend_path": "evil.so"}}],
+        "enable_profiling": "evil_trace",
+        "ep.option": "evil",
+        "provider_options": [{"QNN": {"backend_path": "evil.so", "vendor": "../evil", "htp_arch": "73"}}],
     }
+    about = {"auto_map": {"AutoTokenizer": "evil--tokenizer.Evil"}, "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
     (folder / "genai_config.json").write_text(json.dumps(config))
     (folder / "modeling_evil.py").write_text("raise SystemExit('run')")
     (folder / "evil.so").write_bytes(b"\x7fELF")
@@ -154,9 +158,11 @@ def test_nothing_in_the_folder_runs_or_leads_out(tmp_path: Path) -> None:
     result = compiled(folder, tmp_path / "out", ratio=0.2)
     text = (tmp_path / "out" / "genai_config.json").read_text()
     assert "evil" not in text
+    assert '"htp_arch": "73"' in text
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"bos_token": "<s>"}
     assert not {p.name for p in (tmp_path / "out").iterdir()} & {"modeling_evil.py", "evil.so", "vocab.txt"}
     assert set(result.report["package"]["left_out"]) == {"modeling_evil.py", "evil.so", "vocab.txt"}
-    assert len(result.report["package"]["dropped"]) == 2
+    assert len(result.report["package"]["dropped"]) == 5
 
 
 @pytest.mark.parametrize(

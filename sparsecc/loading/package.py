@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ _DATA = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", "
 """Endings of the files that runtimes read beside a model."""
 _CODE = ("library", "path", "auto_map", "plugin")
 """Parts of the keys under which a configuration may name what a runtime would load and run."""
+_SESSION = frozenset(
+    "log_id log_severity_level log_verbosity_level intra_op_num_threads inter_op_num_threads enable_cpu_mem_arena "
+    "enable_mem_pattern graph_optimization_level disable_cpu_ep_fallback disable_quant_qdq enable_quant_qdq_cleanup "
+    "use_env_allocators provider_options".split()
+)
+"""What may stay of the options of sessions: others name files and libraries, and a runtime takes any key."""
+_WORDS = re.compile(r"[\w+ -]{0,64}")
+"""What a provider's option may say: no path, no address."""
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -78,8 +87,15 @@ class Package:
         return carried, left
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of `others`. InputError where it is no plain file, or too large."""
-        return _bytes(self.folder / name, LARGEST)
+        """The bytes of one of `others`, without what names code in its JSON.
+
+        InputError where it is no plain file, or too large.
+        """
+        data = _bytes(self.folder / name, LARGEST)
+        if not name.lower().endswith(".json") or b"auto_map" not in data:
+            return data
+        settings, _ = _without_code(_parsed(data, self.folder / name))
+        return json.dumps(settings, ensure_ascii=False, indent=2).encode()
 
 
 def package_at(path: Path) -> Package | None:
@@ -149,9 +165,12 @@ def _without_code(settings: Any, where: str = "") -> tuple[Any, list[str]]:
     if not isinstance(settings, dict):
         return settings, dropped
     kept = {}
+    inside = where.rpartition(".")[2].partition("[")[0]
     for key, value in settings.items():
         name = f"{where}.{key}" if where else key
-        if any(part in key.lower() for part in _CODE):
+        is_open = inside == "session_options" and key not in _SESSION
+        is_place = ".provider_options[" in where and isinstance(value, str) and not _WORDS.fullmatch(value)
+        if is_open or is_place or any(part in key.lower() for part in _CODE):
             dropped.append(name)
             continue
         kept[key], more = _without_code(value, name)
@@ -161,13 +180,17 @@ def _without_code(settings: Any, where: str = "") -> tuple[Any, list[str]]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. InputError for what is none."""
-    try:
-        found = json.loads(_bytes(path, JSON_LARGEST))
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{one_line(str(path), 120)} is not JSON: {one_line(str(e), 120)}") from e
+    found = _parsed(_bytes(path, JSON_LARGEST), path)
     if not isinstance(found, dict):
         raise InputError(f"{one_line(str(path), 120)} holds no JSON object: name the .onnx file itself")
     return found
+
+
+def _parsed(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{one_line(str(path), 120)} is not JSON: {one_line(str(e), 120)}") from e
 
 
 def _bytes(path: Path, most: int) -> bytes:
