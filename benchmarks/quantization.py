@@ -40,10 +40,10 @@ from sparsecc.measure.interleave import Budget, compare
 from sparsecc.options import CompileOptions
 from sparsecc.passes.base import Pass
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.activation_ranges import Feeds
 from sparsecc.passes.sparsity import Sparsify
 from sparsecc.plan import Plan
 from sparsecc.runtime.kernel_census import census
+from sparsecc.runtime.runner import Feeds
 from sparsecc.system.scratch import Scratch
 from sparsecc.targets import TARGETS
 

@@ -22,6 +22,7 @@ from sparsecc.passes.quantize.what_pays import KEPT, THIN, Group, Trial, density
 from sparsecc.plan import Plan
 from tests.compilations import compilation
 from tests.quantize_models import feeds_for, transformer, weighted
+from tests.test_quantize import outputs, relative_error
 
 LONE = """g (float[1,16,24,24] x, WEIGHTS) => (float[1,16,24,24] y) {
     a = Conv<group = 16, pads = [1,1,1,1]>(x, w1)
@@ -51,8 +52,8 @@ class Machine:
         middle = math.log(after / before) + self.random.uniform(-noise, noise)
         return LogRatio(middle, middle - noise, middle + noise)
 
-    def chosen(self, thin: Collection[str] = ()) -> tuple[str, ...]:
-        groups = [Group(name, (name,), THIN, name in thin) for name in self.groups]
+    def chosen(self, thin: Collection[str] = (), extra: Collection[str] = ()) -> tuple[str, ...]:
+        groups = [Group(name, (name,), THIN, name in thin, name in extra) for name in self.groups]
         nothing = compilation()
         trial = Trial("int8", groups, lambda left: left, self, nothing)  # type: ignore[arg-type,return-value]
         return trial.run().left
@@ -85,6 +86,46 @@ def test_groups_that_lose_go_back_to_float_and_the_others_do_not(thin: tuple[str
 def test_where_much_is_gained_only_thin_groups_are_tried() -> None:
     machine = Machine({"a": 1.2, "b": 0.2, "c": 0.2, "d": 1.2}, 0.1, 0.001, 0)
     assert machine.chosen(["a"]) == ("a",)
+
+
+def test_what_saves_no_bytes_is_taken_only_where_the_model_is_surely_faster() -> None:
+    """a gains and b gains less than can be told; of the others, which save bytes, c stays all the same."""
+    machine = Machine({"a": 0.5, "b": 0.995, "c": 0.995, "d": 0.5}, 1.0, 0.01, 0)
+    assert machine.chosen(extra="ab") == ("b",)
+
+
+ATTENTION = """g (float[1,4,128,64] q, float[1,4,64,128] k, float[1,4,128,64] v) => (float[1,4,128,64] y) {
+    scores = MatMul(q, k)
+    shares = Softmax(scores)
+    y = MatMul(shares, v)
+}"""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-arm64"])
+def test_products_of_activations_run_in_integers_where_they_are_large_enough(target: str) -> None:
+    model = weighted(ATTENTION, {})
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    result = Quantize(type="int8").run(model, Plan({}), compilation(target, [feeds], measure=False))
+    assert result.facts["nodes"] == ["scores", "y"]
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("MatMulIntegerToFloat") == 2
+    assert "MatMul" not in kinds
+    signed = [
+        node.inputs[1].dtype
+        for node in model.graph
+        if node.op_type == "MatMulIntegerToFloat" and node.inputs[1]
+    ]
+    assert signed == [ir.DataType.INT8] * 2
+    assert relative_error(before, outputs(model, feeds)) < 3e-3
+    small = weighted(ATTENTION.replace("128", "16"), {})
+    for node in small.graph:
+        node.name = node.outputs[0].name
+    feeds = feeds_for(small)
+    result = Quantize(type="int8").run(small, Plan({}), compilation(target, [feeds], measure=False))
+    assert result.facts["nodes"] == []
 
 
 def _quantized(text: str, target: str, **options: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:

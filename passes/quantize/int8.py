@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -59,16 +60,17 @@ class Static(Kind):
             facts["smoothed"] = smooth_activations(model, compilation, options.smooth)
         is_moved = bool(options.equalize or options.smooth or ranges is not None)
         in_float = model.clone() if is_moved else None
-        quantizer = StaticQuantizer(model, compilation, static_options(options, options.type), ranges or {})
+        how = replace(static_options(options, options.type), products=options.type == "int8")
+        quantizer = StaticQuantizer(model, compilation, how, ranges or {})
         exclude = options.exclude
         if options.max_drop is not None:
             mixed = choose_float_layers(quantizer, options.max_drop, exclude)
             facts["mixed_precision"] = mixed.to_json()
             exclude = (*exclude, *mixed.left_in_float)
         paying = _paying(quantizer, exclude, options, compilation) if options.only_what_pays else None
-        exclude = (*exclude, *(paying.left if paying else ()))
+        exclude = (*exclude, *(paying.left if paying else _thin_products(quantizer, exclude, options.force)))
         decision = quantizer.decide(model, exclude)
-        facts["nodes"] = [layer.name for layer in decision.layers]
+        facts["nodes"] = decision.names
         facts["weight_sqnr_db"] = weight_noise(decision, options.per_channel)
         facts |= quantizer.facts(decision)
         quantizer.spec(decision).record(plan)
@@ -88,8 +90,14 @@ def _paying(
         quantizer.lower(clone, (*exclude, *left))
         return clone
 
-    groups = groups_of(quantizer.decide(quantizer.model, exclude), options.force)
+    groups = groups_of(quantizer.decide(quantizer.model, exclude), options.force, quantizer.products)
     return what_pays(options.type, groups, written, quantizer.model, exclude, compilation)
+
+
+def _thin_products(quantizer: StaticQuantizer, exclude: tuple[str, ...], force: Collection[str]) -> list[str]:
+    """Products of activations that are too small to pay: there are no bytes to save, even if a type is insisted on."""
+    groups = groups_of(quantizer.decide(quantizer.model, exclude), force, quantizer.products)
+    return [name for group in groups if group.is_extra and group.is_thin for name in group.names]
 
 
 def static_options(options: Quantize, type_: str) -> StaticOptions:

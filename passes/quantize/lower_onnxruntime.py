@@ -29,6 +29,7 @@ class OnnxRuntimeLowering:
     model: ir.Model
     decision: Decision
     scales: dict[str, Scale]
+    rights: dict[str, Scale] = field(default_factory=dict)
     per_channel: bool = True
     weight_limit: int = 127
     fuses_matmul: bool = False
@@ -48,10 +49,34 @@ class OnnxRuntimeLowering:
         integer_nodes = [layer.node for layer in self.decision.layers] + self.decision.followers
         for node in integer_nodes:
             self._route(node)
-        for layer in self.decision.layers if self.fuses_matmul else ():
-            if layer.op_type == "MatMul":
-                fuse_integer_matmul(self.editor, layer.node)
+        for node in self.decision.products:
+            self._route(node, 1)
+        for name, value in self.decision.rights.items():
+            self._lower_right(value, self.rights[name])
+        products = [layer.node for layer in self.decision.layers if layer.op_type == "MatMul"]
+        for node in [*products, *self.decision.products] if self.fuses_matmul else ():
+            fuse_integer_matmul(self.editor, node)
         self.editor.finish()
+
+    def _lower_right(self, value: ir.Value, scale: Scale) -> None:
+        """A pair for the second operand of products, which others go on to read as it was."""
+        name, step = value.name or "", self.editor.constant(f"{value.name}_right_scale", scale.scale)
+        zero = self.editor.zeros((), np.int8)
+        quantized = self.editor.add_behind(
+            value,
+            "QuantizeLinear",
+            [value, step, zero],
+            base=f"{name}_int8",
+            dtype=ir.DataType.INT8,
+            like=value,
+        )
+        restored = self.editor.add_behind(
+            quantized, "DequantizeLinear", [quantized, step, zero], base=f"{name}_int8_restored",
+            dtype=ir.DataType.FLOAT, like=value,
+        )  # fmt: skip
+        for node in self.decision.products:
+            if node.inputs[1] in (value, self._readers.get(name)):
+                node.replace_input_with(1, restored)
 
     def _lower_value(self, name: str, value: ir.Value) -> None:
         scale = self.scales[self.decision.root(name)]
@@ -74,8 +99,9 @@ class OnnxRuntimeLowering:
         if value.is_graph_output():
             self.editor.replace_output(value, restored)
 
-    def _route(self, node: ir.Node) -> None:
-        for index, value in enumerate(node.inputs):
+    def _route(self, node: ir.Node, number: int | None = None) -> None:
+        """Let the first so many operands of a node, or all, be read from behind their pairs."""
+        for index, value in enumerate(node.inputs[:number]):
             if value is not None and value.name in self._readers:
                 node.replace_input_with(index, self._readers[value.name])
 

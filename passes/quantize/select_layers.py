@@ -39,10 +39,13 @@ class Decision:
 
     `values` are activations quantized by their own range; `aliases` share the scale of another value. `full`
     are those whose integer form replaces the float one for every consumer, because their producer is integer.
+    `products` multiply two activations, of which `rights` are the second operands: signed and symmetric.
     """
 
     layers: list[LinearLayer] = field(default_factory=list)
     followers: list[ir.Node] = field(default_factory=list)
+    products: list[ir.Node] = field(default_factory=list)
+    rights: dict[str, ir.Value] = field(default_factory=dict)
     values: dict[str, ir.Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
@@ -50,6 +53,11 @@ class Decision:
 
     def holds(self, value: ir.Value | None) -> bool:
         return value is not None and (value.name in self.values or value.name in self.aliases)
+
+    @property
+    def names(self) -> list[str]:
+        """The nodes that multiply integers."""
+        return [*(layer.name for layer in self.layers), *(node.name or "" for node in self.products)]
 
     def root(self, name: str) -> str:
         """The value whose range gives this value's scale."""
@@ -63,8 +71,10 @@ def decide_onnxruntime(
     layers: Iterable[LinearLayer],
     exclude: Collection[str],
     outputs: Collection[str] = QUANTIZED_OUTPUTS,
+    products: Collection[str] = (),
 ) -> Decision:
-    """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between."""
+    """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between; of the products
+    of two activations those named."""
     decision = Decision()
     chosen = {}
     for layer in layers:
@@ -78,8 +88,21 @@ def decide_onnxruntime(
         if node in chosen:
             _take_layer(decision, chosen[node], outputs)
         elif node.domain in ("", "ai.onnx") and node.name not in exclude:
-            _follow(decision, node, chosen)
+            if node.name in products:
+                _take_product(decision, node)
+            else:
+                _follow(decision, node, chosen)
     return decision
+
+
+def _take_product(decision: Decision, node: ir.Node) -> None:
+    left, right = node.inputs
+    assert left is not None
+    assert right is not None
+    decision.products.append(node)
+    if not decision.holds(left):
+        decision.values[left.name or ""] = left
+    decision.rights[right.name or ""] = right
 
 
 def _take_layer(decision: Decision, layer: LinearLayer, outputs: Collection[str]) -> None:

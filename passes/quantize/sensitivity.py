@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.graph.linear_layers import LinearLayer
@@ -56,10 +57,13 @@ def choose_float_layers(
     whole = error_beside(())
     if whole <= max_drop:
         return MixedPrecision((), whole, whole)
-    layers = quantizer.decide(quantizer.model, exclude).layers
-    names = [layer.name for layer in layers]
+    decision = quantizer.decide(quantizer.model, exclude)
+    names = decision.names
     alone = [error_beside(tuple(n for n in names if n != name)) for name in names]
-    work = [work_of(quantizer, layer) for layer in layers]
+    work = [
+        *(work_of(quantizer, layer) for layer in decision.layers),
+        *(work_of_product(quantizer, node) for node in decision.products),
+    ]
     cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
     loss = [[value, 0.0] for value in alone]
     sensitivity = dict(zip(names, alone, strict=True))
@@ -84,3 +88,13 @@ def work_of(quantizer: StaticQuantizer | None, layer: LinearLayer) -> float:
     positions = quantizer.stats[value].count / (weight.shape[layer.in_axis] * layer.group)
     strides = layer.node.attributes.get_ints("strides") or [1]
     return float(weight.size * positions / np.prod(strides))
+
+
+def work_of_product(quantizer: StaticQuantizer, node: ir.Node) -> float:
+    """The same of a product of two activations: every number of the first meets each column of the second."""
+    left, right = node.inputs[:2]
+    assert left is not None
+    assert right is not None
+    columns = right.shape[-1] if right.shape is not None else None
+    seen = quantizer.stats.get(quantizer.whole.root(left.name or ""))
+    return float((seen.count if seen else 1) * (columns if isinstance(columns, int) else 1))

@@ -14,6 +14,7 @@ from sparsecc.data.ranges import read_ranges
 from sparsecc.errors import InputError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF
 from sparsecc.ir.versions import raise_opset
+from sparsecc.passes.quantize.activation_products import activation_products
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
     choose_range,
@@ -57,6 +58,8 @@ class StaticOptions:
     per_channel: bool = True
     reduce_range: bool = False
     scheme: str = "auto"
+    products: bool = False
+    """Whether products of two activations are integers too, where the target has a kernel."""
 
 
 @dataclass
@@ -72,9 +75,11 @@ class StaticQuantizer:
     def __post_init__(self) -> None:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
         self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
+        takes_products = self.options.products and self.fuses_matmul
+        self.products = activation_products(self.model) if takes_products else {}
         self.whole = self.decide(self.model, ())
         given = self._given()
-        names = [name for name in self.whole.values if name not in given]
+        names = [name for name in {**self.whole.values, **self.whole.rights} if name not in given]
         self.stats: dict[str, ValueStats] = {}
         if names and not self.compilation.pass_feeds:
             who = "--ranges says" if self.compilation.options.ranges else "the model says"
@@ -119,20 +124,23 @@ class StaticQuantizer:
             decision = decide_tensorrt(model, layers, exclude)
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
-            decision = decide_onnxruntime(model, layers, exclude, outputs)
-        decision.remarks[:0] = [*remarks, *without_kernel(model, ())]
+            decision = decide_onnxruntime(model, layers, exclude, outputs, self.products)
+        taken = {node.name for node in decision.products}
+        others = (remark for remark in remarks if remark.where not in taken)
+        decision.remarks[:0] = [*others, *without_kernel(model, ())]
         return decision
 
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
         """Write Q/DQ into `model`, leaving the named nodes float. Values without statistics are a bug."""
         decision = self.decide(model, exclude)
         scales = {name: self.scale(name) for name in decision.values}
+        rights = {name: self.right_scale(name) for name in decision.rights}
         if self.is_tensorrt:
             TensorRTLowering(model, decision, scales, self.options.type).run()
         else:
             limit = 63 if self.options.reduce_range else 127
             OnnxRuntimeLowering(
-                model, decision, scales, self.options.per_channel, limit, self.fuses_matmul
+                model, decision, scales, rights, self.options.per_channel, limit, self.fuses_matmul
             ).run()
             if self.options.scheme == "qoperator":
                 to_integer_operators(model, self.compilation.scratch.folder)
@@ -147,6 +155,10 @@ class StaticQuantizer:
         low, high = self.range(name)
         type_, symmetric = self.activation_form(name)
         return scale_of_range(low, high, type_, symmetric=symmetric)
+
+    def right_scale(self, name: str) -> Scale:
+        """The scale of the second operand of a product: its kernel multiplies by signed integers, as by weights."""
+        return scale_of_range(*self.range(name), "int8", symmetric=True)
 
     def activation_form(self, name: str) -> tuple[str, bool]:
         """(type, symmetric) of an activation on this target.
@@ -163,7 +175,11 @@ class StaticQuantizer:
 
     def spec(self, decision: Decision) -> QuantizationSpec:
         """The neutral spec of a decision, for the plan."""
-        spec = QuantizationSpec(nodes=[layer.name for layer in decision.layers])
+        spec = QuantizationSpec(nodes=decision.names)
+        for name in decision.rights:
+            low, high = self.range(name)
+            source = self._source(name)
+            spec.values[name] = ValueSpec("int8", "activation", source=source, low=low, high=high)
         for name in decision.values:
             low, high = self.range(name)
             type_, symmetric = self.activation_form(name)

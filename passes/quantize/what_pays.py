@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,14 @@ Written = Callable[[Collection[str]], ir.Model]
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that one kernel runs at sizes alike. `is_thin` says that by the table they do not pay."""
+    """Layers that one kernel runs at sizes alike. `is_thin` says that by the table they do not pay, `is_extra` that
+    they have no weights that would be smaller: they are taken only where the model is surely faster."""
 
     what: str
     names: tuple[str, ...]
     density: float
     is_thin: bool
+    is_extra: bool = False
 
 
 @dataclass
@@ -88,9 +91,19 @@ def what_pays(
     return paying
 
 
-def groups_of(decision: Decision, forced: Collection[str]) -> list[Group]:
-    """The layers of a decision that are not forced, in groups, those that are most likely to lose first."""
-    return grouped(decision.layers, forced, lambda layer: _is_lone(layer, decision))
+def groups_of(
+    decision: Decision, forced: Collection[str], densities: Mapping[str, float] | None = None
+) -> list[Group]:
+    """The layers of a decision that are not forced, in groups, those that are most likely to lose first. `densities`
+    are those of products of activations."""
+    groups = grouped(decision.layers, forced, lambda layer: _is_lone(layer, decision))
+    products = [node.name or "" for node in decision.products if node.name not in forced]
+    for is_thin in (True, False):
+        some = {name: d for name in products if ((d := (densities or {})[name]) < THIN) == is_thin}
+        if some:
+            what = f"products of activations, {_size(is_thin)}"
+            groups.append(Group(what, tuple(some), sum(some.values()) / len(some), is_thin, is_extra=True))
+    return sorted(groups, key=_likely_to_lose)
 
 
 def grouped(
@@ -103,11 +116,18 @@ def grouped(
             found[_kind(layer), density(layer) < THIN, stands_alone(layer)].append(layer)
     groups = []
     for (kind, is_thin, is_lone), layers in found.items():
-        size = f"{'under' if is_thin else 'from'} {THIN:g} multiply-accumulates per value"
-        what = f"{kind}, {size}{', between float ones' if is_lone else ''}"
+        what = f"{kind}, {_size(is_thin)}{', between float ones' if is_lone else ''}"
         mean = sum(density(layer) for layer in layers) / len(layers)
         groups.append(Group(what, tuple(layer.name for layer in layers), mean, is_thin and is_lone))
-    return sorted(groups, key=lambda group: (not group.is_thin, group.density))
+    return sorted(groups, key=_likely_to_lose)
+
+
+def _size(is_thin: bool) -> str:
+    return f"{'under' if is_thin else 'from'} {THIN:g} multiply-accumulates per value"
+
+
+def _likely_to_lose(group: Group) -> tuple[bool, float]:
+    return not group.is_thin, group.density
 
 
 def density(layer: LinearLayer) -> float:
@@ -166,22 +186,26 @@ class Trial:
     ) -> None:
         self.type, self.groups, self.written = type_, groups, written
         self.watch, self.compilation = watch, compilation
-        self.left: list[Group] = []
-        self.best = watch.file(written(()))
+        self.left = [group for group in groups if group.is_extra]
+        self.best = self._file(self.left)
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> Paying:
         whole = self.watch.ratio(self.watch.in_float, self.best)
         end = time.monotonic() + SECONDS
-        thin = [group for group in self.groups if group.is_thin]
-        suspects = thin if math.exp(-whole.high) > GAINS else self.groups
-        for number, group in enumerate(suspects):
+        extra, first = list(self.left), self.best
+        others = [group for group in self.groups if not group.is_extra]
+        thin = [group for group in others if group.is_thin]
+        suspects = thin if math.exp(-whole.high) > GAINS else others
+        for number, group in enumerate([*suspects, *extra]):
             if time.monotonic() < end:
-                self._try([group])
-            self.compilation.progress("time types", (number + 1) / len(suspects))
-        if not self.left and len(thin) > 1:
+                self._add(group) if group.is_extra else self._try([group])
+            self.compilation.progress("time types", (number + 1) / (len(suspects) + len(extra)))
+        if self.left == extra and len(thin) > 1:
             self._try(thin)  # each may be too little to be told apart
-        chosen = self.watch.ratio(self.watch.in_float, self.best, brief=False) if self.left else whole
+        chosen = (
+            whole if self.best is first else self.watch.ratio(self.watch.in_float, self.best, brief=False)
+        )
         if math.exp(-chosen.high) < KEPT < math.exp(-chosen.low):
             chosen = self.watch.ratio(self.watch.in_float, self.best, brief=False)
         return self._told(whole, chosen)
@@ -191,7 +215,7 @@ class Trial:
         left = [*self.left, *more]
         if len(left) == len(self.groups):
             return  # that is the model in float, which comes last
-        file = self.watch.file(self.written([name for group in left for name in group.names]))
+        file = self._file(left)
         ratio = self.watch.ratio(self.best, file)
         is_faster = ratio.high < 0
         what = "; ".join(group.what for group in more)
@@ -199,12 +223,24 @@ class Trial:
         if is_faster:
             self.left, self.best = left, file
 
+    def _add(self, group: Group) -> None:
+        """Take these, too, where that is surely faster."""
+        left = [other for other in self.left if other is not group]
+        file = self._file(left)
+        ratio = self.watch.ratio(self.best, file)
+        self.rows.append({"group": group.what, "in_integers": ratio.to_json(), "left": ratio.high >= 0})
+        if ratio.high < 0:
+            self.left, self.best = left, file
+
+    def _file(self, left: Sequence[Group]) -> Path:
+        return self.watch.file(self.written([name for group in left for name in group.names]))
+
     def _told(self, whole: LogRatio, chosen: LogRatio) -> Paying:
         facts: dict[str, Any] = {
             "how": "timed", "all": whole.to_json(), "chosen": chosen.to_json(), "tried": self.rows,
         }  # fmt: skip
         left = [(name, group.what) for group in self.left for name in group.names]
-        reason = "the model is faster with these in float"
+        reason = "the model is no slower with these in float"
         warnings = []
         if math.exp(-chosen.high) < KEPT:
             left = [(name, group.what) for group in self.groups for name in group.names]
