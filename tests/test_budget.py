@@ -19,7 +19,7 @@ from sparsecc.decide.goals import Goal, Trial, judge
 from sparsecc.errors import GoalError, InputError
 from sparsecc.measure.footprint import footprint
 from sparsecc.options import CompileOptions
-from sparsecc.report.trials import trial_rows
+from sparsecc.report.trials import flags_of, trial_rows
 from sparsecc.tasks.compile_to_goal import compile_model
 from sparsecc.tasks.known_trials import KnownTrials
 
@@ -203,6 +203,12 @@ def test_a_compile_meets_a_memory(tmp_path: Path) -> None:
     assert "footprint" not in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
+def test_a_trial_tells_what_makes_it_again() -> None:
+    levers = {"quantize": "int8", "quantize_options": {"max_drop": "0.02"}, "prune": ("channels", "layers")}
+    flags = "--ratio 0.25 --quantize int8 --quantize-option max_drop=0.02 --prune channels,layers"
+    assert flags_of(Trial(0.25, 0.25, 1, 2, levers=levers).to_json()) == flags
+
+
 def test_memory_is_a_goal_of_its_own() -> None:
     goal = Goal(footprint=100.0)
     assert goal.has_target
@@ -239,6 +245,7 @@ def test_with_samples_types_are_tried_first_and_what_was_chosen_is_in_the_recipe
     assert [row[3] for row in rows].count("chosen") == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "What was tried" in page
+    assert "<summary>int8</summary>--ratio 0 --quantize int8<" in page
     assert page.count("<circle") >= min(2, len(trials))
 
 

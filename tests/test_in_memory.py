@@ -213,6 +213,7 @@ def test_a_search_reads_samples_once_and_scores_one_at_a_time(tmp_path: Path) ->
     found = sparsecc.search(
         MODEL,
         ratios=(0.2, 0.4),
+        quantizes=(None,),
         rounds=0,
         jobs=2,
         calib=once(),
@@ -330,7 +331,13 @@ def test_samples_may_be_made_by_calling_us_while_a_worker_waits_for_them(tmp_pat
         yield from in_batches()
 
     found = sparsecc.search(
-        MODEL, calib=looked_at, ratios=(0.3,), rounds=0, measure=False, output=tmp_path / "front"
+        MODEL,
+        calib=looked_at,
+        ratios=(0.3,),
+        quantizes=(None,),
+        rounds=0,
+        measure=False,
+        output=tmp_path / "front",
     )
     assert len(found["points"]) == 1
     assert asked[0] > 0

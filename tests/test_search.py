@@ -174,10 +174,22 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         output=folder,
         ratios=(0.2, 0.5),
         criteria=("l2", "random"),
+        quantizes=(None,),
         jobs=2,
         **options,
     )
     return folder, found
+
+
+def test_types_are_tried_where_samples_judge_them() -> None:
+    space, calib = Space(ratios=(0.2, 0.5)), {"calib": "x.npz"}
+    points = list(space.resolved(calib).grid())
+    assert [(p["ratio"], p.get("quantize")) for p in points] == [
+        (0.0, "int8"), (0.2, None), (0.2, "int8"), (0.5, None), (0.5, "int8"),
+    ]  # fmt: skip
+    for base in ({}, {**calib, "levers": "channels"}, {**calib, "levers": "channels,layers"}):
+        assert [p.get("quantize") for p in space.resolved(base).grid()] == [None, None], base
+    assert [p["ratio"] for p in Space(ratios=(0.0,), quantizes=(None,)).resolved(calib).grid()] == [0.0]
 
 
 def test_a_search_writes_the_front_its_page_and_the_recipes(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -219,6 +231,7 @@ def test_a_finished_search_makes_nothing_again(
         output=folder,
         ratios=(0.2, 0.5),
         criteria=("l2", "random"),
+        quantizes=(None,),
         **{**QUICK, "rounds": 1, "calib": f"{models_dir / 'digits.py'}:calibration"},
     )
     assert again == found
@@ -303,6 +316,8 @@ def test_the_command_line_shows_the_front(
     words += [
         "--criteria",
         "l2,random",
+        "--quantizes",
+        "none",
         "--calib",
         f"{models_dir / 'digits.py'}:calibration",
         "-o",

@@ -76,6 +76,7 @@ PRUNED = ("channels", "heads", "head_dims")
 """What may go unless --prune says otherwise."""
 SCORES = ("top1", "map", "miou", "wer", "perplexity")
 """Metrics that `evaluate` may name."""
+AUTO = "auto"
 SYNTHETIC, SELF, NO_SAMPLES = "synthetic", "self", "none"
 """What `calib` says to ask for random inputs, for text that a decoder writes itself, and for neither."""
 SMALLEST_MEMORY = 16 << 20
@@ -658,7 +659,8 @@ class CompileCall(Running, CompileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tried(Options):
-    """What a search tries: every combination of these; None in `quantizes` leaves the types as they are."""
+    """What a search tries: every combination of these; None in `quantizes` leaves the types as they are, AUTO is what
+    may pay."""
 
     ratios: Sequence[float] = option(
         (0.2, 0.35, 0.5, 0.65),
@@ -697,9 +699,9 @@ class Tried(Options):
         tries="recover",
     )
     quantizes: Sequence[str | None] = option(
-        (None,),
+        (AUTO,),
         listed("TYPES", _types),
-        "Types to try, e.g. none,int8.",
+        "Types to try, e.g. none,int8; auto is both where --calib gives samples and the target has int8, else none.",
         TRIED,
         by=CALL,
         is_common=True,

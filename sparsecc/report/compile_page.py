@@ -18,7 +18,7 @@ from sparsecc.report.summary import (
     reasons,
     speedup_text,
 )
-from sparsecc.report.trials import trial_rows, trials_plot
+from sparsecc.report.trials import trial_flags, trial_rows, trials_plot
 from sparsecc.report.verdict import verdict
 
 LAYERS_OPEN = 60
@@ -78,7 +78,7 @@ class CompilePage:
     latency: Distributions | None
     latency_rows: Sequence[tuple[str, str, str, str]]
     latency_note: str
-    trials: Sequence[tuple[str, str, str, str]]
+    trials: Sequence[tuple[str, str, str, str, str]]
     trials_plot: Plot | None
     quality: Sequence[tuple[str, str]]
     clock: str
@@ -112,7 +112,9 @@ class CompilePage:
             latency=_curves(latency),
             latency_rows=_latency_rows(latency),
             latency_note=speedup_text(report),
-            trials=trial_rows(report),
+            trials=[
+                (*row, flags) for row, flags in zip(trial_rows(report), trial_flags(report), strict=True)
+            ],
             trials_plot=trials_plot(report),
             quality=_quality(report),
             clock=CLOCKS.get(latency.get("clock", ""), "time on the device"),

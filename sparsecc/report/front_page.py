@@ -73,10 +73,22 @@ def _plot(found: Mapping[str, Any], cost: str) -> Plot:
             p["quality"],
             "after" if p["id"] in front else "before",
             _title(p, prices[p["id"]]),
+            _plain(p["options"]),
         )
         for p in points
     }
-    return plot(LABELS[cost], QUALITY[found["quality"]], list(dots.values()), [dots[name] for name in front])
+    dense = found["dense_quality"]
+    others = (
+        [] if dense is None else [Dot(1.0, dense, "before", f"the original: {dense:.4g}", "the original")]
+    )
+    drawn = [*dots.values(), *others]
+    return plot(LABELS[cost], QUALITY[found["quality"]], drawn, [dots[name] for name in front])
+
+
+def _plain(options: Mapping[str, Any]) -> str:
+    """The label of a point that one lever made: the type, or the ratio."""
+    kind, ratio = options.get("quantize"), options["ratio"]
+    return str(kind) if kind and not ratio else f"ratio {ratio:g}" if not kind else ""
 
 
 def _title(point: Mapping[str, Any], price: float) -> str:

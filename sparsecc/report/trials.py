@@ -15,12 +15,27 @@ SCORE, QUALITY = "score of --evaluate", "worst part of the outputs, dB"
 
 def trial_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(levers, speed or size, quality, `chosen` or nothing) of each trial, the gentlest first."""
-    trials: Trials = report.get("trials") or ()
-    ordered = sorted(trials, key=lambda t: t.get("speedup") or t["dense_bytes"] / max(t["bytes"], 1))
     return [
         (name_of(trial), _cost(trial), _kept(trial), "chosen" if _is_chosen(trial, report) else "")
-        for trial in ordered
+        for trial in _ordered(report)
     ]
+
+
+def trial_flags(report: Mapping[str, Any]) -> list[str]:
+    """What makes each trial again, in the order of `trial_rows`: flags beside those of the samples."""
+    return [flags_of(trial) for trial in _ordered(report)]
+
+
+def flags_of(trial: Mapping[str, Any]) -> str:
+    """`--ratio 0.31 --quantize int8`."""
+    words = [f"--ratio {trial['ratio']:.4g}"]
+    for name, value in (trial.get("levers") or {}).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += [f"{flag.removesuffix('s')} {key}={one}" for key, one in value.items()]
+        else:
+            words.append(f"{flag} {','.join(value) if isinstance(value, list | tuple) else value}")
+    return " ".join(words)
 
 
 def trials_plot(report: Mapping[str, Any]) -> Plot | None:
@@ -47,6 +62,11 @@ def trials_plot(report: Mapping[str, Any]) -> Plot | None:
             front.append(dot)
     label = SCORE if dense is not None else QUALITY
     return plot("times as fast as the original", label, dots, front)
+
+
+def _ordered(report: Mapping[str, Any]) -> Trials:
+    trials: Trials = report.get("trials") or ()
+    return sorted(trials, key=lambda t: t.get("speedup") or t["dense_bytes"] / max(t["bytes"], 1))
 
 
 def name_of(trial: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from sparsecc.tasks.calls import held
 
 @takes(SearchCall)
 def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """The front of latency, size and work against quality, over every combination of what is given.
+    """The front of latency, size and work against quality, over every combination of what is given; with samples, in
+    8 bits and not, unless `quantizes` says otherwise.
 
     After the grid, `rounds` rounds look between neighbours on the front. `output` (by default the model's name)
     holds every finished point, so that a search that was ended goes on where it was; with them front.json,
@@ -44,7 +45,7 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         return run_search(
             path,
             folder,
-            Space(**{name: getattr(call, name) for name in rows_of(Tried)}),
+            Space(**{name: getattr(call, name) for name in rows_of(Tried)}).resolved(base),
             base,
             runner=runners.local(call.jobs, call.memory_limit)
             if call.cluster is None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, Tried, rows_of
+from sparsecc.options.table import AUTO
+from sparsecc.targets import target_named
 
 CLOSEST = 0.02
 """Ratios nearer than this are not told apart."""
@@ -18,12 +20,24 @@ VARIED = {name: row.tries for name, row in rows_of(Tried).items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Space(Tried):
-    """Every combination of what is tried is a point."""
+    """Every combination of what is tried is a point; nothing removed in no other type is none."""
+
+    def resolved(self, base: Mapping[str, Any]) -> Space:
+        """With types said by name: those that a search to a goal would try with the options `base`, and them alone."""
+        if AUTO not in self.quantizes:
+            return self
+        options = CompileOptions.of(base)
+        taken = options.samples is not None and "int8" in target_named(options.target).types
+        if "quantize" in base or not taken or "types" not in options.levers:
+            return replace(self, quantizes=(None,))
+        return replace(self, quantizes=(None, "int8"), ratios=(0.0, *(r for r in self.ratios if r)))
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """The options of each point, small ratios first, so that an interrupted search has a whole picture."""
         for values in itertools.product(*(getattr(self, name) for name in VARIED)):
-            yield {k: v for k, v in zip(VARIED.values(), values, strict=True) if v is not None}
+            point = {k: v for k, v in zip(VARIED.values(), values, strict=True) if v is not None}
+            if point["ratio"] or "quantize" in point or len(self.quantizes) == 1:
+                yield point
 
     def require_known(self, base: Mapping[str, Any]) -> None:
         """InputError for a point that no compile would take, before any is made."""
