@@ -157,3 +157,19 @@ def test_an_output_that_stands_twice_and_a_weight_of_no_columns_are_no_faults(tm
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     made = sparsecc.compile(path, ratio=0.4, measure=False, output=tmp_path / "out")
     assert made.report["verification"]["status"] == "proved"
+
+
+@pytest.mark.parametrize("shape", ["1,1,2,2", "n,4", "3"])
+def test_what_is_only_handed_through_stays_an_output(tmp_path: Path, shape: str) -> None:
+    """It once passed for the cache of an attention that had been left out, and went."""
+    alone = f'<ir_version: 8, opset_import: ["" : 17]> g (float[{shape}] x) => (float[{shape}] y) {{ y = Identity(x) }}'
+    made = sparsecc.compile(saved(tmp_path / "a.onnx", alone), measure=False, output=tmp_path / "a")
+    assert made.report["verification"]["status"] == "proved"
+    beside = MLP.replace("(float[n,6] x)", f"(float[n,6] x, float[{shape}] given)").replace(
+        "(float[n,3] y) {", f"(float[n,3] y, float[{shape}] same) {{ same = Identity(given)"
+    )
+    path = saved(tmp_path / "b.onnx", beside, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    assert compiled(path, tmp_path, ratio=0.5)["removed"]
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [value.name for value in graph.input] == ["x", "given"]
+    assert [value.name for value in graph.output] == ["y", "same"]

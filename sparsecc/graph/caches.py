@@ -28,6 +28,8 @@ LENGTHS = (
 Kernels that take several new positions behind a cache take one text alone."""
 ENCODED = 2
 """So many more positions than new ones has what an encoder gave."""
+_CARRIER = "sparsecc.left_out"
+"""What a node is marked with that hands a cache back: an input that a file of its own hands out is none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def hand_back(cache: Cache) -> None:
     graph, old = cache.node.graph, cache.present
     assert isinstance(graph, ir.Graph)
     carrier = ir.node("Identity", [cache.past], name=f"{cache.node.name}.{cache.past.name}")
+    carrier.metadata_props[_CARRIER] = cache.node.name or ""
     graph.insert_before(cache.node, carrier)
     new = carrier.outputs[0]
     new.type, new.shape = old.type, old.shape
@@ -89,12 +92,8 @@ def hand_back(cache: Cache) -> None:
 def left_out(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
     """(input, output) of the caches whose attention was left out."""
     nodes = (value.producer() for value in model.graph.outputs)
-    carriers = [node for node in nodes if node is not None and node.op_type == "Identity"]
-    return [
-        (past, node.outputs[0])
-        for node in carriers
-        if (past := node.inputs[0]) is not None and past.is_graph_input() and not past.is_initializer()
-    ]
+    carriers = [node for node in nodes if node is not None and _CARRIER in node.metadata_props]
+    return [(past, node.outputs[0]) for node in carriers if (past := node.inputs[0]) is not None]
 
 
 def relate(found: Sequence[Cache], space: Space, record: Record) -> None:
