@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ import onnx_ir as ir
 
 from sparsecc.data.language import TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
-from sparsecc.data.random_inputs import random_feeds, require_known_inputs
-from sparsecc.data.samples import CalibrationSet, Feeds, Samples, random_samples
+from sparsecc.data.random_inputs import inputs_behind, random_feeds, require_known_inputs
+from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.data.slot_files import read_slots
 from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
 from sparsecc.graph.decoder_sizes import DecoderSizes
@@ -50,6 +52,8 @@ FEW = 16
 PROBE_SECONDS = 30.0
 """How long a first run on random inputs may take: a loop without an end must not hang the compile."""
 
+_DRAWS = (None, 1, 0)
+"""What the integers of random inputs are, in the order tried: drawn, or all this number (`random_feeds`)."""
 _TOO_LARGE = "its values need too much memory at every size that was tried"
 
 
@@ -127,6 +131,8 @@ class Compilation(Announced):
     """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
     """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
+    plain: int | None = None
+    """How random inputs are drawn so that the model runs, as `random_feeds` takes it."""
     parts: tuple[Part, ...] = ()
     """The parts of the dense model's outputs: what is lost is told of each."""
     caches: frozenset[str] = frozenset()
@@ -147,7 +153,7 @@ class Compilation(Announced):
     def __post_init__(self) -> None:
         self._drawn: list[Samples] = []  # random samples; a trial shares this list with its compile
         self._ran: dict[object, tuple[Feeds, Outputs]] = {}
-        self._failure = ""
+        self._failures: list[str] = []
 
     @classmethod
     def opened_at(
@@ -220,11 +226,14 @@ class Compilation(Announced):
         """Whether the dense model runs at these input sizes; once sizes are settled, whether it is one of them."""
         if self.has_begun:
             return dict(sizes) in self.sizes
-        feeds = random_feeds(self.dense.model, seed=self.options.seed, sizes=sizes, sample=self.sample)
+        asked = self.options
+        feeds = random_feeds(
+            self.dense.model, seed=asked.seed, sizes=sizes, sample=self.sample, plain=self.plain
+        )
         try:
             outputs = self.dense.runner.run(feeds, seconds=PROBE_SECONDS)
         except InputError as e:
-            self._failure = str(e)
+            self._failures.append(str(e))
             return False
         self._ran = {**dict(list(self._ran.items())[-2:]), _key(sizes): (feeds, outputs)}
         return True
@@ -234,10 +243,14 @@ class Compilation(Announced):
 
         InputError where it ran at no input sizes that were tried, and where samples cannot be read.
         """
-        analysis = self.analysed(self.dense.model)
-        if not analysis.shapes.works:
+        for plain in (None,) if self.sample else _DRAWS:
+            self.plain = plain
+            analysis = self.analysed(self.dense.model)
+            if analysis.shapes.works:
+                break
+        else:
             raise InputError(
-                f"the model does not run on random inputs ({self._failure or _TOO_LARGE}): "
+                f"the model does not run on random inputs ({self._why_not()}): "
                 "give sizes with --input name:1x3x224x224 or samples with --calib"
             )
         for sizes in analysis.shapes.inputs:
@@ -253,6 +266,15 @@ class Compilation(Announced):
         self.feeds = [feeds for feeds, _ in ran]
         self.expected = self.of_dense = [outputs for _, outputs in ran]
         return analysis
+
+    def _why_not(self) -> str:
+        """The reason of the first run that failed, without its advice, and what was fed to the node that failed."""
+        if not self._failures:
+            return _TOO_LARGE
+        reason = self._failures[0].rsplit(": ", 1)[0]
+        node = re.search(r"Name:'([^']*)'", reason)
+        read = inputs_behind(self.dense.model, node[1]) if node else []
+        return f"{reason}; it reads {', '.join(map(quoted, read))}" if read else reason
 
     def opened(self, model: ir.Model, *, owned: bool = False) -> Runs:
         """A graph ready to run as it stands now, by parts where the dense one is; one that is `owned` is edited by
@@ -307,9 +329,23 @@ class Compilation(Announced):
         if self.calibration is not None:
             return self.calibration.samples
         if not self._drawn:
-            drawn = random_samples(self.dense.model, sizes=self.sizes[0], seed=self.options.seed)
-            self._drawn.append(drawn)
+            self._drawn.append(self.drawn(DRAWN))
         return self._drawn[0]
+
+    def drawn(self, number: int, *, joined: bool = True) -> Samples:
+        """So many random inputs or more, of the first probe's sizes; single numbers (a share, an axis) are its own."""
+        single = {
+            n: a for n, a in self.feeds[0].items() if not a.ndim or (a.size == 1 and a.dtype.kind in "iu")
+        }
+        return random_samples(
+            self.dense.model,
+            sizes=self.sizes[0],
+            seed=self.options.seed,
+            number=number,
+            joined=joined,
+            plain=self.plain,
+            given=single,
+        )
 
     @property
     def held_out(self) -> Samples:
@@ -326,7 +362,9 @@ class Compilation(Announced):
         feeds = self.batches(BATCHES)
         if self.options.calib == SYNTHETIC:
             model, sizes, seed = self.dense.model, self.sizes[0], self.options.seed + 1
-            feeds = [random_feeds(model, seed=seed + draw, sizes=sizes) for draw in range(8)]
+            feeds = [
+                random_feeds(model, seed=seed + draw, sizes=sizes, plain=self.plain) for draw in range(8)
+            ]
         return tuple(self.narrowed.feeds(one) for one in feeds)
 
     # Stages

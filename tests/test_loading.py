@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
+from sparsecc.errors import InputError
 from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
@@ -162,7 +163,8 @@ def test_an_output_that_stands_twice_and_a_weight_of_no_columns_are_no_faults(tm
 @pytest.mark.parametrize("shape", ["1,1,2,2", "n,4", "3"])
 def test_what_is_only_handed_through_stays_an_output(tmp_path: Path, shape: str) -> None:
     """It once passed for the cache of an attention that had been left out, and went."""
-    alone = f'<ir_version: 8, opset_import: ["" : 17]> g (float[{shape}] x) => (float[{shape}] y) {{ y = Identity(x) }}'
+    alone = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[{shape}] x) => (float[{shape}] y) {{ y = Identity(x) }}"""
     made = sparsecc.compile(saved(tmp_path / "a.onnx", alone), measure=False, output=tmp_path / "a")
     assert made.report["verification"]["status"] == "proved"
     beside = MLP.replace("(float[n,6] x)", f"(float[n,6] x, float[{shape}] given)").replace(
@@ -173,3 +175,34 @@ def test_what_is_only_handed_through_stays_an_output(tmp_path: Path, shape: str)
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     assert [value.name for value in graph.input] == ["x", "given"]
     assert [value.name for value in graph.output] == ["y", "same"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[2,6] x, int64[1] axis) => (float[2,3] y) { c = CumSum(x, axis)",
+        "g (float[2,6] x, int32[2,6] divisor) => (float[2,3] y) { q = Div(divisor, divisor) k = Cast<to=1>(q)"
+        "c = Mul(x, k)",
+        "g (float[2,6] x, float ratio) => (float[2,3] y) { c = Dropout(x, ratio)",
+        "g (float[2,6] x, int64[2] shape) => (float[2,3] y) { c = Reshape(x, shape)",
+    ],
+    ids=["an axis", "a divisor", "a share", "sizes"],
+)
+def test_what_takes_hardly_any_number_is_given_one_that_runs(tmp_path: Path, text: str) -> None:
+    whole = (
+        f'<ir_version: 8, opset_import: ["" : 17]> {text} a = MatMul(c, w1) h = Relu(a) y = MatMul(h, w2) }}'
+    )
+    path = saved(tmp_path / "m.onnx", whole, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    report = compiled(path, tmp_path, ratio=0.5, recover="none")
+    assert report["verification"]["status"] == "proved"  # type: ignore[index]
+    checks = {
+        check["check"]: check["status"] for check in sparsecc.verify(tmp_path / "out", model=path)["checks"]
+    }
+    assert checks["numerics"] == "ok"
+
+
+def test_what_was_fed_to_the_node_that_failed_is_named(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[3,4] x, int64[2] axes, int64[2] to) => (float[a,b] y) {
+        begin = Identity(to) y = Slice(x, begin, to, axes) }"""
+    with pytest.raises(InputError, match=r"it reads 'x', 'to', 'axes'\): give .*--input .* --calib$"):
+        compiled(saved(tmp_path / "m.onnx", text), tmp_path, ratio=0.5)

@@ -54,17 +54,19 @@ def random_feeds(
     dynamic: Mapping[str, int] | int = DEFAULT_DIM,
     sample: Mapping[str, np.ndarray] | None = None,
     integers: tuple[int, int] = (0, 2),
+    plain: int | None = None,
 ) -> dict[str, np.ndarray]:
     """One array per input, the same for the same seed.
 
-    Floats are N(0, 1); integers that select rows of a table stay inside it; what is compared with a constant
-    is that constant; masks are ones with a few trailing zeros; other integers are drawn from `integers` (the upper
-    bound is left out), bytes from 0 to 255.
+    Floats are N(0, 1), single numbers from 0 to 1; integers that select rows of a table stay inside it; what is
+    compared with a constant is that constant; masks are ones with a few trailing zeros; other integers are drawn from
+    `integers` (the upper bound is left out), bytes from 0 to 255.
     `sizes` gives whole shapes by input name; `dynamic` gives the size of dynamic dimensions, one for all or
     by name (`input:axis` where it has none). The same name is the same size. Integers and text that `sample`
     holds are taken from it, repeated where a shape is larger, unless a shape is smaller: such inputs may be
-    lengths, rates or choices. InputError for an unknown name in `sizes`, a wrong rank, a size that contradicts
-    a fixed one, and inputs that are no tensors.
+    lengths, rates or choices. With `plain` floats are from 0 to 1 and integers are this number, as far as tables have
+    such a row: what is an axis, a divisor or a threshold may be hardly anything else. InputError for an unknown name
+    in `sizes`, a wrong rank, a size that contradicts a fixed one, and inputs that are no tensors.
     """
     values = input_values(model)
     _require_known(sizes or {}, values)
@@ -84,8 +86,21 @@ def random_feeds(
         if name in taken and value.dtype is not None:
             feeds[name] = _typed(taken[name], value.dtype)
         else:
-            feeds[name] = _draw(value, shapes, generator, model, integers)
+            feeds[name] = _draw(value, shapes, generator, model, integers, plain)
     return feeds
+
+
+def inputs_behind(model: ir.Model, node: str) -> list[str]:
+    """The names of the inputs that a node of this name reads, as they are or moved about; [] where there is none."""
+    found: list[str] = []
+    waiting = [v for n in model.graph if n.name == node for v in n.inputs if v is not None]
+    for value in waiting:
+        maker = value.producer()
+        if value.is_graph_input():
+            found.append(value.name or "")
+        elif maker is not None and traits_of(maker) & (Trait.MOVES | Trait.KEEPS_SIZE):
+            waiting += [v for v in maker.inputs[:1] if v is not None]
+    return list(dict.fromkeys(found))
 
 
 def require_known_inputs(options: CompileOptions, model: ir.Model) -> None:
@@ -173,14 +188,17 @@ def _draw(
     generator: np.random.Generator,
     model: ir.Model,
     integers: tuple[int, int],
+    plain: int | None,
 ) -> np.ndarray:
     name, dtype = value.name or "", value.dtype
     if dtype is None or isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-        raise InputError(f"input '{name}' is no plain tensor: give its values with --data file.py:function")
+        raise InputError(f"input '{name}' is no plain tensor: give samples of yours, file.py:function")
     shape = shapes[name]
     if dtype == ir.DataType.STRING:
         return np.full(shape, "text", dtype=object)
     use = _use_of(value, model)
+    if plain is not None:
+        return _plain(dtype, shape, generator, plain if use.rows is None else min(plain, use.rows - 1))
     if use.rows is not None:
         return _typed(generator.integers(0, max(1, use.rows), size=shape), dtype)
     if use.equals is not None and int(np.prod(shape)) == 1:
@@ -188,6 +206,8 @@ def _draw(
     if _MASK.search(name) or use.is_mask:
         return _typed(_mask(shape), dtype)
     if dtype.is_floating_point() or dtype in {ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}:
+        if not shape:
+            return _plain(dtype, shape, generator, 1)
         narrow = dtype.is_floating_point() and dtype != ir.DataType.DOUBLE
         return _typed(generator.standard_normal(shape, np.float32 if narrow else np.float64), dtype)
     if use.is_size or not shape:
@@ -199,6 +219,13 @@ def _draw(
         return _typed(np.full(shape, longest), dtype)
     bytes_ = {ir.DataType.UINT8: (0, 256), ir.DataType.INT8: (-128, 128)}
     return _typed(generator.integers(*bytes_.get(dtype, integers), size=shape), dtype)
+
+
+def _plain(
+    dtype: ir.DataType, shape: tuple[int, ...], generator: np.random.Generator, number: int
+) -> np.ndarray:
+    is_float = dtype.is_floating_point() or dtype in {ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}
+    return _typed(generator.uniform(size=shape) if is_float else np.full(shape, number), dtype)
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:

@@ -202,16 +202,23 @@ def _inputs_of(model: ir.Model) -> ir.Model:
 
 
 def random_samples(
-    model: ir.Model, *, sizes: dict[str, tuple[int, ...]], seed: int, number: int = DRAWN, joined: bool = True
+    model: ir.Model,
+    *,
+    sizes: dict[str, tuple[int, ...]],
+    seed: int,
+    number: int = DRAWN,
+    joined: bool = True,
+    plain: int | None = None,
+    given: Feeds | None = None,
 ) -> Samples:
-    """At least so many random inputs of the given sizes: N(0, 1), in the frequencies of photographs where the shape is
-    that of an image; in large batches, or not `joined`."""
+    """At least so many random inputs of the given sizes: N(0, 1) unless `plain`, in the frequencies of photographs
+    where the shape is that of an image; in large batches, or not `joined`. What is `given` is the same in all."""
     drawn: list[Feeds] = []
     for draw in range(number):
         if sum(_length(d) for d in drawn) >= number:
             break
-        feeds = random_feeds(model, seed=seed + draw, sizes=sizes)
-        drawn.append({name: image_like(array) for name, array in feeds.items()})
+        feeds = random_feeds(model, seed=seed + draw, sizes=sizes, plain=plain)
+        drawn.append({name: image_like(array) for name, array in feeds.items()} | (given or {}))
     return Samples(tuple(merged(drawn, model) if joined else drawn), real=False)
 
 

@@ -19,7 +19,6 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.compilation import Compilation
 from sparsecc.cost.model import CostModel
 from sparsecc.cost.summary import macs
-from sparsecc.data.samples import random_samples
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.reference.masked_channels import masked
@@ -97,7 +96,6 @@ def _bench(compilation: Compilation, analysis: Analysis) -> Bench | None:
     number = min(MOST, int(WORK / max((len(PLANS) + 1) * macs(analysis, {}), 1.0)))
     if number < FEWEST:
         return None
-    model, sizes = compilation.dense.model, compilation.sizes[0]
-    samples = random_samples(model, sizes=sizes, seed=options.seed, number=number, joined=False)
+    samples = compilation.drawn(number, joined=False)
     scratch = compilation.scratch.bench
     return Bench(analysis.model, samples, scratch, options.threads, parts_of_outputs(analysis))

@@ -331,7 +331,7 @@ class OrtRunner:
         except RuntimeFailure as e:
             raise RuntimeRefusalError(
                 f"{self._where}: ONNX Runtime cannot run it on these inputs: {plain_reason(e)}: "
-                "give inputs of the right kind with --input or --data"
+                "give sizes that it runs at with --input, or samples of yours"
             ) from e
 
 

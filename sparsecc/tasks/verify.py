@@ -160,7 +160,9 @@ class _Against:
         require_fits(plan, model)
         sizes = _compared_sizes(self.bundle)
         cut = zeroed(model, plan)
-        feeds = random_feeds(model, seed=1, sizes=sizes, sample=_compared_integers(self.bundle))
+        feeds = random_feeds(
+            model, seed=1, sizes=sizes, sample=_compared_integers(self.bundle), plain=_plain(self.bundle)
+        )
         whole = memory.fits(memory.weight_bytes(cut))
         dense = (open_graph(cut) if whole else PartedRunner(cut)).run(feeds)
         wanted, smaller = self._narrowed(dense, feeds)
@@ -206,6 +208,12 @@ def _compared_sizes(bundle: Bundle) -> dict[str, list[int]]:
     if not isinstance(first, dict) or not all(map(are_sizes, first.values())):
         raise InputError("report.json does not say at which sizes the models were compared: compile again")
     return first
+
+
+def _plain(bundle: Bundle) -> int | None:
+    """How random inputs were drawn, as `random_feeds` takes it."""
+    found = bundle.report["verification"].get("plain")
+    return found if type(found) is int and found in (0, 1) else None
 
 
 def _compared_integers(bundle: Bundle) -> dict[str, np.ndarray]:

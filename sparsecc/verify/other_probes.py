@@ -31,7 +31,7 @@ def other_feeds(compilation: Compilation) -> Iterator[tuple[str, Feeds]]:
             yield "calibration samples", sample
     assert compilation.dense.graph is not None
     dense = compilation.dense.graph.model()  # with all its inputs, which stages may have narrowed
-    drawn = random_feeds(dense, seed=seed + 1, sizes=sizes, integers=(1, _TOP))
+    drawn = random_feeds(dense, seed=seed + 1, sizes=sizes, integers=(1, _TOP), plain=compilation.plain)
     generator = np.random.default_rng(seed)
     smooth = {n: _smooth(a, generator) if is_float(a) else a for n, a in drawn.items()}
     yield "smooth inputs", smooth

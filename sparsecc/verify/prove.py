@@ -56,6 +56,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
         "inputs": [{n: list(a.shape) for n, a in feeds.items()} for feeds in compilation.feeds],
         **({"one_size": one_size} if one_size else {}),
         **({"integers": compilation.integers} if compilation.integers else {}),
+        **({} if compilation.plain is None else {"plain": compilation.plain}),
         **how,
     }
 
