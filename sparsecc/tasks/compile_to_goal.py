@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,8 @@ _TOKENS = 0.7
 
 def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """As `compile.compile_model`, with the goals among the options first turned into a ratio and levers; without any,
-    but with samples, the fastest that loses nothing measurable is looked for, where it can be timed.
+    but with samples, the fastest that loses nothing measurable is looked for, where it can be timed. The folder of a
+    language model is left as it is then: what it loses is told in nats a token, which no trial measures.
 
     GoalError where nothing near the goal can be reached; nothing is written then.
     """
@@ -67,26 +69,30 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if goal is None:
         return pipeline.compile_model(request, emit)
     with temporary_folder("scratch") as folder:
-        scratch = Scratch(folder)
-        asked = compilation_of(Path(request["model"]), options, scratch, _scaled(emit, 0.0))
+        asked = compilation_of(Path(request["model"]), options, Scratch(folder), _scaled(emit, 0.0))
         known = partial(KnownTrials, asked, request.get("origin", ""))
-        if not is_asked:
-            asked.say("nothing is asked for: the fastest that loses nothing measurable is looked for")
-        try:
+        if is_asked:
             shop = Workshop.open(asked, goal, known, has_ended=bool(request.get("ended")))
-        except UnavailableError:
-            if is_asked:
-                raise
-            return pipeline.compile_model(request, emit)
-        settled = shop.settle()
-        made = _compiled(shop, settled, request, emit, is_asked=is_asked)
-        if "folder" in request and not settled.notes and shop.is_missed_by(settled.best, made["report"]):
-            again = shop.settle()
-            if (again.ratio, again.best.levers) != (settled.ratio, settled.best.levers):
-                for left in Path(request["folder"]).iterdir():
-                    left.unlink()
-                made = _compiled(shop, again, request, emit, is_asked=is_asked)
-        return made
+            return _settled(shop, request, emit)
+        with suppress(UnavailableError):
+            if asked.package is None:
+                asked.say("nothing is asked for: the fastest that loses nothing measurable is looked for")
+                shop = Workshop.open(asked, goal, known, has_ended=bool(request.get("ended")))
+                return _settled(shop, request, emit, is_asked=False)
+    return pipeline.compile_model(request, emit)
+
+
+def _settled(shop: Workshop, request: dict[str, Any], emit: Emit, *, is_asked: bool = True) -> dict[str, Any]:
+    """The compile that a search settles on; where that misses the goal, once more from what it measured."""
+    settled = shop.settle()
+    made = _compiled(shop, settled, request, emit, is_asked=is_asked)
+    if "folder" in request and not settled.notes and shop.is_missed_by(settled.best, made["report"]):
+        again = shop.settle()
+        if (again.ratio, again.best.levers) != (settled.ratio, settled.best.levers):
+            for left in Path(request["folder"]).iterdir():
+                left.unlink()
+            made = _compiled(shop, again, request, emit, is_asked=is_asked)
+    return made
 
 
 def _compiled(
