@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,10 @@ import onnx_ir as ir
 
 from sparsecc.data.language import TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
-from sparsecc.data.random_inputs import inputs_behind, random_feeds, require_known_inputs
+from sparsecc.data.random_inputs import random_feeds, require_known_inputs, why_not
 from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.data.slot_files import read_slots
 from sparsecc.errors import InputError
-from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
 from sparsecc.graph.decoder_sizes import DecoderSizes
@@ -249,8 +247,9 @@ class Compilation(Announced):
             if analysis.shapes.works:
                 break
         else:
+            reason = why_not(self.dense.model, self._failures[0]) if self._failures else _TOO_LARGE
             raise InputError(
-                f"the model does not run on random inputs ({self._why_not()}): "
+                f"the model does not run on random inputs ({reason}): "
                 "give sizes with --input name:1x3x224x224 or samples with --calib"
             )
         for sizes in analysis.shapes.inputs:
@@ -266,15 +265,6 @@ class Compilation(Announced):
         self.feeds = [feeds for feeds, _ in ran]
         self.expected = self.of_dense = [outputs for _, outputs in ran]
         return analysis
-
-    def _why_not(self) -> str:
-        """The reason of the first run that failed, without its advice, and what was fed to the node that failed."""
-        if not self._failures:
-            return _TOO_LARGE
-        reason = self._failures[0].rsplit(": ", 1)[0]
-        node = re.search(r"Name:'([^']*)'", reason)
-        read = inputs_behind(self.dense.model, node[1]) if node else []
-        return f"{reason}; it reads {', '.join(map(quoted, read))}" if read else reason
 
     def opened(self, model: ir.Model, *, owned: bool = False) -> Runs:
         """A graph ready to run as it stands now, by parts where the dense one is; one that is `owned` is edited by

@@ -206,3 +206,25 @@ def test_what_was_fed_to_the_node_that_failed_is_named(tmp_path: Path) -> None:
         begin = Identity(to) y = Slice(x, begin, to, axes) }"""
     with pytest.raises(InputError, match=r"it reads 'x', 'to', 'axes'\): give .*--input .* --calib$"):
         compiled(saved(tmp_path / "m.onnx", text), tmp_path, ratio=0.5)
+
+
+def test_an_identity_of_four_bits_needs_no_kernel(tmp_path: Path) -> None:
+    """ONNX Runtime has none for it, and folds it away."""
+    four = TensorProto.INT4
+    zero = helper.make_tensor("zero", four, [8], np.zeros(8, int))
+    constants = [
+        numpy_helper.from_array(a, n) for n, a in {"w": normal(8, 8), "s": np.ones(8, np.float32)}.items()
+    ]
+    nodes = [
+        helper.make_node("Identity", ["zero"], ["z"]),
+        helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], [zero, *constants])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
+        tmp_path / "m.onnx",
+    )
+    assert compiled(tmp_path / "m.onnx", tmp_path)["verification"]

@@ -90,8 +90,16 @@ def random_feeds(
     return feeds
 
 
-def inputs_behind(model: ir.Model, node: str) -> list[str]:
-    """The names of the inputs that a node of this name reads, as they are or moved about; [] where there is none."""
+def why_not(model: ir.Model, failure: str) -> str:
+    """The reason in what a runtime said of a run, without its advice, and what the node that failed was fed."""
+    reason = failure.rsplit(": ", 1)[0]
+    node = re.search(r"Name:'([^']*)'", reason)
+    read = _inputs_behind(model, node[1]) if node else ()
+    return f"{reason}; it reads {', '.join(map(quoted, read))}" if read else reason
+
+
+def _inputs_behind(model: ir.Model, node: str) -> Sequence[str]:
+    """The names of the inputs that a node of this name reads, as they are or moved about."""
     found: list[str] = []
     waiting = [v for n in model.graph if n.name == node for v in n.inputs if v is not None]
     for value in waiting:
@@ -100,7 +108,7 @@ def inputs_behind(model: ir.Model, node: str) -> list[str]:
             found.append(value.name or "")
         elif maker is not None and traits_of(maker) & (Trait.MOVES | Trait.KEEPS_SIZE):
             waiting += [v for v in maker.inputs[:1] if v is not None]
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def require_known_inputs(options: CompileOptions, model: ir.Model) -> None:

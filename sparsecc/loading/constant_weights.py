@@ -56,8 +56,11 @@ def store_operands(model: ir.Model) -> None:
     """Give layers constants for operands that are computed from constants alone, in place.
 
     A weight that only a Transpose reads is turned around; its axes are others then, and so is its name, with ".T".
+    What an Identity makes of integers is read from where it comes: runtimes lack kernels for small ones.
     """
     for node in list(model.graph):
+        if node.op_type == "Identity" and not node.domain:
+            _skip(model.graph, node)
         if node.op_type == "Transpose" and not node.domain and _is_weight(node.outputs[0]):
             _turn(model.graph, node)
     version = model.opset_imports.get("", 1)
@@ -68,6 +71,16 @@ def store_operands(model: ir.Model) -> None:
             value.replace_all_uses_with(add_constant(model.graph, value.name or "operand", array))
             for node in reversed(nodes):
                 _remove_idle(model.graph, node)
+
+
+def _skip(graph: ir.Graph, node: ir.Node) -> None:
+    """Let the readers of an Identity of constant integers read these."""
+    source, copy = node.inputs[0], node.outputs[0]
+    if source is None or not source.is_initializer() or source.is_graph_input() or copy.is_graph_output():
+        return
+    if source.const_value is not None and source.const_value.dtype not in _FLOATS:
+        copy.replace_all_uses_with(source)
+        _remove_idle(graph, node)
 
 
 def _is_weight(value: ir.Value) -> bool:
