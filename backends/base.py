@@ -38,6 +38,8 @@ class Artefact:
     facts: dict[str, Any] = field(default_factory=dict)
     runner: Runner | None = None
     """`main` as it was loaded when it was built, on one thread; None where it was not."""
+    weights: int | None = None
+    """Bytes of its weights; None where they are not told apart."""
 
 
 class NotTimedError(Exception):

@@ -273,10 +273,12 @@ class Compilation(Announced):
             return PartedRunner(model, threads=self.options.threads, owned=owned)
         return opened(model, threads=self.options.threads, owned=owned)
 
-    def in_pieces(self, model: ir.Model) -> Runs:
-        """An owned graph that is run with one weight after the other changed: these runs begin there."""
+    def in_pieces(self, model: ir.Model, *, again: bool = False) -> Runs:
+        """An owned graph whose outputs are large, and wait in a file; with `again` it is run with one weight after the
+        other changed, and these runs begin there."""
         if not self.dense.by_parts and (most := pieces_of(model.graph)):
-            return PiecewiseRunner(model, threads=self.options.threads, most=most, owned=True)
+            threads = self.options.threads
+            return PiecewiseRunner(model, threads=threads, most=most, owned=True, files=True, again=again)
         return self.opened(model, owned=True)
 
     def rest_on(self, runner: Runs) -> None:

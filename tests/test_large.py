@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from benchmarks.growth import OPTIONS as PLAIN_HALF
+from benchmarks.growth import linear
 from benchmarks.large import Decoder, measured
 from sparsecc.allocators.base import Candidate, Nearest
 from sparsecc.axes.algebra import Atom
@@ -206,6 +209,19 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     assert found["peak_mb"] < 2 * size / 1e6 + BARE, found
     assert found["verification"]["by_parts"]["parts"] > 2
     assert found["after"]["bytes"] < 0.4 * size
+
+
+def test_a_whole_model_takes_twice_its_weights(tmp_path: Path) -> None:
+    """100 MB in the model's own file, pruned, proved and built whole."""
+    model = linear(100)
+    onnx.save(model, path := tmp_path / "model.onnx")
+    del model
+    request = {"model": str(path), "output": str(tmp_path / "out"), "options": PLAIN_HALF}
+    found = measured("sparsecc.tasks.compile:compile_model", request, 2 << 30, 300)
+    assert found["came"] == "done"
+    assert found["verification"]["status"] == "proved"
+    assert "by_parts" not in found["verification"]
+    assert found["peak_mb"] < 2 * path.stat().st_size / 1e6 + BARE, found
 
 
 def test_large_pieces_leave_with_their_array(tmp_path: Path) -> None:

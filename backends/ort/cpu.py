@@ -101,7 +101,7 @@ class OnnxRuntimeCpu(Backend):
         chosen = BuildOptions.of(options)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
             progress("optimizing for ONNX Runtime", 0.0)
-            built, facts, runner = _optimized(model, Path(scratch), chosen)
+            built, facts, runner, weights = _optimized(model, Path(scratch), chosen)
             files = sorted(path.name for path in built.iterdir())
             if chosen.ort_format:
                 progress("converting to the ORT format", 0.7)
@@ -113,7 +113,7 @@ class OnnxRuntimeCpu(Backend):
             progress("optimizing for ONNX Runtime", 1.0)
         if chosen.ort_format:
             return Artefact("model.ort", tuple(files), facts)
-        return Artefact("model.onnx", tuple(files), facts, runner)
+        return Artefact("model.onnx", tuple(files), facts, runner, weights)
 
     def load(self, path: Path | bytes, *, threads: int = 1, level: str = "all") -> OrtRunner:
         """A runner over a file or its bytes; `level="none"` runs the graph exactly as it is written."""
@@ -171,9 +171,9 @@ class OnnxRuntimeCpu(Backend):
 
 def _optimized(
     model: ir.Model, scratch: Path, chosen: BuildOptions
-) -> tuple[Path, dict[str, Any], OrtRunner | None]:
-    """The folder with the optimized model, facts, and the model as it was loaded from there; a lower level where what
-    was written does not load."""
+) -> tuple[Path, dict[str, Any], OrtRunner | None, int]:
+    """The folder with the optimized model, facts, the model as it was loaded from there, and bytes of its weights; a
+    lower level where what was written does not load."""
     from sparsecc.runtime.session import VERSION, open_session, optimize
 
     if not memory.fits(memory.weight_bytes(model)):
@@ -184,7 +184,7 @@ def _optimized(
         }
         path = scratch / "none" / "model.onnx"
         _write_plain(without_traces(model, model), path, min(chosen.external_above, memory.HELD))
-        return path.parent, facts, None
+        return path.parent, facts, None, memory.weight_bytes(model)
     failures: list[str] = []
     for level in reversed(LEVELS[: LEVELS.index(chosen.level) + 1]):
         built = scratch / level / "model.onnx"
@@ -194,6 +194,7 @@ def _optimized(
             optimized = _read(optimize(model, scratch / f"{level}-raw" / "model.onnx", level))
             unfold(optimized, model)
         _write_plain(without_traces(optimized, model), built, chosen.external_above)
+        weights = memory.weight_bytes(optimized)
         try:
             runner = open_session(built)
         except InputError as e:
@@ -202,7 +203,7 @@ def _optimized(
         facts = {"level": level, "onnxruntime": VERSION}
         if failures:
             facts["level_lowered"] = failures
-        return built.parent, facts, runner
+        return built.parent, facts, runner, weights
     raise InputError(failures[-1].partition(": ")[2])
 
 

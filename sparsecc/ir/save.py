@@ -40,17 +40,17 @@ def _write_inline(model: ir.Model, file: IO[bytes]) -> None:
         if length:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
-        heads.append(tensor.SerializeToString() + (_RAW_DATA + _varint(length) if length else b""))
+        heads.append(tensor.SerializeToString() + (_RAW_DATA + varint(length) if length else b""))
         sizes.append(len(heads[-1]) + length)
     names = [tensor.name for tensor in proto.graph.initializer]
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    total = len(graph) + sum(1 + len(_varint(size)) + size for size in sizes)
-    file.write(proto.SerializeToString() + _GRAPH + _varint(total))
+    total = len(graph) + sum(1 + len(varint(size)) + size for size in sizes)
+    file.write(proto.SerializeToString() + _GRAPH + varint(total))
     file.write(graph)
     for name, head, size in zip(names, heads, sizes, strict=True):
-        file.write(_INITIALIZER + _varint(size) + head)
+        file.write(_INITIALIZER + varint(size) + head)
         if size > len(head):
             _write_bytes(weights[name], file)
 
@@ -63,7 +63,7 @@ def _write_bytes(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
         file.write(tensor.tobytes())
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Base 128, lowest digits first, as protobuf writes lengths."""
     found = bytearray()
     while number > 0x7F:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     import onnx
+
+HELD_LOCATION = f"\0{secrets.token_hex(16)}"
+"""The location of what was taken out of a model's file: no file has such a name, and no model can know it."""
 
 _LONGEST_LOCATION = 1024
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -70,6 +74,8 @@ class ExternalFiles:
 
     folder: Path | None
     limits: Limits = DEFAULT_LIMITS
+    held: MappedFile | None = None
+    """The weights that were taken out of the model's file."""
     _opened: dict[str, MappedFile] = field(default_factory=dict)
     _used: int = 0
 
@@ -81,7 +87,7 @@ class ExternalFiles:
                 f"external data file {quoted(extent.location)} has {size} bytes, a tensor wants "
                 f"{extent.length} from {extent.offset}: fetch the whole file"
             )
-        self._used += extent.length
+        self._used += extent.length if extent.location != HELD_LOCATION else 0
         if self._used > self.limits.external_bytes:
             raise InputError(
                 f"external data is over {self.limits.external_bytes} bytes: raise the limit external_bytes"
@@ -102,6 +108,8 @@ class ExternalFiles:
         return sorted(self._opened)
 
     def _file(self, location: str) -> MappedFile:
+        if location == HELD_LOCATION and self.held is not None:
+            return self.held
         if location not in self._opened:
             fd = self._open(location)
             try:

@@ -14,10 +14,13 @@ from onnx import numpy_helper
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line
 from sparsecc.ir.mapped import stored_tensor
-from sparsecc.loading.external import Extent, ExternalFiles
+from sparsecc.loading.external import HELD_LOCATION, Extent, ExternalFiles
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
 from sparsecc.loading.open_model import OpenedModel, open_bytes, open_model
 from sparsecc.loading.tensors import TensorChecker, byte_count
+
+_HELD = f"{HELD_LOCATION}."
+"""The location of what is held in memory."""
 
 NOTES = "sparsecc.notes"
 """Key of `model.meta` under which the notes of the front door stand, a tuple of lines."""
@@ -31,14 +34,13 @@ cannot hold: value name -> onnx.TypeProto. They must be put back into the proto 
 
 _LARGE = 1024
 """Bytes of an initializer that is held outside of the message it was read with."""
-_HELD = "\0held"
-"""The location of such an initializer; no file has it, and the front door lets no model name it."""
 
 
 def load_ir(path: Path, limits: Limits = DEFAULT_LIMITS) -> ir.Model:
-    """The model at `path` behind the front door. Its external tensors are views of mapped files: nothing is
-    read before it is used, and no file is opened by name again. InputError for what is refused."""
-    opened = open_model(path, limits)
+    """The model at `path` behind the front door. Its external tensors and the large ones of its own file are views of
+    mapped files: nothing is read before it is used, and no file is opened by name again. InputError for what is
+    refused."""
+    opened = open_model(path, limits, apart=True)
     try:
         return to_ir(opened, limits)
     except InputError as e:

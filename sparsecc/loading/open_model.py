@@ -6,9 +6,11 @@ data is mapped by `external`, the only code that opens a file by a name out of a
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from sparsecc.loading.external import ExternalFiles
 from sparsecc.loading.file_type import HEAD_BYTES, looks_like
 from sparsecc.loading.limits import DEFAULT_LIMITS, Limits
 from sparsecc.loading.validate import preflight
+from sparsecc.loading.weights_apart import taken_apart
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -34,10 +37,16 @@ class OpenedModel:
     notes: tuple[str, ...]
 
 
-def open_model(path: Path, limits: Limits = DEFAULT_LIMITS) -> OpenedModel:
-    """Read and check a model file. InputError, one line, for anything that is not a sound ONNX model."""
+def open_model(path: Path, limits: Limits = DEFAULT_LIMITS, *, apart: bool = False) -> OpenedModel:
+    """Read and check a model file. InputError, one line, for anything that is not a sound ONNX model.
+
+    With `apart` large weights of the file are not read: tensors refer to `files`, as to external data.
+    """
     try:
-        data = read_plain(path, limits)
+        with _opened(path, limits) as (fd, size):
+            if apart and (found := taken_apart(fd, size)):
+                return _checked(found.message, ExternalFiles(path.parent, limits, found.weights), limits)
+            data = _read(fd, size)
         return open_bytes(data, limits, folder=path.parent)
     except InputError as e:
         raise InputError(f"{one_line(str(path), 120)}: {e}") from e
@@ -47,6 +56,10 @@ def open_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS, folder: Path | None
     """Check a model already in memory; without a `folder` it may have no external data."""
     if kind := looks_like(data[:HEAD_BYTES], len(data), data if data[:2] == b"PK" else b""):
         raise InputError(f"not an ONNX model but {kind}")
+    return _checked(data, ExternalFiles(folder, limits), limits)
+
+
+def _checked(data: bytes, files: ExternalFiles, limits: Limits) -> OpenedModel:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -54,7 +67,6 @@ def open_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS, folder: Path | None
         raise InputError(
             "not an ONNX model, or a damaged, truncated or too deeply nested one: fetch or export it again"
         ) from e
-    files = ExternalFiles(folder, limits)
     try:
         notes = preflight(model, files, limits)
     except UnicodeDecodeError as e:
@@ -69,6 +81,18 @@ def read_plain(path: Path, limits: Limits, formats: tuple[bytes, ...] = ()) -> b
 
     InputError for what is certainly no ONNX model, unless bytes 4 to 8 are one of `formats`.
     """
+    with _opened(path, limits, formats) as (fd, size):
+        return _read(fd, size)
+
+
+def _read(fd: int, size: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, limits: Limits, formats: tuple[bytes, ...] = ()) -> Iterator[tuple[int, int]]:
+    """The descriptor and the size of a plain file that may be a model."""
     try:
         fd = os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as e:
@@ -86,8 +110,7 @@ def read_plain(path: Path, limits: Limits, formats: tuple[bytes, ...] = ()) -> b
                 f"the file has {facts.st_size} bytes, over {limits.file_bytes}: store its weights as "
                 "external data, or raise the limit file_bytes"
             )
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(facts.st_size)
+        yield fd, facts.st_size
     finally:
         os.close(fd)
 

@@ -155,3 +155,10 @@ def element_count(dims: object, where: str) -> int:
 def byte_count(kind: int, count: int) -> int:
     """Bytes of `count` elements of a type, packed where it is narrower than a byte."""
     return -(-count * _BITS[kind] // 8)
+
+
+def bytes_by_shape(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that a tensor's values take by its shape and type; None where these say nothing sound."""
+    if tensor.data_type not in _BITS or any(size < 0 for size in tensor.dims):
+        return None
+    return byte_count(tensor.data_type, math.prod(tensor.dims))

@@ -6,7 +6,7 @@ from their file or cut as they are read, and gone when the part has run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,16 @@ class PartedRunner:
         self.parts = parts_of(self._model, size or part_bytes(), most or len(model.graph))
         self._last = {value: number for number, part in enumerate(self.parts) for value in part.reads}
 
-    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
-        """Output name -> array. InputError when a part fails, or takes longer than `seconds`."""
+    def run(
+        self, feeds: Feeds, seconds: float | None = None, names: Collection[str] | None = None
+    ) -> Mapping[str, np.ndarray]:
+        """Output name -> array, of all outputs or of `names`. InputError when a part fails, or takes longer than
+        `seconds`."""
         live = self._fed(feeds)
         for number in range(len(self.parts)):
             self._advance(number, live, seconds)
             give_back()
-        return self._results(live)
+        return self._results(live, names)
 
     def in_turn(self, feeds: Feeds) -> Iterator[dict[str, np.ndarray]]:
         """What `run` gives but for outputs that are inputs or constants: those of each part when it has run, and then
@@ -102,8 +105,13 @@ class PartedRunner:
             if self._last[value] == number and not value.is_graph_output():
                 live.pop(value, None)
 
-    def _results(self, live: Live) -> dict[str, np.ndarray]:
-        return {value.name or "": _result(value, live) for value in self._model.graph.outputs}
+    def _results(self, live: Live, names: Collection[str] | None) -> dict[str, np.ndarray]:
+        known = {value.name or "": value for value in self._model.graph.outputs}
+        return {n: self._result(value, live) for n, value in known.items() if names is None or n in names}
+
+    def _result(self, value: ir.Value, live: Live) -> np.ndarray:
+        """An output; a constant that is one is given as it is."""
+        return live[value] if value in live else _array(value)
 
     def _run_part(self, part: Part, live: Live, seconds: float | None) -> Live:
         fed = {value.name or "": live[value] for value in part.reads}
@@ -242,8 +250,3 @@ def _bytes(value: ir.Value) -> int:
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
     return np.ascontiguousarray(value.const_value.numpy())
-
-
-def _result(value: ir.Value, live: dict[ir.Value, np.ndarray]) -> np.ndarray:
-    """A graph output; a constant that is one is given as it is."""
-    return live[value] if value in live else _array(value)

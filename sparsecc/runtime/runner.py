@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,8 +37,11 @@ class Runner(Protocol):
 class Runs(Protocol):
     """A graph that runs exactly as it stands."""
 
-    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
-        """Output name -> array. InputError when it fails or takes longer than `seconds`."""
+    def run(
+        self, feeds: Feeds, seconds: float | None = None, names: Collection[str] | None = None
+    ) -> Mapping[str, np.ndarray]:
+        """Output name -> array, of all outputs or of `names`. InputError when it fails or takes longer than
+        `seconds`."""
         ...
 
 
@@ -50,11 +53,13 @@ class Known:
     feeds: Feeds
     outputs: Feeds
 
-    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, feeds: Feeds, seconds: float | None = None, names: Collection[str] | None = None
+    ) -> Mapping[str, np.ndarray]:
         """Output name -> array."""
         if feeds.keys() == self.feeds.keys() and all(feeds[name] is self.feeds[name] for name in feeds):
-            return dict(self.outputs)
-        return self.runner.run(feeds, seconds)
+            return {n: a for n, a in self.outputs.items() if names is None or n in names}
+        return self.runner.run(feeds, seconds, names)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Fed:
     runner: Runs
     given: Feeds
 
-    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, feeds: Feeds, seconds: float | None = None, names: Collection[str] | None = None
+    ) -> Mapping[str, np.ndarray]:
         """Output name -> array."""
-        return self.runner.run({**self.given, **feeds}, seconds)
+        return self.runner.run({**self.given, **feeds}, seconds, names)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,7 +169,9 @@ def optimize(model: ir.Model, path: Path, level: str) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor for name, tensor in large(model).items() if tensor.dtype in FED}
-    options = _options(1, level, {})
+    options = _options(
+        1, level, {"session.disable_prepacking": "1"}
+    )  # nothing is run: no second form of weights
     _write_optimized(options, path, weights_beside=True)
     arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in weights.values()]
     options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays])
@@ -282,15 +284,20 @@ class OrtRunner:
         self._outputs = [value.name for value in session.get_outputs()]
         self._types = {value.name: value.type for value in session.get_inputs()}
 
-    def run(self, feeds: Feeds, seconds: float | None = None) -> dict[str, np.ndarray]:
-        """Output name -> array; sequences and maps come as ONNX Runtime's lists. InputError when it fails or
-        takes longer than `seconds`."""
+    def run(
+        self, feeds: Feeds, seconds: float | None = None, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Output name -> array, of all outputs or of `names`; sequences and maps come as ONNX Runtime's lists.
+        InputError when it fails or takes longer than `seconds`."""
         options = ort.RunOptions() if seconds is not None else None
         if self._weights:
             apart = {n: np.ascontiguousarray(t.numpy()) for n, t in self._weights.items() if n not in feeds}
             feeds = {**apart, **feeds}
         with _ended_after(seconds, options):
-            return self._guarded(lambda: dict(zip(self._outputs, self._results(feeds, options), strict=True)))
+            wanted = [name for name in self._outputs if names is None or name in names]
+            return self._guarded(
+                lambda: dict(zip(wanted, self._results(feeds, options, wanted), strict=True))
+            )
 
     def prepared(self, feeds: Feeds) -> Callable[[], object]:
         """A call that runs these feeds again and again with the least overhead, for timing."""
@@ -312,11 +319,11 @@ class OrtRunner:
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
         return events
 
-    def _results(self, feeds: Feeds, options: ort.RunOptions | None = None) -> list[Any]:
+    def _results(self, feeds: Feeds, options: ort.RunOptions | None, wanted: list[str]) -> list[Any]:
         foreign = any(value.type[7:-1] in _FOREIGN for value in self._session.get_outputs())
         if not (foreign or self._has_foreign(feeds)):
-            return list(self._session.run(None, dict(feeds), options))
-        values = self._session.run_with_ort_values(None, self._values(feeds), options)
+            return list(self._session.run(wanted, dict(feeds), options))
+        values = self._session.run_with_ort_values(wanted, self._values(feeds), options)
         return [_to_numpy(value) for value in values]
 
     def _has_foreign(self, feeds: Feeds) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import yaml
 
 from sparsecc.bundle.folder import BundleWriter
@@ -24,7 +23,6 @@ from sparsecc.plan import Plan
 from sparsecc.report import assemble
 from sparsecc.report.verdict import refusal
 from sparsecc.system.files import size_of
-from sparsecc.system.memory import weight_bytes
 from sparsecc.system.processor import processor
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
@@ -84,11 +82,8 @@ def _figures(work: Work) -> dict[str, Any]:
     built = {k: v for k, v in work.artefact.facts.items() if is_timed or k != "build_seconds"}
     sizes = {"before": work.compilation.dense.bytes, "after": size_of(work.folder)}
     figures = {**work.measured, "bytes": sizes, "built": built}
-    if work.compiled.suffix == ".onnx":
-        figures["weights"] = {
-            "before": work.compilation.dense.weights,
-            "after": weight_bytes(ir.load(work.compiled)),
-        }
+    if work.artefact.weights is not None:
+        figures["weights"] = {"before": work.compilation.dense.weights, "after": work.artefact.weights}
     return figures
 
 

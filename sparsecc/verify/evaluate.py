@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
     from sparsecc.verify.probes import Probes
 
-Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 def score_of_dense(compilation: Compilation) -> float | None:

@@ -56,7 +56,7 @@ class Probes:
         The first shows the values of `layers` behind its outputs.
         """
         model, constants = masked_at(analysis, keep, len(self.compilation.feeds), [v.name for v in layers])
-        runner = self.compilation.opened(model, owned=True)
+        runner = self.compilation.in_pieces(model)
         return Removal([Fed(runner, one) for one in constants], layers)
 
     def reference(self, removal: Removal) -> Iterator[tuple[Feeds, Outputs, Callable[[], float]]]:

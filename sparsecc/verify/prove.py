@@ -46,7 +46,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
         compilation.feeds,
         iter(()) if by_parts else other_feeds(compilation),
         partial(compilation.opened, owned=True),
-        compilation.in_pieces,
+        partial(compilation.in_pieces, again=True),
         by_parts,
     )
     one_size = _tried_at_one_size(compilation)

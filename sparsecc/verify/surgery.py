@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from sparsecc.ir.subgraphs import show
 from sparsecc.ir.switches import ELSE, THEN, in_full_precision, with_switches
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
+from sparsecc.runtime.filed import Filed
 from sparsecc.runtime.numerics import Outputs, is_float
 from sparsecc.runtime.part_errors import Errors, largest, part_errors, tolerances_of, unexplained
 from sparsecc.runtime.rounding import nudged, nudged_weights, same_rows, selects
 from sparsecc.runtime.runner import Feeds, Runs
+from sparsecc.system.memory import give_back
 from sparsecc.verify.planted import Plant
 
 Opened = Callable[[ir.Model], Runs]
@@ -129,6 +131,8 @@ class Surgery:
         plain = {plant.name: known[plant.name] for plant in plants}
         self.plain = {name: value.const_value for name, value in plain.items()}
         self.model.graph.inputs.extend(value for value in plain.values() if not value.is_graph_input())
+        taken = [branch.taken for branch in self.branches.values() if branch.taken]
+        self.shown = [*self.names, *taken]
         self.by_parts = by_parts
         self.runner = in_pieces(self.model) if plants else opened(self.model)
         self.selects = selects(pruned)
@@ -139,11 +143,12 @@ class Surgery:
         sides = sides or {}
         flags = {flag: np.asarray(side) for flag, side in sides.items()}
         small = {**self.narrowed.feeds(feeds), **flags}
-        wanted = self._told(reference.run({**feeds, **flags}), layers=title != RESIZED)
-        found = self.runner.run(small)
+        names = self.shown if title == RESIZED else None  # layers are known at the size of the first probe
+        wanted = self._told(reference.run({**feeds, **flags}, names=names))
+        found = self.runner.run(small, names=names)
         errors = part_errors(wanted, found)
         is_clear = not unexplained(errors, tolerances_of(wanted))
-        rounding = Rounding(found, () if is_clear else self._moved(small, _DRAWS))
+        rounding = Rounding(found, () if is_clear else self._moved(small, _DRAWS, found))
         floors = None if is_clear else rounding.floors(wanted)
         self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
         self.seen.look_at({name: wanted[name] for name in self.names})
@@ -153,9 +158,10 @@ class Surgery:
         self._note_branches(found, sides)
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
         if waiting:
-            rounding = rounding if floors else Rounding(found, self._moved(small, _PLANT_DRAWS))
+            rounding = rounding if floors else Rounding(found, self._moved(small, _PLANT_DRAWS, found))
             for number in waiting:
                 self._try(number, small, wanted, rounding)
+            give_back()
         return {name: found[name] for name in self.names}
 
     def try_also(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> None:
@@ -247,29 +253,29 @@ class Surgery:
                 floor = float(np.nan_to_num(floors[name][0], posinf=0.0))
                 told["rounding_floor"] = max(told.get("rounding_floor", 0.0), floor)
 
-    def _try(self, number: int, small: Feeds, wanted: Outputs, rounding: Rounding) -> None:
+    def _try(self, number: int, small: Feeds, wanted: Filed, rounding: Rounding) -> None:
         plant = self.plants[number]
         try:
-            wrong = self._with(plant, small)
+            wrong = self._with(plant, small, wanted)
         except InputError:
             self.seen.at_outputs.add(number)
             return
-        if moved := rounding.leaves({n: wanted[n] for n in self.names}, wrong):
+        if moved := rounding.leaves(wanted.only(self.names), wrong):
             self.seen.at_outputs.add(number)
             self.seen.varied.update(moved)
-        elif rounding.leaves({n: v for n, v in wanted.items() if n not in self.names}, wrong):
+        elif rounding.leaves(wanted.only(n for n in wanted if n not in self.names), wrong):
             self.seen.at_layers.add(number)
 
-    def _with(self, plant: Plant, small: Feeds) -> dict[str, np.ndarray]:
-        """The outputs and shown values of the graph with a plant."""
-        return self.runner.run({**small, plant.name: plant.wrong()})
+    def _with(self, plant: Plant, small: Feeds, wanted: Outputs) -> Outputs:
+        """What the graph with a plant gives, of what is wanted."""
+        return self.runner.run({**small, plant.name: plant.wrong()}, names=wanted)
 
-    def _moved(self, small: Feeds, draws: int) -> list[Outputs]:
+    def _moved(self, small: Feeds, draws: int, names: Collection[str]) -> list[Outputs]:
         """The pruned graph's values when its inputs and the constants of the plants move by a rounding step."""
         constants = {
             name: tensor.numpy() for name, tensor in self.plain.items() if tensor and not self.by_parts
         }
-        return [self.runner.run(nudged({**small, **constants}, draw)) for draw in range(draws)]
+        return [self.runner.run(nudged({**small, **constants}, draw), names=names) for draw in range(draws)]
 
     def _require_explained(
         self,
@@ -288,7 +294,7 @@ class Surgery:
         for draw in range(_LAST_DRAWS):
             moved = self.opened(nudged_weights(self.model, draw))
             small = self.narrowed.feeds(feeds)
-            floors = largest(floors, part_errors(shown, moved.run(nudged(small, draw))))
+            floors = largest(floors, part_errors(shown, moved.run(nudged(small, draw), names=wanted)))
             floors = largest(floors, part_errors(wanted, self._told(reference.run(nudged(feeds, draw)))))
             if not (left := unexplained(errors, tolerances, floors)):
                 return
@@ -302,11 +308,14 @@ class Surgery:
                 f"rounding explains {float(np.max(floors[name])):.2g}"
             )
 
-    def _told(self, told: dict[str, np.ndarray], *, layers: bool = True) -> dict[str, np.ndarray]:
-        """What the pruned graph must give, of what its reference gave; layers at the size of the first probe."""
-        wanted = dict(self.narrowed.wanted({name: told.pop(name) for name in self.names}))
-        if layers:
-            wanted |= {n: layer.left(told.pop(n)) for n, layer in self.layers.items() if n in told}
+    def _told(self, told: Outputs) -> Filed:
+        """What the pruned graph must give, of what its reference gave."""
+        wanted = Filed()
+        for name, array in self.narrowed.wanted({name: told[name] for name in self.names}).items():
+            wanted.put(name, array)
+        for name, layer in self.layers.items():
+            if name in told:
+                wanted.put(name, layer.left(told[name]))
         return wanted
 
 
