@@ -23,6 +23,12 @@ from sparsecc.system.scratch import Scratch
 from sparsecc.tasks.stages import DECIDING, Work, walk
 from tests.decoder_models import Decoder
 
+PLAIN = """<ir_version: 10, opset_import: ["" : 18]>
+g (float[n, 4] x) => (float[n, 4] y)
+<float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}>
+{ h = MatMul (x, w)
+  a = Relu (h)
+  y = MatMul (a, w) }"""
 PROMPT = [1, 9, 2, 33, 17]
 LENGTH = 64
 
@@ -101,6 +107,26 @@ def test_caches_of_a_sliding_window_are_numbered_anew(tmp_path: Path) -> None:
     assert config["num_hidden_layers"] == len(attentions) < 4
     assert config["sliding_window"]["layers"] == [n for n, slides in enumerate(slide) if slides]
     assert any(slide)
+
+
+@pytest.mark.parametrize("prune", [["heads", "channels"], ["layers"]])
+def test_a_budget_of_cache(prune: list[str], tmp_path: Path) -> None:
+    """`--metric kv` counts bytes of cache a position, which the caches of the result confirm."""
+    folder = Decoder(layers=3).folder(tmp_path / "dense")
+    options: dict[str, Any] = {"ratio": 0.3, "metric": "kv", "prune": prune}
+    report = compiled(folder, tmp_path / "out", **options).report
+    assert report["verification"]["status"] == "proved"
+    assert report["removed"]["share"] == pytest.approx(1 - report["after"]["kv"] / report["before"]["kv"])
+    assert 0.3 <= report["removed"]["share"] <= 0.5
+    assert report["before"]["kv"] == 3 * 2 * 4 * 4 * 16
+    left = empty_caches(tmp_path / "out" / "model.onnx").values()
+    assert report["after"]["kv"] == sum(4 * cache.shape[1] * cache.shape[3] for cache in left)
+
+
+def test_without_caches_there_is_no_such_budget(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(PLAIN), tmp_path / "plain.onnx")
+    with pytest.raises(InputError, match="--metric kv: the model has no caches"):
+        compiled(tmp_path / "plain.onnx", tmp_path / "out", ratio=0.3, metric="kv")
 
 
 def test_the_configuration_says_what_is_left(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of, resolve
 from sparsecc.axes.counting import Kept, _counted, count, slots
 from sparsecc.axes.sizes import at
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.caches import caches
 from sparsecc.ir.dtypes import FLOATS
 from sparsecc.system.gc_pause import collector_paused
 
@@ -120,6 +121,22 @@ def params_model(analysis: Analysis) -> CostModel:
         atoms = tuple(dict.fromkeys(a for axes in variants for a in _atoms(axes)))
         terms.append(Term(_elements(int(tensor.size), variants), atoms))
     return CostModel("params", terms)
+
+
+def cache_model(analysis: Analysis) -> CostModel:
+    """Bytes that the caches of a decoder take for one position of one text; without caches it has no terms."""
+    terms = []
+    for cache in caches(analysis.model):
+        axes = analysis.record.axes.get(cache.past)
+        if axes is not None:
+            own = [axes[cache.positions - 1], axes[cache.positions + 1], *axes[: cache.positions - 2]]
+            counted, size = _product(own), 1 if cache.past.dtype is None else cache.past.dtype.itemsize
+            terms.append(Term(_scaled(counted, size), _atoms(own)))
+    return CostModel("kv", terms)
+
+
+def _scaled(value: Callable[[Kept], float], factor: float) -> Callable[[Kept], float]:
+    return lambda kept: factor * value(kept)
 
 
 def slots_model(analysis: Analysis, free: list[Atom]) -> CostModel:

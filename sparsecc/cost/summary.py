@@ -14,18 +14,22 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Keep
 from sparsecc.axes.counting import count
 from sparsecc.axes.sizes import at, is_unknown
-from sparsecc.cost.model import params_model
+from sparsecc.cost.model import cache_model, params_model
 from sparsecc.graph.analysis import Analysis
 from sparsecc.rules import Trait, traits_of
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 
 
 def costs(analysis: Analysis, keep: Keep) -> dict[str, dict[str, int]]:
-    """Multiply-accumulates and parameters before and after."""
+    """Multiply-accumulates and parameters before and after; of decoders also the bytes of cache a position (`kv`)."""
     kept = {atom: int(slots.sum()) for atom, slots in keep.items()}
-    params = params_model(analysis)
+    params, cache = params_model(analysis), cache_model(analysis)
     return {
-        side: {"macs": round(macs(analysis, counts)), "params": int(params.total(counts))}
+        side: {
+            "macs": round(macs(analysis, counts)),
+            "params": int(params.total(counts)),
+            **({"kv": int(cache.total(counts))} if cache.terms else {}),
+        }
         for side, counts in (("before", {}), ("after", kept))
     }
 

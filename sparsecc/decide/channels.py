@@ -24,7 +24,7 @@ from sparsecc.calibrate.batch_norm_matching import matched
 from sparsecc.calibrate.channels import Channels
 from sparsecc.calibrate.layer_statistics import Stats, collect
 from sparsecc.compilation import Compilation
-from sparsecc.cost.model import CostModel, macs_model, params_model, slots_model
+from sparsecc.cost.model import CostModel, cache_model, macs_model, params_model, slots_model
 from sparsecc.criteria import CRITERIA, FOR_EXPERTS, FOR_THRESHOLDS, WITH_DATA, WITHOUT_DATA, criterion_named
 from sparsecc.criteria.evidence import Evidence
 from sparsecc.criteria.experts import spared
@@ -288,6 +288,13 @@ def _predicted(candidates: Sequence[Candidate], counts: Mapping[Atom, int]) -> f
     return float(sum(losses_of(c)[counts[c.atom]] for c in candidates))
 
 
+def require_caches(model: CostModel) -> CostModel:
+    """The cost model of caches. InputError where there are none."""
+    if not model.terms:
+        raise InputError("--metric kv: the model has no caches of keys and values: take macs or params")
+    return model
+
+
 def cost_model(analysis: Analysis, groups: Sequence[Group], metric: str, *, threads: int = 1) -> CostModel:
     """The cost model of a metric, of the whole model whatever `--only` and `--keep` leave alone; that of latency is
     measured on this machine, where it is not known yet."""
@@ -295,6 +302,8 @@ def cost_model(analysis: Analysis, groups: Sequence[Group], metric: str, *, thre
         return params_model(analysis)
     if metric == "channels":
         return slots_model(analysis, [g.atom for g in groups if g.atom.pin is None])
+    if metric == "kv":
+        return require_caches(cache_model(analysis))
     if metric == "latency":
         from sparsecc.cost.latency import latency_model
         from sparsecc.cost.latency_table import LatencyTable

@@ -8,7 +8,8 @@ outputs to those of the dense model, on the calibration samples or on random inp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,15 +18,16 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
-from sparsecc.cost.model import macs_model, params_model
+from sparsecc.cost.model import CostModel, cache_model, macs_model, params_model
 from sparsecc.data.samples import Feeds
-from sparsecc.decide.channels import Choice, Dead
+from sparsecc.decide.channels import Choice, Dead, require_caches
 from sparsecc.decide.layer_spans import spans_of, straightest, walked
 from sparsecc.decide.limits import Patterns, patterns_of, require_same_graph
 from sparsecc.decide.output_distances import DISTANCES, Distance, distances
 from sparsecc.errors import InputError, InternalError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.caches import caches
 from sparsecc.graph.groups import by_handle, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
@@ -149,7 +151,7 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     layers = summary.layers(analysis, {})
     plan = _drop(compilation, analysis.model, chosen)
     left = compilation.analysed(analysis.model)
-    metric = "params" if options.metric == "params" else "macs"
+    metric = options.metric if options.metric in ("params", "kv") else "macs"
     after = summary.costs(left, {})["before"]
     gone = set(plan.dropped_nodes)
     rows = [{**y, "after": 0, "macs_after": 0} for y in layers if y["name"] in gone]
@@ -225,8 +227,7 @@ def _chosen(
     if not free:
         return [], 0.0
     shared = any(kind != "layers" for kind in options.prune)
-    is_params = options.metric == "params"
-    model = params_model(analysis) if is_params else macs_model(analysis)
+    model, weight = _cost_of_blocks(analysis, options.metric)
     budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
     board = plugged(analysis.model, _branches(free), scratch.gated, options.threads)
     samples = samples_for(compilation)
@@ -236,7 +237,7 @@ def _chosen(
         board,
         samples,
         budget,
-        is_params,
+        weight,
         overshoot=not shared,
         distance=distance,
         parts=compilation.parts,
@@ -250,6 +251,18 @@ def _chosen(
     return chosen, greedy.change(_branches(chosen))
 
 
+def _cost_of_blocks(analysis: Analysis, metric: str) -> tuple[CostModel, Callable[[ResidualBlock], float]]:
+    """What `--ratio` counts of a whole model and of a block: parameters, bytes of cache, else multiply-accumulates."""
+    if metric == "params":
+        return params_model(analysis), lambda block: block.params
+    if metric == "kv":
+        whole = require_caches(cache_model(analysis))
+        share = whole.total({}) / max(len(whole.terms), 1)
+        held = Counter(cache.node for cache in caches(analysis.model))
+        return whole, lambda block: share * sum(held[node] for node in block.nodes)
+    return macs_model(analysis), lambda block: block.macs
+
+
 def samples_for(compilation: Compilation) -> list[Feeds]:
     """The first batches of the calibration samples, or the random inputs that everything is compared on."""
     return list(compilation.feeds) if compilation.calibration is None else compilation.batches(BATCHES)
@@ -257,7 +270,7 @@ def samples_for(compilation: Compilation) -> list[Feeds]:
 
 @dataclass
 class Greedy:
-    """Leaves out one block after another until the budget (in MACs or parameters) is used up.
+    """Leaves out one block after another until the budget is used up; `weight` is what a block costs of it.
 
     With `overshoot` the last block may take more than is left of the budget; without it none may. `distance` of the
     outputs is what layers are judged by, their loss part by part where it is None.
@@ -267,7 +280,7 @@ class Greedy:
     board: Switchboard
     samples: Sequence[Feeds]
     budget: float
-    is_params: bool = False
+    weight: Callable[[ResidualBlock], float] = lambda block: block.macs
     overshoot: bool = True
     distance: Distance | None = None
     earliness: float = EARLINESS
@@ -298,9 +311,9 @@ class Greedy:
         return taken, change
 
     def _candidates(self, taken: Sequence[ResidualBlock], left: float) -> list[ResidualBlock]:
-        """Blocks of which something is still there, and which fit."""
+        """Blocks of which something is still there that costs, and which fit."""
         gone = {node for block in taken for node in self.nodes[block.id]}
-        here = [b for b in self.free if self.nodes[b.id] - gone]
+        here = [b for b in self.free if self.nodes[b.id] - gone and self.weight(b) > 0]
         if self.overshoot:
             return here
         return [b for b in here if self.cost([*taken, b]) - self.cost(taken) <= left]
@@ -311,7 +324,7 @@ class Greedy:
             b for b in blocks
             if not any(o is not b and self.nodes[b.id] < self.nodes[o.id] for o in blocks)
         ]  # fmt: skip
-        return float(sum(b.params if self.is_params else b.macs for b in outermost))
+        return float(sum(self.weight(b) for b in outermost))
 
     def _price(self, block: ResidualBlock, taken: Sequence[ResidualBlock], change: float) -> float:
         """The change per unit of work saved so far, a little more for early layers."""

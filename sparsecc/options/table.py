@@ -61,7 +61,7 @@ SWITCHES = {
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
 """How an option of a pass or a builder that is on or off may be written."""
-METRICS = ("macs", "params", "channels", "latency")
+METRICS = ("macs", "params", "channels", "kv", "latency")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 """How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
@@ -213,7 +213,10 @@ class CompileOptions(Options):
         alone=True,
     )
     metric: str = option(
-        "macs", choice("metric", METRICS), "What --ratio counts, of the whole model, with --only too.", BUDGET
+        "macs",
+        choice("metric", METRICS),
+        "What --ratio counts, of the whole model, with --only too; kv are the caches of a decoder.",
+        BUDGET,
     )
     speedup: float | None = option(
         None, TIMES, "Compile until it is this much faster.", BUDGET, is_common=True, alone=True, is_goal=True

@@ -15,12 +15,13 @@ Written = Callable[[float | None], str]
 TOTALS: tuple[tuple[str, str, Written], ...] = (
     ("MACs", "macs", numbers.count),
     ("parameters", "params", numbers.count),
+    ("cache", "kv", numbers.size),
     ("size", "bytes", numbers.size),
     ("engine", "engine_bytes", numbers.size),
     ("memory", "memory_bytes", numbers.size),
 )
 """Label, key in the report's `before` and `after`, and how the number is written. Only the compiled one has an
-engine: its size stands beside that of the ONNX file and is not added to it."""
+engine: its size stands beside that of the ONNX file and is not added to it; `cache` is of one position of one text."""
 
 
 def pair(report: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
