@@ -131,6 +131,7 @@ ROUNDING: dict[str, Maker] = {
     "int8 7 bits": partial(passed, Quantize(type="int8", reduce_range=True)),
     "int8 7 bits gptq": partial(passed, Quantize(type="int8", reduce_range=True, algorithm="gptq")),
     "int4 rtn": partial(passed, Quantize(type="int4", algorithm="rtn")),
+    "int4 kquant": partial(passed, Quantize(type="int4", algorithm="kquant")),
     "int4 awq": partial(passed, Quantize(type="int4", algorithm="awq")),
     "int4 path": partial(passed, Quantize(type="int4", algorithm="gptq", eora=PATH)),
     "onnxsim int4 path": partial(onnxsim, "int4 path"),

@@ -20,7 +20,6 @@ from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import METHODS
 from sparsecc.passes.quantize.fold_batch_norms import fold_batch_norms
-from sparsecc.passes.quantize.rounding import gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import fake_quantize, scale_of_range
 from sparsecc.runtime.numerics import decibels
 from sparsecc.runtime.session import open_session
@@ -191,31 +190,6 @@ def test_dynamic_int8_needs_no_data_and_leaves_convolutions(tmp_path: Path) -> N
     result, _ = apply(Quantize(type="int8-dynamic"), convs)
     assert operators(convs)["Conv"] == 4
     assert sum("convolution" in skip.reason for skip in result.remarks) == 4
-
-
-@pytest.mark.parametrize("algorithm", ["rtn", "gptq", "awq"])
-def test_int4_weights(algorithm: str, tmp_path: Path) -> None:
-    model = transformer()
-    feeds = feeds_for(model)
-    before = outputs(model, feeds)
-    _, plan = apply(Quantize(type="int4", algorithm=algorithm), model, feeds=[feeds])
-    assert kernels(model, tmp_path)["MatMulNBits"] == 6
-    assert plan.quantization["query.weight"]["block"] == 32
-    assert relative_error(before, outputs(model, feeds)) < 0.1
-
-
-def test_gptq_beats_rounding_to_nearest_on_correlated_inputs() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((512, 12)) @ rng.standard_normal((12, 64)) + 0.1 * rng.standard_normal(
-        (512, 64)
-    )
-    gram, weight = rows.T @ rows, rng.standard_normal((32, 64))
-
-    def error(rounded: np.ndarray) -> float:
-        return float(np.square(rows @ (rounded - weight).T).sum())
-
-    nearest = error(round_to_nearest(weight, 32).real())
-    assert error(gptq(weight, gram, 32).real()) < 0.6 * nearest
 
 
 @pytest.mark.parametrize("build", [convolutions, transformer])

@@ -38,6 +38,8 @@ STEPS: dict[str, list[Any]] = {
     "int8": [Quantize(type="int8")],
     "fp8": [Quantize(type="fp8")],
     "int4": [Quantize(type="int4")],
+    "int8-weights": [Quantize(type="int8-weights")],
+    "int8-weights+fp16": [Quantize(type="int8-weights", rest="fp16")],
     "fp16": [Quantize(type="fp16")],
     "bf16": [Quantize(type="bf16")],
     "2:4": [Sparsify()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsecc.targets import Target
 
-_INTEGERS = frozenset({"int8", "int8-dynamic", "int4"})
+_INTEGERS = frozenset({"int8", "int8-dynamic", "int8-weights", "int4"})
 _HALVES = frozenset({"fp16", "bf16"})
 
 TARGETS = (

@@ -1,4 +1,4 @@
-"""int4: the weights of matrix products in blocks of 4-bit numbers."""
+"""int4 and int8-weights: the weights of matrix products in blocks of 4-bit or 8-bit numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.kind import Kind
-from sparsecc.passes.quantize.weight_only import WeightOnlyOptions, int4_layers, quantize_weights
+from sparsecc.passes.quantize.weight_only import NAMES, WeightOnlyOptions, int4_layers, quantize_weights
 from sparsecc.passes.quantize.what_pays import Paying, grouped, what_pays
 from sparsecc.plan import Plan
 
@@ -26,8 +26,8 @@ class Int4(Kind):
     advice = "--quantize-option algorithm=gptq rounds by outputs, --quantize mixed takes types apart"
 
     def needs_data(self, options: Quantize) -> str:
-        if _rounding(options).algorithm != "rtn" or options.eora:
-            return f"int4 with {'eora' if options.eora else options.algorithm}"
+        if _rounding(options).algorithm in ("gptq", "awq") or options.eora:
+            return f"{options.type} with {'eora' if options.eora else options.algorithm}"
         return super().needs_data(options)
 
     def convert(self, options: Quantize, model: ir.Model, plan: Plan, compilation: Compilation) -> PassResult:
@@ -42,7 +42,7 @@ def _paying(options: Quantize, model: ir.Model, compilation: Compilation) -> Pay
     caches: these make one token at a time, for which reading the weights is what takes time."""
     if compilation.has_begun and compilation.text is not None:
         return Paying(facts={"how": "decoder", "left_in_float": []})
-    plain = WeightOnlyOptions("rtn", options.block)
+    plain = WeightOnlyOptions("rtn", options.block, bits=_bits(options))
 
     def written(left: Collection[str]) -> ir.Model:
         clone = model.clone()
@@ -56,4 +56,8 @@ def _paying(options: Quantize, model: ir.Model, compilation: Compilation) -> Pay
 
 
 def _rounding(options: Quantize) -> WeightOnlyOptions:
-    return WeightOnlyOptions(options.algorithm, options.block, eora=options.eora)
+    return WeightOnlyOptions(options.algorithm, options.block, eora=options.eora, bits=_bits(options))
+
+
+def _bits(options: Quantize) -> int:
+    return next(bits for bits, name in NAMES.items() if name == options.type)

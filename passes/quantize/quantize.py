@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "fp8": Static(),
     "int8-dynamic": DynamicInt8(),
     "int4": Int4(),
+    "int8-weights": Int4(),
     "fp16": Half(),
     "bf16": Half(),
     "mixed": Mixed(),
@@ -55,13 +56,14 @@ KINDS: dict[str, Kind] = {
 class Quantize(Pass):
     """Give a model fewer bits, in the form that the target's kernels accelerate.
 
-    type: int8 | int8-dynamic | int4 | fp16 | bf16 | fp8 | mixed.
+    type: int8 | int8-dynamic | int8-weights | int4 | fp16 | bf16 | fp8 | mixed.
     method: how int8 and fp8 activation ranges are chosen: minmax, percentile, entropy, mse.
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
-    algorithm: how weights are rounded: rtn to nearest; gptq by what it does to the layer's output (int8 and int4,
-    needs data); awq (int4) scales inputs first. block: inputs per scale of int4. eora: the share of a layer's
-    time that a low-rank path beside an int4 layer may add.
+    algorithm: how weights are rounded: rtn to nearest; kquant (int4) with the scale per block that loses least; gptq
+    by what it does to the layer's output (int8 and int4, needs data); awq (int4) scales inputs first. block: inputs
+    per scale of int4 and int8-weights. eora: the share of a layer's time that a low-rank path beside an int4 layer may
+    add.
     smooth: SmoothQuant's alpha, 0 for none. equalize: cross-layer equalisation. correct_bias: the bias
     takes back the mean error of rounded weights.
     max_drop: relative output error that is allowed on the calibration data. int8 and fp8 leave the layers

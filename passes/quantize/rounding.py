@@ -98,6 +98,54 @@ def round_to_nearest(
     return Blocks(levels, scales, zeros, size)
 
 
+SHRINKS = tuple(0.70 + 0.03 * step for step in range(13))
+"""Of the scale that covers a block, the shares that are tried by `round_by_search`."""
+
+
+def round_by_search(
+    matrix: np.ndarray,
+    size: int,
+    bits: int = 4,
+    *,
+    symmetric: bool = False,
+    stored: npt.DTypeLike = np.float32,
+) -> Blocks:
+    """Each block with the scale, of some around the one that covers it, that loses least; large numbers count more.
+
+    Scales are fitted to the levels by least squares, numbers weighted by their size plus the root mean square of
+    their block, as in the k-quants of llama.cpp (`make_qkx2_quants`). Needs no data.
+    """
+    columns = matrix.shape[1]
+    count, top = -(-columns // size), 2**bits - 1
+    best = round_to_nearest(matrix, size, bits, symmetric=symmetric, stored=stored)
+    for part in row_blocks(matrix):
+        work = np.zeros((len(matrix[part]), count * size), np.float32)
+        work[:, :columns] = matrix[part]
+        work = work.reshape(len(work), count, size)
+        weight = np.abs(work) + np.sqrt(np.square(work).mean(axis=2, keepdims=True))
+        cover, _ = block_scale(work, bits, symmetric=symmetric)
+        low = np.minimum(work.min(axis=2), 0)
+        least = np.full(cover.shape, np.inf, np.float32)
+        found = np.zeros(work.shape, np.float32)
+        for shrink in SHRINKS:
+            scale = cover * np.float32(shrink)
+            zero = np.full(scale.shape, 2 ** (bits - 1), np.float32) if symmetric else np.rint(-low / scale)
+            zero = np.clip(zero, 0, top)
+            levels = np.clip(np.rint(work / scale[:, :, None]) + zero[:, :, None], 0, top)
+            steps = levels - zero[:, :, None]
+            square = (weight * np.square(steps)).sum(axis=2)
+            fitted = (weight * steps * work).sum(axis=2) / np.where(square > 0, square, 1)
+            scale = _storable(np.where(fitted > 0, fitted, scale), stored)
+            error = (weight * np.square(work - steps * scale[:, :, None])).sum(axis=2)
+            is_better = error < least
+            least = np.where(is_better, error, least)
+            found = np.where(is_better[:, :, None], levels, found)
+            best.scale[part] = np.where(is_better, scale, best.scale[part])
+            best.zero[part] = np.where(is_better, zero, best.zero[part])
+        best.levels[part] = found.reshape(len(found), -1)[:, :columns].astype(np.uint8)
+    return best
+
+
 def row_blocks(matrix: np.ndarray) -> Iterator[slice]:
     """Rows of about `ELEMENTS` numbers at a time."""
     step = max(1, ELEMENTS // max(1, matrix.shape[1]))

@@ -65,9 +65,9 @@ METRICS = ("macs", "params", "channels", "kv", "latency")
 RECOVERIES = ("auto", "none", "bias", "bn", "reconstruct", "distill")
 LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 """How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
-CHOOSY = ("int8", "int8-dynamic", "int4")
+CHOOSY = ("int8", "int8-dynamic", "int8-weights", "int4")
 """Types that leave layers in float which they make no faster; followed by ! they do not."""
-TYPES = ("int8", "int8!", "int8-dynamic", "int8-dynamic!", "int4", "int4!", "fp16", "bf16", "fp8", "mixed")
+TYPES = (*(f"{one}{end}" for one in CHOOSY for end in ("", "!")), "fp16", "bf16", "fp8", "mixed")
 """Of --quantize."""
 FORMS = ("onnx", "ort", "engine")
 LEVERS = ("channels", "types", "layers", "tokens")

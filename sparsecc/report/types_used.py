@@ -9,7 +9,7 @@ from typing import Any
 from sparsecc.remarks import Remark
 from sparsecc.report.numbers import size
 
-_INTEGER = frozenset({"int8", "int8-dynamic", "int4"})
+_INTEGER = frozenset({"int8", "int8-dynamic", "int8-weights", "int4"})
 
 
 def type_warnings(
