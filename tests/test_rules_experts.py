@@ -112,6 +112,21 @@ def test_kinds_and_least() -> None:
     assert kinds == {5: ("expert", 2), 8: ("channel", 1), 10: ("channel", 1)}
 
 
+ALL_RUN = (
+    "(float[N, 6] x, float[6, 8] w0, float[8, 5] w1, float[5, 8, 10] w2, float[5, 10, 8] w3, float[8, 3] w9) "
+    "=> (float y) <int64[1] two = {2}, int64[1] zero = {0}, int64[1] last = {-1}> { h = MatMul(x, w0) "
+    "r = MatMul(h, w1) s = Sigmoid(r) p, i = TopK(s, two) k = Shape(s) e = ConstantOfShape(k) "
+    "g = ScatterElements<axis = 1>(e, i, p) u = Unsqueeze(h, zero) a = MatMul(u, w2) z = Relu(a) "
+    "d = MatMul(z, w3) t = Transpose<perm = [1, 0]>(g) q = Unsqueeze(t, last) m = Mul(d, q) "
+    "n = ReduceSum<keepdims = 0>(m, zero) y = MatMul(n, w9) }"
+)
+"""All experts run; the gates of the chosen ones are written among zeros."""
+
+
+def test_gates_written_among_zeros() -> None:
+    check(ALL_RUN, "w0:1 w1:0 w1:1 w2:0 w2:1 w2:2 w3:0 w3:1 w3:2 w9:0")
+
+
 def test_as_many_experts_stay_as_are_chosen(tmp_path: Path) -> None:
     path = tmp_path / "mixture.onnx"
     onnx.save(model_of(mixture(ROUTERS["softmax first"])), path)

@@ -95,8 +95,16 @@ def test_slices(start: int, stop: int, step: int, rows: int) -> None:
     check(chain("a = Slice(h, s, e, one, t)", rows, s=[start], e=[stop], t=[step]), BOTH)
 
 
-def test_a_reversed_slice_is_pinned() -> None:
-    text = chain("a = Slice(h, s, e, one, t)", 12, s=[-1], e=[-13], t=[-1])
+@pytest.mark.parametrize(("start", "stop"), [(-1, -13), (11, -13), (99, -(1 << 62))])
+def test_all_slots_backwards(start: int, stop: int) -> None:
+    check(chain("a = Slice(h, s, e, one, t)", 12, s=[start], e=[stop], t=[-1]), BOTH)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "step", "rows"), [(-1, 0, -1, 11), (-2, -13, -1, 11), (-1, -13, -2, 6)]
+)
+def test_some_slots_backwards_are_pinned(start: int, stop: int, step: int, rows: int) -> None:
+    text = chain("a = Slice(h, s, e, one, t)", rows, s=[start], e=[stop], t=[step])
     assert "the cut axis" in why_pinned(text, "w1:1")
     check(text, "")
 

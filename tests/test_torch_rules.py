@@ -127,3 +127,32 @@ def test_queries_of_one_key_may_go() -> None:
     free = on_torch(Case(forward, *shapes), torch.randn(3, 5, 6))
     expected = {"w1:1": [2, 4, 4], "w2:1": [2, 4], "w3:1": [2, 6], "w4:0": [2, 4, 6]}
     assert free == on_onnx(text_of(body, *shapes, x="N, 5, 6")) == expected
+
+
+def test_slots_backwards_may_go() -> None:
+    shapes = (6, 8), (8, 4)
+    ends = "<int64[1] s = {-1}, int64[1] e = {-9}, int64[1] one = {1}, int64[1] back = {-1}> "
+    body = ends + "{ h = MatMul(x, w1) t = Slice(h, s, e, one, back) y = MatMul(t, w2) }"
+    free = on_torch(Case(lambda x, a, b: (x @ a).flip(1) @ b, *shapes), torch.randn(5, 6))
+    assert free == on_onnx(text_of(body, *shapes)) == {"w1:1": [8], "w2:0": [8]}
+
+
+def test_experts_whose_gates_are_written_among_zeros_may_go() -> None:
+    shapes = (6, 5), (5, 6, 10), (5, 10, 4)
+    body = (
+        "<int64[1] two = {2}, int64[1] zero = {0}, int64[1] last = {-1}> { r = MatMul(x, w1) s = Sigmoid(r) "
+        "p, i = TopK(s, two) k = Shape(s) e = ConstantOfShape(k) g = ScatterElements<axis = 1>(e, i, p) "
+        "u = Unsqueeze(x, zero) a = MatMul(u, w2) z = Relu(a) d = MatMul(z, w3) t = Transpose<perm = [1, 0]>(g) "
+        "q = Unsqueeze(t, last) m = Mul(d, q) y = ReduceSum<keepdims = 0>(m, zero) }"
+    )
+
+    def forward(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        score = (x @ a).sigmoid()
+        best, index = score.topk(2)
+        gates = torch.zeros_like(score).scatter(1, index, best)
+        out: Tensor = ((x[None] @ b).relu() @ c * gates.T[..., None]).sum(0)
+        return out
+
+    free = on_torch(Case(forward, *shapes), torch.randn(7, 6))
+    expected = {"w1:1": [5], "w2:0": [5], "w2:2": [10], "w3:0": [5], "w3:1": [10]}
+    assert free == on_onnx(text_of(body, *shapes)) == expected

@@ -112,7 +112,7 @@ def _set_bounds(edit: Edit, operand: int, values: list[Size]) -> None:
 
 @rule("Slice", fix=mend_slice, traits=MOVED)
 def slice_(site: Site) -> None:
-    """Consecutive or strided slots. Cuts of dynamic extent pin their axis."""
+    """Consecutive or strided slots, or all of them backwards. Cuts of dynamic extent pin their axis."""
     data, shape = site.axes(0), site.out_shape()
     bounds = _bounds(site)
     if bounds is None:
@@ -124,6 +124,8 @@ def slice_(site: Site) -> None:
         if cut is not None and cut.picked.size == shape[axis]:
             cuts[axis] = cut
             result[axis] = cut.picked
+        elif (backwards := _turned(site, data[axis], start, end, step)) is not None:
+            result[axis] = backwards
         elif data[axis].size != shape[axis] or step != 1:
             site.pin(data[axis], "the cut axis")
             result[axis] = site.fixed(shape[axis], "the cut axis")
@@ -138,6 +140,19 @@ def _cut(site: Site, axis: Axis, start: Size, end: Size, step: int) -> Cut | Non
         return None
     first, stop, stride = slice(start, end, step).indices(axis.size)
     return picked(site, axis, first, stop, stride) if stride > 0 else None
+
+
+def _turned(site: Site, axis: Axis, start: Size, end: Size, step: int) -> Axis | None:
+    """All slots of a static axis from the last to the first, which needs no mending; None of any other cut."""
+    if step != -1 or not (isinstance(axis.size, int) and isinstance(start, int) and isinstance(end, int)):
+        return None
+    return turned(site, axis) if len(range(axis.size)[start:end:step]) == axis.size > 1 else None
+
+
+def turned(site: Site, axis: Axis) -> Axis | None:
+    """The slots of a static axis from the last to the first; None where they are too many, or stay anyway."""
+    assert isinstance(axis.size, int)
+    return _runs(site, axis, np.arange(axis.size)[::-1])
 
 
 MAX_RUNS = 1024
@@ -277,6 +292,20 @@ def follow_numbers(site: Site, axis: int) -> None:
     site.set(index)
 
 
+def follow_written(site: Site, axis: int, index: Sequence[Axis], *others: Sequence[Axis]) -> None:
+    """Elements are written into operand 0 at the numbers that operand 1 holds along an axis.
+
+    Mixtures that run all their experts write the gates of the chosen ones among zeros so.
+    """
+    data, counted = site.axes(0), site.numbered(1)
+    site.set(data)
+    if counted is not None:
+        site.space.unify(counted, data[axis])
+        site.space.mark(counted, "expert")
+        data = [*data[:axis], index[axis], *data[axis + 1 :]]
+    beside(site, axis, data, index, *others)
+
+
 def beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis]) -> None:
     """Elements are found by numbers along `axis`; along any other axis slot i meets slot i."""
     for other in others:
@@ -344,10 +373,8 @@ def _writes_whole_slots(site: Site, axis: Axis, written: Axis) -> bool:
 
 @rule("ScatterElements Scatter")
 def scatter_elements(site: Site) -> None:
-    """The written axis is pinned; the others pass where they are not shortened."""
-    data, axis = site.axes(0), site.axis()
-    beside(site, axis, data, site.axes(1), site.axes(2))
-    site.set(data)
+    """The written axis is pinned unless its slots were numbered; the others pass where they are not shortened."""
+    follow_written(site, site.axis(), site.axes(1), site.axes(2))
 
 
 @rule("Compress", traits=MOVED)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, Axis, Space
 from sparsecc.graph import analysis as walk
 from sparsecc.graph.analysis import Analysis
+from sparsecc.graph.single_slots import gather_single_slots
 from sparsecc.graph.slot_indices import pass_on, settle
 from sparsecc.rules import Trait
 from sparsecc.rules.site import CannotFollowError, Record
@@ -26,6 +27,7 @@ def analyse(program: Program) -> Analysis:
     _tie_parameters(analysis)
     _pin_unread(analysis)
     walk.pin_parts_of_dynamic_axes(analysis)
+    gather_single_slots(analysis.record)
     return analysis
 
 

@@ -4,15 +4,21 @@ from tests.zoo import (  # noqa: F401  (importing a family fills the table)
     convnets,
     detection,
     generative,
+    hybrids,
+    matching,
     mixers,
     mobile,
+    oriented,
     other,
+    points,
     recurrent,
     segmentation,
     speech,
+    synthesis,
     transformers_decoder,
     transformers_text,
     transformers_vision,
+    video,
 )
 from tests.zoo.registry import ZOO, Entry, Input, Model
 

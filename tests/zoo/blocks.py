@@ -72,6 +72,17 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class RmsNorm(nn.Module):
+    """The last axis divided by its root mean square, as torch's own, which not every exporter takes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
 class Select(nn.Module):
     """Calls a `transformers` model with positional inputs and returns the named fields of what it gives."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsecc.axes.algebra import Atom, Axis
 from sparsecc.rules import Trait
 from sparsecc.rules.normalize import follow_choice, follow_search
-from sparsecc.rules.select import Cut, beside, by_number, follow_numbers, picked
+from sparsecc.rules.select import Cut, beside, by_number, follow_numbers, follow_written, picked
 from sparsecc.rules.shape import follow_pieces
 from sparsecc.rules.site import CannotFollowError, broadcast
 from sparsecc.torch.program.exported import size_of
@@ -200,11 +200,9 @@ def gather(site: AtenSite) -> None:
 
 @aten("scatter scatter_add scatter_reduce")
 def scatter(site: AtenSite) -> None:
-    """The written axis stays; the others pass where they are not shortened."""
-    data = site.of("self")
-    others = [site.axes(operand) for operand in range(1, len(site.node.inputs))]
-    beside(site, site.dim(), data, *(other for other in others if other))
-    site.set(data)
+    """The written axis stays unless its slots were numbered; the others pass where they are not shortened."""
+    index, *others = (site.axes(operand) for operand in range(1, len(site.node.inputs)))
+    follow_written(site, site.dim(), index, *(other for other in others if other))
 
 
 @aten("topk")

@@ -9,6 +9,7 @@ import torch
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules import Trait
+from sparsecc.rules.select import turned
 from sparsecc.rules.shape import copies_of, follow_repeats, joined, reshaped
 from sparsecc.rules.site import CannotFollowError, broadcast, in_groups
 from sparsecc.torch.rules.edit import AtenEdit
@@ -203,7 +204,19 @@ def pixel_unshuffle(site: AtenSite) -> None:
     site.set([data[0], mul((data[1], *blocks)), *spatial])
 
 
-@aten("flip roll", traits=Trait.MOVES)
+@aten("flip", traits=Trait.MOVES)
+def flip(site: AtenSite) -> None:
+    """All slots of some axes backwards; those of an axis without a static size stay."""
+    axes = list(site.axes(0))
+    for i in site.dims("dims", len(axes)):
+        backwards = turned(site, axes[i]) if isinstance(axes[i].size, int) and axes[i].size != 1 else None
+        if backwards is None:
+            site.pin(axes[i], "slots that change places")
+        axes[i] = backwards or axes[i]
+    site.set(axes)
+
+
+@aten("roll", traits=Trait.MOVES)
 def moved(site: AtenSite) -> None:
     """Slots change places along some axes, which stay whole."""
     data = site.axes(0)
