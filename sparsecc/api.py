@@ -18,6 +18,7 @@ from sparsecc.options.row import KEPT, SHARE, Data, Kind, Libraries, Pairs, Scor
 from sparsecc.options.table import Event
 from sparsecc.report.result import CompileResult
 from sparsecc.tasks.calls import file_of, held, run_task, swept, until_ended
+from sparsecc.tasks.sources import compiled_from
 
 First = TypeVar("First")
 Made = TypeVar("Made")
@@ -79,7 +80,7 @@ def compile(model: Model, **options: Any) -> CompileResult:
         hook = given.pop("log_to", None)
         log = None if hook is None else logger_of(hook)
         call = CompileCall.of(given)  # what cannot be is said before anything is opened
-        path = stack.enter_context(file_of(model, call.example_inputs))
+        path = compiled_from(stack.enter_context(file_of(model, call.example_inputs, call.on_event)))
         work = partial(
             run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",
@@ -88,7 +89,8 @@ def compile(model: Model, **options: Any) -> CompileResult:
             held=memory,
             libraries=call.custom_ops,
         )
-        folder = Path(call.output) if call.output is not None else default_bundle(path)
+        named = model if isinstance(model, str | os.PathLike) else path
+        folder = Path(call.output) if call.output is not None else default_bundle(named)
         asked = call.to_recipe()
         request = {"model": str(path), "output": str(folder), "dry_run": call.dry_run, "options": asked}
         outside = beyond_sandbox(asked)
@@ -113,7 +115,7 @@ def inspect(model: Model, **options: Any) -> dict[str, Any]:
     call = InspectCall.of(options)
     asked = call.to_request()
     why, libraries = asked.pop("why", None), asked.pop("custom_ops", None)
-    with file_of(model) as path:
+    with file_of(model, on_event=call.on_event) as path:
         request = {"model": str(path), "options": asked, "why": why}
         found: dict[str, Any] = run_task(
             "sparsecc.tasks.inspect:inspect", request, call.on_event, libraries=libraries
@@ -135,7 +137,7 @@ def profile(model: Model, **options: Any) -> dict[str, Any]:
         libraries = request.pop("custom_ops", None)
         if call.key is not None:
             request["key"] = os.path.abspath(call.key)
-        with file_of(model) as path:
+        with file_of(model, on_event=call.on_event) as path:
             request["model"] = str(path)
             outside = beyond_sandbox(request)
             task = "sparsecc.tasks.profile:profile"
@@ -283,7 +285,8 @@ def reduce(
     In `check`, {} stands for the model's path. The reduced model is written to `output`, by default
     `<name>.reduced.onnx`. InputError where the command does not fail on the whole model.
     """
-    with file_of(model) as path:
+    with file_of(model) as given:
+        path = compiled_from(given)
         made = Path(output) if output is not None else default_reduced(path)
         request = {"model": str(path), "output": str(made.absolute()), "check": check, "seconds": seconds}
         outside = "--check is a command of your own"

@@ -165,7 +165,7 @@ def test_the_wheel_works_on_every_python(version: str, wheel: Path, tmp_path: Pa
         "out",
         cwd=tmp_path,
     )
-    call(sparsecc, "verify", "out", "--model", model, cwd=tmp_path)
+    call(sparsecc, "verify", "out", "--model", model, "--calib", samples, cwd=tmp_path)
     names = call(inside, "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
     assert "torch" not in names
     assert "tensorrt" not in names

@@ -90,8 +90,6 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_board_over_ssh(folder: Path, environment: Mapping[str, str], home: Path) -> None:
-    score = next(text for _, text in blocks("server") if text.startswith("# file: score.py"))
-    (folder / "score.py").write_text(score)
     said = run("board", folder, {**environment, "HOME": str(home), "BOARD_PYTHON": sys.executable})
     assert "ssh://" in said
     assert (folder / "jetson" / "build.sh").is_file()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 
 def default_bundle(model: str | os.PathLike[str]) -> Path:
-    """The bundle of a compile."""
-    return Path(f"{Path(model).stem}.sparsecc")
+    """The bundle of a compile. Of a name at a hub (`hf:owner/name@revision`) the name counts."""
+    scheme, colon, rest = os.fspath(model).partition("hf:")
+    name = rest.partition("@")[0] if colon and not scheme else os.path.abspath(model)
+    return Path(f"{Path(name).stem}.sparsecc")
 
 
 def default_search(model: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from sparsecc.options import CompileOptions, SearchCall, Tried, rows_of
 from sparsecc.options.places import default_search
 from sparsecc.options.renamed import warned
 from sparsecc.tasks.calls import held
+from sparsecc.tasks.sources import compiled_from
 
 
 @takes(SearchCall)
@@ -30,7 +31,7 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     from sparsecc.search.run import search as run_search
     from sparsecc.search.space import Space
 
-    path = Path(os.path.abspath(model))
+    path = compiled_from(Path(os.path.abspath(model)))
     if not path.is_file():
         raise InputError(f"{model}: no such file: a search needs a model on disk")
     with held(warned(options, 2)) as (given, memory):
@@ -39,7 +40,7 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
             raise InputError(
                 "the machines of a cluster have other memories: give samples and functions as files"
             )
-        folder = Path(call.output) if call.output is not None else default_search(path)
+        folder = Path(call.output) if call.output is not None else default_search(model)
         base = {name: getattr(call, name) for name in rows_of(CompileOptions) if name in given}
         limits = {"deadline": call.deadline, "memory_limit": call.memory_limit}
         return run_search(

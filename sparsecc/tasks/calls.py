@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,14 +134,14 @@ def swept(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def file_of(model: Model, example_inputs: Any = None) -> Iterator[Path]:
+def file_of(model: Model, example_inputs: Any = None, on_event: Event | None = None) -> Iterator[Path]:
     """The model as a file that a worker can open; a module of torch is exported with the example here, in the process
     that holds it."""
     if isinstance(model, str | os.PathLike):
-        path = Path(model)
-        if not path.exists():
-            raise InputError(f"{path}: no such file: check the path")
-        yield path.absolute()
+        from sparsecc.tasks.sources import located
+
+        with located(model, partial(run_task, on_event=on_event)) as path:
+            yield path
         return
     from sparsecc.system.temp_folders import temporary_folder
 

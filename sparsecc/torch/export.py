@@ -26,7 +26,7 @@ def to_onnx(model: Any, example_inputs: Any, path: Path) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript module cannot be exported: give the module that it was made from")
     if isinstance(model, torch.export.ExportedProgram):
-        _export(model, (), {}, path)
+        exported(model, (), path)
         return
     if example_inputs is None:
         raise InputError(f"{type(model).__name__}: give example_inputs=, which the module is exported with")
@@ -36,17 +36,18 @@ def to_onnx(model: Any, example_inputs: Any, path: Path) -> None:
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        _export(model, places, keywords, path)
+        exported(model, places, path, kwargs=keywords or None)
     finally:
         for module, training in was_training.items():
             module.training = training
 
 
-def _export(model: Any, places: tuple[Any, ...], keywords: dict[str, Any], path: Path) -> None:
+def exported(model: Any, places: tuple[Any, ...], path: Path, **settings: Any) -> None:
+    """Write it as torch's exporter does with these settings, its failures told in a line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own parts
-            torch.onnx.export(model, places, str(path), kwargs=keywords or None, dynamo=True, verbose=False)
+            torch.onnx.export(model, places, str(path), dynamo=True, verbose=False, **settings)
     except ImportError as e:
         raise MissingPackageError(
             f"torch exports with a package that lacks ({e.name}): pip install onnxscript"
