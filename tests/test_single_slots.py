@@ -94,6 +94,58 @@ def test_slots_written_once_follow_what_is_written(places: list[list[int]], free
     check(text, "w1:0 w2:0 w3:1" if free else "")
 
 
+def grid(*places: np.ndarray) -> np.ndarray:
+    """All combinations of places, as exporters write them for an assignment to a slice."""
+    return np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)
+
+
+EVERY = np.arange(5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "free"),
+    [(np.arange(4), [4, 12]), (np.arange(0, 16, 2), [8]), (SHUFFLE[:6], [6, 10]), (np.array([3]), [])],
+    ids=["a slice", "a stride", "any", "one"],
+)
+def test_an_assignment_over_all_axes_frees_what_it_leaves(
+    tmp_path: Path, channels: np.ndarray, free: list[int]
+) -> None:
+    """x[:, channels] = conv(x) written as one ScatterND with places in all four axes."""
+    between = "k = Conv(x, w3) s = ScatterND(h, places, k) r = Relu(s)"
+    path = convolutions(
+        tmp_path / "m.onnx", between, w3=normal(len(channels), 3, 1, 1, seed=3),
+        places=grid(np.arange(1), channels, EVERY, EVERY),
+    )  # fmt: skip
+    assert sizes(path) == free
+    if free:
+        compiled_plan(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "free"),
+    [
+        (grid(np.arange(1), SHUFFLE, EVERY, EVERY), [16]),
+        (grid(np.arange(1), np.arange(4), EVERY, EVERY), [4, 12]),
+    ],
+    ids=["a permutation", "a slice"],
+)
+def test_a_pick_over_all_axes_frees_what_it_leaves(
+    tmp_path: Path, places: np.ndarray, free: list[int]
+) -> None:
+    between = "g = GatherND(h, places) r = Relu(g)"
+    path = convolutions(tmp_path / "m.onnx", between, last=places.shape[1], places=places)
+    assert sizes(path) == free
+    compiled_plan(path, tmp_path)
+
+
+def test_places_on_a_diagonal_are_no_product(tmp_path: Path) -> None:
+    step = np.arange(5)
+    places = np.stack([np.zeros_like(step), step, step, step], axis=-1)
+    between = "g = GatherND(h, places) u = Unsqueeze(g, axes) e = Relu(u) r = Add(h, e)"
+    path = convolutions(tmp_path / "m.onnx", between, places=places, axes=np.array([0, 1, 2]))
+    assert sizes(path) == []
+
+
 def test_the_share_that_can_go_is_that_of_the_slots(tmp_path: Path) -> None:
     """2 of 16 channels come from a pick that is followed, the others are an output."""
     text = """g (float[1,3,5,5] x) => (float[1,14,5,5] o, float[1,4,5,5] y) {

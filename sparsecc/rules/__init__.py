@@ -13,6 +13,7 @@ from sparsecc.rules import (  # noqa: F401
     recurrent,
     rotary,
     select,
+    select_nd,
     shape,
     simple,
 )

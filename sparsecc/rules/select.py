@@ -182,7 +182,7 @@ def gather(site: Site) -> None:
     data, axis = site.axes(0), site.axis()
     indices = site.array(1)
     if indices is not None and indices.ndim == 1 and len(indices) > 1 and isinstance(data[axis].size, int):
-        found = _chosen(site, data[axis], np.where(indices < 0, indices + data[axis].size, indices))
+        found = chosen(site, data[axis], np.where(indices < 0, indices + data[axis].size, indices))
         if found is not None and found.size == len(indices):
             site.remember((data[axis], found))
             site.set([*data[:axis], found, *data[axis + 1 :]])
@@ -225,7 +225,7 @@ def by_number(site: Site, axis: Axis) -> bool:
     return True
 
 
-def _chosen(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
+def chosen(site: Site, axis: Axis, indices: np.ndarray) -> Axis | None:
     """The slots of a static axis at known positions, as an expression."""
     steps = np.diff(indices)
     if (steps == steps[0]).all() and steps[0] > 0:
@@ -314,61 +314,6 @@ def beside(site: Site, axis: int, data: Sequence[Axis], *others: Sequence[Axis])
                 site.same(a, b)
             else:
                 site.pin([a, b], "the axis indexed at run time")
-
-
-@rule("GatherND", traits=MOVED)
-def gather_nd(site: Site) -> None:
-    """The indexed axes are pinned; those behind them pass."""
-    data, index = site.axes(0), site.axes(1)
-    batch = site.int_("batch_dims", 0)
-    depth = index[-1].size
-    if not isinstance(depth, int):
-        raise CannotFollowError("the depth of its indices is dynamic")
-    if batch == 0 and depth == 1 and by_number(site, data[0]):
-        site.set([*index[:-1], *data[1:]])
-        return
-    site.pin(data[: batch + depth], "an axis indexed at run time")
-    site.pin(index, "the indices")
-    site.set([*index[:-1], *data[batch + depth :]])
-
-
-def mend_scatter(edit: Edit) -> None:
-    """Constant places are counted anew among the slots that are left."""
-    if edit.memo is not None:
-        _count_anew(edit, *edit.memo)
-
-
-@rule("ScatterND", fix=mend_scatter)
-def scatter_nd(site: Site) -> None:
-    """Slots at constant places of the first axis are the updates'; other axes written to are pinned, the rest pass."""
-    data, index, updates = site.axes(0), site.axes(1), site.axes(2)
-    depth, lead = index[-1].size, len(index) - 1
-    if not isinstance(depth, int):
-        raise CannotFollowError("the depth of its indices is dynamic")
-    for a, b in zip(data[depth:], updates[lead:], strict=True):
-        site.same(a, b)
-    site.set(data)
-    site.pin(index, "the indices")
-    if depth == lead == 1 and _writes_whole_slots(site, data[0], updates[0]):
-        return
-    site.pin(data[:depth], "an axis written at run time")
-    site.pin(updates[:lead], "the updates")
-
-
-def _writes_whole_slots(site: Site, axis: Axis, written: Axis) -> bool:
-    """Whether slots at known places, each once, are replaced: they are then the same slots before and after."""
-    indices = site.array(1)
-    if indices is None or not isinstance(axis.size, int) or len(indices) < 2:
-        return False
-    flat = np.where(indices < 0, indices + axis.size, indices).ravel()
-    if len(np.unique(flat)) < len(flat):
-        return False
-    found = _chosen(site, axis, flat)
-    if found is None or found.size != written.size:
-        return False
-    site.space.unify(found, written)
-    site.remember((axis, found))
-    return True
 
 
 @rule("ScatterElements Scatter")
