@@ -8,7 +8,7 @@ JOBS ?= 2
 TYPED := tests models/digits.py models/train_digits.py noxfile.py
 BENCHMARKS := $(filter-out $(wildcard benchmarks/accuracy*.py),$(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: setup demo test lint types tests slow contract package docs options fuzz bench bench-accuracy clean
+.PHONY: setup demo test lint types tests slow contract package docs options half fuzz bench bench-accuracy clean
 
 setup: $(VENV)/.ready-dev
 
@@ -59,6 +59,9 @@ docs: setup
 
 options: setup
 	$(BIN)/python -m sparsecc.options.page > docs/options.md
+
+half: setup
+	$(BIN)/python -m sparsecc.passes.quantize.half_page > docs/half.md
 
 package: setup
 	$(BIN)/python -m pytest -m "not gpu" tests/test_packaging.py

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
+from tests.quantize_models import weighted
 from tests.test_quantize import apply, operators, outputs
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
@@ -137,3 +140,21 @@ def test_sums_of_many_numbers_and_what_reads_them_stay_float32(side: int, deep: 
     before, after, left = _half(model, feeds)
     assert left == ({"ReduceMean", "ReduceSum", "Div", "Concat"} if deep else set())
     assert np.abs(after - before).max() < (1e-6 if deep else 1e-2)
+
+
+def test_the_list_of_what_stays_in_float32_is_current_and_true() -> None:
+    """Every operator that it names stays in float32 in a model, with the reason."""
+    from sparsecc.passes.quantize.half_page import page
+
+    written = (Path(__file__).resolve().parents[1] / "docs" / "half.md").read_text()
+    assert written == page(), "make half"
+    model = weighted(
+        "g (float[2,4] x) => (float[2,4] y) { a = Celu(x) b = Mish(a) c = Relu(b) y = Neg(c) }", {}
+    )
+    model.opset_imports[""] = 22
+    result, _ = apply(Quantize(type="bf16"), model, "tensorrt", [])
+    assert {remark.where.split("_")[0] for remark in result.remarks} == {"Celu", "Mish"}
+    assert {name.split("_")[0] for name in result.facts["nodes"]} == {"Relu", "Neg"}
+    listed = written[written.index("## bf16") :]
+    assert "Celu, " in listed
+    assert ", Mish | tensorrt, tensorrt-rtx |" in listed

@@ -38,6 +38,9 @@ SMALLEST_SCALE = 2.0**-20
 KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum", "Range", "Resize"})
 """Operators that overflow or lose too much in half, or whose half kernels are missing where it matters."""
 
+KEEP_TYPE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike"})
+"""Operators that name the type of their result themselves."""
+
 
 def convert_to_half(
     model: ir.Model,
@@ -177,13 +180,7 @@ class _HalfConversion:
         ]
         if unknown:
             return f"the type of its operand '{unknown[0]}' is not known"
-        if node.op_type in (
-            "RandomNormal",
-            "RandomUniform",
-            "RandomNormalLike",
-            "RandomUniformLike",
-            "EyeLike",
-        ):
+        if node.op_type in KEEP_TYPE:
             return f"{node.op_type} keeps its type"
         return ""
 
