@@ -20,6 +20,7 @@ from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.sensitivity import choose_float_layers
 from sparsecc.passes.quantize.smoothquant import smooth_activations
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer, weight_noise
+from sparsecc.passes.quantize.stored_weights import noise_of
 from sparsecc.passes.quantize.what_pays import Paying, groups_of, what_pays
 from sparsecc.remarks import Remark
 
@@ -60,7 +61,7 @@ class Static(Kind):
             facts["smoothed"] = smooth_activations(model, compilation, options.smooth)
         is_moved = bool(options.equalize or options.smooth or ranges is not None)
         in_float = model.clone() if is_moved else None
-        how = replace(static_options(options, options.type), products=options.type == "int8")
+        how = replace(static_options(options, options.type), beyond_layers=options.type == "int8")
         quantizer = StaticQuantizer(model, compilation, how, ranges or {})
         exclude = options.exclude
         if options.max_drop is not None:
@@ -71,7 +72,10 @@ class Static(Kind):
         exclude = (*exclude, *(paying.left if paying else _thin_products(quantizer, exclude, options.force)))
         decision = quantizer.decide(model, exclude)
         facts["nodes"] = decision.names
-        facts["weight_sqnr_db"] = weight_noise(decision, options.per_channel)
+        limit = 63 if options.reduce_range else 127
+        facts["weight_sqnr_db"] = weight_noise(decision, options.per_channel) | noise_of(
+            decision.stored, limit
+        )
         facts |= quantizer.facts(decision)
         quantizer.spec(decision).record(plan)
         left = _round(options, model, decision, compilation, facts)

@@ -13,6 +13,7 @@ from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
 from sparsecc.passes.quantize.layer_scale import layer_scale
 from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, along, quantize_weight
+from sparsecc.passes.quantize.stored_weights import store_weights
 from sparsecc.passes.weights.linear_layers import constant_array
 
 
@@ -23,7 +24,7 @@ class OnnxRuntimeLowering:
     Activations are Q/DQ pairs, also on the outputs of integer nodes; weights are stored as int8 per output
     channel with only a DQ; biases as int32 with the scale of the product. `weight_limit` is 127, or 63 for
     x64 processors without VNNI, whose 8-bit products saturate. Zero weights stay zero.
-    `fuses_matmul` uses ONNX Runtime's own integer product with float result.
+    `fuses_matmul` uses ONNX Runtime's own operators: its integer product with float result, and its integer LSTM.
     """
 
     model: ir.Model
@@ -56,6 +57,7 @@ class OnnxRuntimeLowering:
         products = [layer.node for layer in self.decision.layers if layer.op_type == "MatMul"]
         for node in [*products, *self.decision.products] if self.fuses_matmul else ():
             fuse_integer_matmul(self.editor, node)
+        store_weights(self.editor, self.decision.stored, self.weight_limit, has_lstm=self.fuses_matmul)
         self.editor.finish()
 
     def _lower_right(self, value: ir.Value, scale: Scale) -> None:

@@ -39,13 +39,15 @@ class Decision:
 
     `values` are activations quantized by their own range; `aliases` share the scale of another value. `full`
     are those whose integer form replaces the float one for every consumer, because their producer is integer.
-    `products` multiply two activations, of which `rights` are the second operands: signed and symmetric.
+    `products` multiply two activations, of which `rights` are the second operands: signed and symmetric. `stored` run
+    in float on weights of 8 bits.
     """
 
     layers: list[LinearLayer] = field(default_factory=list)
     followers: list[ir.Node] = field(default_factory=list)
     products: list[ir.Node] = field(default_factory=list)
     rights: dict[str, ir.Value] = field(default_factory=dict)
+    stored: list[ir.Node] = field(default_factory=list)
     values: dict[str, ir.Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
@@ -56,8 +58,9 @@ class Decision:
 
     @property
     def names(self) -> list[str]:
-        """The nodes that multiply integers."""
-        return [*(layer.name for layer in self.layers), *(node.name or "" for node in self.products)]
+        """The nodes that get 8 bits: layers, products, and those of stored weights."""
+        others = (node.name or "" for node in (*self.products, *self.stored))
+        return [*(layer.name for layer in self.layers), *others]
 
     def root(self, name: str) -> str:
         """The value whose range gives this value's scale."""

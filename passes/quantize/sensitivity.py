@@ -12,6 +12,8 @@ from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.passes.quantize.model_error import Meter
 from sparsecc.passes.quantize.static import StaticQuantizer
+from sparsecc.passes.quantize.stored_weights import weights_of
+from sparsecc.passes.weights.linear_layers import constant_array
 
 FLOAT_COST, INTEGER_COST = 1.0, 0.36
 """Time per multiply-accumulate, float and int8: the ratio measured for ResNet-50 on x64 with VNNI."""
@@ -63,6 +65,7 @@ def choose_float_layers(
     work = [
         *(work_of(quantizer, layer) for layer in decision.layers),
         *(work_of_product(quantizer, node) for node in decision.products),
+        *(float(sum(constant_array(value).size for value in weights_of(node))) for node in decision.stored),
     ]
     cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
     loss = [[value, 0.0] for value in alone]

@@ -38,6 +38,7 @@ from sparsecc.passes.quantize.spec import (
     fake_quantize,
     scale_of_range,
 )
+from sparsecc.passes.quantize.stored_weights import stored_nodes, weights_of
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.remarks import Remark
@@ -58,8 +59,9 @@ class StaticOptions:
     per_channel: bool = True
     reduce_range: bool = False
     scheme: str = "auto"
-    products: bool = False
-    """Whether products of two activations are integers too, where the target has a kernel."""
+    beyond_layers: bool = False
+    """Whether, where the target can, products of two activations are integers too, and weights that no integer kernel
+    reads are stored in 8 bits."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ class StaticQuantizer:
     def __post_init__(self) -> None:
         raise_opset(self.model, FP8_OPSET if self.options.type == "fp8" else PER_CHANNEL_OPSET)
         self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
-        takes_products = self.options.products and self.fuses_matmul
+        takes_products = self.options.beyond_layers and self.fuses_matmul
         self.products = activation_products(self.model) if takes_products else {}
         self.whole = self.decide(self.model, ())
         given = self._given()
@@ -125,9 +127,10 @@ class StaticQuantizer:
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
             decision = decide_onnxruntime(model, layers, exclude, outputs, self.products)
-        taken = {node.name for node in decision.products}
-        others = (remark for remark in remarks if remark.where not in taken)
-        decision.remarks[:0] = [*others, *without_kernel(model, ())]
+            decision.stored = stored_nodes(model, exclude) if self.options.beyond_layers else []
+        taken = {node.name for node in (*decision.products, *decision.stored)}
+        others = (*remarks, *without_kernel(model, ()))
+        decision.remarks[:0] = [remark for remark in others if remark.where not in taken]
         return decision
 
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
@@ -191,6 +194,8 @@ class StaticQuantizer:
             axis = layer.out_axis if granularity == "channel" else None
             weight_type = "fp8" if self.options.type == "fp8" else "int8"
             spec.values[layer.weight.name or ""] = ValueSpec(weight_type, "weight", granularity, axis)
+        for value in (value for node in decision.stored for value in weights_of(node)):
+            spec.values[value.name or ""] = ValueSpec("int8", "weight", "channel", 1)
         return spec
 
     def _source(self, name: str) -> str:

@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from sparsecc.remarks import Remark
 
-_RECURRENT = "ONNX Runtime has an integer kernel for LSTM alone, and that with --quantize int8-dynamic"
+_RECURRENT = "no integer kernel takes it, or its weights are few (--quantize int8-dynamic takes any LSTM)"
 REASONS = {
-    "ConvTranspose": "transposed convolution: ONNX Runtime has no integer kernel, and there is no other lowering",
+    "ConvTranspose": "transposed convolution: ONNX Runtime has no integer kernel",
     "LSTM": f"recurrent: {_RECURRENT}",
     "GRU": f"recurrent: {_RECURRENT}",
     "RNN": f"recurrent: {_RECURRENT}",

@@ -26,6 +26,7 @@ from sparsecc.measure.statistics import LogRatio
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.select_layers import Decision, fused_result
 from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
+from sparsecc.passes.quantize.stored_weights import FREE
 from sparsecc.remarks import Remark
 
 KEPT = 0.98
@@ -103,6 +104,9 @@ def groups_of(
         if some:
             what = f"products of activations, {_size(is_thin)}"
             groups.append(Group(what, tuple(some), sum(some.values()) / len(some), is_thin, is_extra=True))
+    for operator in dict.fromkeys(node.op_type for node in decision.stored):
+        names = tuple(n.name or "" for n in decision.stored if n.op_type == operator and n.name not in forced)
+        groups += [Group(f"weights of {operator}", names, math.inf, operator not in FREE)] if names else []
     return sorted(groups, key=_likely_to_lose)
 
 
