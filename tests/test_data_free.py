@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import sparsecc
+from sparsecc.allocators import allocator_named
 from sparsecc.axes.algebra import Atom
 from sparsecc.calibrate.batch_norm_matching import matched, matched_pair, norm_of, norms_of
 from sparsecc.cli.compile_view import compile_view
 from sparsecc.cli.view import Line
 from sparsecc.data.samples import Samples, image_like
-from sparsecc.decide.data_free import PLANS
+from sparsecc.decide.data_free import PLANS, Method, first_of_the_least
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import find_groups
 from sparsecc.graph.rewrite import remove
@@ -211,6 +212,44 @@ def test_without_samples_the_plan_that_moves_least_is_taken(models_dir: Path, tm
         is_taken = (facts["criterion"], facts["allocator"]) == (criterion, allocator)
         assert not is_taken or other.plan["tensors"] == made.plan["tensors"]
         assert moved(model, tmp_path / "auto") <= 1.2 * moved(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("losses", "misses", "taken"),
+    [
+        ((0.65, 0.65, 0.65, 0.62, 0.62), (), 0),
+        ((13.0, 7.2, 12.7, 5.4, 4.7), (), 3),
+        ((2.0, 0.2, 2.4, 0.8, 0.8), (), 1),
+        ((0.1, 0.2, 0.4, 0.8, 0.8), (0,), 1),
+        ((0.1, 0.2, 0.4, 0.8, 0.8), range(5), 0),
+        ((np.inf,) * 5, (), 0),
+    ],
+)
+def test_of_losses_that_chance_may_have_parted_the_first_plan_is_taken(
+    losses: tuple[float, ...], misses: tuple[int, ...], taken: int
+) -> None:
+    methods = [Method(criterion, allocator_named(allocator), []) for criterion, allocator in PLANS]
+    found = [
+        (i in misses, loss, method) for i, (loss, method) in enumerate(zip(losses, methods, strict=True))
+    ]
+    assert first_of_the_least(found) is methods[taken]
+
+
+def test_recurrent_models_that_read_words_are_cut_by_the_same_share(tmp_path: Path) -> None:
+    text = """g (int64[5, 2] x) => (float[2, 3] y) {
+        a = Gather<axis=0>(table, x) b, h = LSTM<hidden_size=16>(a, w, r) s = Squeeze(h, zero) y = Gemm(s, w2) }"""
+    weights = {
+        "table": normal(9, 8),
+        "w": normal(1, 64, 8, seed=1),
+        "r": normal(1, 64, 16, seed=2),
+        "zero": np.array([0]),
+        "w2": normal(16, 3, seed=3),
+    }
+    ir.save(analysed(text, weights).model, tmp_path / "words.onnx")
+    made = sparsecc.compile(tmp_path / "words.onnx", ratio=0.3, dry_run=True)
+    (facts,) = (p["facts"] for p in made.report["passes"] if p["name"] == "choose" and "facts" in p)
+    assert (facts["criterion"], facts["allocator"]) == ("l2", "uniform")
+    assert "tried" not in facts
 
 
 def test_nothing_is_tried_on_random_integers_or_where_a_method_was_asked_for(

@@ -2,7 +2,7 @@
 
 No criterion is best for every model, and weights do not tell which layers a model can spare. Random inputs are unlike
 real ones, but a plan that ruins a model ruins it on them too (docs/methods.md). Random integers are no language: what
-reads them keeps the plan that does well on most.
+reads them keeps the plan that does well on most, or on most recurrent models.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from sparsecc.runtime.numerics import is_float
 
 PLANS = (("lamp", "global"), ("l2", "global"), ("l2", "uniform"), ("fpgm", "global"), ("fpgm", "uniform"))
 """(criterion, allocator), what is taken where nothing can be tried first."""
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Operators of models that lose least by `l2`, `uniform` where nothing can be tried."""
 WORK = 5e10
 """Multiply-accumulates that all trials together may take: some seconds on one core."""
 DISTANCES = 1e10
 """Multiply-accumulates of distances between slots (fpgm) beyond which plans by them are not tried."""
 FEWEST, MOST = 2, 32
 """Random samples to a trial."""
+NEAR = 1.2
+"""Losses up to so many times the least are no worse, and the plan that stands first is taken: between draws of the
+samples the ratio of two plans' losses moves by a tenth (docs/methods.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,14 @@ def least_moved(
     cost: CostModel,
     budget: float,
 ) -> Method | None:
-    """The method whose plan moves the outputs least; None where random inputs tell nothing, or take too long."""
+    """The method whose plan moves the outputs least; None where random inputs tell nothing, or take too long.
+
+    Recurrent models then get the plan that is safest for most of them.
+    """
     bench = _bench(compilation, analysis)
     if bench is None:
-        return None
+        is_recurrent = any(node.op_type in RECURRENT for node in analysis.model.graph.all_nodes())
+        return Method("l2", allocator_named("uniform"), scores("l2")) if is_recurrent else None
     plans = [plan for plan in PLANS if plan[0] != "fpgm" or _distances(analysis) <= DISTANCES]
     scored = {criterion: scores(criterion) for criterion, _ in plans}
     known: dict[bytes, float] = {}
@@ -77,7 +86,14 @@ def least_moved(
         if name not in known:
             known[name] = bench.moved(masked(analysis, keep))
         found.append((not selection.reached, known[name], replace(method, loss=known[name])))
-    return min(found, key=lambda one: one[:2])[-1]
+    return first_of_the_least(found)
+
+
+def first_of_the_least(found: Sequence[tuple[bool, float, Method]]) -> Method:
+    """Of (whether its plan misses the budget, loss, method): the first with a loss near the least of those that reach
+    it, where any does."""
+    missed, least, _ = min(found, key=lambda one: one[:2])
+    return next(method for misses, loss, method in found if misses == missed and not loss > NEAR * least)
 
 
 def _distances(analysis: Analysis) -> float:
