@@ -240,6 +240,16 @@ def test_where_only_what_is_of_no_use_is_fast_enough_the_goal_is_out_of_reach() 
     assert "loses too much to be of use: more samples" in found.notes[-1]
 
 
+def test_what_is_held_back_of_memory_is_not_the_dense_model() -> None:
+    def attempt(family: Family, ratio: float) -> Trial:
+        left = int(1000 * (1 - ratio))
+        return Trial(ratio, ratio, left, 1000, memory=left, dense_memory=1000, quality_db=40 - 60 * ratio)
+
+    found = Search(Goal(footprint=500.0, min_quality=25.0), attempt).settle()
+    assert 0.1 < found.ratio <= 0.25
+    assert found.excess == pytest.approx(math.log(2 * (1 - found.ratio)), abs=0.01)
+
+
 def test_a_family_that_has_no_model_is_named_and_left_out() -> None:
     search = Search(Goal(speedup=1.5), among({"": Way(1.0, 40)}), [INT8, {}])
     assert search.settle().best.levers == {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparsecc.decide.goals import NEAR, Goal, Trial
@@ -251,11 +251,10 @@ class Search:
                     break
         kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
         lost = [t for t in self.trials if self.goal.loses_too_much(t)]
-        whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes, speedup=1.0, dense_ms=best.dense_ms)
-        nearest = min(
-            [whole, *kept], key=lambda t: self.goal.excess(replace(t, memory=t.memory or t.dense_memory))
-        )
-        off = self.goal.excess(nearest) if kept else self.goal.excess_of_dense(best)
+        sizes, dense_ms = (best.dense_bytes, best.dense_bytes), best.dense_ms
+        whole = Trial(0.0, 0.0, *sizes, speedup=1.0, dense_ms=dense_ms, memory=best.dense_memory)
+        nearest = min([whole, *kept], key=self.goal.excess)
+        off = self.goal.excess(nearest)
         return Settled(
             nearest, tuple(self.trials), (self._between(nearest, min(lost, key=self.goal.excess)),), off
         )
