@@ -213,6 +213,21 @@ def test_a_map_of_scores_is_asked_what_it_finds() -> None:
     assert (question.kind, told.share, told.number) == ("detections", 0, 32)
 
 
+MAP = """m (float[1,3,h,w] image) => (float[hh,ww] y) {
+    x = Conv<pads=[1,1,1,1]>(image, weights) s = Sigmoid(x) y = Squeeze(s, axes) }"""
+
+
+def test_a_map_without_a_batch_is_one_part_and_names_no_class() -> None:
+    weights = {"weights": np.ones((1, 3, 3, 3), np.float32), "axes": np.array([0, 1])}
+    analysis = analysed(MAP, weights)
+    parts = parts_of_outputs(analysis)
+    assert [(part.name, part.places) for part in parts] == [("y", (1,))]
+    assert questions(analysis.model, parts) == ()
+    columns = np.random.default_rng(0).random((24, 6)) * [1, 1, 1, 1e-4, 1e-4, 1e-4]
+    assert by_scale(parts[0], [{"y": columns}]) == [Part("y")]
+    assert len(by_scale(Part("y"), [{"y": columns}])) == 2
+
+
 def test_parts_name_the_layers_that_make_them() -> None:
     model = analysed(DETECTOR, detector()).model
     for node in model.graph:

@@ -66,7 +66,8 @@ def _question(value: ir.Value, part: Part) -> Question | None:
     if kind == "Concat":
         kind = next(iter(kinds)) if len(kinds := _kinds(value)) == 1 else ""
     if kind in _SCORES and rank >= 2:
-        return Question(part, "detections", None)
+        is_map = rank == 2 and bool(part.places)  # one number to each place, and no class
+        return None if is_map else Question(part, "detections", None)
     if kind in ("Softmax", "LogSoftmax"):
         return Question(part, "classes", axis if axis is not None else -1)
     if _EMBEDDING.search(name) or kind in _NORMS or (kind == "Div" and _is_norm(source)):

@@ -42,6 +42,8 @@ class Part:
     """The last layer that multiplies by weights before it, "" where that is not one."""
     source: str = field(default="", compare=False)
     """The operator that makes its numbers, views of them passed by; "" where that is not one."""
+    places: tuple[int, ...] = field(default=(), compare=False)
+    """Axes after the first whose length follows that of the input: they count places, and no channels."""
 
     @property
     def name(self) -> str:
@@ -75,13 +77,14 @@ def parts_of_outputs(analysis: Analysis) -> tuple[Part, ...]:
     outputs = list(analysis.model.graph.outputs)
     kept = {cache.present for cache in caches(analysis.model)}
     for value in [value for value in outputs if value not in kept] or outputs:
-        whole = Part(value.name or "")
         axes = analysis.record.axes.get(value, [])
+        places = tuple(number for number, axis in enumerate(axes) if number and _follows_input(axis))
+        whole = Part(value.name or "", places=places)
         cuts = [list(_pieces(number, axis)) for number, axis in enumerate(axes)]
         cuts = [pieces for pieces in cuts if len(pieces) > 1]
         while cuts and np.prod([len(pieces) for pieces in cuts]) > PIECES:
             cuts.remove(max(cuts, key=len))
-        parts = [Part(whole.output, ranges) for ranges in product(*cuts)]
+        parts = [replace(whole, ranges=ranges) for ranges in product(*cuts)]
         made = pieces_of(value) if len(cuts) == 1 else [value]
         found += map(_traced, parts, made, [value] * len(parts)) if len(made) == len(parts) else parts
     return tuple(found)
@@ -122,6 +125,10 @@ def _traced(part: Part, value: ir.Value, output: ir.Value) -> Part:
     )
 
 
+def _follows_input(axis: Axis) -> bool:
+    return any(not is_static(piece.size) for piece in parts_of(axis))
+
+
 def _pieces(number: int, axis: Axis) -> Iterator[tuple[int, int, int]]:
     """The ranges of an axis's pieces; nothing where their sizes are not known."""
     pieces = parts_of(axis)
@@ -143,7 +150,7 @@ def by_scale(part: Part, outputs: Sequence[Mapping[str, np.ndarray]]) -> list[Pa
     best: list[tuple[int, int]] = []
     chosen = 0
     for axis in range(1, blocks[0].ndim):
-        if 2 <= blocks[0].shape[axis] <= WIDEST:
+        if axis not in part.places and 2 <= blocks[0].shape[axis] <= WIDEST:
             found = stretches(_deviations(blocks, axis))
             if len(found) > len(best):
                 best, chosen = found, axis
