@@ -32,6 +32,10 @@ Patterns = Mapping[str, Mapping[str, Any]]
 """These options with what they hold."""
 
 
+Statement = tuple[str, Axis, np.ndarray]
+"""(where it is said, an axis, a boolean of each slot: whether it stays)."""
+
+
 @dataclass
 class Bounds:
     """What may become of a group's slots: `gone` and `held` (boolean, a slot each) go and stay, whatever their
@@ -85,17 +89,32 @@ def patterns_of(options: CompileOptions, groups: Sequence[Group] = ()) -> Patter
 def limits_of(
     compilation: Compilation, analysis: Analysis, groups: Sequence[Group], patterns: Patterns
 ) -> Limits:
-    """What the options say of these groups. InputError where that cannot be: nothing named may go, a slot or tensor is
-    not there, bounds exclude one another, tied tensors keep different slots."""
+    """What the options of a compile say of these groups. InputError as for `bounded`."""
+    options = compilation.options
+    planned, given = _planned(compilation, analysis), _given(compilation, analysis)
+    return bounded(groups, patterns, planned, given, only_named=not (options.ratio or options.dead_only))
+
+
+def bounded(
+    groups: Sequence[Group],
+    patterns: Patterns,
+    planned: Iterable[Statement],
+    given: Iterable[Statement],
+    *,
+    only_named: bool,
+    spelt: str = "--",
+) -> Limits:
+    """What patterns, the plan of another pruning, and masks of tensors say of these groups. InputError where that
+    cannot be: nothing named may go, a slot or tensor is not there, bounds exclude one another, tied tensors keep
+    different slots. `spelt` is what stands before the options' names where the user writes them."""
     found: dict[Atom, Bounds] = {}
-    _take_statements(found, _planned(compilation, analysis), analysis, groups, "--plan", settles=False)
-    _take_statements(found, _given(compilation, analysis), analysis, groups, "--slots", settles=True)
+    _take_statements(found, planned, groups, f"{spelt}plan", settles=False)
+    _take_statements(found, given, groups, f"{spelt}slots", settles=True)
     for group in groups:
         if patterns and group.is_free:
-            _take_patterns(found, group, patterns)
-    _require_use(groups, patterns)
-    options = compilation.options
-    return Limits(found, not (options.ratio or options.dead_only))
+            _take_patterns(found, group, patterns, spelt)
+    _require_use(groups, patterns, spelt)
+    return Limits(found, only_named)
 
 
 # patterns --------------------------------------------------------------------------------------------
@@ -106,7 +125,7 @@ def _hits(group: Group, patterns: Iterable[str]) -> list[str]:
     return [pattern for pattern in patterns if any(matches(name, pattern) for name in names)]
 
 
-def _take_patterns(found: dict[Atom, Bounds], group: Group, patterns: Patterns) -> None:
+def _take_patterns(found: dict[Atom, Bounds], group: Group, patterns: Patterns, spelt: str) -> None:
     hits = {name: _hits(group, of) for name, of in patterns.items()}
     if not any(hits.values()):
         return
@@ -127,8 +146,9 @@ def _take_patterns(found: dict[Atom, Bounds], group: Group, patterns: Patterns) 
     for pattern in hits.get("protect", ()):
         for slot in patterns["protect"][pattern]:
             if slot >= group.size:
+                where = f"{spelt}protect {quoted(pattern)}"
                 raise InputError(
-                    f"--protect {quoted(pattern)}: there is no slot {slot}: {quoted(group.names[-1])} has {group.size}"
+                    f"{where}: there is no slot {slot}: {quoted(group.names[-1])} has {group.size}"
                 )
             bounds.held[slot] = True
     if bounds.least is not None and bounds.most is not None and bounds.least > bounds.most:
@@ -145,26 +165,22 @@ def _count(amount: float | int, size: int) -> int:
     return min(size, amount if isinstance(amount, int) else max(1, round(amount * size)))
 
 
-def _require_use(groups: Sequence[Group], patterns: Patterns) -> None:
+def _require_use(groups: Sequence[Group], patterns: Patterns, spelt: str) -> None:
     """InputError where nothing that a pattern names may go."""
     for name in ("ratio_for", "at_most"):
         for pattern in patterns.get(name, ()):
             named = [g for g in groups if _hits(g, [pattern])]
             if named and not any(g.is_free for g in named):
-                flag = f"--{name.replace('_', '-')}"
+                flag = f"--{name.replace('_', '-')}" if spelt else name
                 raise InputError(f"{flag} {quoted(pattern)} names nothing that can be cut: {named[0].pinned}")
 
 
 # masks of tensors ------------------------------------------------------------------------------------
 
-Statement = tuple[str, Axis, np.ndarray]
-"""(where it is said, an axis, a boolean of each slot: whether it stays)."""
-
 
 def _take_statements(
     found: dict[Atom, Bounds],
     statements: Iterable[Statement],
-    analysis: Analysis,
     groups: Sequence[Group],
     flag: str,
     *,
@@ -174,7 +190,7 @@ def _take_statements(
     of = {g.atom: g for g in groups}
     known: dict[
         Atom, tuple[str, np.ndarray, np.ndarray]
-    ] = {}  # who said it, slots it speaks of, slots that stay
+    ] = {}  # who said it, of which slots, which of them stay
     for where, axis, stays in statements:
         for atom, (spoken, kept) in _by_atom(flag, where, axis, stays).items():
             group = of.get(atom)
@@ -270,15 +286,24 @@ def _given(compilation: Compilation, analysis: Analysis) -> Iterable[Statement]:
         shape = tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
         if value not in uses:
             continue
-        if given.dtype == bool and given.shape == shape and len(shape) > 1:
-            for position in range(len(shape)):
-                others = tuple(i for i in range(len(shape)) if i != position)
-                stays = np.asarray(given.any(axis=others))
-                yield f"{value.name}:{position}", uses[value][position], stays
+        if is_whole_mask(given, shape):
+            yield from by_axis(value.name or "", uses[value], given)
             continue
         position = _axis(name, value, layer, shape)
-        stays = _stays(name, given, shape[position])
+        stays = slots_that_stay(name, given, shape[position])
         yield f"{value.name}:{position}", uses[value][position], stays
+
+
+def is_whole_mask(given: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether what is said of a tensor is a mask of all its elements."""
+    return given.dtype == bool and given.shape == tuple(shape) and len(shape) > 1
+
+
+def by_axis(tensor: str, axes: Sequence[Axis], elements: np.ndarray) -> Iterable[Statement]:
+    """A mask of all elements of a tensor, said of each of its axes: slots stay where any element does."""
+    for position, axis in enumerate(axes):
+        others = tuple(i for i in range(len(axes)) if i != position)
+        yield f"{tensor}:{position}", axis, np.asarray(elements.any(axis=others))
 
 
 def _layers(model: ir.Model) -> dict[str, LinearLayer]:
@@ -306,15 +331,17 @@ def _axis(name: str, value: ir.Value, layer: LinearLayer | None, shape: tuple[in
     return layer.out_axis
 
 
-def _stays(name: str, given: np.ndarray, size: int) -> np.ndarray:
+def slots_that_stay(name: str, given: np.ndarray, size: int, spelt: str = "--") -> np.ndarray:
+    """A boolean for each slot of an axis, from such a mask or the numbers of slots. InputError where they are not of
+    this size."""
     if given.dtype == bool:
         if given.shape != (size,):
             raise InputError(
-                f"--slots: the mask of {quoted(name)} has shape {list(given.shape)}, its axis {size} slots"
+                f"{spelt}slots: the mask of {quoted(name)} has shape {list(given.shape)}, its axis {size} slots"
             )
         return given
     if given.size and int(given.max()) >= size:
-        raise InputError(f"--slots: {quoted(name)} has {size} slots, no slot {int(given.max())}")
+        raise InputError(f"{spelt}slots: {quoted(name)} has {size} slots, no slot {int(given.max())}")
     stays = np.zeros(size, dtype=bool)
     stays[given] = True
     return stays

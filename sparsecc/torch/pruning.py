@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sparsecc.allocators import Problem, allocator_named
 from sparsecc.axes.algebra import Atom
+from sparsecc.decide.data_free import keep_of
+from sparsecc.decide.limits import Limits, patterns_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups, known_names
@@ -21,6 +23,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.torch.analysis import analyse
 from sparsecc.torch.graph_form import graph_form
 from sparsecc.torch.layers import Edit, apply_edits, attribute_edits
+from sparsecc.torch.limits import limits_of
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, trace
@@ -51,6 +54,7 @@ class Study:
     analysis: Analysis
     groups: list[Group]
     options: CompileOptions
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def free(self) -> list[Group]:
@@ -67,18 +71,23 @@ def study(
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     kinds: Sequence[str] = ("channels", "heads", "head_dims"),
+    slots: Mapping[str, Any] | None = None,
+    plan: TorchPlan | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Study:
-    """Export a module and find its groups of coupled slots."""
+    """Export a module and find its groups of coupled slots, with what is said of single ones."""
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     own = criterion if criterion in WEIGHT_CRITERIA else "auto"
     given = CompileOptions(criterion=own, keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
     program = trace(module, args, kwargs, dynamic_shapes)
     analysis = analyse(program)
     groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
-    asked = {"keep": given.keep, "only": given.only}
+    patterns = patterns_of(given)
+    asked = {"keep": given.keep, "only": given.only, **patterns}
     require_matches(asked, known_names(analysis, groups), len(groups), spelt="")
-    return Study(module, args, dict(kwargs or {}), program, analysis, groups, given)
+    before = TorchPlan.of_json(plan) if isinstance(plan, Mapping) else plan
+    limits = limits_of(module, program, analysis, groups, patterns, slots or {}, before)
+    return Study(module, args, dict(kwargs or {}), program, analysis, groups, given, limits)
 
 
 class Options(TypedDict, total=False):
@@ -87,6 +96,12 @@ class Options(TypedDict, total=False):
     `metric` is macs, params or channels; `align` "auto" (the multiples that the target's kernels like) or a
     number; `keep` and `only` are shell patterns over parameter names, or names of modules; `kinds` are of channels,
     heads, head_dims and experts; `kwargs` are keyword arguments of forward; `dynamic_shapes` as of torch.export.
+
+    `ratio_for`, `at_least`, `at_most` and `protect` say of the groups that a pattern names which share of them goes,
+    how many slots (or which share of them) stay at least and at most, and which slots do. `slots` says by parameter,
+    by `parameter:axis` or by module which slots stay: their numbers, a mask of the axis, or one of all elements.
+    `plan` is that of another pruning of the same module: what it removed goes, and more where `ratio` says so. With
+    `ratio=0` nothing else goes (docs/slots.md).
     """
 
     metric: str
@@ -96,6 +111,12 @@ class Options(TypedDict, total=False):
     keep: Sequence[str]
     only: Sequence[str]
     kinds: Sequence[str]
+    ratio_for: Mapping[str, float]
+    at_least: Mapping[str, float | int]
+    at_most: Mapping[str, float | int]
+    protect: Mapping[str, Sequence[int]]
+    slots: Mapping[str, Any]
+    plan: TorchPlan | Mapping[str, Any]
     kwargs: Mapping[str, Any] | None
     dynamic_shapes: Any
     seed: int
@@ -168,7 +189,7 @@ def _module_form(
     """The user's own modules, smaller, with as many kinds of groups pruned as their forward allows."""
     present = {g.kind for g in found.free}
     for spared in _FEWER:
-        if spared and not spared & present:
+        if spared and (not spared & present or _are_named(found, spared)):
             continue
         fewer = replace(found, groups=[_spared(g, spared) for g in found.groups])
         masks, plan = decide(fewer, ratio, scores)
@@ -179,6 +200,13 @@ def _module_form(
         except GoalError:
             continue
     return None
+
+
+def _are_named(found: Study, kinds: frozenset[str]) -> bool:
+    """Whether the user said of groups of these kinds that slots of them go."""
+    of = found.limits.of
+    said = [of[g.atom] for g in found.free if g.kind in kinds and g.atom in of]
+    return any(bounds.gone.any() or bounds.most is not None for bounds in said)
 
 
 def _spared(group: Group, kinds: frozenset[str]) -> Group:
@@ -192,12 +220,13 @@ def decide(
 ) -> tuple[dict[Atom, np.ndarray], TorchPlan]:
     """Keep-masks for a ratio, and the plan of what they mean for every tensor."""
     cost = cost_of(found.analysis, found.free, found.options.metric)
-    offered = candidates(found.analysis, found.free, found.options, scores)
+    offered = candidates(found.analysis, found.free, found.options, scores, found.limits)
     if ratio == 0 or not offered:
-        return {}, planned(found, {}, reached=ratio == 0)
+        named = {c.atom: c.best(c.size) for c in offered if c.gone is not None}
+        return named, planned(found, named, reached=ratio == 0)
     problem = Problem(offered, cost, (1 - ratio) * cost.total({}), seed=found.options.seed)
     selection = allocator_named(found.options.allocator).allocate(problem)
-    masks = {c.atom: c.best(selection.counts[c.atom]) for c in offered if selection.counts[c.atom] < c.size}
+    masks = keep_of(offered, selection)
     return masks, planned(found, masks, reached=selection.reached)
 
 

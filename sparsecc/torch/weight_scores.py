@@ -12,6 +12,7 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.cost.model import CostModel, macs_model, params_model, slots_model
 from sparsecc.criteria.weights import SlotWeights
 from sparsecc.decide.channels import FLOOR, step_of
+from sparsecc.decide.limits import Limits, settle
 from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
@@ -54,17 +55,23 @@ def candidates(
     groups: Sequence[Group],
     options: CompileOptions,
     scores: Mapping[Atom, np.ndarray] | None = None,
+    limits: Limits | None = None,
 ) -> list[Candidate]:
-    """The free groups as an allocator sees them, with the given scores or those of the weights."""
+    """The free groups as an allocator sees them, with the given scores or those of the weights, within the limits."""
+    bounds = limits.of if limits is not None else {}
     weights = SlotWeights(analysis, options.seed)
     target = target_named(options.target)
     found = []
     for group in groups:
         own = WEIGHT_CRITERIA[options.criterion](group, weights) if scores is None else scores[group.atom]
+        own = np.nan_to_num(np.array(own, dtype=np.float64), nan=np.inf)
         step = step_of(group, target, options.align)
         floor = max(group.least, math.ceil(FLOOR * group.size))
-        shapes = weights.shapes(group)
-        found.append(Candidate(group.atom, group.size, np.nan_to_num(own, nan=np.inf), step, floor, shapes))
+        if group.atom in bounds:
+            own[bounds[group.atom].held] = np.inf
+        gone, floor = settle(bounds.get(group.atom), own, None, step, floor)
+        live = own if gone is None else own[~gone]
+        found.append(Candidate(group.atom, len(live), live, step, floor, weights.shapes(group), gone=gone))
     return found
 
 
