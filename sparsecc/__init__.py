@@ -38,7 +38,7 @@ if sys.platform == "win32":
 # ONNX Runtime's wheels report their use over the network unless told otherwise before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CompileResult",
     "__version__",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+import sparsecc
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"sparsecc": "sparsecc", "passes": "sparsecc/passes", "backends": "sparsecc/backends"}
@@ -92,6 +95,12 @@ def test_wheel_declares_command_and_licence(wheel: Path) -> None:
         assert archive.read(info + "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert "\nLicense-Expression: Apache-2.0\n" in described
     assert "\nRequires-Python: >=3.10\n" in described
+
+
+def test_the_version_is_one_everywhere(wheel: Path) -> None:
+    newest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == sparsecc.__version__ == wheel.name.split("-")[1]
 
 
 def test_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
