@@ -95,7 +95,7 @@ def test_a_folder_is_exported_by_its_task(kind: str, tmp_path: Path) -> None:
     made = sparsecc.compile(folder, ratio=0.3, measure=False, output=tmp_path / "out")
     assert made.is_proved
     assert made.removed > 0.2
-    assert made.report["model"]["path"] == f"{kind}.onnx"
+    assert made.report["model"]["name"] == f"{kind}.onnx"
     plain = sparsecc.compile(folder, ratio=0.0, measure=False, output=tmp_path / "plain")
     session = onnxruntime.InferenceSession(str(plain.model))
     random = np.random.default_rng(0)
