@@ -142,12 +142,12 @@ def stories(name: str) -> Pair:
         assert found is not None
         return found
 
-    ids = _told(open_session(case.path, threads=1).run, 16, 128)
+    ids = told_by_itself(open_session(case.path, threads=1).run, 16, 128)
     batches = tuple({"ids": ids[i : i + 16]} for i in range(0, len(ids), 16))
     return Pair(case.path, Samples(batches, True), nats, case.measure)
 
 
-def _told(run: Run, number: int, length: int) -> np.ndarray:
+def told_by_itself(run: Run, number: int, length: int) -> np.ndarray:
     """Tokens drawn from the model's own prediction, from the token that begins a story. (number, length) int64."""
     generator = np.random.default_rng(0)
     ids = np.ones((number, 1), np.int64)

@@ -81,6 +81,28 @@ def branching() -> onnx.ModelProto:
     return model
 
 
+INTEGERS = """<ir_version: 8, opset_import: ["": 17]> g (float[4,16] x) => (float[4,8] y) <
+    float half = {0.5}, float coarse = {7.5}, float wide = {30.5}, float last = {40.5},
+    uint8 middle = {128}, uint8 none = {0}, int8 zero = {0}
+> {
+    xq = QuantizeLinear(x, half, middle)
+    a = QLinearMatMul(xq, half, middle, w1, half, zero, coarse, none)
+    b = QLinearMatMul(a, coarse, none, w2, half, zero, wide, none)
+    c = QLinearMatMul(b, wide, none, w3, half, zero, last, middle)
+    y = DequantizeLinear(c, last, middle)
+}"""
+
+
+def in_integers() -> onnx.ModelProto:
+    """Two hidden layers of 32 in 8 bits, and an output of a few coarse steps."""
+    model = parser.parse_model(INTEGERS)
+    generator = np.random.default_rng(3)
+    for name, shape in (("w1", (16, 32)), ("w2", (32, 32)), ("w3", (32, 8))):
+        weights = generator.integers(-9, 10, shape).astype(np.int8)
+        model.graph.initializer.append(numpy_helper.from_array(weights, name))
+    return model
+
+
 def verification(model: onnx.ModelProto, folder: Path, **options: Any) -> dict[str, Any]:
     """What a compile at half the weights says of its proof."""
     path = folder / "model.onnx"
@@ -124,6 +146,16 @@ def test_a_constant_cut_wrongly_is_found(
     slice_wrongly(monkeypatch, name)
     with pytest.raises(InternalError, match="differs from the masked dense one"):
         verification(BLIND[kind](), tmp_path)
+
+
+def test_a_difference_of_a_few_steps_of_integers_is_no_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verification(in_integers(), tmp_path)["status"] == "proved"
+    slice_wrongly(monkeypatch, "w1")
+    found = verification(in_integers(), tmp_path)
+    assert found["status"] == "not proved"
+    assert "more than steps of integers explain for sure" in found["reason"]
 
 
 def test_the_branch_that_no_probe_takes_is_turned(tmp_path: Path) -> None:

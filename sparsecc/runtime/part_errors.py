@@ -10,6 +10,10 @@ import numpy as np
 from sparsecc.runtime.numerics import LOOSE, TOLERANCE, Outputs, is_float, same_specials
 from sparsecc.runtime.rounding import AMPLIFIED
 
+STEPPED = 4.0
+"""How many times what rounding of inputs and weights does an error may be, to be rounding for sure, in a graph that
+computes in integers: numbers move by whole steps there, and 16 steps may be all that an 8-bit number varies by."""
+
 Errors = Mapping[str, np.ndarray]
 """Output name -> relative errors (float64): of all of it first, then of its channels."""
 
@@ -86,17 +90,20 @@ def _maxima(block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unexplained(
-    errors: Errors, tolerances: Mapping[str, float], floors: Errors | None = None
+    errors: Errors,
+    tolerances: Mapping[str, float],
+    floors: Errors | None = None,
+    amplified: float = AMPLIFIED,
 ) -> dict[str, float]:
     """The outputs with a part whose error is above its tolerance, and above what rounding explains (`floors`: the
-    errors that rounding makes), with that error. NaN and infinite floors explain everything."""
+    errors that rounding makes, `amplified`), with that error. NaN and infinite floors explain everything."""
     found = {}
     for name, error in errors.items():
         allowed = np.full(error.shape, tolerances[name])
         if floors is not None:
             floor = floors[name]
             floor = floor if floor.shape == error.shape else np.full(error.shape, floor.max())
-            allowed = np.maximum(allowed, AMPLIFIED * np.nan_to_num(floor, nan=np.inf, posinf=np.inf))
+            allowed = np.maximum(allowed, amplified * np.nan_to_num(floor, nan=np.inf, posinf=np.inf))
         if (error > allowed).any():
             found[name] = float(error[error > allowed].max())
     return found

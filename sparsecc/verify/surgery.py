@@ -17,9 +17,9 @@ from sparsecc.ir.switches import ELSE, THEN, in_full_precision, with_switches
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.filed import Filed
-from sparsecc.runtime.numerics import Outputs, is_float
-from sparsecc.runtime.part_errors import Errors, largest, part_errors, tolerances_of, unexplained
-from sparsecc.runtime.rounding import nudged, nudged_weights, same_rows, selects
+from sparsecc.runtime.numerics import Outputs, is_float, is_quantized
+from sparsecc.runtime.part_errors import STEPPED, Errors, largest, part_errors, tolerances_of, unexplained
+from sparsecc.runtime.rounding import AMPLIFIED, nudged, nudged_weights, same_rows, selects
 from sparsecc.runtime.runner import Feeds, Runs
 from sparsecc.system.memory import give_back
 from sparsecc.verify.planted import Plant
@@ -66,6 +66,7 @@ class Seen:
     taken: dict[str, set[int]] = field(default_factory=dict)
     probes: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    doubts: dict[str, str] = field(default_factory=dict)
 
     def look_at(self, outputs: Outputs) -> None:
         """Note which outputs hold finite numbers, and which more than one value."""
@@ -97,9 +98,11 @@ class Rounding:
             self.known |= largest(*(part_errors(new, one) for one in self.moved))
         return self.known
 
-    def leaves(self, wanted: Outputs, found: Outputs) -> dict[str, float]:
-        """The values that differ by more than rounding explains, with that error."""
-        return unexplained(part_errors(wanted, found), tolerances_of(wanted), self.floors(wanted))
+    def leaves(self, wanted: Outputs, found: Outputs, known: Errors) -> dict[str, float]:
+        """The values whose errors are `known` ones and more than rounding explains, with what is more."""
+        with np.errstate(invalid="ignore"):
+            added = {name: error - known[name] for name, error in part_errors(wanted, found).items()}
+        return unexplained(added, tolerances_of(wanted), self.floors(wanted))
 
 
 class Surgery:
@@ -136,6 +139,7 @@ class Surgery:
         self.by_parts = by_parts
         self.runner = in_pieces(self.model) if plants else opened(self.model)
         self.selects = selects(pruned)
+        self.sure = STEPPED if is_quantized(pruned) else AMPLIFIED
         self.seen = Seen()
 
     def compare(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> Outputs:
@@ -160,7 +164,7 @@ class Surgery:
         if waiting:
             rounding = rounding if floors else Rounding(found, self._moved(small, _PLANT_DRAWS, found))
             for number in waiting:
-                self._try(number, small, wanted, rounding)
+                self._try(number, small, wanted, errors, rounding)
             give_back()
         return {name: found[name] for name in self.names}
 
@@ -212,6 +216,10 @@ class Surgery:
         floors = [told["rounding_floor"] for told in seen.outputs.values() if "rounding_floor" in told]
         reasons = [f"output {quoted(name)} is not finite on any probe" for name in silent]
         reasons += [f"no probe takes {branch}" for branch in branches]
+        reasons += [
+            f"{quoted(name)} differs by {error}, more than steps of integers explain for sure"
+            for name, error in seen.doubts.items()
+        ]
         if missed:
             one = missed[0]
             reasons.append(
@@ -253,17 +261,18 @@ class Surgery:
                 floor = float(np.nan_to_num(floors[name][0], posinf=0.0))
                 told["rounding_floor"] = max(told.get("rounding_floor", 0.0), floor)
 
-    def _try(self, number: int, small: Feeds, wanted: Filed, rounding: Rounding) -> None:
+    def _try(self, number: int, small: Feeds, wanted: Filed, errors: Errors, rounding: Rounding) -> None:
+        """Note a plant that adds more to the errors of the right graph than rounding explains."""
         plant = self.plants[number]
         try:
             wrong = self._with(plant, small, wanted)
         except InputError:
             self.seen.at_outputs.add(number)
             return
-        if moved := rounding.leaves(wanted.only(self.names), wrong):
+        if moved := rounding.leaves(wanted.only(self.names), wrong, errors):
             self.seen.at_outputs.add(number)
             self.seen.varied.update(moved)
-        elif rounding.leaves(wanted.only(n for n in wanted if n not in self.names), wrong):
+        elif rounding.leaves(wanted.only(n for n in wanted if n not in self.names), wrong, errors):
             self.seen.at_layers.add(number)
 
     def _with(self, plant: Plant, small: Feeds, wanted: Outputs) -> Outputs:
@@ -288,7 +297,7 @@ class Surgery:
     ) -> None:
         """InternalError where a part differs by more than rounding of inputs and of all weights explains."""
         tolerances = tolerances_of(wanted)
-        if not floors or not (left := unexplained(errors, tolerances, floors)):
+        if not floors or not (left := unexplained(errors, tolerances, floors, self.sure)):
             return
         shown = {name: found[name] for name in wanted}
         for draw in range(_LAST_DRAWS):
@@ -296,8 +305,10 @@ class Surgery:
             small = self.narrowed.feeds(feeds)
             floors = largest(floors, part_errors(shown, moved.run(nudged(small, draw), names=wanted)))
             floors = largest(floors, part_errors(wanted, self._told(reference.run(nudged(feeds, draw)))))
-            if not (left := unexplained(errors, tolerances, floors)):
+            if not (left := unexplained(errors, tolerances, floors, self.sure)):
                 return
+        doubted, left = left, unexplained(errors, tolerances, floors)
+        self.seen.doubts |= {name: f"{doubted[name]:.2g}" for name in doubted.keys() - left.keys()}
         if self.selects:
             left = {n: e for n, e in left.items() if not same_rows(wanted[n], found[n], tolerances[n])}
         if left:
