@@ -71,6 +71,7 @@ def compile(model: Model, **options: Any) -> CompileResult:
     goal writes the best that was tried until then, and is raised again.
     """
     from sparsecc.bundle.folder import BundleWriter
+    from sparsecc.data.named import require_named
     from sparsecc.data.origin import origin
     from sparsecc.report.tracking import logger_of
     from sparsecc.tasks.outside import beyond_sandbox
@@ -81,6 +82,7 @@ def compile(model: Model, **options: Any) -> CompileResult:
         log = None if hook is None else logger_of(hook)
         call = CompileCall.of(given)  # what cannot be is said before anything is opened
         path = compiled_from(stack.enter_context(file_of(model, call.example_inputs, call.on_event)))
+        require_named(given)
         work = partial(
             run_task,
             "sparsecc.tasks.compile_to_goal:compile_model",

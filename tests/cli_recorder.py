@@ -13,6 +13,7 @@ from typing import Any
 
 GOLDEN = Path(__file__).parent / "golden" / "cli"
 ROOT = Path(__file__).parent.parent
+PLAN: Mapping[str, Any] = {"groups": [], "quantization": [], "patterns": [], "repaired": []}
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "yaml", "jinja2", "torch", "scipy"}
 
 
@@ -37,7 +38,7 @@ class Recorder(ModuleType):
 
     def compile(self, *arguments: Any, **options: Any) -> SimpleNamespace:
         self._note(arguments, options)
-        return SimpleNamespace(bundle=Path("out"), report=report("compile"), plan={})
+        return SimpleNamespace(bundle=Path("out"), report=report("compile"), plan=PLAN)
 
     def inspect(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         self._note(arguments, options)

@@ -171,7 +171,9 @@ def samples():
         ("nothing", "returned None: it must return a finite number"),
         ("nan", "returned nan: it must return a finite number"),
         ("wrong_input", "picture"),
-        ("absent", "has no function 'absent'"),
+        ("absent", "has no function 'absent': score.py has raises, nothing, nan, wrong_input, samples"),
+        ("np", "has 'np', which is no function: score.py has raises"),
+        ("", "names no function: score.py has raises"),
     ],
 )
 def test_eval_functions(
@@ -198,8 +200,24 @@ def test_a_metric_that_fails_does_so_before_any_long_work(workplace: Path, model
 
 def test_eval_files(refused: Refusals, workplace: Path, model: Path) -> None:
     assert "no file 'none.py'" in refused(model, "--eval", "none.py:f")
+    assert "is no metric and no file: write FILE.py:FUNCTION, or with --labels one of top1" in refused(
+        model, "--eval", "accuracy"
+    )
+    (workplace / "own.py").write_text("SCORE = 1")
+    for flag in ("--eval", "--calib"):
+        assert "own.py names no function: own.py defines no function" in refused(model, flag, "own.py")
     (workplace / "broken.py").write_text("def f(:\n")
     assert "cannot be imported" in refused(model, "--eval", "broken.py:f")
+
+
+def test_what_is_named_and_not_there_is_said_before_the_output(
+    refused: Refusals, workplace: Path, model: Path
+) -> None:
+    (workplace / "out").mkdir()
+    (workplace / "out" / "file").touch()
+    assert "none.npz: no such file or folder" in refused(model, "--calib", "none.npz", "-o", "out")
+    assert "no file 'none.py'" in refused(model, "--eval", "none.py:f", "--dry-run")
+    assert "exists already" in refused(model, "-o", "out")
 
 
 def arrays(**given: np.ndarray) -> dict[str, np.ndarray]:

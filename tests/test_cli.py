@@ -56,6 +56,17 @@ def test_nothing_asked_shows_the_help(arguments: list[str], capsys: pytest.Captu
     assert "\nCommands:\n" in capsys.readouterr().err
 
 
+def test_help_of_a_command_shows_all_where_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*words: str) -> str:
+        assert main([*words]) == 0
+        return capsys.readouterr().out
+
+    assert shown("help", "compile", "--all") == shown("compile", "--help-all") != shown("help", "compile")
+    assert shown("help", "cache", "--all") == shown("cache", "--help")
+    assert main(["help", "compile", "--every"]) == 2
+    assert "help takes a command and --all, not '--every'" in capsys.readouterr().err
+
+
 def test_root_help_lists_the_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-h"]) == 0
     text = capsys.readouterr().out

@@ -130,6 +130,7 @@ BAD_RECIPES: list[tuple[str | bytes, str]] = [
         "calib_general: a.py:f",
         "'calib_general' is 'a.py:f', which names code to run, or no file: a file may not; give --calib-general again",
     ),
+    ("calib: a.py:f\nevaluate: b.py:g", "a file may not; give --calib and --evaluate again"),
     ("schema: sparsecc.recipe/9", "not sparsecc.recipe/1"),
     (b"\xff\xfe\x00", "is not UTF-8"),
     ("[" * 60_000, "nested too deeply"),

@@ -151,6 +151,20 @@ def test_a_line_of_json_is_a_sample(tmp_path: Path) -> None:
             list(feeds_from(str(lines), SOUND))
 
 
+def test_a_line_of_json_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    picture(folder / "a.png", (255, 255, 255))
+    picture(tmp_path / "own.png", (0, 0, 0))
+    (folder / "link.png").symlink_to(tmp_path / "own.png")
+    lines = folder / "data.jsonl"
+    lines.write_text(json.dumps({"image": str(folder / "a.png")}))
+    assert len(list(feeds_from(str(lines), PICTURE))) == 1
+    for outside in ("../own.png", str(tmp_path / "own.png"), "link.png", "../none.png"):
+        lines.write_text(json.dumps({"image": outside}))
+        with pytest.raises(InputError, match=r"data\.jsonl:1: .* lies outside its folder"):
+            list(feeds_from(str(lines), PICTURE))
+
+
 def test_labels_are_cut_with_their_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(6, dtype=np.float32).reshape(3, 2), labels=[5, 6, 7])
     found = [

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sparsecc.cli import main
 from sparsecc.system.temp_folders import (
     STEMS,
+    locked_file,
     locked_folder,
     locked_temporary,
     sweep_folders,
@@ -74,6 +76,19 @@ def test_what_is_no_litter_of_ours_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         (*names, ".worker.sparsecc-0123456789abcdef")
     )
+
+
+def test_drafts_of_any_name_are_swept_where_a_command_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living, held = locked_folder(tmp_path, "out")
+    for _, lock in (locked_folder(tmp_path, "ck"), locked_file(tmp_path, "draft", 0o600)):
+        os.close(lock)  # as when its process dies
+    (tmp_path / ".ck.sparsecc-short").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["cache", "-q"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, ".ck.sparsecc-short"}
+    os.close(held)
 
 
 def test_whatever_dead_processes_left_is_swept_by_the_next(

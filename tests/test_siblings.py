@@ -105,7 +105,7 @@ def test_steps_that_do_not_help_are_said_to_be_tried() -> None:
         "fidelity": {"quality_db": 1.0, "parts": {"y": 1.0}, "data": "held-out samples", "samples": 9},
     }  # fmt: skip
     advice = verdict(report).advice
-    assert advice.startswith("nor is --ratio 0.1 (2 dB, not usable), as was measured")
+    assert advice.startswith("--ratio 0.1 (2 dB, not usable) is of no use either, as was measured")
     assert advice.endswith("--recover distill was not tried")
     step |= {"judgement": "doubtful", "quality_db": 9.0}
     assert verdict(report).advice == "try --ratio 0.1 (9 dB, doubtful), as was measured on the same samples"

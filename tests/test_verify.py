@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import sparsecc
+from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError
 from sparsecc.verify.stored_probes import LARGEST, PROBES, inputs_of, keep, rounded
 from tests.foreign_files import errors_of, seal
@@ -61,6 +63,33 @@ def test_all_checks_made_and_passed_are_sound(
     assert set(statuses(found)) == {"manifest", "loads", "fidelity", "original", "numerics"}
     assert found["is_sound"]
     assert errors_of(capsys, "verify", plain, "--model", model)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        ((), []),
+        (("--calib", "calib.npz"), ["--calib", "calib.npz"]),
+        (("--ratio", "0", "--quantize", "fp16"), ["--reproduce"]),
+    ],
+)
+def test_the_command_that_compile_names_checks_all(
+    model: Path,
+    flags: tuple[str, ...],
+    how: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(model.parent)
+    asked = ["m.onnx", "--ratio", "0.5", "--no-measure", "-o", tmp_path.name, *flags]
+    assert main(["compile", *asked]) == 0
+    (said,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: sparsecc verify")
+    )
+    words = shlex.split(said)
+    assert words[3:] == [tmp_path.name, "--model", "m.onnx", *how]
+    assert main(words[2:]) == 0
 
 
 def test_what_is_not_checked_is_said_with_why(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from sparsecc.errors import GoalError, InputError, InternalError, SystemFailureE
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import file_sha256
 from sparsecc.system.plain_json import read_json
-from sparsecc.system.temp_folders import locked_folder, sweep_folders
+from sparsecc.system.temp_folders import locked_folder, sweep_folders, sweep_left
 from sparsecc.system.versions import versions
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class BundleWriter:
         check_destination(self.destination, self.force)
         with _disk_errors(self.destination):
             self.destination.parent.mkdir(parents=True, exist_ok=True)
-            sweep(self.destination)
+            sweep_left(self.destination.parent)
             self.folder, self._lock = locked_folder(self.destination.parent, self.destination.name)
         return self
 

@@ -39,7 +39,7 @@ def build_view(built: Mapping[str, Any]) -> list[Block]:
         Line(""),
         *(Line(line, "warn") for line in facts.get("left_out", ())),
         Line(f"Bundle: {bundle}", "title"),
-        Line(f"Next: sparsecc verify {bundle}", "dim"),
+        Line(f"Next: sparsecc verify {bundle} --model ORIGINAL", "dim"),
     ]
 
 

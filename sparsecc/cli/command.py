@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -131,11 +132,16 @@ def _help_all() -> click.Option:
 
 
 def _call(run: Run, values: dict[str, Any], command: Command) -> int | None:
+    from sparsecc.system.temp_folders import sweep_left
+
     terminal = Terminal(
         as_json=values.pop("as_json"), quiet=values.pop("quiet"), verbose=values.pop("verbose")
     )
     for line in click.get_current_context().meta.get(RENAMED, ()):
         terminal.note(line)
+    sweep_left(
+        Path()
+    )  # what a killed command left here: that in the temporary folder goes with the next worker
     rows = {option.name for option in command.params if isinstance(option, RowOption)}
     with _switched(off=values.pop("no_sandbox")):
         given = {name: value for name, value in values.items() if _is_given(value, name in rows)}

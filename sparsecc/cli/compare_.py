@@ -10,8 +10,8 @@ from sparsecc.cli.command import Command
 from sparsecc.cli.terminal import Terminal
 from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.report.numbers import shapes
-from sparsecc.report.summary import latency_rows
-from sparsecc.report.verdict import kept_text
+from sparsecc.report.summary import clocked_rows
+from sparsecc.report.verdict import RANDOM, kept_text
 
 
 def run(terminal: Terminal, given: dict[str, Any]) -> None:
@@ -26,10 +26,12 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
 def compare_view(compared: Mapping[str, Any]) -> list[Block]:
     """The ratio of the latencies, both latencies, and the difference of each output."""
     latency = compared.get("latency") or {}
+    rows, remark = clocked_rows(latency, ("p50", "p90", "p99", "mean"))
     return [
         Line(_verdict(latency), "title"),
         Line(""),
-        Grid(("", ">A", ">B", ">change"), _latencies(latency)),
+        Grid(("", ">A", ">B", ">change"), rows),
+        *([Line(remark, "dim")] if remark else []),
         *_outputs(compared),
     ]
 
@@ -46,18 +48,14 @@ def _verdict(latency: Mapping[str, Any]) -> str:
     return f"B is {ratio} as fast as A {interval}"
 
 
-def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    rows = latency_rows(latency, ("p50", "p90", "p99", "mean"))
-    wall = latency_rows(latency.get("wall") or {}, ("p50",))
-    return [*rows, *((f"wall clock {row[0]}", *row[1:]) for row in wall)]
-
-
 def _outputs(compared: Mapping[str, Any]) -> list[Block]:
     outputs = compared.get("outputs") or {}
     if not outputs:
         return []
     error = f"largest relative error {outputs['max_relative_error']:.2g}"
     said: list[Block] = [Line(f"B against A: {kept_text(outputs) or 'no numbers to compare'}; {error}.")]
+    if outputs.get("data") == RANDOM:
+        said.append(Line("Random inputs say little of quality: --data with real samples tells more.", "dim"))
     if "inputs" in compared:
         said.append(Line(f"Latency is of a run of {shapes(compared['inputs'])}.", "dim"))
     return [Line(""), *said]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sparsecc.bundle.rechecked import command_for
 from sparsecc.cli import options
 from sparsecc.cli.command import Command
 from sparsecc.cli.compile_view import compile_view
@@ -37,6 +38,9 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     with terminal.progress() as on_event:
         result = api.compile(model, **given, on_event=on_event)
     report = {**result.report, "bundle": str(result.bundle) if result.bundle else None, "command": command}
+    if result.bundle:
+        folder = str(given.get("output") or default_bundle(model))
+        report["verify"] = command_for(folder, model, result.plan, given)
     terminal.result(report, compile_view)
     if "unmeasured" in report:
         raise GoalError(f"{report['bundle']} is written, but {report['unmeasured']}")

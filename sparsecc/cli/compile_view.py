@@ -10,7 +10,7 @@ from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
-from sparsecc.report.summary import TOTALS, engine_text, headline, held_for, latency_rows, pair, reasons
+from sparsecc.report.summary import TOTALS, clocked_rows, engine_text, headline, held_for, pair, reasons
 from sparsecc.report.trials import trial_rows
 from sparsecc.report.verdict import verdict
 
@@ -58,7 +58,7 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             rows.append((label, written(before), written(after), numbers.change(before, after)))
         elif after is not None:
             rows.append((label, "", written(after), ""))
-    rows += _latencies(report.get("latency") or {})
+    rows += clocked_rows(report.get("latency") or {}, ("p50", "p90"))[0]
     if served := report.get("throughput"):
         before, after = served["before"]["rate"], served["after"]["rate"]
         gained = numbers.change(before, after)
@@ -78,17 +78,6 @@ def _trials(report: Mapping[str, Any]) -> list[Block]:
 def _engine(report: Mapping[str, Any]) -> list[Block]:
     text = engine_text(report)
     return [Line(text), Line("")] if text else []
-
-
-def _latencies(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    clock = {"cpu": "CPU time", "wall": "wall clock", "gpu": "GPU time"}.get(
-        latency.get("clock", ""), "latency"
-    )
-    rows = [(f"{clock} {key}", *cells) for key, *cells in latency_rows(latency, ("p50", "p90"))]
-    wall = [
-        (f"wall clock {key}", *cells) for key, *cells in latency_rows(latency.get("wall") or {}, ("p50",))
-    ]
-    return [(label, before, after, change) for label, before, after, change in (*rows, *wall)]
 
 
 def _removed(report: Mapping[str, Any]) -> list[Block]:
@@ -229,5 +218,5 @@ def _next_steps(report: Mapping[str, Any]) -> list[Block]:
         lines.append(
             Line(f"Next: sparsecc build {bundle} where the target runs, or --device for it", "title")
         )
-    lines.append(Line(f"Next: sparsecc verify {bundle}", "dim"))
+    lines.append(Line(f"Next: {report.get('verify') or f'sparsecc verify {bundle} --model ORIGINAL'}", "dim"))
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 from sparsecc.bundle.foreign import not_given_again, read_recipe
 from sparsecc.errors import InputError
 from sparsecc.options import CompileOptions, rows_of
+from sparsecc.options.builder_keys import all_left_out
 from sparsecc.options.row import PAIRS
 
 
@@ -23,10 +24,10 @@ def above_recipe(path: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], l
     alone = {name for name, row in rows.items() if row.alone}
     if alone & set(given):
         recipe = {name: value for name, value in recipe.items() if name not in alone}
-    for one in not_given_again(left, given):
-        if one.decides:
-            raise InputError(one.line(path))
-        told.append(one.line(path))
+    missing = not_given_again(left, given)
+    if any(one.decides for one in missing):
+        raise InputError(all_left_out(path, missing))
+    told += [one.line(path) for one in missing]
     both = [name for name in recipe if name in given and rows[name].kind is PAIRS]
     pairs = {name: {**recipe[name], **given[name]} for name in both}
     return {**recipe, **given, **pairs}, told

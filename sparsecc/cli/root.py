@@ -66,12 +66,19 @@ class LazyCommands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] == "help":
-            args = [*args[1:2], "--help"]
+            args = self._help_of(ctx, args[1:2], args[2:])
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"commands are {', '.join(COMMANDS)}"
             ctx.fail(f"no command '{args[0]}': {hint}")
         return super().resolve_command(ctx, args)
+
+    def _help_of(self, ctx: click.Context, name: list[str], more: list[str]) -> list[str]:
+        """What `help NAME --all` stands for."""
+        if more and (len(more) > 1 or more[0] not in ("--all", "--help-all")):
+            ctx.fail(f"help takes a command and --all, not '{more[0]}'")
+        command = self.get_command(ctx, name[0]) if more else None
+        return [*name, "--help-all" if getattr(command, "has_more", False) else "--help"]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from sparsecc.data.array_files import read_arrays, write_arrays
+from sparsecc.data.named import MEMORY
 from sparsecc.errors import InputError
 from sparsecc.worker import Exchange, Question, Reply, ask
 
-MEMORY = "memory:"
-"""What begins a value that stands for data or a function of the parent's."""
 FEEDS, OUTPUTS = "feeds.npz", "outputs.npz"
 
 Run = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]

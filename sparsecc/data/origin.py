@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsecc.data.in_memory import MEMORY
+from sparsecc.data.named import MEMORY
 from sparsecc.options import CompileOptions, rows_of
 
 MOST = 100_000

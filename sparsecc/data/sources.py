@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.data.array_files import BROKEN, arrays_in, read_arrays
-from sparsecc.data.in_memory import MEMORY, files_of
+from sparsecc.data.in_memory import files_of
+from sparsecc.data.named import MEMORY, require_samples
 from sparsecc.data.preprocessing import Preprocessing, opened_image
 from sparsecc.data.texts import Texts
 from sparsecc.errors import InputError
@@ -52,14 +53,12 @@ class SampleSource:
         if spec.startswith(MEMORY):
             for held in files_of(spec):
                 yield from self._of_arrays(held, read_arrays(held))
-        elif colon and file.endswith(".py") and not path.exists():
+            return
+        require_samples(spec, spec)
+        if colon and file.endswith(".py") and not path.exists():
             yield from _from_function(Path(file), function, self._inputs)
         elif path.is_dir():
             yield from self._of_folder(path)
-        elif not path.exists():
-            raise InputError(
-                f"{spec}: no such file or folder: give .npz, .npy, a folder, or file.py:function"
-            )
         elif path.suffix.lower() == ".txt":
             yield from ((path.name, sample) for sample in self._texts(path).samples(path))
         elif path.suffix.lower() == ".jsonl":
@@ -121,7 +120,7 @@ class SampleSource:
                     (record[k] for k in (*_PICTURES, *_SOUND_KEYS) if isinstance(record.get(k), str)), None
                 )
                 if path is not None:
-                    yield where, {**record, **self._only_one(where, file.parent / path)}
+                    yield where, {**record, **self._only_one(where, file.parent, file.parent / path)}
                 elif isinstance(record.get("text"), str):
                     texts = texts or self._texts(file)
                     if (tokens := texts.sample(record["text"])) is not None:
@@ -134,8 +133,14 @@ class SampleSource:
                             f"{where}: no arrays: {one_line(str(e), 80)}: write even lists"
                         ) from e
 
-    def _only_one(self, where: str, file: Path) -> Sample:
-        """The sample of a file that a line names."""
+    def _only_one(self, where: str, folder: Path, file: Path) -> Sample:
+        """The sample of a file that a line names; InputError where it lies outside of the folder: the lines may be
+        someone else's."""
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{where}: {one_line(str(file), 120)} lies outside its folder: put the .jsonl into a folder above "
+                "its samples"
+            )
         if not file.is_file():
             raise InputError(
                 f"{where}: {one_line(str(file), 120)} is no file: name one from the folder of {where}"

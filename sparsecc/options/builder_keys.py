@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,14 @@ class LeftOut:
 
     def line(self, file: str) -> str:
         return f"{file}: '{self.option}' {self.why}: a file may not; give {self.again} again"
+
+
+def all_left_out(file: str, left: Sequence[LeftOut]) -> str:
+    """One line for several, so that all can be given at once."""
+    if len(left) == 1:
+        return left[0].line(file)
+    what = " and ".join(f"'{one.option}' {one.why}" for one in left)
+    return f"{file}: {what}: a file may not; give {' and '.join(one.again for one in left)} again"
 
 
 def build_settings(given: Any) -> tuple[dict[str, Any], list[LeftOut]]:

@@ -11,9 +11,9 @@ from sparsecc.report.charts import Distributions, Plot, distributions
 from sparsecc.report.summary import (
     TOTALS,
     Reason,
+    clocked_rows,
     headline,
     held_for,
-    latency_rows,
     pair,
     reasons,
     speedup_text,
@@ -110,7 +110,7 @@ class CompilePage:
             layers_open=LAYERS_OPEN,
             held_for=held_for(report),
             latency=_curves(latency),
-            latency_rows=_latency_rows(latency),
+            latency_rows=clocked_rows(latency, ("p50", "p90", "p99", "mean"))[0],
             latency_note=speedup_text(report),
             trials=[
                 (*row, flags) for row, flags in zip(trial_rows(report), trial_flags(report), strict=True)
@@ -174,12 +174,6 @@ def _curves(latency: Mapping[str, Any]) -> Distributions | None:
     samples = latency.get("samples_ms") or {}
     clock = latency.get("clock", "wall")
     return distributions([(side, side, samples.get(f"{clock}_{side}") or ()) for side in ("before", "after")])
-
-
-def _latency_rows(latency: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    rows = latency_rows(latency, ("p50", "p90", "p99", "mean"))
-    wall = latency_rows(latency.get("wall") or {}, ("p50",))
-    return [*rows, *((f"wall clock {row[0]}", *row[1:]) for row in wall)]
 
 
 def _quality(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -46,6 +46,8 @@ def held_for(report: Mapping[str, Any]) -> list[str]:
     lines = [f"MACs are of one sample ({numbers.shapes(counted['inputs'])})"] if counted else []
     if lines and (report.get("latency") or report.get("footprint")):
         lines[0] += f"; latency and memory are of a run of {numbers.shapes(report.get('measured_at', {}))}"
+    if remark := clocked_rows(report.get("latency") or {}, ())[1]:
+        lines.append(remark)
     if served := report.get("throughput"):
         lines.append(f"It serves {words_of_serving(served['after'])}")
     if unknown := counted.get("unknown"):
@@ -79,6 +81,25 @@ def engine_text(report: Mapping[str, Any]) -> str:
     rows = build.get("sparsity") or ()
     picked, eligible = (sum(bool(row[key]) for row in rows) for key in ("picked", "eligible"))
     return f"{text}; sparse kernels for {picked} of {eligible} eligible layers." if rows else f"{text}."
+
+
+WALL = "wall clock is what passed meanwhile, other work of this machine included; the ratio is of CPU time"
+
+
+def clocked_rows(
+    latency: Mapping[str, Any], quantiles: Iterable[str]
+) -> tuple[list[tuple[str, str, str, str]], str]:
+    """(rows of a latency by the clock that its ratio is of, then of the wall clock; what to say of that one)."""
+    clock = {"cpu": "CPU time", "wall": "wall clock", "gpu": "GPU time"}.get(
+        latency.get("clock", ""), "latency"
+    )
+    rows, wall = latency_rows(latency, quantiles), latency_rows(latency.get("wall") or {}, ("p50",))
+    named = [
+        (f"{word} {key}", before, after, change)
+        for word, those in ((clock, rows), ("wall clock", wall))
+        for key, before, after, change in those
+    ]
+    return named, WALL if wall else ""
 
 
 def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[tuple[str, str, str, str]]:

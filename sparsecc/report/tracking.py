@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.report.result import CompileResult
-from sparsecc.system.user_code import function_in
+from sparsecc.system.user_code import file_and_function, function_in
 
 MLFLOW = "mlflow"
 LONGEST = 500
@@ -28,10 +28,9 @@ def logger_of(where: str | Callable[[CompileResult], object]) -> Callable[[Compi
         except ImportError as e:
             raise MissingPackageError("--log-to mlflow needs it: pip install 'sparsecc[tracking]'") from e
         return to_mlflow
-    file, colon, name = where.rpartition(":")
-    if not colon:
+    if ":" not in where and not Path(where).exists():
         raise InputError(f"--log-to {where}: write mlflow, or FILE.py:FUNCTION, which gets the result")
-    return function_in(Path(file), name, "--log-to")
+    return function_in(*file_and_function(where, "--log-to"), "--log-to")
 
 
 def to_mlflow(result: CompileResult) -> None:

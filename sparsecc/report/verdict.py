@@ -83,14 +83,12 @@ def refusal(report: Mapping[str, Any], min_quality: float | None, min_agreement:
         return f"no output holds floating-point numbers: --min-quality {min_quality:g}dB cannot be judged"
     if min_quality is not None and worst is not None and worst < min_quality:
         part = (facts.get("worst") or {}).get("part", "")
-        return f"output {part} keeps {worst:.1f} dB {where}, less than --min-quality {min_quality:g}dB"
+        return f"output {part} keeps {worst:.1f} dB {where}, less than --min-quality {min_quality:g}dB asks"
     if min_agreement is not None and not facts.get("agreement"):
         return f"no output is known to name classes: --min-agreement {min_agreement:g} cannot be judged"
     agrees = lowest_agreement(facts)
     if min_agreement is not None and agrees < min_agreement:
-        return (
-            f"{agrees:.1%} of the answers are the same {where}, less than --min-agreement {min_agreement:g}"
-        )
+        return f"{agrees:.1%} of the answers are the same {where}, less than --min-agreement {min_agreement:g} asks"
     return ""
 
 
@@ -165,7 +163,8 @@ def _advice(report: Mapping[str, Any]) -> str:
         return f"try {', or '.join(tried)}, as was measured on the same samples"
     if tried:
         more = "" if recover == "distill" or not ratio else "; --recover distill was not tried"
-        return f"nor is {', nor '.join(tried)}, as was measured on the same samples{more}"
+        are = "is" if len(tried) == 1 else "are"
+        return f"{' and '.join(tried)} {are} of no use either, as was measured on the same samples{more}"
     if ratio:
         steps.append(_lower(ratio, report.get("passes", ())))
         if not asked.get("quantize"):

@@ -84,6 +84,14 @@ def sweep_files(parent: Path, stem: str) -> list[str]:
     return _sweep(parent, stem, stat.S_IFREG, os.unlink)
 
 
+def sweep_left(parent: Path) -> None:
+    """Remove every folder and file that a killed process of ours left in `parent`, whatever its stem; quietly nothing
+    where the folder cannot be read."""
+    with contextlib.suppress(OSError):
+        _sweep(parent, None, stat.S_IFDIR, shutil.rmtree)
+        _sweep(parent, None, stat.S_IFREG, os.unlink)
+
+
 def _new_name(parent: Path, stem: str) -> Path:
     return parent / f".{stem}{_MARK}{secrets.token_hex(8)}"
 
@@ -98,8 +106,9 @@ def _is_held(lock: int, path: Path) -> bool:
         return e.errno not in (errno.EWOULDBLOCK, errno.ENOENT)
 
 
-def _sweep(parent: Path, stem: str, kind: int, remove: Callable[[str], None]) -> list[str]:
-    pattern = re.compile(re.escape(f".{stem}{_MARK}") + "[0-9a-f]{16}")
+def _sweep(parent: Path, stem: str | None, kind: int, remove: Callable[[str], None]) -> list[str]:
+    name = re.escape(stem) if stem is not None else ".+"
+    pattern = re.compile(rf"\.{name}{re.escape(_MARK)}[0-9a-f]{{16}}", re.DOTALL)
     swept = []
     for entry in os.scandir(parent):
         if not pattern.fullmatch(entry.name):

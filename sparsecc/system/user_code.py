@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 import traceback
@@ -14,7 +15,22 @@ from sparsecc.escaping import one_line
 
 _PREFIX = "sparsecc_user_"
 """Of the names of the modules that such files become."""
+MOST = 8
+"""Functions of a file that are named."""
 _OURS = Path(__file__).resolve().parents[1]
+
+
+def file_and_function(spec: str, flag: str) -> tuple[Path, str]:
+    """What FILE.py:FUNCTION names. InputError where it names no function, or there is no such file; nothing runs."""
+    file, _, name = spec.removeprefix("py:").rpartition(":")
+    if not file:
+        file, name = name, ""
+    path, where = Path(file), f"{flag} {spec}"
+    if not path.is_file():
+        raise InputError(f"{where}: no file '{file}': write path/to/file.py:function")
+    if not name:
+        raise InputError(f"{where} names no function: {_what_it_has(path)}: write {path}:FUNCTION")
+    return path, name
 
 
 def function_in(file: Path, name: str, flag: str) -> Callable[..., Any]:
@@ -36,9 +52,21 @@ def function_in(file: Path, name: str, flag: str) -> Callable[..., Any]:
         ) from e
     found = getattr(module, name, None)
     if not callable(found):
-        raise InputError(f"{where}: {file.name} has no function '{name}'")
+        what = f"has no function '{name}'" if found is None else f"has '{name}', which is no function"
+        raise InputError(f"{where}: {file.name} {what}: {_what_it_has(file)}")
     function: Callable[..., Any] = found
     return function
+
+
+def _what_it_has(file: Path) -> str:
+    """The functions that a Python file defines, unless it is none; without running it."""
+    try:
+        nodes = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError, OSError):
+        return f"{file.name} is no Python"
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    listed = f"{', '.join(names[:MOST])}{' and others' if names[MOST:] else ''}"
+    return f"{file.name} has {listed}" if names else f"{file.name} defines no function"
 
 
 def error_of(error: BaseException) -> InputError | None:

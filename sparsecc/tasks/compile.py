@@ -61,7 +61,8 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         report = assemble.report(compilation, work.decision, work.verification, _figures(work), work.accuracy)
         options = compilation.options
         if refused := refusal(report, options.min_quality, options.min_agreement):
-            raise GoalError(f"nothing was written: {refused}; {report['verdict']['advice'] or 'lower it'}")
+            advice = report["verdict"]["advice"] or "lower it, or take less with a lower --ratio"
+            raise GoalError(f"nothing was written: {refused}: {advice}")
         if compilation.package is not None and compilation.decoder is not None:
             left = DecoderSizes.of(work.analysis.model)
             report["package"] = carry(

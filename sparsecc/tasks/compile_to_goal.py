@@ -108,7 +108,11 @@ def _compiled(
         "chosen": {"ratio": settled.ratio, "levers": dict(settled.best.levers)},
         "notes": settled.notes if is_asked else (),
     }
-    return pipeline.compiled(compilation, request)
+    made = pipeline.compiled(compilation, request)
+    if request.get("dry_run"):  # the chosen trial was made: its size is known
+        for side, size in (("before", settled.best.dense_bytes), ("after", settled.best.bytes)):
+            made["report"][side]["bytes"] = size
+    return made
 
 
 def _scaled(emit: Emit, start: float) -> Emit:

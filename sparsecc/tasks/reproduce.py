@@ -10,7 +10,7 @@ from sparsecc.bundle.folder import Bundle
 from sparsecc.bundle.foreign import not_given_again, read_recipe
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
-from sparsecc.options.builder_keys import LeftOut
+from sparsecc.options.builder_keys import LeftOut, all_left_out
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.verify.rounding import difference
@@ -36,9 +36,8 @@ def reproduced(
     options, left = options_in(bundle.folder / "recipe.yaml")
     build = dict(given.get("build", {}))
     missing = not_given_again(left, given)
-    for one in missing:
-        if one.option not in UNSEEN:
-            raise InputError(one.line("recipe.yaml"))
+    if needed := [one for one in missing if one.option not in UNSEEN]:
+        raise InputError(all_left_out("recipe.yaml", needed))
     options |= {**given, "build": {**options.get("build", {}), **build}, "measure": False}
     with temporary_folder("scratch") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}

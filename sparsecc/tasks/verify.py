@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.bundle.folder import SIGNATURE, Bundle
+from sparsecc.bundle.rechecked import WAYS, not_by_zeroing
 from sparsecc.bundle.signing import signature_check
 from sparsecc.data.plan_file import read_plan, require_fits
 from sparsecc.data.random_inputs import random_feeds
@@ -44,7 +45,6 @@ Check = dict[str, Any]
 
 AGAIN_DB = 2.0
 """By how much the quality on samples given again may fall short of what was told: they may be others."""
-WAYS = "--reproduce, or --calib with the samples of the compile, checks them"
 
 
 def verify(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -145,14 +145,8 @@ class _Against:
     def zeroing(self) -> Check:
         """Zero what the plan says in the original, and compare outputs."""
         plan = self.plan
-        mixed = [g["id"] for g in plan["groups"] if g["mixes"] and g["kept"] < g["size"]]
-        if mixed or plan["quantization"] or plan["patterns"] or plan["repaired"]:
-            what = (
-                f"{len(mixed)} removed groups are mixed by an operator"
-                if mixed
-                else "the weights were changed after removal"
-            )
-            return _checked("numerics", None, f"not exactly checkable by zeroing: {what}; {WAYS}")
+        if why := not_by_zeroing(plan):
+            return _checked("numerics", None, why)
         model = normalise(load_ir(self.original))
         if dropped_branches(plan):
             split_skip_norms(model)

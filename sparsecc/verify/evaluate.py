@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsecc.compilation import Compilation
-from sparsecc.data.in_memory import MEMORY, function_in_parent
+from sparsecc.data.in_memory import function_in_parent
+from sparsecc.data.named import MEMORY
 from sparsecc.errors import InputError
 from sparsecc.runtime.session import open_session
-from sparsecc.system.user_code import function_in
+from sparsecc.system.user_code import file_and_function, function_in
 from sparsecc.verify.metrics import NAMED_METRICS, Labelled, metric_named
 
 if TYPE_CHECKING:
@@ -66,5 +67,4 @@ def metric_of(compilation: Compilation) -> Callable[..., Any]:
 
 def function_of(spec: str) -> Callable[..., Any]:
     """The function that `file.py:function` names."""
-    file, _, name = spec.removeprefix("py:").rpartition(":")
-    return function_in(Path(file), name, "--evaluate")
+    return function_in(*file_and_function(spec, "--evaluate"), "--evaluate")
