@@ -111,12 +111,16 @@ def losses_of(candidate: Candidate) -> dict[int, float]:
     """The loss at every count it may keep: measured where there is a curve, else the scores given up."""
     allowed = candidate.counts()
     if candidate.curve is not None:
-        known = sorted(candidate.curve)
-        values = [candidate.curve[n] for n in known]
-        return {n: float(np.interp(n, known, values)) for n in allowed}
+        return {n: loss_at(candidate.curve, n) for n in allowed}
     scores = np.sort(np.nan_to_num(candidate.scores, posinf=np.nanmax(candidate.scores, initial=0.0)))
     given_up = np.concatenate([[0.0], np.cumsum(scores)]) / (scores.sum() or 1.0)
     return {n: float(given_up[candidate.size - n]) for n in allowed}
+
+
+def loss_at(curve: Mapping[int, float], kept: int) -> float:
+    """The loss of any count, between those that were measured."""
+    known = sorted(curve)
+    return float(np.interp(kept, known, [curve[n] for n in known]))
 
 
 def gains(curves: Mapping[Atom, Mapping[int, float]]) -> Worth:

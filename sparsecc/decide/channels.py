@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsecc.allocators import Allocator, Candidate, Problem, allocator_named, name_of
 from sparsecc.allocators.angular import turns
-from sparsecc.allocators.dynamic_program import least_sum, losses_of
+from sparsecc.allocators.dynamic_program import least_sum, loss_at
 from sparsecc.allocators.joint_error import RUNS, CutLosses, Joint
 from sparsecc.allocators.output_error import Bench
 from sparsecc.allocators.pieces import Pieces, aligned
@@ -285,7 +285,8 @@ def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Ch
 
 
 def _predicted(candidates: Sequence[Candidate], counts: Mapping[Atom, int]) -> float:
-    return float(sum(losses_of(c)[counts[c.atom]] for c in candidates))
+    """What the curves of all add up to; sums that were aligned may lie between the steps of a candidate."""
+    return sum(loss_at(c.curve, counts[c.atom]) for c in candidates if c.curve is not None)
 
 
 def require_caches(model: CostModel) -> CostModel:
