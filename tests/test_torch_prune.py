@@ -254,3 +254,44 @@ def test_without_torch_the_import_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "sparsecc.torch needs torch: run pip install 'sparsecc[torch]'"
+
+
+class Projected(nn.Module):
+    """An LSTM whose hidden state is a projection of its cells."""
+
+    def __init__(self, layers: int, *, both: bool, bias: bool) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(6, 16, layers, proj_size=10, bidirectional=both, bias=bias, batch_first=True)
+        self.out = nn.Linear(20 if both else 10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.cell(x)[0])
+        return result
+
+
+@pytest.mark.parametrize(("layers", "both", "bias"), [(1, False, True), (2, True, True), (2, False, False)])
+def test_cells_and_projections_of_an_lstm_go_apart(layers: int, both: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    small = st.prune(Projected(layers, both=both, bias=bias), torch.randn(2, 5, 6), ratio=0.5, align=1)
+    plan = st.plan_of(small)
+    assert plan.form == "module"
+    cell = small.get_submodule("cell")
+    assert (cell.hidden_size, cell.proj_size) != (16, 10)
+    sizes = {row["size"]: row["kept"] for row in plan.groups}
+    assert {16, 10} <= set(sizes)
+    assert cell.hidden_size == sizes[16]
+    assert cell.proj_size == sizes[10]
+
+
+def test_a_ratio_out_of_reach_names_what_is_largest_of_what_stays() -> None:
+    class Rolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.big, self.last = nn.Linear(6, 8), nn.Linear(8, 64), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(torch.cumsum(self.big(self.first(x).relu()), 1))
+            return result
+
+    with pytest.raises(GoalError, match=r"can go, not 90.0%; 'big.weight' stays \(.*cumsum.*\): lower"):
+        st.prune(Rolled(), torch.randn(2, 6), ratio=0.9)

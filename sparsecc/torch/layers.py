@@ -47,7 +47,10 @@ def _embedding(part: nn.Module, weights: Shapes, changed: Attributes) -> Attribu
 
 
 def _recurrent(part: nn.Module, weights: Shapes, changed: Attributes) -> Attributes:
-    return {"input_size": weights["weight_ih_l0"][1], "hidden_size": weights["weight_hh_l0"][1]}
+    width, state = weights["weight_ih_l0"][1], weights["weight_hh_l0"][1]
+    if "weight_hr_l0" in weights:
+        return {"input_size": width, "hidden_size": weights["weight_hr_l0"][1], "proj_size": state}
+    return {"input_size": width, "hidden_size": state}
 
 
 def _attention(part: nn.Module, weights: Shapes, changed: Attributes) -> Attributes:

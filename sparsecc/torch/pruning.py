@@ -151,11 +151,27 @@ def prune(
     masks, plan = decide(found, ratio, scores)
     if not plan.reached:
         raise GoalError(
-            f"{type(module).__name__}: only {plan.removed:.1%} of the {plan.metric} can go, not {ratio:.1%}: "
-            "lower the ratio or free more groups"
+            f"{type(module).__name__}: only {plan.removed:.1%} of the {plan.metric} can go, not {ratio:.1%}"
+            f"{_what_stays(found)}: lower the ratio or free more groups"
         )
     small = None if form == "graph" else _module_form(found, ratio, scores, inplace=inplace)
     return realise(found, masks, plan, form=form, inplace=inplace) if small is None else small
+
+
+_NAMED = 3
+"""Pins that an error names."""
+
+
+def _what_stays(found: Study) -> str:
+    """The pinned groups that own the largest parameters, with their reasons."""
+    sizes = {name: tensor.numel() for name, tensor in found.module.state_dict().items()}
+    by_reason: dict[str, tuple[int, str]] = {}
+    for group in found.groups:
+        owned = [(sizes.get(name, 0), name) for name, _ in group.members]
+        if group.pinned and owned:
+            by_reason[group.pinned] = max(by_reason.get(group.pinned, (0, "")), max(owned))
+    largest = sorted(by_reason.items(), key=lambda item: -item[1][0])[:_NAMED]
+    return "".join(f"; '{name}' stays ({reason})" for reason, (_, name) in largest)
 
 
 def _check(form: str, inplace: bool, criterion: str) -> None:
