@@ -89,6 +89,28 @@ def test_onnx_runtimes_form_becomes_tensorrts_and_back(make: Any, tmp_path: Path
     assert relative_error(wanted, outputs(given, feeds)) < 2e-3
 
 
+@pytest.mark.parametrize(
+    ("make", "scheme", "operators"),
+    [
+        (convolutions, "qoperator", {"QLinearConv", "QLinearAdd"}),
+        (transformer, "auto", {"MatMulIntegerToFloat"}),
+    ],
+)
+def test_integer_operators_are_taken_apart_too(make: Any, scheme: str, operators: set[str]) -> None:
+    """ONNX Runtime's own operators become TensorRT's pairs."""
+    model = make()
+    feeds = feeds_for(model)
+    apply(Quantize(type="int8", scheme=scheme), model, "onnxruntime", [feeds])
+    came, wanted = kinds(model), outputs(model, feeds)
+    assert operators <= set(came)
+    result, _ = apply(Quantize(type="int8"), model, "tensorrt", [feeds])
+    assert result.facts["lifted"] > 0
+    now = kinds(model)
+    assert not operators & set(now)
+    assert now["QuantizeLinear"] > 0
+    assert relative_error(wanted, outputs(model, feeds)) < 3e-3
+
+
 def test_weights_keep_the_scales_that_they_came_with(tmp_path: Path) -> None:
     """One scale for the whole tensor, as the tool was told: a scale per channel would round its numbers again."""
     model = convolutions()

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.versions import raise_opset
+from sparsecc.passes.quantize.expand_qoperators import expand, is_expandable
 from sparsecc.passes.quantize.layer_scale import GRID
 from sparsecc.passes.quantize.select_layers import SAME_SCALE
 from sparsecc.passes.quantize.spec import FP8_MAX, along
@@ -21,7 +22,8 @@ from sparsecc.passes.weights.linear_layers import constant_array
 
 Ranges = dict[str, tuple[float, float]]
 
-CLIP_OPSET = 11
+OPSET = 13
+"""The first with scales per channel."""
 _WIDE = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN)
 _STORED = (*_WIDE, ir.DataType.INT32)
 _READ_STORED = frozenset({"Gather", "LSTM", "GRU", "RNN", "ConvTranspose"})
@@ -31,14 +33,16 @@ _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid"})
 
 
 def lift(model: ir.Model) -> Ranges | None:
-    """Take the pairs out, in place; the range of every value that had one. None where there is no pair.
+    """Take the pairs out, in place, and those that integer operators stand for; the range of every value that had one.
+    None where there is no pair.
 
     Integers that anything but a DequantizeLinear, or what moves numbers, reads stay as they are. Where integers begin
     at zero, tools leave out the Relu or Clip before them: it is put back.
     """
     if not has_pairs(model):
         return None
-    raise_opset(model, CLIP_OPSET)
+    raise_opset(model, OPSET)
+    expand(model)
     lifting = _Lifting(model)
     for node in list(model.graph):
         if node.domain in ("", "com.microsoft") and node.op_type == "DequantizeLinear":
@@ -51,7 +55,7 @@ def lift(model: ir.Model) -> Ranges | None:
 
 def has_pairs(model: ir.Model) -> bool:
     """Whether there is anything to lift."""
-    return any(node.op_type == "DequantizeLinear" for node in model.graph)
+    return any(node.op_type == "DequantizeLinear" or is_expandable(node) for node in model.graph)
 
 
 @dataclass
