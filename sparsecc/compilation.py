@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.language import TextModel, samples_of
+from sparsecc.data.language import IDS, TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
 from sparsecc.data.random_inputs import random_feeds, require_known_inputs, why_not
 from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
@@ -36,6 +36,7 @@ from sparsecc.runtime.numerics import Outputs
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.piecewise import PiecewiseRunner, opened, pieces_of
 from sparsecc.runtime.runner import Runs
+from sparsecc.shapes.dynamic_dims import is_fixed
 from sparsecc.system.plain_json import read_json
 from sparsecc.system.progress import Announced, Emit
 from sparsecc.system.scratch import Scratch
@@ -298,9 +299,32 @@ class Compilation(Announced):
         return tuple(one for one in self.asked if one.part.output not in self.narrowed.outputs)
 
     @property
-    def small_feeds(self) -> Feeds | None:
-        """The first inputs for the pruned model, None where they are those of the dense one."""
-        return self.narrowed.feeds(self.feeds[0]) if self.narrowed.changes_inputs else None
+    def timed(self) -> Feeds:
+        """The inputs that times and memory hold for: a step of a text for a decoder, else the first of `feeds`."""
+        return (
+            self.feeds[0]
+            if self._text_of_any_length is None
+            else self._text_of_any_length.step(self.options.seed)
+        )
+
+    @property
+    def prompt(self) -> Feeds | None:
+        """The prompt that a decoder is timed on as well; None where `timed` is no step of a text."""
+        return (
+            None if self._text_of_any_length is None else self._text_of_any_length.prompt(self.options.seed)
+        )
+
+    @property
+    def _text_of_any_length(self) -> TextModel | None:
+        """How texts are fed, where the user named no sizes and lengths are free."""
+        if self.text is None or self.options.inputs:
+            return None
+        ids = next(value for value in self.dense.model.graph.inputs if value.name == IDS)
+        return None if ids.shape is None or is_fixed(ids.shape[-1]) else self.text
+
+    def narrow(self, feeds: Feeds) -> Feeds | None:
+        """Inputs for the pruned model, None where they are those of the dense one."""
+        return self.narrowed.feeds(feeds) if self.narrowed.changes_inputs else None
 
     # Samples
 

@@ -109,6 +109,18 @@ def test_caches_of_a_sliding_window_are_numbered_anew(tmp_path: Path) -> None:
     assert any(slide)
 
 
+def test_prompts_and_steps_are_timed_apart(tmp_path: Path) -> None:
+    """A step is one token behind a cache of as many as a prompt has, up to what the model knows."""
+    folder = Decoder(layers=1, positions=48).folder(tmp_path / "dense")
+    report = api.compile(
+        folder, output=tmp_path / "out", ratio=0.3, metric="params", calib="none", next_steps=False
+    ).report
+    assert report["measured_at"]["input_ids"] == [1, 1]
+    assert report["measured_at"]["past_key_values.0.key"] == [1, 4, 47, 16]
+    assert report["prompt"]["tokens"] == 48
+    assert {*report["prompt"]} >= {"before_ms", "after_ms", "speedup"}
+
+
 @pytest.mark.parametrize("prune", [["heads", "channels"], ["layers"]])
 def test_a_budget_of_cache(prune: list[str], tmp_path: Path) -> None:
     """`--metric kv` counts bytes of cache a position, which the caches of the result confirm."""

@@ -41,7 +41,7 @@ class Stopwatch:
 
     def __post_init__(self) -> None:
         given = self.compilation
-        self._feeds = (given.small_feeds or given.feeds[0]) if given.has_begun else given.pass_feeds[0]
+        self._feeds = (given.narrow(given.timed) or given.timed) if given.has_begun else given.pass_feeds[0]
         self._folder = self.compilation.scratch.timed
         self._numbers = itertools.count()
         self.in_float = self.file(self.model)

@@ -10,7 +10,16 @@ from sparsecc.cli.view import Block, Grid, Line
 from sparsecc.escaping import quoted
 from sparsecc.report import numbers
 from sparsecc.report.numbers import plural
-from sparsecc.report.summary import TOTALS, clocked_rows, engine_text, headline, held_for, pair, reasons
+from sparsecc.report.summary import (
+    TOTALS,
+    clocked_rows,
+    engine_text,
+    headline,
+    held_for,
+    pair,
+    prompt_rows,
+    reasons,
+)
 from sparsecc.report.trials import trial_rows
 from sparsecc.report.verdict import verdict
 
@@ -59,6 +68,7 @@ def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         elif after is not None:
             rows.append((label, "", written(after), ""))
     rows += clocked_rows(report.get("latency") or {}, ("p50", "p90"))[0]
+    rows += prompt_rows(report)
     if served := report.get("throughput"):
         before, after = served["before"]["rate"], served["after"]["rate"]
         gained = numbers.change(before, after)

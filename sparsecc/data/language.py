@@ -33,6 +33,8 @@ WORK = 1e12
 """Parameters read times tokens written: half a minute or so on one core."""
 LOGITS = 1 << 26
 """Logits of a batch of windows at most."""
+TIMED = 128
+"""Tokens of a prompt that is timed, and of the cache behind which a step is."""
 TEXT = 1 << 22
 """Characters that are read of a file at most."""
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
@@ -112,6 +114,18 @@ class TextModel:
             POSITIONS: np.tile(np.arange(before, before + new), (rows, 1)),
         }
         return {name: own[name].astype(dtype) for name, dtype in self.inputs.items()} | past
+
+    def step(self, seed: int) -> Feeds:
+        """One token behind a cache of TIMED others, or as many as the model knows, drawn at random."""
+        generator, before = np.random.default_rng(seed), min(TIMED, self.window - 1)
+        shapes = {c.past: (c, (1, c.heads, c.room or before, c.width)) for c in self.caches}
+        kept = {n: generator.standard_normal(shape).astype(c.dtype) for n, (c, shape) in shapes.items()}
+        return self.feeds(generator.integers(0, self.words, (1, 1)), kept, before)
+
+    def prompt(self, seed: int) -> Feeds:
+        """A text of TIMED tokens, or as many as the model knows, drawn at random, before an empty cache."""
+        ids = np.random.default_rng(seed).integers(0, self.words, (1, min(TIMED, self.window)))
+        return self.feeds(ids)
 
     def windows(self, tokens: Sequence[int], begin: int | None) -> Iterator[Feeds]:
         """A text cut into windows, each behind the token that begins a text where there is one; a rest is left out."""

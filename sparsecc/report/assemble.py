@@ -65,7 +65,17 @@ def report(
         ],
     }
     made |= {side: _totals(side, decision, measured) for side in ("before", "after")}
-    told = ("latency", "footprint", "throughput", "parts", "census", "unmeasured", "next_steps", "text")
+    told = (
+        "latency",
+        "prompt",
+        "footprint",
+        "throughput",
+        "parts",
+        "census",
+        "unmeasured",
+        "next_steps",
+        "text",
+    )
     made |= {name: measured[name] for name in told if name in measured}
     if built := measured.get("built"):
         made["build"] = dict(built)
@@ -76,7 +86,7 @@ def report(
     if compilation.goal is not None:
         _settle_goal(made, compilation.goal, measured)
     if measured:
-        made["measured_at"] = {name: list(array.shape) for name, array in compilation.feeds[0].items()}
+        made["measured_at"] = {name: list(array.shape) for name, array in compilation.timed.items()}
         made["verdict"] = verdict(made).to_json()
     return made
 

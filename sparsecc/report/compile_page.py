@@ -15,6 +15,7 @@ from sparsecc.report.summary import (
     headline,
     held_for,
     pair,
+    prompt_rows,
     reasons,
     speedup_text,
 )
@@ -110,7 +111,10 @@ class CompilePage:
             layers_open=LAYERS_OPEN,
             held_for=held_for(report),
             latency=_curves(latency),
-            latency_rows=clocked_rows(latency, ("p50", "p90", "p99", "mean"))[0],
+            latency_rows=[
+                *clocked_rows(latency, ("p50", "p90", "p99", "mean"))[0],
+                *prompt_rows(report),
+            ],
             latency_note=speedup_text(report),
             trials=[
                 (*row, flags) for row, flags in zip(trial_rows(report), trial_flags(report), strict=True)

@@ -113,6 +113,13 @@ def latency_rows(latency: Mapping[str, Any], quantiles: Iterable[str]) -> list[t
     return rows
 
 
+def prompt_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(`prompt of 128 tokens`, before, after, change) of a decoder's report; [] of others."""
+    prompt = report.get("prompt") or {}
+    label = f"prompt of {prompt.get('tokens', '?')} tokens"
+    return [(label, *row[1:]) for row in latency_rows(prompt, ("p50",))]
+
+
 def profile_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, how much) of a profile: CPU time, wall clock, load time, memory."""
     rows = []

@@ -25,13 +25,13 @@ _WEIGHTS = 1 << 30
 
 def against_parts(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """{"parts": {"pruned": ratio, "quantized": ratio}} of a compile that prunes and changes types; {} of others."""
-    asked, small = compilation.options, compilation.small_feeds
+    asked, small = compilation.options, compilation.narrow(compilation.timed)
     if not has_parts(asked):
         return {}
     found = {}
     for part, path in _parts(compilation):
         told = measure_pair(
-            path, compiled, small if small is not None and part == "pruned" else compilation.feeds[0],
+            path, compiled, small if small is not None and part == "pruned" else compilation.timed,
             device=asked.device, threads=asked.threads, seed=asked.seed, rounds=3,
             budget=Budget(pairs=60, seconds=4.0, warmup_seconds=0.3), after_feeds=small,
         )  # fmt: skip

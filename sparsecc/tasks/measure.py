@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsecc.backends.base import NotTimedError
 from sparsecc.compilation import Compilation
+from sparsecc.data.language import IDS
 from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.throughput import best_serving
@@ -67,12 +68,17 @@ def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[s
     A device that was lost since it was asked costs only the figures: {"unmeasured": why}.
     """
     asked, facts = compilation.options, dict[str, Any]()
-    feeds = compilation.feeds[0], compilation.small_feeds or compilation.feeds[0]
     try:
-        scratch = compilation.scratch.dense_engine
-        told = backend.compare(compilation.dense.path, compiled, feeds, asked, scratch)
-        if told is not None:
-            facts["latency"] = told.to_json()
+        for what, feeds in (("latency", compilation.timed), ("prompt", compilation.prompt)):
+            if feeds is not None:
+                both = feeds, compilation.narrow(feeds) or feeds
+                told = backend.compare(
+                    compilation.dense.path, compiled, both, asked, compilation.scratch.dense_engine
+                )
+                if told is not None:
+                    facts[what] = told.to_json()
+        if "prompt" in facts and compilation.prompt is not None:
+            facts["prompt"]["tokens"] = compilation.prompt[IDS].shape[1]
         if not backend.runs_here:
             return facts
         if asked.device == "local":
@@ -97,7 +103,8 @@ def _throughput(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """How both models serve, where a goal asks for that."""
     if compilation.goal is None or "throughput" not in compilation.goal["asked"]:
         return {}
-    dense, small = compilation.feeds[0], compilation.small_feeds
+    dense = compilation.timed
+    small = compilation.narrow(dense)
     models = {
         "before": (compilation.dense.path, dense),
         "after": (compiled, dense if small is None else small),
@@ -110,7 +117,8 @@ def _throughput(compilation: Compilation, compiled: Path) -> dict[str, Any]:
 def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     """Load time, first inference and memory of the given model and of the compiled one, each in a process of its
     own on this machine."""
-    dense, small = compilation.feeds[0], compilation.small_feeds
+    dense = compilation.timed
+    small = compilation.narrow(dense)
     models = {"before": (compilation.file, dense), "after": (compiled, dense if small is None else small)}
     threads = compilation.options.threads
     return {"footprint": {s: footprint(m, f, threads=threads).to_json() for s, (m, f) in models.items()}}

@@ -43,9 +43,9 @@ class Figures:
         if compilation.options.evaluate is not None:
             figures.dense_score = metric_score(compilation, dense)
         if goal.footprint is not None:
-            figures.dense_memory = figures.memory_of(compilation.file, compilation.feeds[0])
+            figures.dense_memory = figures.memory_of(compilation.file, compilation.timed)
         if goal.throughput is not None:
-            figures.dense_serving = serving_of(compilation, dense, compilation.feeds[0])
+            figures.dense_serving = serving_of(compilation, dense, compilation.timed)
         return figures
 
     @property
@@ -60,7 +60,8 @@ class Figures:
 
     def measured(self, trial: Trial, work: Work) -> Trial:
         """With its speed, quality and score. What is near the goal is measured longer."""
-        compilation, feeds = work.compilation, work.compilation.small_feeds or work.compilation.feeds[0]
+        compilation = work.compilation
+        feeds = compilation.narrow(compilation.timed) or compilation.timed
         if self.dense_serving is not None:
             trial = trial.served(self.dense_serving, serving_of(compilation, work.compiled, feeds))
         elif self.times:
@@ -91,13 +92,13 @@ class Figures:
         told = measure_pair(
             compilation.dense.path,
             work.compiled,
-            compilation.feeds[0],
+            compilation.timed,
             device=options.device,
             threads=options.threads,
             seed=options.seed,
             rounds=rounds,
             budget=budget,
-            after_feeds=compilation.small_feeds,
+            after_feeds=compilation.narrow(compilation.timed),
         )
         ratio = told.ratio()
         interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
