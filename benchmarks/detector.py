@@ -1,12 +1,14 @@
 """Does a plan keep a detector's class scores as well as one that protects the class branch by hand?
 
     python benchmarks/detector.py [--ratios 0.1,0.3]
+    python benchmarks/detector.py --dampings 0.1,0.3,1,3,10,100 [--samples 16,48,128]
 
 The detector is made here: shapes on noise, boxes in pixels beside scores from 0 to 1 in one output; three random
 convolutions, two branches, last layers solved by ridge regression on 2,000 pictures. Plans of equal work are compared
 on pictures that no compile saw: the default, and with the class branch kept whole the best of several (by the default,
 by loss curves, by one threshold, the same share of all). Exits with 1 where the default's scores are more than CLOSE
-decibels worse.
+decibels worse. With `--dampings`: what repair keeps of both parts at 30 % (`l2`, `uniform`) where the damping of every
+layer is so many times what its own samples ask for.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -24,11 +27,18 @@ import onnx_ir as ir
 from onnx import parser
 
 import sparsecc
+from sparsecc.compilation import Compilation
 from sparsecc.graph.analysis import analyse
+from sparsecc.graph.rewrite import remove
 from sparsecc.loading.normalise import normalise
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import parts_of_outputs
+from sparsecc.options import CompileOptions
+from sparsecc.reconstruct import layerwise
+from sparsecc.reconstruct.stage import kept_values, run_repair
 from sparsecc.runtime.session import open_session
+from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.stages import DECIDING, Work, walk
 
 CLOSE = 3.0
 """Decibels by which the default may be worse than the best plan with the class branch protected."""
@@ -167,13 +177,60 @@ def rows(ratios: list[float], folder: Path, hand: Sequence[str] = HAND) -> list[
     return found
 
 
+def dampings(factors: Sequence[float], number: int, folder: Path) -> None:
+    """Print what repair from so many pictures keeps of the parts, by the factor on the damping of every layer."""
+    dense = folder / "detector.onnx"
+    onnx.save(detector(), dense)
+    np.savez(folder / "calib.npz", image=pictures(number, seed=3)[0])
+    options = CompileOptions(
+        ratio=0.3,
+        align=1,
+        measure=False,
+        target="onnx",
+        criterion="l2",
+        allocator="uniform",
+        calib=folder / "calib.npz",
+    )
+    work = walk(Work(Compilation(dense, options, Scratch(folder))), DECIDING)
+    analysis, keep = work.analysis, work.decision.choice.keep
+    kept_ones = kept_values(analysis, keep)
+    remove(analysis, keep)
+    right = layerwise.damping_for
+    for factor in factors:
+        model = analysis.model.clone()
+
+        def damped(*given: Any, factor: float = factor, **named: Any) -> float:
+            return factor * right(*given, **named)
+
+        with mock.patch.object(layerwise, "damping_for", damped):
+            run_repair(work.compilation, work.compilation.dense.path, model, kept_ones)
+        ir.save(model, folder / "small.onnx")
+        told = kept(dense, folder / "small.onnx")
+        print(
+            f"{number} pictures, {factor:g} times: scores {told['scores']:.2f}, boxes {told['boxes']:.2f} dB",
+            flush=True,
+        )
+
+
+def numbers(text: str) -> list[float]:
+    """Split at commas."""
+    return [float(one) for one in text.split(",")]
+
+
 def main() -> None:
     """Print both plans beside each other."""
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    given.add_argument("--ratios", default="0.1,0.3")
-    ratios = [float(ratio) for ratio in given.parse_args().ratios.split(",")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--ratios", type=numbers, default=[0.1, 0.3])
+    parser.add_argument("--dampings", type=numbers)
+    parser.add_argument("--samples", type=numbers, default=[16, 48, 128])
+    given = parser.parse_args()
+    if given.dampings:
+        for number in given.samples:
+            with tempfile.TemporaryDirectory() as scratch:
+                dampings(given.dampings, int(number), Path(scratch))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(ratios, Path(folder))
+        found = rows(given.ratios, Path(folder))
     print("| less | default: scores, boxes | class branch protected: scores, boxes | by |\n|---|---|---|---|")
     for one in found:
         hand = one["by_hand"][one["best"]]
