@@ -112,7 +112,7 @@ def mutants(*, one_by_one: bool = False) -> Iterator[Mutant]:
         yield domain, name, "rule", None
         if rule.fix is not None:
             yield domain, name, "fix", replace(rule, fix=None)
-        yield domain, name, "pins", replace(rule, follow=_unpinned(rule, None))
+        yield domain, name, "pins", replace(rule, follow=_unpinned(rule, None, _title(domain, name, "pins")))
         for number in range(PINS if one_by_one else 0):
             yield domain, name, f"pin {number}", replace(rule, follow=_unpinned(rule, number))
 
@@ -127,18 +127,24 @@ def in_force(domain: str, name: str, rule: Rule | None) -> Iterator[None]:
     RULES[domain, name] = original
 
 
-def _unpinned(rule: Rule, number: int | None) -> Callable[[Site], None]:
-    """The rule, of whose pins nothing comes; of its `number`-th pin alone where that is given."""
+SET: dict[str, int] = {}
+"""How many pins a rule was seen to set at a node, by the title of its mutant without any."""
+
+
+def _unpinned(rule: Rule, number: int | None, title: str = "") -> Callable[[Site], None]:
+    """The rule, of whose pins nothing comes; of its `number`-th pin alone where that is given. The number that there
+    are is kept under `title`."""
 
     def follow(site: Site) -> None:
         calls, pin = count(), Site.pin
 
         def pins(site: Site, *given: Any, **named: Any) -> None:
-            if number is not None and next(calls) != number:
+            if next(calls) != number and number is not None:
                 pin(site, *given, **named)
 
         with mock.patch.object(Site, "pin", pins):
             rule.follow(site)
+        SET[title] = max(SET.get(title, 0), next(calls))
 
     return follow
 
@@ -231,6 +237,7 @@ def main() -> None:
     waiting = [m for m in known if not given.operators or m[1] in given.operators]
     if not given.again:
         waiting = [m for m in waiting if _title(*m[:3]) not in rows]
+    waiting.sort(key=lambda m: m[3] is None)  # a rule that is gone pins: the others first
     cases = recorded_cases() if waiting else []
     compiles = Compiles()
     for domain, name, what, rule in waiting:
@@ -238,7 +245,9 @@ def main() -> None:
             break
         held = compiles.learn(domain, name, cases) if given.compiles else cases
         with in_force(domain, name, rule):
-            if given.compiles:
+            if what.startswith("pin ") and SET.get(_title(domain, name, "pins"), PINS) <= int(what[4:]):
+                verdict = HARMLESS
+            elif given.compiles:
                 verdict = compiles.verdict(held)
             else:
                 verdict = CAUGHT if is_caught(domain, name, cases) else SURVIVED
