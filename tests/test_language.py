@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from sparsecc import api
 from sparsecc.data.language import TextModel, samples_of
 from sparsecc.errors import InputError
 from sparsecc.loading.normalise import normalise
+from sparsecc.report.verdict import verdict
 from sparsecc.runtime.session import OrtRunner, open_session
 from tests.decoder_models import Decoder
 from tests.rule_checks import model_of
@@ -85,6 +87,35 @@ def test_a_language_model_is_calibrated_on_its_own_text_unasked(folder: Path, tm
     assert told["is_own"]
     assert 0 < told["before"] <= told["after"]
     assert result.report["fidelity"]["data"] == "held-out samples"
+
+
+@pytest.mark.parametrize(
+    ("after", "fidelity", "judged"),
+    [
+        (2.2, {"quality_db": 3.0, "parts": []}, "usable"),
+        (2.35, {"quality_db": 30.0, "parts": []}, "doubtful"),
+        (2.6, {"quality_db": 30.0, "parts": []}, "useless"),
+        (float("nan"), {"quality_db": 30.0, "parts": []}, "useless"),
+    ],
+)
+def test_language_models_are_judged_by_nats(after: float, fidelity: dict[str, Any], judged: str) -> None:
+    """Guessing among 512 words costs 6.24 nats: a tenth of the way there from 2 is 0.42."""
+    text = {"before": 2.0, "after": after, "tokens": 400, "words": 512, "is_own": False}
+    facts = {**fidelity, "data": "held-out samples", "samples": 9, "agreement": []}
+    said = verdict({"text": text, "fidelity": facts, "removed": {"share": 0.3}, "asked": {"ratio": 0.3}})
+    assert said.judgement == judged
+    assert "nats a token" in said.lost
+    assert "dB" not in said.lost
+
+
+def test_the_next_step_of_a_language_model_is_told_in_nats(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = api.compile(folder, output=out, ratio=0.9, measure=False, metric="params", recover="none")
+    text, steps = result.report["text"], result.report["next_steps"]
+    assert text["after"] - text["before"] > 0.1 * (np.log(64) - text["before"])
+    assert result.report["verdict"]["judgement"] == "useless"
+    assert all(text["before"] - 0.01 < step["nats"] for step in steps)
+    assert f"({steps[0]['nats']:.3f} nats a token" in result.report["verdict"]["advice"]
 
 
 def test_only_decoders_write(tmp_path: Path) -> None:

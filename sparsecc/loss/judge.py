@@ -7,6 +7,7 @@ logits shrank alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,22 @@ USELESS_AGREEMENT, DOUBTFUL_AGREEMENT = 0.8, 0.9
 TENTH = 0.1
 """A metric that fell by more than this share of what it was is that of a useless result."""
 _ORDER: tuple[Use, ...] = ("useless", "doubtful", "usable")
+
+
+TWENTIETH = 0.05
+"""Nats that grew by more than this share of what guessing would add are those of a doubtful result."""
+
+
+def use_of_text(text: Mapping[str, Any]) -> Use | None:
+    """What a language model is worth whose loss of a token grew from `before` to `after` nats: by the share of what
+    guessing among its `words` would add. None where it guessed before."""
+    room = math.log(text["words"]) - text["before"]
+    if not room > 0:
+        return None
+    share = (text["after"] - text["before"]) / room
+    if not share <= TENTH:  # NaN is of no use
+        return "useless"
+    return "doubtful" if share > TWENTIETH else "usable"
 
 
 def use_of(facts: Mapping[str, Any]) -> Use:

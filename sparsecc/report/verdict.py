@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sparsecc.loss.judge import TENTH, Use, lowest_agreement, use_of, worst_quality
+from sparsecc.loss.judge import TENTH, Use, lowest_agreement, use_of, use_of_text, worst_quality
 from sparsecc.report.numbers import plural
 
 Judgement = Use | Literal["not judged"]
@@ -45,7 +45,8 @@ class Verdict:
 
 
 def verdict(report: Mapping[str, Any]) -> Verdict:
-    """What a compile lost: by the user's metric where there is one, else by outputs and answers."""
+    """What a compile lost: by the user's metric where there is one, by nats a token for language models, else by
+    outputs and answers."""
     facts: Mapping[str, Any] = report.get("fidelity") or {}
     lost, accuracy = _lost(report, facts), report.get("accuracy")
     if accuracy is not None and accuracy.get("before") is not None:
@@ -60,7 +61,8 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
         far = "far from the original, as far as random inputs tell; " if use_of(facts) == "useless" else ""
         advice = f"{far}give samples with --calib: they repair what is kept, and judge it"
         return Verdict("not judged", lost, advice)
-    use = use_of(facts)
+    text = report.get("text")
+    use = (text and use_of_text(text)) or use_of(facts)
     return Verdict(use, lost, "" if use == "usable" else _advice(report))
 
 
@@ -103,7 +105,8 @@ def _lost(report: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         whose = "of its own text" if text["is_own"] else "held out"
         figures = f"{text['before']:.3f} → {text['after']:.3f} nats a token"
         texts.append(f"{figures} on {plural(text['tokens'], 'token')} {whose}")
-    texts += filter(None, [kept_text(facts)])
+    shown = {n: fact for n, fact in facts.items() if n != "quality_db"} if text else facts
+    texts += filter(None, [kept_text(shown)])
     return "; ".join(texts) if texts else "what was lost was not measured"
 
 
@@ -179,8 +182,9 @@ def _advice(report: Mapping[str, Any]) -> str:
 def _found(step: Mapping[str, Any]) -> str:
     """`21 dB, 98.0% the same` of a next step, and where it is of no use either, that."""
     same = "" if step.get("agreement") is None else f", {step['agreement']:.1%} the same"
+    kept = f"{step['nats']:.3f} nats a token" if "nats" in step else _db(step["quality_db"])
     use = {"usable": "", "doubtful": ", doubtful"}.get(step["judgement"], ", not usable")
-    return f"{_db(step['quality_db'])}{same}{use}"
+    return f"{kept}{same}{use}"
 
 
 def _lower(ratio: float, records: Sequence[Mapping[str, Any]]) -> str:

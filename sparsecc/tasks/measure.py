@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparsecc.backends.base import NotTimedError
 from sparsecc.compilation import Compilation
-from sparsecc.data.language import IDS
+from sparsecc.data.language import IDS, Run
+from sparsecc.data.samples import Samples
 from sparsecc.errors import SystemFailureError, UnavailableError, WorkerError
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.throughput import best_serving
@@ -41,25 +42,31 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
 
 
 def _of_text(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
-    """{"text": {"before", "after", "tokens"}}: nats a token of a language model on text that is held out."""
-    text, held_out = compilation.text, compilation.held_out.batches
-    if (
-        text is None
-        or not held_out
-        or text.logits in {*compilation.narrowed.outputs, *compilation.narrowed.last}
-    ):
+    """{"text": what a language model loses on text that is held out}; {} for other models, and without samples."""
+    if not reads_text(compilation):
         return {}
     small, narrowed = probes.artefact(backend, compiled), compilation.narrowed
-    before, tokens = text.loss(held_out, compilation.dense.runner.run)
-    after, _ = text.loss(held_out, lambda feeds: small.run(narrowed.feeds(feeds)))
-    return {
-        "text": {
-            "before": before,
-            "after": after,
-            "tokens": tokens,
-            "is_own": compilation.options.calib == SELF,
-        }
-    }
+    dense, held_out = compilation.dense.runner.run, compilation.held_out
+    return {"text": text_facts(compilation, held_out, dense, lambda feeds: small.run(narrowed.feeds(feeds)))}
+
+
+def reads_text(compilation: Compilation) -> bool:
+    """Whether it is a language model that still tells the probability of each token, with text held out."""
+    text, narrowed = compilation.text, compilation.narrowed
+    if text is None or not compilation.held_out.batches:
+        return False
+    return text.logits not in {*narrowed.outputs, *narrowed.last}
+
+
+def text_facts(compilation: Compilation, samples: Samples, dense: Run, small: Run) -> dict[str, Any]:
+    """{"before", "after", "tokens", "words", "is_own"}: nats a token of text, of how many, among how many words, and
+    whether the model wrote it. Both take its batches in turn."""
+    text = compilation.text
+    assert text is not None
+    before, tokens = text.loss(samples.batches, dense)
+    after, _ = text.loss(samples.batches, small)
+    is_own = compilation.options.calib == SELF
+    return {"before": before, "after": after, "tokens": tokens, "words": text.words, "is_own": is_own}
 
 
 def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[str, Any]:

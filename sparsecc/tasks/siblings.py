@@ -20,6 +20,7 @@ from sparsecc.loss.judge import lowest_agreement, worst_quality
 from sparsecc.loss.quality import told
 from sparsecc.options import CompileOptions
 from sparsecc.report.verdict import Verdict, verdict
+from sparsecc.tasks.measure import reads_text, text_facts
 from sparsecc.verify.evaluate import metric_of, score
 from sparsecc.verify.probes import HELD_OUT
 
@@ -65,11 +66,14 @@ def cross_fit(work: Work, make: Make) -> None:
 def try_next_steps(work: Work, make: Make) -> None:
     """Where the result is not usable: what other options give on the same held-out samples, the best first.
 
-    {"flags", "judgement", "lost", "quality_db", "agreement"} each, as "next_steps" among what was measured.
+    {"flags", "judgement", "lost", "quality_db", "agreement", "nats"} each, as "next_steps" among what was measured.
     """
     compilation, found = work.compilation, list[dict[str, Any]]()
     held_out = compilation.held_out
-    is_useless = _verdict_of(work, work.measured["fidelity"], work.accuracy).judgement == "useless"
+    is_useless = (
+        _verdict_of(work, work.measured["fidelity"], work.accuracy, work.measured.get("text")).judgement
+        == "useless"
+    )
     wanted = is_useless and compilation.options.next_steps and held_out.batches
     number = compilation.samples.number + held_out.number if wanted else 0
     if not number or compilation.dense.by_parts or not _affordable(work, number, STEPS * TRIES):
@@ -113,10 +117,15 @@ def _tried(work: Work, made: Work, held_out: Samples) -> dict[str, Any]:
     compilation, wanted, found = made.compilation, *_outputs(made, held_out)
     close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
     close |= {"data": HELD_OUT, "samples": held_out.number}
-    said = _verdict_of(made, close, _metric_of(work, made))
+    text = None
+    if reads_text(compilation):
+        before, after = iter(wanted), iter(found)
+        text = text_facts(compilation, held_out, lambda feeds: next(before), lambda feeds: next(after))
+    said = _verdict_of(made, close, _metric_of(work, made), text)
     agreed = {"agreement": lowest_agreement(close)} if "agreement" in close else {}
     quality = worst_quality(close)
-    return {"judgement": said.judgement, "lost": said.lost, "quality_db": quality or 0.0, **agreed}
+    nats = {"nats": text["after"]} if text else {}
+    return {"judgement": said.judgement, "lost": said.lost, "quality_db": quality or 0.0, **agreed, **nats}
 
 
 def _metric_of(work: Work, made: Work) -> dict[str, Any] | None:
@@ -130,9 +139,11 @@ def _metric_of(work: Work, made: Work) -> dict[str, Any] | None:
     return {"metric": function.__name__, "before": work.score, "after": after}
 
 
-def _verdict_of(work: Work, fidelity: dict[str, Any], accuracy: dict[str, Any] | None) -> Verdict:
+def _verdict_of(
+    work: Work, fidelity: dict[str, Any], accuracy: dict[str, Any] | None, text: dict[str, Any] | None
+) -> Verdict:
     removed = {"share": work.decision.choice.removed}
-    return verdict({"removed": removed, "fidelity": fidelity, "accuracy": accuracy})
+    return verdict({"removed": removed, "fidelity": fidelity, "accuracy": accuracy, "text": text})
 
 
 def _outputs(made: Work, samples: Samples) -> tuple[list[Any], list[Any]]:
