@@ -128,7 +128,7 @@ class OnnxRuntimeCpu(Backend):
         return census(path)
 
     def profile(self, path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> Sequence[LayerTime]:
-        """Mean time per node over `runs` runs after a warm-up, slowest first."""
+        """Mean time per node over `runs` runs after a warm-up, in the order in which they run."""
         from sparsecc.runtime.layer_times import layer_times
 
         return layer_times(path, feeds, threads=threads, runs=runs)

@@ -12,6 +12,12 @@ CURVE_HEIGHT = 84
 PLOT_HEIGHT = 300
 STEPS_ACROSS = 160
 TICKS = 6
+ORIGINAL = "the original"
+"""The label of the dense model."""
+EDGE = 14
+"""SVG units from the edge within which a label would be cut."""
+LABEL = (150, 16)
+"""Width and height that a label of a dot takes at most."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class Tick:
 
     x: float
     label: str
+
+    @property
+    def anchor(self) -> str:
+        """How its label stands, so that the chart's edge does not cut it."""
+        return "start" if self.x < EDGE else "end" if self.x > WIDTH - EDGE else "middle"
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,21 @@ def plot(across_label: str, up_label: str, points: Sequence[Dot], front: Sequenc
     return Plot(
         across_label,
         up_label,
-        [placed(dot) for dot in points],
+        _apart([placed(dot) for dot in points]),
         " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in map(placed, front)),
         [Tick(round(_x(value, *across), 1), f"{value:g}") for value in round_values(*across)],
         [Tick(placed(Dot(0.0, value, "", "")).y, f"{value:g}") for value in round_values(*up)],
     )
+
+
+def _apart(dots: Sequence[Dot]) -> list[Dot]:
+    """Without the labels that would stand on others: the front's first, then the original's. All have their titles."""
+    kept: list[Dot] = []
+    for dot in sorted(dots, key=lambda dot: (dot.kind != "after", dot.label != ORIGINAL)):
+        near = (one for one in kept if one.label and dot.label)
+        crowded = any(abs(one.x - dot.x) < LABEL[0] and abs(one.y - dot.y) < LABEL[1] for one in near)
+        kept.append(replace(dot, label="") if crowded else dot)
+    return kept
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

@@ -69,6 +69,8 @@ class CompilePage:
 
     title: str
     headline: str
+    setting: str
+    """Target, device, batch and versions in a line."""
     judgement: str
     """What must be said of the result before anything else; "" where it may be used as it is."""
     mood: str
@@ -104,6 +106,7 @@ class CompilePage:
         return cls(
             title=str((report.get("model") or {}).get("name") or "compiled model"),
             headline=f"{headline(report)}; {said.lost}",
+            setting=_setting(report),
             judgement=judgement,
             mood=mood,
             cards=_cards(report),
@@ -133,6 +136,19 @@ class CompilePage:
             recipe=recipe,
             command=command,
         )
+
+
+def _setting(report: Mapping[str, Any]) -> str:
+    """`onnxruntime on local (AMD EPYC, x86_64), 1 thread; a run of image 50x1x16x16; sparsecc 0.2.0, onnxruntime …`"""
+    target, device = report.get("target") or {}, report.get("device") or {}
+    about = ", ".join(str(device[key]) for key in ("processor", "machine") if device.get(key))
+    where = f"{target.get('name', '')} on {device.get('name', 'local')}{f' ({about})' if about else ''}"
+    threads = f", {numbers.plural(target['threads'], 'thread')}" if target.get("threads") else ""
+    run = report.get("measured_at")
+    versions = report.get("versions") or {}
+    told = ", ".join(f"{name} {versions[name]}" for name in ("sparsecc", "onnxruntime") if name in versions)
+    parts = (f"{where}{threads}", f"a run of {numbers.shapes(run)}" if run else "", told)
+    return "; ".join(part for part in parts if part)
 
 
 def _cards(report: Mapping[str, Any]) -> list[Card]:
@@ -187,7 +203,10 @@ def _quality(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in (report.get(part) or {}).items():
             if isinstance(value, str | int | float | bool):
                 rows.append((key.replace("_", " "), _text(value)))
-    return rows
+    status = (report.get("verification") or {}).get("status")
+    return [
+        (name, f"{'✓' if status == 'proved' else '✗'} {v}" if name == "status" else v) for name, v in rows
+    ]
 
 
 def _census(census: Mapping[str, Any]) -> list[CensusRow]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.report import numbers
-from sparsecc.report.charts import Dot, Plot, plot
+from sparsecc.report.charts import ORIGINAL, Dot, Plot, plot
 
 LABELS = {
     "latency": "latency, share of the dense model's",
@@ -78,9 +78,7 @@ def _plot(found: Mapping[str, Any], cost: str) -> Plot:
         for p in points
     }
     dense = found["dense_quality"]
-    others = (
-        [] if dense is None else [Dot(1.0, dense, "before", f"the original: {dense:.4g}", "the original")]
-    )
+    others = [] if dense is None else [Dot(1.0, dense, "before", f"{ORIGINAL}: {dense:.4g}", ORIGINAL)]
     drawn = [*dots.values(), *others]
     return plot(LABELS[cost], QUALITY[found["quality"]], drawn, [dots[name] for name in front])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsecc.decide.goals import words_of
 from sparsecc.report import numbers
-from sparsecc.report.charts import Dot, Plot, plot
+from sparsecc.report.charts import ORIGINAL, Dot, Plot, plot
 
 Trials = Sequence[Mapping[str, Any]]
 SCORE, QUALITY = "score of --evaluate", "worst part of the outputs, dB"
@@ -55,7 +55,7 @@ def trials_plot(report: Mapping[str, Any]) -> Plot | None:
         for t in trials
     ]
     if (dense := trials[0].get("dense_score")) is not None:
-        dots.append(Dot(1.0, dense, "before", f"the original: {dense:.4g}", "the original"))
+        dots.append(Dot(1.0, dense, "before", f"{ORIGINAL}: {dense:.4g}", ORIGINAL))
     front: list[Dot] = []
     for dot in sorted(dots, key=lambda d: -d.x):
         if not front or dot.y > front[-1].y:

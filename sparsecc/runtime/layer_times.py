@@ -14,16 +14,19 @@ from sparsecc.system.temp_folders import temporary_folder
 
 _WARM_UP = 3
 _SUFFIX = "_kernel_time"
+_BLOCKED = "_nchwc"
 
 
 def layer_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 20) -> list[LayerTime]:
-    """Typical microseconds per run of every node, slowest first, after 3 warm-up runs that are not counted.
+    """Typical microseconds per run of every node, in the order in which they run, after 3 warm-up runs that are not
+    counted. The suffix of the blocked layout is taken off their names.
 
     Nodes that run several times within one run (loop bodies) are summed. InputError when the model does not
     load or run.
     """
     events = traced_events(path, feeds, threads=threads, runs=runs)
-    return sorted(typical_times(events, warm_up=_WARM_UP), key=lambda layer: -layer.microseconds)
+    found = typical_times(events, warm_up=_WARM_UP)
+    return [replace(layer, name=layer.name.removesuffix(_BLOCKED)) for layer in found]
 
 
 def shortest_kernels(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10) -> list[LayerTime]:
@@ -43,7 +46,7 @@ def shortest_kernels(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 
 def shortest_times(path: Path, feeds: Feeds, *, threads: int = 1, runs: int = 10) -> dict[str, float]:
     """Node name -> milliseconds of its fastest run; the suffix of the blocked layout is taken off."""
     kernels = shortest_kernels(path, feeds, threads=threads, runs=runs)
-    return {kernel.name.removesuffix("_nchwc"): kernel.microseconds / 1e3 for kernel in kernels}
+    return {kernel.name.removesuffix(_BLOCKED): kernel.microseconds / 1e3 for kernel in kernels}
 
 
 def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[dict[str, Any]]:
