@@ -238,9 +238,8 @@ def _chain(folder: Path) -> Path:
 def test_a_profile_names_the_layers_of_a_real_session(tmp_path: Path) -> None:
     path = _chain(tmp_path)
     layers = OnnxRuntimeCpu().profile(path, {"x": np.ones((64, 64), np.float32)}, runs=10)
-    assert sorted(layer.op_type for layer in layers) == ["MatMul", "MatMul", "Relu"]
+    assert [layer.op_type for layer in layers] == ["MatMul", "Relu", "MatMul"]
     assert all(0 < layer.microseconds < 1e6 for layer in layers)
-    assert [layer.microseconds for layer in layers] == sorted((x.microseconds for x in layers), reverse=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chain.onnx"]
 
 
