@@ -14,6 +14,7 @@ from sparsecc.axes.sizes import at
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.graph.zeroable import zeroable
+from sparsecc.ir.file_names import in_file, origin_of
 from sparsecc.system.gc_pause import collector_paused
 
 SCHEMA = "sparsecc.plan/1"
@@ -25,7 +26,8 @@ class Plan:
 
     `io` lists the slots left of graph inputs and outputs that lost some (`--prune-io`); `tokens` says behind
     which value and by whose attention tokens are left out, how many stay, and which attention is later; `ports` which
-    caches went with their layers, and the new names of others.
+    caches went with their layers, and the new names of others. Tensors and axes are those of the user's file;
+    `names` says what the compiled model calls others: {name: {"of": tensors of the file, "order": axes, if turned}}.
     """
 
     model: dict[str, Any]
@@ -38,6 +40,7 @@ class Plan:
     io: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
     ports: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,11 +51,17 @@ class Plan:
             "dropped_nodes": self.dropped_nodes,
             "patterns": self.patterns,
             "quantization": self.quantization,
-            "repaired": self.repaired,
+            "repaired": sorted(self._in_file(name) for name in self.repaired),
             **({"io": self.io} if self.io else {}),
             **({"tokens": self.tokens} if self.tokens else {}),
             **({"ports": self.ports} if self.ports else {}),
+            **({"names": self.names} if self.names else {}),
         }
+
+    def _in_file(self, name: str) -> str:
+        """What the file calls a tensor; of one that was computed its own name."""
+        known = self.names.get(name, {})
+        return str(known["of"][0]) if "order" in known else name
 
     @property
     def removes_anything(self) -> bool:
@@ -70,7 +79,13 @@ def make_plan(analysis: Analysis, groups: Sequence[Group], keep: Keep, facts: Ma
     lost = {atom for atom, slots in keep.items() if not slots.all()}
     zeroed, unclear = zeroable(analysis, lost)
     plan = Plan(dict(facts))
+    initializers = analysis.model.graph.initializers
     plan.groups = [_group(g, keep, g.mixes or g.atom in unclear) for g in groups]
+    plan.names = {
+        name: {"of": list(origin.tensors), **({"order": list(origin.order)} if origin.order else {})}
+        for name, value in initializers.items()
+        if (origin := origin_of(value)) is not None
+    }
     by_value: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     for node, operand in analysis.record.uses:
         value = node.inputs[operand]
@@ -80,8 +95,15 @@ def make_plan(analysis: Analysis, groups: Sequence[Group], keep: Keep, facts: Ma
         entries = [_axes(analysis.record.uses[use], keep, zeroed.get(use, set())) for use in uses]
         entry = _merged(entries, uses)
         if entry:
-            plan.tensors[value.name or ""] = entry
+            plan.tensors[in_file(value, 0)[0]] = _on_axes_of_file(value, entry)
     return plan
+
+
+def _on_axes_of_file(value: ir.Value, entry: dict[str, Any]) -> dict[str, Any]:
+    """What is said of axes of a value, of those of the file's tensor."""
+    if "uses" in entry:
+        return {"uses": {use: _on_axes_of_file(value, axes) for use, axes in entry["uses"].items()}}
+    return {str(in_file(value, int(axis))[1]): fact for axis, fact in entry.items()}
 
 
 def _group(group: Group, keep: Keep, mixes: bool) -> dict[str, Any]:
@@ -91,7 +113,7 @@ def _group(group: Group, keep: Keep, mixes: bool) -> dict[str, Any]:
         "kind": group.kind,
         "size": group.size,
         "kept": kept,
-        "members": [list(m) for m in group.members],
+        "members": [list(m) for m in group.in_file],
         "mixes": mixes,
         "pinned": group.pinned,
     }

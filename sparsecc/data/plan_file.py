@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.ir.file_names import Origin, origin_of, turned
 from sparsecc.plan import SCHEMA
 
 Test = Callable[[Any], bool]
@@ -26,10 +27,31 @@ def read_plan(data: Mapping[str, Any]) -> dict[str, Any]:
     return plan
 
 
+def in_own_names(plan: Mapping[str, Any], model: ir.Model) -> dict[str, Any]:
+    """A plan, which speaks of the file's tensors, of those of the (normalised) model: some were turned around."""
+    known, tensors = turned(model), {}
+    for name, entry in plan["tensors"].items():
+        value = known.get(name) if name not in model.graph.initializers else None
+        origin = origin_of(value) if value is not None else None
+        if value is None or origin is None:
+            tensors[name] = entry
+        elif "uses" in entry:
+            tensors[value.name] = {"uses": {u: _turned(axes, origin) for u, axes in entry["uses"].items()}}
+        else:
+            tensors[value.name] = _turned(entry, origin)
+    return {**plan, "tensors": tensors}
+
+
+def _turned(axes: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """What is said of the axes of the file's tensor, of those of the turned one."""
+    places = {str(axis): str(place) for place, axis in enumerate(origin.order)}
+    return {places.get(axis, axis): fact for axis, fact in axes.items()}
+
+
 def require_fits(plan: Mapping[str, Any], model: ir.Model) -> None:
     """InputError unless every tensor, axis and node that a plan (as `read_plan` gave it) names is there."""
     nodes = {node.name: node for node in model.graph.all_nodes()}
-    for name, entry in plan["tensors"].items():
+    for name, entry in in_own_names(plan, model)["tensors"].items():
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
             raise InputError(f"plan.json names the tensor {quoted(name)}, which the model does not have")

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.data.array_files import BROKEN, arrays_in
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line, quoted
+from sparsecc.ir.file_names import origin_of, turned
 from sparsecc.system.plain_json import read_json
 
 REMEDY = "write {tensor: [slots that stay]} as .json, or arrays by tensor with numpy.savez"
@@ -40,6 +42,24 @@ def read_slots(path: Path) -> Mapping[str, np.ndarray]:
     if not given:
         raise InputError(f"--slots {one_line(str(path), 120)} names nothing: {REMEDY}")
     return {name: _meant(path, name, array) for name, array in given.items()}
+
+
+def in_own_names(slots: Mapping[str, np.ndarray], model: ir.Model) -> dict[str, np.ndarray]:
+    """What is said of the file's tensors, said of those of the (normalised) model: some were turned around."""
+    known, found = turned(model), {}
+    for name, given in slots.items():
+        tensor, _, tail = name.rpartition(":")
+        stem = tensor if tail.isdigit() else name
+        value = known.get(stem) if name not in model.graph.initializers else None
+        origin = origin_of(value) if value is not None else None
+        if value is None or origin is None:
+            found[name] = given
+        elif tail.isdigit() and stem != name and int(tail) in origin.order:
+            found[f"{value.name}:{origin.order.index(int(tail))}"] = given
+        else:
+            is_whole = given.ndim == len(origin.order) > 1
+            found[value.name or ""] = given.transpose(origin.order) if is_whole else given
+    return found
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ import onnx_ir as ir
 from sparsecc.axes.algebra import Atom, Axis, atoms_of, mask
 from sparsecc.axes.owners import owners_of
 from sparsecc.compilation import Compilation
-from sparsecc.data.plan_file import require_fits
+from sparsecc.data import slot_files
+from sparsecc.data.plan_file import in_own_names, require_fits
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
@@ -250,7 +251,7 @@ def _planned(compilation: Compilation, analysis: Analysis) -> Iterable[Statement
     for (node, operand), axes in uses.items():
         value = node.inputs[operand]
         by_value.setdefault((value.name or "") if value is not None else "", []).append(axes)
-    for tensor, entry in plan["tensors"].items():
+    for tensor, entry in in_own_names(plan, analysis.model)["tensors"].items():
         apart = entry.get("uses")
         spoken = [(e, [by_name[use]]) for use, e in apart.items() if use in by_name] if apart else []
         for facts, all_axes in spoken or [(entry, by_value.get(tensor, []))]:
@@ -276,7 +277,7 @@ def _given(compilation: Compilation, analysis: Analysis) -> Iterable[Statement]:
     for (node, operand), axes in analysis.record.uses.items():
         if (value := node.inputs[operand]) is not None:
             uses.setdefault(value, axes)
-    for name, given in compilation.slots.items():
+    for name, given in slot_files.in_own_names(compilation.slots, analysis.model).items():
         tensor, _, tail = name.rpartition(":")
         value = initializers.get(tensor if tail.isdigit() and name not in initializers else name)
         layer = layers.get(name) if value is None else layers.get(value.name or "")
@@ -332,8 +333,7 @@ def _axis(name: str, value: ir.Value, layer: LinearLayer | None, shape: tuple[in
 
 
 def slots_that_stay(name: str, given: np.ndarray, size: int, spelt: str = "--") -> np.ndarray:
-    """A boolean for each slot of an axis, from such a mask or the numbers of slots. InputError where they are not of
-    this size."""
+    """A boolean for each slot of an axis, from such a mask or numbers of slots. InputError where they do not fit."""
     if given.dtype == bool:
         if given.shape != (size,):
             raise InputError(

@@ -18,6 +18,7 @@ from sparsecc.axes.algebra import Atom, Axis, Cat, Mul, atoms_of
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
+from sparsecc.ir.file_names import in_file
 
 Link = tuple[Atom, str]
 """Another atom that stands for some of the same slots, and the statement that says so."""
@@ -68,8 +69,10 @@ def _nearest(analysis: Analysis, where: str) -> str:
 
 
 def _named(analysis: Analysis) -> Iterator[tuple[str, list[Axis]]]:
-    """The axes of every use of a weight, then those of every value."""
+    """The axes of every use of a weight, as the file has it and as it is stored, then those of every value."""
     for value, axes in analysis.weights():
+        there = {in_file(value, axis): own for axis, own in enumerate(axes)}
+        yield next(iter(there), (value.name or "", 0))[0], [there[place] for place in sorted(there)]
         yield value.name or "", axes
     for value, axes in analysis.record.axes.items():
         yield value.name or "", axes

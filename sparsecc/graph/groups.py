@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from sparsecc.graph.analysis import Analysis, Member, prunable_atoms
 from sparsecc.graph.kinds import KINDS
 from sparsecc.graph.patterns import held, module_of
 from sparsecc.graph.slot_indices import least_left
+from sparsecc.ir.file_names import in_file
 from sparsecc.rules import Trait, traits_of
 from sparsecc.rules.site import CELLS
 from sparsecc.system.gc_pause import collector_paused
@@ -30,7 +31,8 @@ class Group:
     `atom` is the free atom they are; `members` are (initializer, axis); `nodes` name who reads them. `pinned`
     says why nothing may go, None where it may. `mixes` is True where some operator's result depends on how
     many slots there are (norms, means). `feeds_conv` is True where a convolution works on them. `least` slots
-    stay whatever is asked, because so many are picked at run time.
+    stay whatever is asked, because so many are picked at run time. `turned` are the members as the user's file
+    has them, where normalisation turned some around; () elsewhere.
     """
 
     id: int
@@ -44,11 +46,18 @@ class Group:
     feeds_conv: bool
     params: int
     least: int = 1
+    turned: tuple[Member, ...] = ()
+
+    @property
+    def in_file(self) -> tuple[Member, ...]:
+        """The members as the user's file has them."""
+        return self.turned or self.members
 
     @property
     def names(self) -> list[str]:
         """All that a pattern finds it by, but for modules."""
-        return [f"group:{self.id}", *handles(self.kind, self.members), *self.nodes]
+        own = () if not self.turned else handles(self.kind, self.turned)
+        return [f"group:{self.id}", *own, *handles(self.kind, self.members), *self.nodes]
 
     @property
     def modules(self) -> list[str]:
@@ -79,7 +88,7 @@ def find_groups(
     """
     mixing, users, least = _mixing_atoms(analysis), _users(analysis), least_left(analysis.record)
     allowed = {KINDS[name] for name in prune if name in KINDS}
-    groups = []
+    groups, initializers = [], analysis.model.graph.initializers
     owned = [(a, m) for a, m in prunable_atoms(analysis).items() if a.pin is None or CELLS not in a.roles]
     for number, (atom, members) in enumerate(owned):
         assert isinstance(atom.size, int)
@@ -97,10 +106,17 @@ def find_groups(
             feeds_conv=any(traits_of(n) & Trait.CONVOLUTION for n in nodes),
             params=_params(analysis, members),
             least=least.get(atom, 1),
+            turned=_turned(initializers, members),
         )
         unasked = None if kind in allowed else f"{kind} groups were not asked to be pruned"
         groups.append(replace(group, pinned=atom.pin or held(group.names, keep, only) or unasked))
     return groups
+
+
+def _turned(initializers: Mapping[str, ir.Value], members: Sequence[Member]) -> tuple[Member, ...]:
+    """The members as the file has them; () where that is the same."""
+    found = tuple(in_file(initializers[name], axis) for name, axis in members)
+    return () if found == tuple(members) else found
 
 
 def handles(kind: str, members: Sequence[Member]) -> list[str]:
@@ -134,6 +150,7 @@ def known_names(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
     """All that a pattern may name besides groups by number: their handles, every tensor and every node."""
     model = analysis.model
     return [
+        *(name for g in groups for name in handles(g.kind, g.in_file)),
         *(name for g in groups for name in handles(g.kind, g.members)),
         *model.graph.initializers,
         *(node.name or "" for node in model.graph.all_nodes()),
@@ -198,7 +215,7 @@ def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
             reason = group.pinned.partition(" of ")[0] if " of " in group.pinned else group.pinned
             number[reason] += 1
             params[reason] += group.params
-            example.setdefault(reason, group.members[0][0])
+            example.setdefault(reason, group.in_file[0][0])
     return [
         {"what": example[r], "reason": r, "groups": n, "params": params[r]} for r, n in number.most_common()
     ]

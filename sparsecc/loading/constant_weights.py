@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from sparsecc.ir.constants import add_constant
+from sparsecc.ir.file_names import remember
 from sparsecc.rules import Trait, traits_of, weights_of
 from sparsecc.shapes.infer import evaluated
 
@@ -68,7 +69,9 @@ def store_operands(model: ir.Model) -> None:
         nodes = _behind(value)
         array = _result(value, nodes, version) if nodes else None
         if array is not None and array.dtype.kind == "f":
-            value.replace_all_uses_with(add_constant(model.graph, value.name or "operand", array))
+            stored = add_constant(model.graph, value.name or "operand", array)
+            remember(stored, _constants_behind(nodes))
+            value.replace_all_uses_with(stored)
             for node in reversed(nodes):
                 _remove_idle(model.graph, node)
 
@@ -105,6 +108,7 @@ def _turn(graph: ir.Graph, node: ir.Node) -> None:
     if sorted(order) != list(range(len(tensor.shape))):
         return
     turned = add_constant(graph, f"{weight.name}.T", tensor.numpy().transpose(order))
+    remember(turned, [weight.name or ""], order)
     node.outputs[0].replace_all_uses_with(turned)
     _remove_idle(graph, node)
 
@@ -135,6 +139,12 @@ def _behind(value: ir.Value) -> list[ir.Node]:
         else:
             pending += [(node, True), *((operand.producer(), False) for operand in _read(node))]
     return list(found)
+
+
+def _constants_behind(nodes: Sequence[ir.Node]) -> list[str]:
+    """The names of the constants that these nodes read, each once."""
+    read = (value for node in nodes for value in _read(node) if value.const_value is not None)
+    return list(dict.fromkeys(value.name or "" for value in read))
 
 
 def _read(node: ir.Node) -> list[ir.Value]:

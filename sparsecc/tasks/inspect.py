@@ -82,7 +82,7 @@ def _group_facts(group: Group, macs: float, nodes: Sequence[str]) -> dict[str, A
         "size": group.size,
         "prunable": group.is_free,
         "pinned": group.pinned,
-        "members": [list(m) for m in group.members],
+        "members": [list(m) for m in group.in_file],
         "modules": group.modules,
         "nodes": list(nodes),
         "macs": macs,

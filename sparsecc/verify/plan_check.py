@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.data.plan_file import in_own_names
 from sparsecc.reference.gated_layers import dropped_branches, silenced
 from sparsecc.reference.hidden_tokens import unseen
 from sparsecc.system.memory import HELD
@@ -24,7 +25,7 @@ def zeroed(model: ir.Model, plan: Mapping[str, Any]) -> ir.Model:
         model = silenced(model, branches)
     if plan.get("tokens"):
         model = unseen(model, plan["tokens"])
-    for name, entry in plan["tensors"].items():
+    for name, entry in in_own_names(plan, model)["tensors"].items():
         value = model.graph.initializers[name]
         if "uses" in entry:
             for use, axes in entry["uses"].items():
