@@ -219,6 +219,26 @@ def test_what_is_of_no_use_is_given_up_at_once_or_mended() -> None:
     assert best.speedup == pytest.approx(1.5, rel=0.05)
 
 
+def test_spare_speed_goes_to_the_worst_layers_first() -> None:
+    made: list[str] = []
+    ways = {
+        "": Way(1.0, 30, lost=60),
+        "int8": Way(2.2, 25),
+        "int8 but for the worst layers": Way(1.8, 33),
+        "mixed": Way(1.5, 31),
+    }
+    search = Search(
+        Goal(speedup=1.5),
+        among(ways, made),
+        [INT8, {}],
+        finer=lambda _: {"quantize": "mixed"},
+        safer=lambda t: PART if t.levers == INT8 else None,
+    )
+    assert search.settle().best.levers == PART
+    assert made[:3] == ["int8 0.00", "int8 but for the worst layers 0.00", "mixed 0.00"]
+    assert made.count("int8 but for the worst layers 0.00") == 1
+
+
 def test_a_little_is_removed_from_eight_bits_in_part_where_that_loses_less() -> None:
     ways = {"": Way(1.0, 60, lost=80), "int8": Way(1.5, 25), "int8 but for the worst layers": Way(1.35, 33)}
     search = Search(

@@ -107,7 +107,9 @@ class Search:
         """The families in turn; each is made when the one before has been tried."""
         yield from self.families
         whole = [t for t in self.trials if t.ratio == 0 and t.levers and not self.goal.loses_too_much(t)]
-        if self.goal.has_target and whole and (safer := self.safer(whole[0])) is not None:
+        safer = self.safer(whole[0]) if self.goal.has_target and whole else None
+        tried = [t for t in self.trials if t.levers == safer and self.goal.excess(t) <= NEAR]
+        if safer is not None and not tried:
             yield safer
         for family in self.more:
             if not self.trials:
@@ -158,8 +160,9 @@ class Search:
                 self._instead(self.safer(whole), self._reach)
                 return
             if start <= NEAR:
-                if start <= -SLACK and not self.is_over():
-                    self._instead(self.finer(whole), lambda finer: self._try(finer, 0.0))
+                for other in (self.safer, self.finer) if start <= -SLACK else ():
+                    if not self.is_over():
+                        self._instead(other(whole), lambda family: self._try(family, 0.0))
                 return
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it
