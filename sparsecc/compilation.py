@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +37,7 @@ from sparsecc.runtime.piecewise import PiecewiseRunner, opened, pieces_of
 from sparsecc.runtime.runner import Runs
 from sparsecc.shapes.dynamic_dims import is_fixed
 from sparsecc.system.plain_json import read_json
-from sparsecc.system.progress import Announced, Emit
+from sparsecc.system.progress import Announced, Emit, Record, nobody_listens
 from sparsecc.system.scratch import Scratch
 from sparsecc.targets import Target, target_named
 
@@ -56,23 +55,6 @@ _DRAWS = (None, 1, 0)
 _TOO_LARGE = "its values need too much memory at every size that was tried"
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a stage or a method did, for the report: its facts (plain JSON data) and how long it took."""
-
-    name: str
-    facts: Mapping[str, Any] | None = None
-    seconds: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        timed = {} if self.seconds is None else {"seconds": self.seconds}
-        return {"name": self.name, **timed, **({} if self.facts is None else {"facts": dict(self.facts)})}
-
-
-def _nobody_listens(event: dict[str, Any]) -> None:
-    """The listener of a compile that nobody watches."""
-
-
 @dataclass
 class Compilation(Announced):
     """A compile under way. Rooms take it whole and read what they need.
@@ -86,7 +68,7 @@ class Compilation(Announced):
     """What was asked, resolved; `take` settles what a decoder is calibrated on, then it never changes."""
     scratch: Scratch
     """Where intermediate files are; it goes away with the compile."""
-    emit: Emit = _nobody_listens
+    emit: Emit = nobody_listens
     """Hears {"stage", "share"} as the compile goes on; `share` of the whole never falls. "note" is how long the work
     under way will take. An event that also has "say" is a sentence for the user, known before long work; its figures
     stand beside it."""
@@ -156,7 +138,7 @@ class Compilation(Announced):
 
     @classmethod
     def opened_at(
-        cls, path: Path, options: CompileOptions, scratch: Scratch, emit: Emit = _nobody_listens
+        cls, path: Path, options: CompileOptions, scratch: Scratch, emit: Emit = nobody_listens
     ) -> Compilation:
         """Of a model's file, or of the folder of a language model. InputError for another folder."""
         package = package_at(path)
@@ -385,15 +367,6 @@ class Compilation(Announced):
 
     # Stages
 
-    @contextmanager
-    def stage(self, name: str, begin: float, end: float) -> Iterator[None]:
-        """Announce a stage and keep how long it took; `progress` moves between these shares of the whole."""
-        self._tell(name, begin)
-        self.span, begun = (begin, end), time.perf_counter()
-        self.since = begun
-        yield
-        self.note(name, begun=begun)
-
     def note(self, name: str, facts: Mapping[str, Any] | None = None, *, begun: float | None = None) -> None:
         """Keep what a stage or method did; `begun` is when, by `time.perf_counter`.
 
@@ -403,7 +376,7 @@ class Compilation(Announced):
         seconds = round(time.perf_counter() - (begun or 0.0), 3) if timed else None
         self.records.append(Record(name, facts, seconds))
 
-    def again(self, options: CompileOptions, emit: Emit = _nobody_listens) -> Compilation:
+    def again(self, options: CompileOptions, emit: Emit = nobody_listens) -> Compilation:
         """A compile of the same model with other options, on the same inputs and samples; it begins with the notes
         made so far, and keeps its own from there."""
         other = copy.copy(self)

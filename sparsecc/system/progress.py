@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 Emit = Callable[[dict[str, Any]], None]
@@ -26,6 +27,23 @@ def time_left(seconds: float, share: float) -> str:
     return f"about {max(step, round(more / step) * step)} s left"
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a stage or a method did, for the report: its facts (plain JSON data) and how long it took."""
+
+    name: str
+    facts: Mapping[str, Any] | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        timed = {} if self.seconds is None else {"seconds": self.seconds}
+        return {"name": self.name, **timed, **({} if self.facts is None else {"facts": dict(self.facts)})}
+
+
+def nobody_listens(event: dict[str, Any]) -> None:
+    """The listener of work that nobody watches."""
+
+
 class Announced:
     """Work that tells how far it is; its fields stand where it is made."""
 
@@ -33,6 +51,19 @@ class Announced:
     span: tuple[float, float]
     since: float
     at: tuple[str, float]
+
+    def note(self, name: str, facts: Mapping[str, Any] | None = None, *, begun: float | None = None) -> None:
+        """Keep what a stage or method did; `begun` is when, by `time.perf_counter`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def stage(self, name: str, begin: float, end: float) -> Iterator[None]:
+        """Announce a stage and keep how long it took; `progress` moves between these shares of the whole."""
+        self._tell(name, begin)
+        self.span, begun = (begin, end), time.perf_counter()
+        self.since = begun
+        yield
+        self.note(name, begun=begun)
 
     @contextmanager
     def part(self, begin: float, end: float) -> Iterator[None]:
