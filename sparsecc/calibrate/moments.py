@@ -65,6 +65,18 @@ class Moments:
         xx, x, yx, y, yy = (part * weight for part in (self.xx, self.x, self.yx, self.y, self.yy))
         return Moments(xx, x, yx, y, yy, self.rows * weight)
 
+    def centred(self) -> Moments:
+        """The moments of the deviations from the means."""
+        rows = max(self.rows, 1)
+        return Moments(
+            self.xx - self.x[:, :, None] * self.x[:, None, :] / rows,
+            np.zeros_like(self.x),
+            self.yx - self.y[:, :, None] * self.x[:, None, :] / rows,
+            np.zeros_like(self.y),
+            np.maximum(self.yy - np.square(self.y) / rows, 0.0),
+            self.rows,
+        )
+
     @property
     def mean(self) -> np.ndarray:
         """(groups, columns)."""

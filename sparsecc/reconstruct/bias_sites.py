@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +38,20 @@ class Outlet:
         array = value.const_value.numpy().astype(np.float64).ravel()
         return np.array(np.broadcast_to(array, (outputs,)))
 
-    def store_bias(self, bias: np.ndarray, sharers: Sequence[Outlet] = ()) -> str:
-        """Set the bias, and that of `sharers`; one that others share is replaced. Returns the initializer's name."""
+    def store_bias(self, bias: np.ndarray) -> str:
+        """Set the bias; one that others share is replaced. Returns the initializer's name."""
         value = self._bias_value()
         weight = self.consumer.weight.const_value
         assert weight is not None
         array = bias.astype(weight.dtype.numpy())
-        is_own = value is not None and len(value.uses()) == 1 + len(sharers)
+        is_own = value is not None and len(value.uses()) == 1
         present = value.const_value if value is not None and is_own else None
         if value is not None and present is not None and present.size == bias.size:
             shape = tuple(int(d) for d in present.shape)  # type: ignore[arg-type]
             value.const_value = ir.Tensor(array.reshape(shape), name=value.name)
             return value.name or ""
         made = _constant(self.adder or self.consumer.node, array)
-        for outlet in (self, *sharers):
-            outlet._read(made)
+        self._read(made)
         return made.name or ""
 
     def _read(self, bias: ir.Value) -> None:
@@ -67,10 +65,6 @@ class Outlet:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, bias)
-
-    def has_bias_of(self, other: Outlet) -> bool:
-        """Whether both have the same bias, or none."""
-        return self.has_bias == other.has_bias and self._bias_value() is other._bias_value()
 
     def _bias_value(self) -> ir.Value | None:
         if self.adder is not None:

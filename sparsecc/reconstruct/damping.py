@@ -61,16 +61,19 @@ class Halves:
         return self.even + self.odd
 
 
-def balanced(uses: Sequence[Halves]) -> Halves:
+def balanced(uses: Sequence[Halves], *, intercept: bool) -> Halves:
     """One weight's moments from those of all its uses, which count the same, relative to how far their targets vary.
 
-    A use with few rows (a small map, a short sequence) is no less of the model's outputs than one with many.
+    With an `intercept` each use has a bias of its own, which takes up its means. A use with few rows (a small map, a
+    short sequence) is no less of the model's outputs than one with many.
     """
     wholes = [use.whole() for use in uses]
     scales = [float(whole.rows * whole.target_variance().sum()) for whole in wholes]
     weights = np.array([1 / scale if scale > 0 else 0.0 for scale in scales])
     rows = np.array([whole.rows for whole in wholes])
     weights = weights * rows.sum() / (weights @ rows) if weights.any() else np.ones(len(uses))
+    if intercept:
+        uses = [Halves(use.even.centred(), use.odd.centred()) for use in uses]
     even, odd = (
         [getattr(use, half).weighted(w) for use, w in zip(uses, weights, strict=True)]
         for half in ("even", "odd")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.calibrate.moments import together
+from sparsecc.calibrate.moments import Moments, together
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.graph.linear_layers import LinearLayer, own_layer_of
@@ -147,15 +147,15 @@ class _Sweep:
                 Remark(consumer.name, "its result has another shape than in the dense model")
             )
             return
-        self._settle(outlet, halves, matched=not other)
+        self._settle([outlet], [halves], matched=not other)
 
     def _mend_shared(self, outlets: Sequence[Outlet]) -> None:
-        """One weight for several layers: from the moments of all.
+        """One weight for several layers, from the moments of all, and a bias for each.
 
         Those that run later, on what this weight makes, are asked for what the dense model hands them.
         """
         first = outlets[0]
-        alike, uses = all(outlet.has_bias_of(first) for outlet in outlets), []
+        alike, uses = all(outlet.has_bias == first.has_bias for outlet in outlets), []
         fits = alike and not self._is_wide(first.consumer)
         for outlet in outlets:
             target = outlet.own.name or ""
@@ -165,12 +165,12 @@ class _Sweep:
             self._done_with(outlet.consumer.data, outlet.own, outlet.total)
         known = [use for use in uses if use is not None]
         if len(known) == len(outlets):
-            self._settle(first, balanced(known), matched=True, sharers=outlets[1:])
+            self._settle(outlets, known, matched=True)
             return
         why = (
             "whose inputs or results have no counterpart in the dense model"
             if alike
-            else "which have biases of their own"
+            else "of which only some can have a bias"
         )
         reason = f"its weight is shared by {len(outlets)} nodes, {why}"
         self.found.remarks += [Remark(outlet.consumer.name, reason) for outlet in outlets]
@@ -206,7 +206,7 @@ class _Sweep:
         self._done_with(outlet.own, outlet.total)
         offset = None if bias is None else new.bias
         errors = (new.error(new.before), new.error(new.after))
-        self._write(outlet, new.weight[None], offset, errors, new.damping)
+        self._write([outlet], new.weight[None], [offset], errors, new.damping)
 
     def _wide_layer(self, consumer: LinearLayer) -> wide.LayerPair | None:
         """A layer beside that of the dense model, whose inputs are then at hand; None where there is none."""
@@ -310,53 +310,54 @@ class _Sweep:
         mask = self.kept(name, axis)
         return array if mask is None else np.compress(mask, array, axis=axis)
 
-    def _settle(self, outlet: Outlet, halves: Halves, matched: bool, sharers: Sequence[Outlet] = ()) -> None:
-        """Decide the new weights, of `sharers` too, and write them down where they are better than the old ones."""
-        weight, moments = outlet.consumer.matrices(), halves.whole()
-        bias = outlet.bias(weight.shape[0] * weight.shape[1])
-        has_bias = bias is not None
-        shaped = None if bias is None else bias.reshape(weight.shape[:2])
-        before = solve.relative_error(weight, shaped, moments)
+    def _settle(self, outlets: Sequence[Outlet], uses: Sequence[Halves], matched: bool) -> None:
+        """Decide the new weight of one layer, or of all that share it, and the bias of each, and write them down."""
+        weight, wholes = outlets[0].consumer.matrices(), [use.whole() for use in uses]
+        biases = [outlet.bias(weight.shape[0] * weight.shape[1]) for outlet in outlets]
+        shaped = [None if bias is None else bias.reshape(weight.shape[:2]) for bias in biases]
+        has_bias = biases[0] is not None
+        halves = uses[0] if len(uses) == 1 else balanced(uses, intercept=has_bias)
+        before = _mean_error(weight, shaped, wholes)
         if before < UNCHANGED:
             return
-        method, damping, new = self.method, None, weight
+        method, damping, new, moments = self.method, None, weight, halves.whole()
         if method == "reconstruct":
             damping = damping_for(weight, halves, intercept=has_bias)
             new = solve.refit(weight, moments, intercept=has_bias, damping=damping)
         if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
             new = solve.rescaled(new, moments)
         bias_for = solve.faded_bias_for if method == "bias" else solve.bias_for
-        offset = bias_for(new, moments) if has_bias else None
-        after = solve.relative_error(new, offset, moments)
-        self._write(outlet, None if new is weight else new, offset, (before, after), damping, sharers)
+        offsets = [bias_for(new, whole) if has_bias else None for whole in wholes]
+        errors = (before, _mean_error(new, offsets, wholes))
+        self._write(outlets, None if new is weight else new, offsets, errors, damping)
 
     def _write(
         self,
-        outlet: Outlet,
+        outlets: Sequence[Outlet],
         new: np.ndarray | None,
-        offset: np.ndarray | None,
+        offsets: Sequence[np.ndarray | None],
         errors: tuple[float, float],
         damping: float | None,
-        sharers: Sequence[Outlet] = (),
     ) -> None:
         """Store what is new, unless a layer was fine before or its samples are not numbers."""
-        consumer, (before, after) = outlet.consumer, errors
+        consumer, (before, after) = outlets[0].consumer, errors
         if before < UNCHANGED:
             return
-        if not all(part is None or np.isfinite(part).all() for part in (new, offset)):
+        if not all(part is None or np.isfinite(part).all() for part in (new, *offsets)):
             self.found.remarks.append(Remark(consumer.name, "its calibration inputs hold NaN or infinity"))
             return
         if new is not None:
             consumer.store(new)
             self.found.changed.append(consumer.weight.name or "")
-        if offset is not None:
-            self.found.changed.append(outlet.store_bias(offset.ravel(), sharers))
+        for outlet, offset in zip(outlets, offsets, strict=True):
+            if offset is not None:
+                self.found.changed.append(outlet.store_bias(offset.ravel()))
         row = {
             "error_before": before,
             "error_after": after,
             **({} if damping is None else {"damping": damping}),
         }
-        self.found.layers += [{"layer": one.consumer.name, **row} for one in (outlet, *sharers)]
+        self.found.layers += [{"layer": outlet.consumer.name, **row} for outlet in outlets]
 
     def _restate(self, node: ir.Node) -> None:
         data = node.inputs[0]
@@ -371,3 +372,9 @@ class _Sweep:
         restated = shift_offset if self.method == "bias" else shift_statistics
         self.found.changed += restated(node, pairs)
         self._done_with(data)
+
+
+def _mean_error(weight: np.ndarray, biases: Sequence[np.ndarray | None], moments: Sequence[Moments]) -> float:
+    """The relative error of a weight with each of its biases on the moments of that use, which count the same."""
+    pairs = zip(biases, moments, strict=True)
+    return float(np.mean([solve.relative_error(weight, bias, of) for bias, of in pairs]))
