@@ -132,3 +132,10 @@ def _described(analysis: Analysis, groups: list[Group], seconds: float) -> Prune
 def _parameters(model: ir.Model) -> float:
     tensors = [v.const_value for v in model.graph.initializers.values()]
     return float(sum(int(t.size) for t in tensors if t is not None and t.dtype in FLOATS))
+
+
+def removable(analysis: Analysis) -> float:
+    """The share of the parameters that is gone where every free group keeps as few slots as it may."""
+    params = params_model(analysis)
+    least = {group.atom: group.least for group in find_groups(analysis) if group.is_free}
+    return 1 - params.total(least) / (params.total({}) or 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import onnx
+import onnx.version_converter
 import onnxruntime as ort
 import platformdirs
 import torch
@@ -31,6 +32,8 @@ _RECURRENT = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
 EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What exporters raise when they meet something they do not know."""
 OPSETS: dict[Exporter, int] = {"dynamo": 18, "torchscript": 17}
+RANGES: dict[Exporter, range] = {"dynamo": range(18, 24), "torchscript": range(9, 21)}
+"""The opsets that each exporter writes itself."""
 
 
 class ZooUnavailable(Exception):
@@ -132,9 +135,14 @@ def _make(entry: Entry, exporter: Exporter, form: Form) -> onnx.ModelProto:
 
 
 def export(
-    model: Model, exporter: Exporter, *, optimize: bool = True, fixed: frozenset[str] = frozenset()
+    model: Model,
+    exporter: Exporter,
+    *,
+    optimize: bool = True,
+    fixed: frozenset[str] = frozenset(),
+    opset: int | None = None,
 ) -> onnx.ModelProto:
-    """The module as ONNX, straight from torch's exporter.
+    """The module as ONNX, straight from torch's exporter, at the opset of OPSETS unless another is given.
 
     The model's named dimensions are dynamic, but for those in `fixed`, which keep their example size.
     """
@@ -154,7 +162,7 @@ def export(
                 dynamo=False,
                 input_names=names,
                 dynamic_axes=axes,
-                opset_version=OPSETS[exporter],
+                opset_version=opset or OPSETS[exporter],
             )
             return onnx.load(file)
     for operator in _RECURRENT:
@@ -166,12 +174,32 @@ def export(
         dynamo=True,
         input_names=names,
         dynamic_shapes=tuple(axes[name] for name in names),
-        opset_version=OPSETS[exporter],
+        opset_version=opset or OPSETS[exporter],
         optimize=optimize,
         verbose=False,
     )
     assert program is not None
     return program.model_proto
+
+
+def at_opset(name: str, exporter: Exporter, opset: int) -> onnx.ModelProto:
+    """A zoo entry at an opset: as the exporter writes it where it can, else its usual file converted by onnx.
+
+    ZooUnavailable where neither can be.
+    """
+    if opset in RANGES[exporter]:
+        if (name, exporter) in known.FAILURES:
+            raise ZooUnavailable(f"{exporter} cannot export {name}: {known.FAILURES[name, exporter]}")
+        fixed = known.STATIC.get((name, exporter), known.Static()).dimensions
+        with quietly():
+            try:
+                return export(ZOO[name].build(), exporter, fixed=fixed, opset=opset)
+            except EXPORT_ERRORS as e:
+                raise ZooUnavailable(f"{exporter} cannot export {name} at opset {opset}") from e
+    try:
+        return onnx.version_converter.convert_version(onnx.load(onnx_path(name, exporter)), opset)
+    except (RuntimeError, ValueError) as e:
+        raise ZooUnavailable(f"onnx cannot convert {name} of {exporter} to opset {opset}") from e
 
 
 def in_form(path: Path, form: Form) -> onnx.ModelProto:
