@@ -40,7 +40,7 @@ def quantize_dynamic(
     *,
     reduce_range: bool,
 ) -> PassResult:
-    """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM an integer LSTM."""
+    """Every Gemm and MatMul with a constant weight becomes an integer product, every LSTM too, in bodies as well."""
     raise_opset(model, DYNAMIC_OPSET)
     layers, lstms, remarks = dynamic_layers(model, exclude)
     limit = 63 if reduce_range else 127
@@ -67,7 +67,7 @@ def dynamic_layers(
     model: ir.Model, exclude: Collection[str]
 ) -> tuple[list[LinearLayer], list[ir.Node], list[Remark]]:
     """The products and the LSTMs that become integers, and why others do not."""
-    layers, remarks = find_layers(model)
+    layers, remarks = find_layers(model, in_bodies=True)
     taken, lstms = [], []
     for layer in layers:
         if layer.op_type == "Conv":
@@ -76,7 +76,7 @@ def dynamic_layers(
             remarks.append(Remark(layer.name, "left in float"))
         else:
             taken.append(layer)
-    for node in [node for node in model.graph if node.op_type == "LSTM" and not node.domain]:
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "LSTM" and not node.domain]:
         reason = "left in float" if node.name in exclude else why_no_integer_lstm(node)
         if reason:
             remarks.append(Remark(node.name or "", reason))

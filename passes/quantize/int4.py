@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -42,7 +43,7 @@ def _paying(options: Quantize, model: ir.Model, compilation: Compilation) -> Pay
     caches: these make one token at a time, for which reading the weights is what takes time."""
     if compilation.has_begun and compilation.text is not None:
         return Paying(facts={"how": "decoder", "left_in_float": []})
-    plain = WeightOnlyOptions("rtn", options.block, bits=_bits(options))
+    plain = replace(_rounding(options), algorithm="rtn", eora=0.0)
 
     def written(left: Collection[str]) -> ir.Model:
         clone = model.clone()
@@ -50,14 +51,14 @@ def _paying(options: Quantize, model: ir.Model, compilation: Compilation) -> Pay
         return clone
 
     to_onnxruntime = compilation.target.dialect == "onnxruntime"
-    layers, _ = int4_layers(model, options.block, options.exclude, to_onnxruntime)
+    layers, _ = int4_layers(model, plain, options.exclude, to_onnxruntime)
     groups = grouped(layers, options.force, lambda layer: False)
     return what_pays(options.type, groups, written, model, options.exclude, compilation)
 
 
 def _rounding(options: Quantize) -> WeightOnlyOptions:
-    return WeightOnlyOptions(options.algorithm, options.block, eora=options.eora, bits=_bits(options))
-
-
-def _bits(options: Quantize) -> int:
-    return next(bits for bits, name in NAMES.items() if name == options.type)
+    bits = next(bits for bits, name in NAMES.items() if name == options.type)
+    in_bodies = options.algorithm in ("rtn", "kquant") and not options.eora
+    return WeightOnlyOptions(
+        options.algorithm, options.block, eora=options.eora, bits=bits, in_bodies=in_bodies
+    )

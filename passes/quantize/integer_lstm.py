@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.ir.graph_editor import GraphEditor, graph_of
 from sparsecc.passes.quantize.constant_values import fixed_array
 from sparsecc.runtime.numerics import sqnr
 
@@ -42,7 +42,7 @@ def lower_lstm(editor: GraphEditor, node: ir.Node, limit: int) -> dict[str, floa
         "com.microsoft", "DynamicQuantizeLSTM", [*operands, *parameters], attributes,
         outputs=outputs, name=editor.fresh(f"{node.name}_int8"),
     )  # fmt: skip
-    editor.graph.insert_before(node, lowered)
+    graph_of(node).insert_before(node, lowered)
     editor.model.opset_imports.setdefault("com.microsoft", 1)
     for old, new in zip(node.outputs, outputs, strict=True):
         editor.replace_value(old, new)

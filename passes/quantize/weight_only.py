@@ -44,6 +44,8 @@ class WeightOnlyOptions:
     accuracy_level: int = 4
     eora: float = 0.0
     bits: int = 4
+    in_bodies: bool = False
+    """Whether layers in bodies of Loop, Scan and If are taken too: what looks at inputs does not see those."""
 
     def __post_init__(self) -> None:
         known = ALGORITHMS if self.bits == 4 else ("rtn",)
@@ -76,7 +78,7 @@ def quantize_weights(
     if not to_onnxruntime:
         raise_opset(model, BLOCKED_OPSET)
     is_symmetric = not to_onnxruntime or options.bits == 8
-    chosen, remarks = int4_layers(model, options.block, exclude, to_onnxruntime)
+    chosen, remarks = int4_layers(model, options, exclude, to_onnxruntime)
     names, in_float = {layer.name: layer.weight.name or "" for layer in chosen}, None
     if options.algorithm == "awq":
         _scale_all(model, chosen, compilation, options, symmetric=is_symmetric)
@@ -102,10 +104,11 @@ def quantize_weights(
 
 
 def int4_layers(
-    model: ir.Model, block: int, exclude: Collection[str], to_onnxruntime: bool
+    model: ir.Model, options: WeightOnlyOptions, exclude: Collection[str], to_onnxruntime: bool
 ) -> tuple[list[LinearLayer], list[Remark]]:
-    """The layers that get 4 bits, and why the others do not."""
-    layers, remarks = find_layers(model, SINGLE_OR_HALF)
+    """The layers that get few bits, and why the others do not."""
+    block = options.block
+    layers, remarks = find_layers(model, SINGLE_OR_HALF, in_bodies=options.in_bodies)
     chosen = []
     for layer in layers:
         reason = "left in float" if layer.name in exclude else why_not_int4(layer, block, to_onnxruntime)

@@ -85,7 +85,7 @@ def what_pays(
     if not is_timed(compilation):
         return by_table(groups)
     paying = by_timing(type_, groups, written, model, compilation) if groups else Paying()
-    names = [node.name or "" for node in model.graph]
+    names = [node.name or "" for node in model.graph.all_nodes()]
     left = ",".join(exactly(name, names) for name in (*exclude, *paying.left))
     asked = {**compilation.options.quantize_options, **({"exclude": left} if left else {})}
     compilation.measured_options |= {"quantize": f"{type_}!", "quantize_options": asked}

@@ -19,13 +19,13 @@ def constant_array(value: ir.Value) -> np.ndarray:
 
 
 def find_layers(
-    model: ir.Model, types: Collection[ir.DataType] = SINGLE
+    model: ir.Model, types: Collection[ir.DataType] = SINGLE, *, in_bodies: bool = False
 ) -> tuple[list[LinearLayer], list[Remark]]:
-    """All layers of the main graph whose weights have one of these types, in its order, and the other nodes of their
-    operators, with the reason."""
+    """All layers of the main graph, and of the bodies in it if asked for, whose weights have one of these types, in
+    its order, and the other nodes of their operators, with the reason."""
     layers: list[LinearLayer] = []
     remarks: list[Remark] = []
-    for node in model.graph:
+    for node in model.graph.all_nodes() if in_bodies else model.graph:
         layer = layer_of(node, types)
         if isinstance(layer, LinearLayer):
             layers.append(layer)

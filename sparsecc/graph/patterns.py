@@ -107,7 +107,7 @@ def nodes_named(model: ir.Model, patterns: Sequence[str]) -> list[str]:
         return []
     return [
         node.name or ""
-        for node in model.graph
+        for node in model.graph.all_nodes()
         if any(_names_node(pattern, node, names) for names in [_names_of(node)] for pattern in patterns)
     ]
 
@@ -116,7 +116,7 @@ def require_nodes(model: ir.Model, option: str, patterns: Sequence[str]) -> None
     """InputError for a pattern that names no node, with the nearest names."""
     if not patterns:
         return
-    named = [(node, _names_of(node)) for node in model.graph]
+    named = [(node, _names_of(node)) for node in model.graph.all_nodes()]
     for pattern in patterns:
         if not any(_names_node(pattern, node, names) for node, names in named):
             if pattern.startswith(OF_TYPE):

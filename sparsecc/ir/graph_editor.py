@@ -13,8 +13,8 @@ from sparsecc.ir.mapped import Spool
 
 
 class GraphEditor:
-    """Adds constants and nodes to the main graph of `model` under names that are free; large constants wait on
-    the `spool` where there is one."""
+    """Adds constants to the main graph of `model`, and nodes to it or to the body of the node beside which they stand,
+    under names that are free; large constants wait on the `spool` where there is one."""
 
     def __init__(self, model: ir.Model, spool: Spool | None = None) -> None:
         self.model = model
@@ -90,9 +90,9 @@ class GraphEditor:
         )
         node = ir.node(op_type, inputs, attributes, domain=domain, outputs=[output], name=name)
         if before is not None:
-            self.graph.insert_before(before, node)
+            graph_of(before).insert_before(before, node)
         elif after is not None:
-            self.graph.insert_after(after, node)
+            graph_of(after).insert_after(after, node)
         elif len(self.graph):
             self.graph.insert_before(self.graph.node(0), node)
         else:
@@ -104,14 +104,18 @@ class GraphEditor:
     def add_behind(
         self, value: ir.Value, op_type: str, inputs: Sequence[ir.Value | None], **options: Any
     ) -> ir.Value:
-        """`add`, right behind the producer of `value` (at the graph's start for an input)."""
+        """`add`, right behind the producer of `value` (at the graph's start for an input, which a body's may be)."""
+        body = value.graph if value.producer() is None and value.is_graph_input() else None
+        if isinstance(body, ir.Graph) and body is not self.graph and len(body):
+            return self.add(op_type, inputs, before=body.node(0), **options)
         return self.add(op_type, inputs, after=value.producer(), **options)
 
     def replace_output(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` be the graph output that `old` was, under the same name."""
-        for index, output in enumerate(self.graph.outputs):
+        graph = old.graph if isinstance(old.graph, ir.Graph) else self.graph
+        for index, output in enumerate(graph.outputs):
             if output is old:
-                self.graph.outputs[index] = new
+                graph.outputs[index] = new
         name = old.name or ""
         old.name = self.fresh(f"{name}_float")
         new.name = name
@@ -136,6 +140,12 @@ class GraphEditor:
         self.graph.sort()
 
 
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node stands in."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
 def prepare(model: ir.Model) -> None:
     """Constants become initializers that callers cannot override, and every node gets a name.
 
@@ -144,8 +154,9 @@ def prepare(model: ir.Model) -> None:
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     drop_identities(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
-    taken = {node.name for node in model.graph if node.name}
-    for index, node in enumerate(model.graph):
+    inner = [node for body in model.graph.subgraphs() for node in body]
+    taken = {node.name for node in (*model.graph, *inner) if node.name}
+    for index, node in enumerate([*model.graph, *inner]):
         if not node.name:
             name = f"{node.op_type}_{index}"
             while name in taken:
