@@ -142,6 +142,20 @@ def test_sums_of_many_numbers_and_what_reads_them_stay_float32(side: int, deep: 
     assert np.abs(after - before).max() < (1e-6 if deep else 1e-2)
 
 
+def test_a_norm_with_a_tiny_epsilon_leaves_the_layers_behind_it_in_fp16() -> None:
+    """Root mean square norms of language models stay float32 up to the product with the reciprocal, and no further."""
+    text = """g (float[4,64] x, WEIGHTS) => (float[4,32] y) <float two = {2.0}, float eps = {1e-12}> {
+        a = Pow(x, two) b = ReduceMean<axes = [-1]>(a) c = Add(b, eps) d = Sqrt(c) e = Reciprocal(d) f = Mul(x, e)
+        y = MatMul(f, w)
+    }"""
+    model = weighted(text, {"w": (64, 32)})
+    model.opset_imports[""] = 17
+    result, _ = apply(Quantize(type="fp16"), model, "tensorrt", [])
+    kept = {remark.where.split("_")[0] for remark in result.remarks}
+    assert kept == {"Pow", "Add", "Sqrt", "Reciprocal", "Mul"}
+    assert {name.split("_")[0] for name in result.facts["nodes"]} >= {"ReduceMean", "MatMul"}
+
+
 def test_the_list_of_what_stays_in_float32_is_current_and_true() -> None:
     """Every operator that it names stays in float32 in a model, with the reason."""
     from sparsecc.passes.quantize.half_page import page

@@ -71,9 +71,20 @@ def outside_range(model: ir.Model, types: Types) -> dict[str, str]:
         if not reason:
             continue
         kept[node.name or ""] = reason
-        if node.op_type not in _BOUNDED and Trait.NORMALISES not in traits_of(node):
+        if not _is_bounded(node):
             tiny.update(dict.fromkeys(node.outputs, reason))
     return kept
+
+
+def _is_bounded(node: ir.Node) -> bool:
+    """Whether a result is of ordinary size: that of the operators above, of norms, and of a product with a reciprocal,
+    which divides, as the norms of language models do."""
+    if node.op_type in _BOUNDED or Trait.NORMALISES in traits_of(node):
+        return True
+    makers = (value.producer() for value in node.inputs if value is not None)
+    return node.op_type == "Mul" and any(
+        maker is not None and maker.op_type == "Reciprocal" for maker in makers
+    )
 
 
 def _lost_constant(node: ir.Node, types: Types) -> str:
