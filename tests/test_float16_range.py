@@ -10,6 +10,7 @@ import pytest
 
 from sparsecc.errors import InputError
 from sparsecc.passes.quantize import Quantize
+from sparsecc.runtime.session import open_session
 from tests.quantize_models import weighted
 from tests.test_quantize import apply, operators, outputs
 
@@ -154,6 +155,20 @@ def test_a_norm_with_a_tiny_epsilon_leaves_the_layers_behind_it_in_fp16() -> Non
     kept = {remark.where.split("_")[0] for remark in result.remarks}
     assert kept == {"Pow", "Add", "Sqrt", "Reciprocal", "Mul"}
     assert {name.split("_")[0] for name in result.facts["nodes"]} >= {"ReduceMean", "MatMul"}
+
+
+@pytest.mark.parametrize("half", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_filled_tensors_are_rounded_as_devices_do(half: ir.DataType) -> None:
+    name = half.name.lower()
+    text = f"""<ir_version: 10, opset_import: ["" : 22]> g (int64[1] n) => ({name}[n] y) {{
+        f = ConstantOfShape(n)
+        y = Neg(f)
+    }}"""
+    model = ir.from_onnx_text(text)
+    fill = ir.tensor(np.array([0.1], half.numpy()), dtype=half)
+    model.graph.node(0).attributes["value"] = ir.Attr("value", ir.AttributeType.TENSOR, fill)
+    found = open_session(model, rounds=True).run({"n": np.array([3])})["y"]
+    assert np.asarray(found, np.float32) == pytest.approx(-0.1, rel=0.01)
 
 
 def test_the_list_of_what_stays_in_float32_is_current_and_true() -> None:

@@ -35,6 +35,7 @@ def emulated(model: ir.Model) -> ir.Model | None:
         if node.op_type == "Cast":
             continue
         _widen_inputs(editor, node, types, wide)
+        _widen_attributes(node)
         for output in node.outputs:
             if types.get(output) in HALVES:
                 _round_output(editor, output, types)
@@ -49,6 +50,16 @@ def _widen_inputs(editor: GraphEditor, node: ir.Node, types: Types, wide: dict[i
         if value not in wide:
             wide[value] = _cast(editor, value, ir.DataType.FLOAT)
         node.replace_input_with(index, wide[value])
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    """Nodes that name the type of their result, or hold its numbers, give float32 too."""
+    fill, named = node.attributes.get("value"), node.attributes.get("dtype")
+    if node.op_type == "ConstantOfShape" and fill is not None and fill.as_tensor().dtype in HALVES:
+        numbers = ir.tensor(fill.as_tensor().numpy().astype("float32"))
+        node.attributes["value"] = ir.Attr("value", ir.AttributeType.TENSOR, numbers)
+    if named is not None and named.type == ir.AttributeType.INT and ir.DataType(named.as_int()) in HALVES:
+        node.attributes["dtype"] = ir.Attr("dtype", ir.AttributeType.INT, ir.DataType.FLOAT.value)
 
 
 def _round_output(editor: GraphEditor, output: ir.Value, types: Types) -> None:
