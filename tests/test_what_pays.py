@@ -89,9 +89,10 @@ def test_where_much_is_gained_only_thin_groups_are_tried() -> None:
 
 
 def test_what_saves_no_bytes_is_taken_only_where_the_model_is_surely_faster() -> None:
-    """a gains and b gains less than can be told; of the others, which save bytes, c stays all the same."""
+    """a gains, b gains less than can be told; c saves bytes, and where b is not thin it stays as c does."""
     machine = Machine({"a": 0.5, "b": 0.995, "c": 0.995, "d": 0.5}, 1.0, 0.01, 0)
-    assert machine.chosen(extra="ab") == ("b",)
+    assert machine.chosen(thin="ab", extra="ab") == ("b",)
+    assert machine.chosen(thin="a", extra="ab") == ()
 
 
 ATTENTION = """g (float[1,4,128,64] q, float[1,4,64,128] k, float[1,4,128,64] v) => (float[1,4,128,64] y) {

@@ -45,7 +45,7 @@ Written = Callable[[Collection[str]], ir.Model]
 @dataclass(frozen=True)
 class Group:
     """Layers that one kernel runs at sizes alike. `is_thin` says that by the table they do not pay, `is_extra` that
-    they have no weights that would be smaller: they are taken only where the model is surely faster."""
+    they have no weights that would be smaller: thin ones are taken only where the model is surely faster."""
 
     what: str
     names: tuple[str, ...]
@@ -190,7 +190,7 @@ class Trial:
     ) -> None:
         self.type, self.groups, self.written = type_, groups, written
         self.watch, self.compilation = watch, compilation
-        self.left = [group for group in groups if group.is_extra]
+        self.left = [group for group in groups if group.is_extra and group.is_thin]
         self.best = self._file(self.left)
         self.rows: list[dict[str, Any]] = []
 
@@ -198,12 +198,12 @@ class Trial:
         whole = self.watch.ratio(self.watch.in_float, self.best)
         end = time.monotonic() + SECONDS
         extra, first = list(self.left), self.best
-        others = [group for group in self.groups if not group.is_extra]
+        others = [group for group in self.groups if group not in extra]
         thin = [group for group in others if group.is_thin]
         suspects = thin if math.exp(-whole.high) > GAINS else others
         for number, group in enumerate([*suspects, *extra]):
             if time.monotonic() < end:
-                self._add(group) if group.is_extra else self._try([group])
+                self._add(group) if group in extra else self._try([group])
             self.compilation.progress("time types", (number + 1) / (len(suspects) + len(extra)))
         if self.left == extra and len(thin) > 1:
             self._try(thin)  # each may be too little to be told apart
