@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.language import IDS, TextModel, samples_of
+from sparsecc.data.language import TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
 from sparsecc.data.random_inputs import random_feeds, require_known_inputs, why_not
 from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
@@ -35,7 +35,6 @@ from sparsecc.runtime.numerics import Outputs
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.piecewise import PiecewiseRunner, opened, pieces_of
 from sparsecc.runtime.runner import Runs
-from sparsecc.shapes.dynamic_dims import is_fixed
 from sparsecc.system.plain_json import read_json
 from sparsecc.system.progress import Announced, Emit, Record, nobody_listens
 from sparsecc.system.scratch import Scratch
@@ -77,9 +76,7 @@ class Compilation(Announced):
     original: Path | None = None
     """The user's model where `file` was made of it (`--vocabulary`); None where it is `file`."""
     vocabulary: Mapping[str, Any] | None = None
-    """{"before", "after", "exact", "bytes"}: how many words there were and are; None where all stayed."""
-    words: np.ndarray | None = field(default=None, repr=False)
-    """The numbers that the words had before, (words,) int64; None where all stayed."""
+    """{"before", "after", "exact", "bytes", "kept"}: how many words there were and are; None where all stayed."""
     goal: Mapping[str, Any] | None = None
     """What a search to a goal tried before this compile, for the report; None without a goal."""
     records: list[Record] = field(default_factory=list)
@@ -151,10 +148,8 @@ class Compilation(Announced):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The hashes of the user's model, its external data with it."""
-        if self.original is not None:
-            return identity_of(self.original)
-        files = self.dense.model.meta.get(FILES)
-        return identity_of(self.file) if files is None else identity_with(self.file, files)
+        files = self.dense.model.meta.get(FILES) if self.original is None else None
+        return identity_of(self.original or self.file) if files is None else identity_with(self.file, files)
 
     @cached_property
     def slots(self) -> Mapping[str, np.ndarray]:
@@ -283,26 +278,21 @@ class Compilation(Announced):
     @property
     def timed(self) -> Feeds:
         """The inputs that times and memory hold for: a step of a text for a decoder, else the first of `feeds`."""
-        return (
-            self.feeds[0]
-            if self._text_of_any_length is None
-            else self._text_of_any_length.step(self.options.seed)
-        )
+        text = self._text_of_any_length
+        return self.feeds[0] if text is None else text.step(self.options.seed)
 
     @property
     def prompt(self) -> Feeds | None:
         """The prompt that a decoder is timed on as well; None where `timed` is no step of a text."""
-        return (
-            None if self._text_of_any_length is None else self._text_of_any_length.prompt(self.options.seed)
-        )
+        text = self._text_of_any_length
+        return None if text is None else text.prompt(self.options.seed)
 
     @property
     def _text_of_any_length(self) -> TextModel | None:
         """How texts are fed, where the user named no sizes and lengths are free."""
-        if self.text is None or self.options.inputs:
-            return None
-        ids = next(value for value in self.dense.model.graph.inputs if value.name == IDS)
-        return None if ids.shape is None or is_fixed(ids.shape[-1]) else self.text
+        return (
+            self.text if self.text is not None and self.text.any_length and not self.options.inputs else None
+        )
 
     def narrow(self, feeds: Feeds) -> Feeds | None:
         """Inputs for the pruned model, None where they are those of the dense one."""

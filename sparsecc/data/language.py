@@ -56,7 +56,7 @@ class Cached:
 @dataclass(frozen=True)
 class TextModel:
     """A decoder that takes tokens and caches and nothing else, and gives logits of `words`; `context` is how many
-    positions it knows, as far as it says."""
+    positions it knows, as far as it says. `any_length` says that texts need no one length."""
 
     inputs: Mapping[str, np.dtype]
     caches: tuple[Cached, ...]
@@ -64,6 +64,7 @@ class TextModel:
     words: int
     context: int | None
     parameters: int
+    any_length: bool = True
 
     @staticmethod
     def of(model: ir.Model) -> TextModel | None:
@@ -91,6 +92,7 @@ class TextModel:
             words,
             _context(model),
             int(parameters),
+            not any(is_fixed(value.shape[-1]) for value in values if value.name == IDS and value.shape),
         )
 
     @property

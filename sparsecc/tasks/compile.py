@@ -69,7 +69,7 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
                 compilation.package, bundle.folder, work.artefact.main, compilation.decoder, left
             )
         if compilation.vocabulary is not None:
-            report["vocabulary"] = dict(compilation.vocabulary)
+            report["vocabulary"] = {n: v for n, v in compilation.vocabulary.items() if n != "kept"}
         work.probes.keep(work.backend, work.compiled, bundle.folder / PROBES)
         write_bundle(compilation, bundle, plan, report)
     made = {"bundle": str(bundle.destination), "report": report, "plan": plan.to_json()}
@@ -92,9 +92,9 @@ def _kept_beside(compilation: Compilation, folder: Path) -> dict[str, str]:
     """Copy the files that say which slots go, which ranges hold and which words stay into the bundle: the recipe names
     them there."""
     options, kept = compilation.options, {}
-    if compilation.words is not None:
+    if compilation.vocabulary is not None:
         kept["vocabulary"] = WORDS
-        (folder / WORDS).write_text(json.dumps(compilation.words.tolist()) + "\n")
+        (folder / WORDS).write_text(json.dumps(compilation.vocabulary["kept"].tolist()) + "\n")
         tokenizer = compilation.file.parent / TOKENIZER
         if compilation.package is None and tokenizer.is_file():
             shutil.copyfile(tokenizer, folder / TOKENIZER)

@@ -63,8 +63,7 @@ def compilation_of(path: Path, options: CompileOptions, scratch: Scratch, emit: 
     compilation = Compilation.opened_at(fewer.model, options, scratch, emit)
     package = package_at(path)
     compilation.original = path if package is None else package.model
-    compilation.vocabulary = fewer.facts()
-    compilation.words = fewer.kept
+    compilation.vocabulary = {**fewer.facts(), "kept": fewer.kept}
     return compilation
 
 
