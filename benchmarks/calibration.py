@@ -37,6 +37,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.options.reading import size
 from sparsecc.reconstruct.layerwise import repair
 from sparsecc.reconstruct.stage import kept_values
+from sparsecc.system.process import THREADS_OF_BLAS
 from sparsecc.system.scratch import Scratch
 
 TOKENS, WIDTH, INNER, LAYERS, WORDS = 64, 896, 4864, 24, 151936
@@ -181,7 +182,7 @@ def main() -> None:
             for what in given.steps:
                 words = [sys.executable, __file__, "--cases", case, "--samples", str(given.samples)]
                 words += ["--memory", str(given.memory), "--step", what, str(path)]
-                env = {**os.environ, "XDG_CACHE_HOME": folder}
+                env = {**os.environ, **THREADS_OF_BLAS, "XDG_CACHE_HOME": folder}  # as workers run
                 done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
                 row = {"samples": given.samples, "memory": given.memory, **json.loads(done.stdout)}
                 others = [other for other in results.get(case, []) if other["step"] != what]

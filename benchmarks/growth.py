@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from sparsecc.system.process import THREADS_OF_BLAS
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {"ratio": 0.5, "criterion": "lamp", "allocator": "global", "measure": False}
@@ -90,7 +93,8 @@ def row(tool: str, model: Path) -> dict[str, Any]:
 def alone(tool: str, model: Path) -> dict[str, Any]:
     """A row in a process of its own."""
     command = [sys.executable, __file__, "--row", tool, "--models", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    env = {**os.environ, **THREADS_OF_BLAS}  # as workers run: threads that wait for each other cost time too
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=env)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

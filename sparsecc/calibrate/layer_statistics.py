@@ -193,13 +193,17 @@ def _measured(
     entries: list[list[np.ndarray]] = [[] for _ in range(groups)]
     for block in blocks:
         moments = _moments(walk, consumer, seed, block)
-        covariance = moments.covariance()
         mean[:, block] = moments.mean
+        covariance = moments.into_covariance()
         variance[:, block] = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
         for group in range(groups):
             entries[group].append(covariance[group].astype(np.float32).ravel())
+    parts = [part for group in entries for part in group]
     with file.open("wb") as opened:
-        np.save(opened, np.concatenate([part for group in entries for part in group]))
+        about = {"descr": "<f4", "fortran_order": False, "shape": (sum(part.size for part in parts),)}
+        np.lib.format.write_array_header_1_0(opened, about)
+        for part in parts:
+            part.tofile(opened)
     return LayerStatistics(consumer, axis, mean, variance, file, width)
 
 

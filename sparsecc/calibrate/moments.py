@@ -94,11 +94,19 @@ class Moments:
 
     def covariance(self) -> np.ndarray:
         """(groups, columns, columns)."""
-        found, mean = self.second, self.mean
+        return self._centred(self.second)
+
+    def into_covariance(self) -> np.ndarray:
+        """The covariance in the place of `xx`, which is spent: of wide layers one array is much."""
+        self.xx /= max(self.rows, 1)
+        return self._centred(self.xx)
+
+    def _centred(self, second: np.ndarray) -> np.ndarray:
+        mean = self.mean
         for start in range(0, mean.shape[1], _ROWS):  # a product of the means at once would double the memory
             rows = slice(start, start + _ROWS)
-            found[:, rows] -= mean[:, rows, None] * mean[:, None, :]
-        return found
+            second[:, rows] -= mean[:, rows, None] * mean[:, None, :]
+        return second
 
     def cross_covariance(self) -> np.ndarray:
         """Of targets with rows: (groups, outputs, columns)."""

@@ -317,18 +317,20 @@ class _Sweep:
         shaped = [None if bias is None else bias.reshape(weight.shape[:2]) for bias in biases]
         has_bias = biases[0] is not None
         halves = uses[0] if len(uses) == 1 else balanced(uses, intercept=has_bias)
-        before = _mean_error(weight, shaped, wholes)
+        products = solve.Products(wholes[0]) if len(uses) == 1 else None
+        before = _mean_error(weight, shaped, wholes, products)
         if before < UNCHANGED:
             return
-        method, damping, new, moments = self.method, None, weight, halves.whole()
+        method, damping, new = self.method, None, weight
+        moments = wholes[0] if len(uses) == 1 else halves.whole()
         if method == "reconstruct":
             damping = damping_for(weight, halves, intercept=has_bias)
-            new = solve.refit(weight, moments, intercept=has_bias, damping=damping)
+            new = solve.refit(weight, moments, intercept=has_bias, damping=damping, products=products)
         if has_bias and (method == "bn" or (method == "reconstruct" and matched)):
-            new = solve.rescaled(new, moments)
+            new = solve.rescaled(new, moments, products)
         bias_for = solve.faded_bias_for if method == "bias" else solve.bias_for
         offsets = [bias_for(new, whole) if has_bias else None for whole in wholes]
-        errors = (before, _mean_error(new, offsets, wholes))
+        errors = (before, _mean_error(new, offsets, wholes, products))
         self._write(outlets, None if new is weight else new, offsets, errors, damping)
 
     def _write(
@@ -374,7 +376,13 @@ class _Sweep:
         self._done_with(data)
 
 
-def _mean_error(weight: np.ndarray, biases: Sequence[np.ndarray | None], moments: Sequence[Moments]) -> float:
-    """The relative error of a weight with each of its biases on the moments of that use, which count the same."""
+def _mean_error(
+    weight: np.ndarray,
+    biases: Sequence[np.ndarray | None],
+    moments: Sequence[Moments],
+    products: solve.Products | None,
+) -> float:
+    """The relative error of a weight with each of its biases on the moments of that use, which count the same;
+    `products` are of the only use."""
     pairs = zip(biases, moments, strict=True)
-    return float(np.mean([solve.relative_error(weight, bias, of) for bias, of in pairs]))
+    return float(np.mean([solve.relative_error(weight, bias, of, products) for bias, of in pairs]))

@@ -22,11 +22,46 @@ MISSED = 1e9
 """The relative error of missing what does not vary: finite, so that reports stay plain JSON."""
 
 
-def refit(weight: np.ndarray, moments: Moments, *, intercept: bool, damping: float) -> np.ndarray:
+class Products:
+    """What weights of one layer make of its inputs, about their means: the covariance is worked out once, and the
+    product of a weight with it, which takes longest, once for each weight in turn."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments, self.covariance = moments, moments.covariance()
+        self._weight, self._product = np.zeros(0), np.zeros(0)
+
+    def of(self, weight: np.ndarray) -> np.ndarray:
+        """W C: (groups, outputs, columns)."""
+        if self._weight is not weight:
+            self._weight, self._product = weight, weight @ self.covariance
+        return self._product
+
+    def variance(self, weight: np.ndarray) -> np.ndarray:
+        """Of the outputs, the diagonal of W C W^T: (groups, outputs)."""
+        return np.asarray(np.einsum("gok,gok->go", self.of(weight), weight))
+
+    def scaled(self, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The weight with its outputs times `scale` (groups, outputs), its product known."""
+        product = self.of(weight) * scale[:, :, None]
+        self._weight, self._product = weight * scale[:, :, None], product
+        return self._weight
+
+
+def refit(
+    weight: np.ndarray,
+    moments: Moments,
+    *,
+    intercept: bool,
+    damping: float,
+    products: Products | None = None,
+) -> np.ndarray:
     """The weight that gives the targets best from these inputs; `intercept` leaves the means to a bias.
 
     `damping` is the penalty on changes, as a share of the mean variance of the inputs.
     """
+    if products is not None and intercept:
+        missing = moments.cross_covariance() - products.of(weight)
+        return np.asarray(weight + change(products.covariance, missing, damping))
     inputs, wanted = normal_equations(moments, intercept=intercept)
     return np.asarray(weight + change(inputs, wanted - weight @ inputs, damping))
 
@@ -80,10 +115,10 @@ def fading(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(share, 1.0))
 
 
-def rescaled(weight: np.ndarray, moments: Moments) -> np.ndarray:
+def rescaled(weight: np.ndarray, moments: Moments, products: Products | None = None) -> np.ndarray:
     """The weight with each output's variance that of its target: what re-estimating a batch norm would do."""
-    variance = power(weight, moments.covariance())
-    return np.asarray(weight * scale_to(variance, moments.target_variance())[:, :, None])
+    products = products or Products(moments)
+    return products.scaled(weight, scale_to(products.variance(weight), moments.target_variance()))
 
 
 def scale_to(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -93,17 +128,16 @@ def scale_to(variance: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(scale, 1 / _LARGEST_SCALE, _LARGEST_SCALE))
 
 
-def relative_error(weight: np.ndarray, bias: np.ndarray | None, moments: Moments) -> float:
+def relative_error(
+    weight: np.ndarray, bias: np.ndarray | None, moments: Moments, products: Products | None = None
+) -> float:
     """E|W x + b - y|² / E|y - mean y|², over all outputs; MISSED where y never varies but is missed."""
-    mean = moments.mean
+    products, wanted = products or Products(moments), moments.target_variance()
     offset = np.zeros(moments.y.shape) if bias is None else bias
-    cross = moments.yx / max(moments.rows, 1)
-    made = power(weight, moments.second)
-    made += 2 * offset * np.einsum("gok,gk->go", weight, mean) + np.square(offset)
-    both = np.einsum("gok,gok->go", weight, cross) + offset * moments.target_mean
-    wanted = moments.yy / max(moments.rows, 1)
-    noise = float(np.maximum(made - 2 * both + wanted, 0).sum())
-    signal = float(moments.target_variance().sum())
+    shift = np.einsum("gok,gk->go", weight, moments.mean) + offset - moments.target_mean
+    both = np.einsum("gok,gok->go", weight, moments.cross_covariance())
+    noise = float(np.maximum(products.variance(weight) - 2 * both + wanted + np.square(shift), 0).sum())
+    signal = float(wanted.sum())
     if signal > 0:
         return noise / signal
     return 0.0 if noise <= 1e-12 else MISSED
