@@ -114,3 +114,20 @@ def test_what_breaks_in_our_files_behind_a_users_function_is_ours(tmp_path: Path
         with pytest.raises((ValueError, AttributeError)) as caught:
             call(function)
         assert (error_of(caught.value) is not None) == is_theirs
+
+
+def test_sizes_of_a_traced_example_are_not_handed_on(tmp_path: Path) -> None:
+    """The file declares the example's batch at its output: ONNX Runtime folds a Reshape by it, to fail at others."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[n, 6] x) => (float[2, 2, 4] y) '
+        "<int64[1] zero = {0}, int64[1] one = {1}, int64[3] rest = {2, 1, 4}, int64[1] place = {2}> "
+        "{ a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) s = Shape(c) n1 = Slice(s, zero, one) "
+        "k = Concat<axis = 0>(n1, rest) r = Reshape(c, k) y = Squeeze(r, place) }"
+    )
+    path = saved(tmp_path / "m.onnx", text, w1=normal(6, 8), w2=normal(8, 8, seed=2))
+    with pytest.raises(InputError, match="cannot be reshaped"):
+        open_session(path).run({"x": np.zeros((5, 6), np.float32)})
+    made = sparsecc.compile(path, output=tmp_path / "out", ratio=0.3, align=1, measure=False)
+    assert made.report["verification"]["status"] == "proved"
+    found = open_session(tmp_path / "out" / "model.onnx").run({"x": np.zeros((5, 6), np.float32)})
+    assert found["y"].shape == (5, 2, 4)

@@ -70,6 +70,7 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: Sequence[str], found: S
     analysis = Analysis(model, shapes, Space(), Record())
     if not shapes.works:  # such a model is refused: its shapes are a guess
         return analysis
+    shapes.forget_false(model.graph)
     kept = {value for cache in found for value in (cache.past, cache.present)}
     graph = model.graph
     free = {v for v in (*graph.inputs, *graph.outputs) if v in kept or _is_named(v, prune_io)}

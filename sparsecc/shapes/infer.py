@@ -92,6 +92,15 @@ class Shapes:
         """Why a value could not be inferred, None where it was."""
         return next((p.failures[value] for p in self.probes if value in p.failures), None)
 
+    def forget_false(self, graph: ir.Graph) -> None:
+        """Declared sizes that differ from the inferred ones, as those of a traced example do, are forgotten: runtimes
+        fold what they believe to be constant."""
+        for value in (value for node in graph.all_nodes() for value in node.outputs):
+            known = self.of(value)
+            if value.shape is not None and known is not None and len(known) == len(value.shape):
+                pairs = zip(value.shape, known, strict=True)
+                value.shape = ir.Shape([None if isinstance(d, int) and d != size else d for d, size in pairs])
+
     def _joined(self, value: ir.Value) -> tuple[Size, ...] | None:
         shapes = [dims_of(p.types.get(value)) for p in self.probes]
         first = shapes[0]
