@@ -42,7 +42,8 @@ def test_the_head_says_where_and_with_what() -> None:
         "device": {"name": "local", "processor": "P", "machine": "x86_64"},
         "measured_at": {"x": [8, 3]},
         "versions": {"sparsecc": "0.2.0", "onnxruntime": "1.31.1"},
+        "date": "2026-12-01",
     }
-    told = "onnxruntime on local (P, x86_64), 1 thread; a run of x 8x3; sparsecc 0.2.0, onnxruntime 1.31.1"
+    told = "onnxruntime on local (P, x86_64), 1 thread; a run of x 8x3; sparsecc 0.2.0, onnxruntime 1.31.1; 2026-12-01"
     assert _setting(report) == told
     assert _setting({"target": {"name": "tensorrt"}}) == "tensorrt on local"

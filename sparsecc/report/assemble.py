@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ def report(
         "text",
     )
     made |= {name: measured[name] for name in told if name in measured}
+    if options.measure and measured:
+        made["date"] = time.strftime(
+            "%Y-%m-%d", time.gmtime()
+        )  # a report without times is the same every day
     if built := measured.get("built"):
         made["build"] = dict(built)
         if "plan_bytes" in built:

@@ -139,7 +139,7 @@ class CompilePage:
 
 
 def _setting(report: Mapping[str, Any]) -> str:
-    """`onnxruntime on local (AMD EPYC, x86_64), 1 thread; a run of image 50x1x16x16; sparsecc 0.2.0, onnxruntime …`"""
+    """`onnxruntime on local (AMD EPYC, x86_64), 1 thread; a run of image 50x1x16x16; sparsecc 0.2.0, …; 2026-12-01`"""
     target, device = report.get("target") or {}, report.get("device") or {}
     about = ", ".join(str(device[key]) for key in ("processor", "machine") if device.get(key))
     where = f"{target.get('name', '')} on {device.get('name', 'local')}{f' ({about})' if about else ''}"
@@ -147,7 +147,8 @@ def _setting(report: Mapping[str, Any]) -> str:
     run = report.get("measured_at")
     versions = report.get("versions") or {}
     told = ", ".join(f"{name} {versions[name]}" for name in ("sparsecc", "onnxruntime") if name in versions)
-    parts = (f"{where}{threads}", f"a run of {numbers.shapes(run)}" if run else "", told)
+    ran = f"a run of {numbers.shapes(run)}" if run else ""
+    parts = (f"{where}{threads}", ran, told, str(report.get("date", "")))
     return "; ".join(part for part in parts if part)
 
 
