@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import onnx
@@ -73,6 +74,17 @@ def test_every_command_that_runs_a_model_takes_it(
             assert found["is_sound"]
         assert main([*command]) not in (0, 70), "without the library it cannot run"
         capsys.readouterr()
+
+
+def test_the_command_that_compile_names_has_the_library(
+    library: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--custom-ops", str(library)]
+    asked = [str(model), "--ratio", "0.3", "--no-measure", "-o", str(tmp_path / "out"), *own]
+    assert main(["compile", *asked, "--json"]) == 0
+    words = shlex.split(json.loads(capsys.readouterr().out)["verify"])
+    assert words[-2:] == own
+    assert main(words[1:]) == 0
 
 
 def test_a_measured_compile_loads_it_in_every_process(library: Path, model: Path, tmp_path: Path) -> None:

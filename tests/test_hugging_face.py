@@ -17,7 +17,7 @@ import pytest
 
 import sparsecc
 from sparsecc.errors import InputError
-from sparsecc.options.places import default_bundle
+from sparsecc.options.places import default_bundle, default_reduced, default_search
 from tests.test_layout import ROOT
 
 MODEL = ROOT / "models" / "digits_resnet.onnx"
@@ -43,6 +43,9 @@ def test_a_bundle_stands_wherever_a_model_may(tmp_path: Path, monkeypatch: pytes
 def test_a_name_at_a_hub_names_the_bundle() -> None:
     assert default_bundle("hf:owner/small-bert@main") == Path("small-bert.sparsecc")
     assert default_bundle("models/net.onnx") == Path("net.sparsecc")
+    assert default_bundle("hf:Qwen/Qwen2.5-0.5B@main") == Path("Qwen2.5-0.5B.sparsecc")
+    assert default_search("models/Llama-3.2-1B") == Path("Llama-3.2-1B.search")
+    assert default_reduced("models/Net.v1.ONNX") == Path("Net.v1.reduced.onnx")
 
 
 # Folders ---------------------------------------------------------------------------------------------

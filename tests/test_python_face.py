@@ -137,3 +137,17 @@ def test_after_an_emitted_model_comes_its_build() -> None:
     told = {"bundle": "out", "build": {"emitted": True}}
     lines = [block.text for block in _next_steps(told) if isinstance(block, Line)]
     assert any(line.startswith("Next: sparsecc build out") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({}, "Next: ask for something"),
+        ({"chosen": {"ratio": 0.0, "levers": {}}}, "Nothing faster that loses nothing measurable was found"),
+        ({"chosen": {"ratio": 0.0, "levers": {"fuse": True}}}, "Next: --eval"),
+    ],
+)
+def test_who_asked_for_nothing_is_told_what_came_of_it(chosen: dict[str, Any], told: str) -> None:
+    report = {"bundle": "out", "asked": {"ratio": 0.0, "metric": "macs", "quantize": None}, **chosen}
+    lines = [block.text for block in _next_steps(report) if isinstance(block, Line)]
+    assert lines[2].startswith(told)

@@ -109,3 +109,18 @@ def test_steps_that_do_not_help_are_said_to_be_tried() -> None:
     assert advice.endswith("--recover distill was not tried")
     step |= {"judgement": "doubtful", "quality_db": 9.0}
     assert verdict(report).advice == "try --ratio 0.1 (9 dB, doubtful), as was measured on the same samples"
+
+
+def test_advice_names_what_is_usable_alone_where_something_is() -> None:
+    judged = {"--quantize int8": "usable", "--ratio 0.1": "doubtful", "--ratio 0.15": "useless"}
+    steps = [
+        {"flags": flags, "judgement": use, "quality_db": 20.0, "agreement": None}
+        for flags, use in judged.items()
+    ]
+    report = {
+        "asked": {"ratio": 0.3}, "removed": {"share": 0.3}, "next_steps": steps,
+        "fidelity": {"quality_db": 1.0, "parts": {"y": 1.0}, "data": "held-out samples", "samples": 9},
+    }  # fmt: skip
+    assert verdict(report).advice == "try --quantize int8 (20 dB), as was measured on the same samples"
+    del steps[0]
+    assert verdict(report).advice == "try --ratio 0.1 (20 dB, doubtful), as was measured on the same samples"

@@ -30,4 +30,6 @@ def command_for(bundle: str, model: str, plan: Mapping[str, Any], options: Mappi
     if not_by_zeroing(plan):
         has_samples = samples not in (SYNTHETIC, SELF, NO_SAMPLES)
         words += ["--calib", samples] if has_samples else ["--reproduce"]
+    for library in options.get("custom_ops") or ():
+        words += ["--custom-ops", str(library)]
     return shlex.join(words)

@@ -214,6 +214,17 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
+def _asked_nothing(report: Mapping[str, Any]) -> list[Block]:
+    """What to ask for; where the fastest without loss was looked for, first that there is none."""
+    chosen = report.get("chosen")
+    if chosen is None:
+        return [Line("Next: ask for something: --ratio 0.5, --speedup 2 or --quantize int8.", "warn")]
+    if chosen["ratio"] or chosen["levers"]:
+        return []
+    told = "Nothing faster that loses nothing measurable was found: --speedup 2 or --ratio 0.5 take what loses some."
+    return [Line(told, "warn")]
+
+
 def _next_steps(report: Mapping[str, Any]) -> list[Block]:
     bundle = report.get("bundle")
     if not bundle:
@@ -221,7 +232,7 @@ def _next_steps(report: Mapping[str, Any]) -> list[Block]:
     lines: list[Block] = [Line(""), Line(f"Bundle: {bundle} (open {bundle}/report.html)", "title")]
     asked = report.get("asked") or {}
     if asked and not any(value for name, value in asked.items() if name not in ("metric", "recover")):
-        lines.append(Line("Next: ask for something: --ratio 0.5, --speedup 2 or --quantize int8.", "warn"))
+        lines += _asked_nothing(report)
     if not report.get("accuracy"):
         lines.append(Line("Next: --eval FILE.py:FUNCTION shows the accuracy before and after.", "dim"))
     if (report.get("build") or {}).get("emitted"):

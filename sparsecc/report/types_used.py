@@ -90,8 +90,9 @@ def advice_for(quantize: str | None) -> str:
 
 
 def larger_than(sizes: Mapping[str, int], weights: Mapping[str, int]) -> list[str]:
-    """A warning, with why, where a result takes more bytes than the model: bytes of files, and of their weights."""
-    if sizes["after"] <= sizes["before"]:
+    """A warning, with why, where a result takes at least 1 % more bytes than the model: of files, and of their
+    weights."""
+    if sizes["after"] < 1.01 * sizes["before"]:
         return []
     rest = {side: max(0, sizes[side] - weights[side]) for side in ("before", "after")}
     parts = (("weights", weights), ("nodes and their names", rest))

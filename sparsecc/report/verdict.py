@@ -161,9 +161,10 @@ def _advice(report: Mapping[str, Any]) -> str:
     asked = report.get("asked") or {}
     ratio, recover = asked.get("ratio"), asked.get("recover")
     steps: list[str] = []
-    tried = [f"{step['flags']} ({_found(step)})" for step in report.get("next_steps", ())]
-    if any(step["judgement"] != "useless" for step in report.get("next_steps", ())):
-        return f"try {', or '.join(tried)}, as was measured on the same samples"
+    for wanted in ("usable", "doubtful"):
+        if good := _tried(report, wanted):
+            return f"try {', or '.join(good)}, as was measured on the same samples"
+    tried = _tried(report, "useless")
     if tried:
         more = "" if recover == "distill" or not ratio else "; --recover distill was not tried"
         are = "is" if len(tried) == 1 else "are"
@@ -177,6 +178,12 @@ def _advice(report: Mapping[str, Any]) -> str:
     elif asked.get("quantize"):
         steps.append("--quantize fp16" if asked["quantize"] != "fp16" else "--quantize bf16")
     return ("try " + ", or ".join(steps)) if steps else "measure it with --evaluate"
+
+
+def _tried(report: Mapping[str, Any], judgement: str) -> list[str]:
+    """The next steps that were judged so, with what each keeps."""
+    steps = report.get("next_steps", ())
+    return [f"{step['flags']} ({_found(step)})" for step in steps if step["judgement"] == judgement]
 
 
 def _found(step: Mapping[str, Any]) -> str:
