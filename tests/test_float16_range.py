@@ -77,6 +77,53 @@ def test_constants_outside_the_range_keep_their_nodes_in_float32(text: str, floa
     np.testing.assert_allclose(after, before, atol=4e-3)
 
 
+PADDED = """g (float[2,16] x, float[2,16] mask) => (float[2,16] y) <float one = {1.0}, float low = {-3.4028235e38}> {
+    off = Sub(one, mask)
+    bias = Mul(off, low)
+    a = Add(x, bias)
+    y = Softmax<axis = -1>(a)
+}"""
+
+
+def _padded() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    model = _model(PADDED)
+    x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    mask = np.ones((2, 16), np.float32)
+    mask[1, 9:] = 0
+    return model, {"x": x, "mask": mask}
+
+
+def test_a_mask_beyond_bf16_is_its_largest_number_and_not_infinity() -> None:
+    """-3.4028e38 rounds to -inf in bf16, and 0 times that is NaN where nothing is masked."""
+    model, feeds = _padded()
+    before = outputs(model, feeds)
+    result = apply(Quantize(type="bf16"), model, "tensorrt-rtx", [])[0]
+    assert not result.remarks
+    assert not result.facts["warnings"]
+    np.testing.assert_allclose(open_session(model, rounds=True).run(feeds)["y"], before, atol=2e-2)
+
+
+def test_infinity_stays_infinity_in_bf16() -> None:
+    model = _model(MASKED.replace("low = {-1e9}", "low = {-1.0}"))
+    model.graph.initializers["low"].const_value = ir.tensor(np.float32(-np.inf), name="low")
+    apply(Quantize(type="bf16"), model, "tensorrt-rtx", [])
+    held = model.graph.initializers["low_bf16"].const_value
+    assert held is not None
+    assert float(held.numpy()) == -np.inf
+
+
+def test_masks_clipped_to_fp16_are_named_in_one_warning() -> None:
+    model, _ = _padded()
+    warnings = apply(Quantize(type="fp16"), model, "tensorrt-rtx", [])[0].facts["warnings"]
+    assert [warning[: warning.index(";")] for warning in warnings] == [
+        "constants beyond fp16 are clipped to its largest number, 65504: 'low' (-3.4e+38)"
+    ]
+
+
+def test_a_bound_beyond_fp16_is_not_warned_of() -> None:
+    assert not apply(Quantize(type="fp16"), _model(HARMLESS), "tensorrt-rtx", [])[0].facts["warnings"]
+
+
 def test_a_batch_norm_with_a_large_variance_is_written_in_numbers_that_fit() -> None:
     model = _model("""g (float[1,4,8] x) => (float[1,4,8] y)
         <float[4] s = {1, 2, 3, 4}, float[4] b = {0, 1, 0, 1}, float[4] m = {900, -300, 0, 5},

@@ -252,9 +252,21 @@ def test_a_clipped_constant_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_no_number_any_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     afterwards(monkeypatch, lambda name, a: a * np.float16("inf") if name.startswith("w2") else a)
-    with pytest.raises(GoalError, match="output 'y' is finite before and not after"):
+    with pytest.raises(GoalError, match=r"output 'y' is finite before and not after.*samples with --calib$"):
         verification(net(), tmp_path, "fp16")
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_are_not_asked_for_where_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    afterwards(monkeypatch, lambda name, a: a * np.float16("inf") if name.startswith("w2") else a)
+    model = net()
+    shape = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    samples = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", x=samples)
+    with pytest.raises(GoalError, match=r"exclude=NODE or take another type$"):
+        verification(model, tmp_path, "fp16", str(tmp_path / "samples.npz"))
 
 
 @pytest.mark.parametrize("quantize", ["fp16", "int8-dynamic!", "int4"])

@@ -16,12 +16,19 @@ import onnx
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.escaping import quoted
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.subgraphs import has_body
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
-from sparsecc.passes.quantize.float16_range import FP16_MAX, deep_sums, fit_batch_norms, outside_range
+from sparsecc.passes.quantize.float16_range import (
+    FP16_MAX,
+    SATURATES,
+    deep_sums,
+    fit_batch_norms,
+    outside_range,
+)
 from sparsecc.passes.quantize.spec import QuantizationPlan, ValueSpec
 from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
@@ -31,7 +38,13 @@ from sparsecc.rules.value_types import _type_string, value_types
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 MINIMUM_OPSET = {"fp16": 13, "bf16": 22}
+BF16_MAX = (2 - 2.0**-7) * 2.0**127
+"""3.3895e38. float32 goes to 3.4028e38, which masks hold and which would round to infinity."""
+FP16_INFINITE = 65520.0
+"""From here on a number rounds to infinity in fp16, and is clipped instead."""
 LARGE = 30000.0
+NAMED = 3
+"""Constants that the warning of clipped ones names."""
 SMALLEST_SCALE = 2.0**-20
 """A quantization scale below this would round to zero or to a bit or two in fp16."""
 
@@ -111,6 +124,8 @@ class _HalfConversion:
     remarks: list[Remark] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     casts: int = 0
+    clipped: dict[str, float] = field(default_factory=dict)
+    """Constant -> its number furthest beyond the range of fp16, where more than a bound reads it."""
     _casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
     _constants: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
@@ -130,6 +145,8 @@ class _HalfConversion:
         self._restore_outputs()
         self._restore_captures(nodes)
         self.editor.finish()
+        if self.clipped:
+            self.warnings.append(_told_of_clipping(self.clipped))
 
     def _convert(self, node: ir.Node) -> None:
         reason = self._why_not(node)
@@ -200,6 +217,7 @@ class _HalfConversion:
             fill = node.attributes.get("value")
             number = np.zeros(1, np.float32) if fill is None else fill.as_tensor().numpy()
             if number.dtype == np.float32:
+                self._note_clipping(node.outputs[0].name or "", number)
                 node.attributes["value"] = ir.Attr(
                     "value", ir.AttributeType.TENSOR, self._half_tensor(number)
                 )
@@ -212,6 +230,8 @@ class _HalfConversion:
             return
         is_constant = value.const_value is not None and value.is_initializer() and not value.is_graph_input()
         is_scale = index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if is_constant and node.op_type not in SATURATES:
+            self._note_clipping(value.name or "", constant_array(value))
         replacement = self._half_constant(value, is_scale) if is_constant else self._cast(value, wanted)
         node.replace_input_with(index, replacement)
 
@@ -242,7 +262,15 @@ class _HalfConversion:
     def _half_tensor(self, numbers: np.ndarray) -> ir.TensorProtocol:
         if self.type == "fp16":
             return ir.tensor(np.clip(numbers, -FP16_MAX, FP16_MAX).astype(np.float16))
-        return ir.tensor(numbers.astype(ml_dtypes.bfloat16), dtype=ir.DataType.BFLOAT16)
+        fits = np.where(np.isfinite(numbers), np.clip(numbers, -BF16_MAX, BF16_MAX), numbers)
+        return ir.tensor(fits.astype(ml_dtypes.bfloat16), dtype=ir.DataType.BFLOAT16)
+
+    def _note_clipping(self, name: str, numbers: np.ndarray) -> None:
+        """bf16 clips by no more than it rounds."""
+        if self.type == "fp16":
+            furthest = max(numbers.max(initial=0), numbers.min(initial=0), key=abs)
+            if abs(furthest) >= FP16_INFINITE:
+                self.clipped[name] = float(furthest)
 
     def _retype(self, value: ir.Value) -> None:
         if self._is_float(value):
@@ -273,6 +301,15 @@ class _HalfConversion:
             for consumer, index in value.uses():
                 if consumer.graph is not self.model.graph:
                     consumer.replace_input_with(index, self._cast(value, ir.DataType.FLOAT))
+
+
+def _told_of_clipping(clipped: dict[str, float]) -> str:
+    named = [f"{quoted(name)} ({number:.3g})" for name, number in clipped.items()]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return (
+        f"constants beyond fp16 are clipped to its largest number, {FP16_MAX:.0f}: {', '.join(named[:NAMED])}{more}; "
+        "what they mask throughout, such as samples of padding alone, differs"
+    )
 
 
 def half_variables(schema: onnx.defs.OpSchema, half: str) -> set[str]:

@@ -28,7 +28,8 @@ Types = Mapping[ir.Value, ir.DataType]
 _ADDED = frozenset({"Add", "Sub", "Max", "Min", "Clip", "Where"})
 """A tiny operand of these matters only where a division, a root or a logarithm reads the result."""
 _GUARDED = frozenset({"Reciprocal", "Log", "Sqrt", "Pow"})
-_SATURATES = frozenset({"Clip", "Min", "Max"})
+SATURATES = frozenset({"Clip", "Min", "Max"})
+"""Operators to which a bound beyond the range is as good at its end."""
 _ON_THE_WAY = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Cast", "Abs", "Neg", "Concat"})
 _REDUCES = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
 _SUMS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1"})
@@ -114,7 +115,7 @@ def _is_guard(value: ir.Value) -> bool:
 
 def saturates(node: ir.Node, numbers: np.ndarray) -> bool:
     """Whether the largest number that fp16 has does as well: a bound, or a mask before a softmax."""
-    if node.op_type in _SATURATES:
+    if node.op_type in SATURATES:
         return True
     masks = bool((numbers[np.isfinite(numbers)] <= FP16_MAX).all())
     return masks and (

@@ -52,13 +52,16 @@ def require_same(
         )
 
 
-def require_finite(before: Outputs, after: Outputs, data: str) -> None:
+def require_finite(before: Outputs, after: Outputs, data: str, *, has_samples: bool) -> None:
     """GoalError where an output was finite before and is not after; NaN equals nothing."""
     lost = [name for name, output in before.items() if _is_finite(output) and not _is_finite(after[name])]
     if lost:
+        instead = (
+            " or take another type" if has_samples else ", take another type, or give samples with --calib"
+        )
         raise GoalError(
             f"output {quoted(lost[0])} is finite before and not after, on {data}: leave what overflows in float32 "
-            "with --quantize-option exclude=NODE, take another type, or judge it on samples with --calib"
+            f"with --quantize-option exclude=NODE{instead}"
         )
 
 

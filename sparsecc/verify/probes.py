@@ -86,7 +86,7 @@ class Probes:
             self._found = self._found or found
             errors.append(worst_error(wanted, found))
             if self.pruned:
-                require_finite(self.pruned[probe], found, "random inputs")
+                require_finite(self.pruned[probe], found, RANDOM, has_samples=self._has_samples)
             if not plan.quantization:
                 require_same(model, plain, feeds, wanted, found, self._opened_again)
         return {"runs": True, "artefact_relative_error": unlike_rounding(errors), **checked}
@@ -140,7 +140,7 @@ class Probes:
             wanted, found = self.outputs(backend, compiled, judged)
         for before, after in zip(wanted, found, strict=True):
             answers = {n: a for n, a in before.items() if n not in self.compilation.caches}
-            require_finite(answers, after, data)
+            require_finite(answers, after, data, has_samples=self._has_samples)
         close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
         return {**close, "data": data, "samples": judged.number}
 
@@ -164,6 +164,10 @@ class Probes:
         feeds = stored_probes.rounded(compilation.feeds[0])
         dense, smaller = narrowed.wanted(compilation.dense.runner.run(feeds)), narrowed.feeds(feeds)
         stored_probes.keep(path, smaller, dense, self.artefact(backend, compiled).run(smaller))
+
+    @property
+    def _has_samples(self) -> bool:
+        return self.compilation.calibration is not None
 
     def _judged_on(self) -> tuple[Samples, str]:
         compilation = self.compilation
