@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_a_text_is_cut_into_the_same_words(tokenizer: Path, tmp_path: Path) -> N
     source.write_text(TEXT + "\n" + TEXT[10:40], encoding="utf-8")
     kept = words_kept(source, tokenizer, before.get_vocab_size())
     assert len(kept) < before.get_vocab_size()
-    after = tokenizers.Tokenizer.from_str(json.dumps(with_words(json.loads(tokenizer.read_bytes()), kept)))
+    after = tokenizers.Tokenizer.from_str(json.dumps(with_words(tokenizer, kept)))
     assert after.get_vocab_size() == len(kept)
     for line in (TEXT, TEXT[10:40]):
         old, new = before.encode(line), after.encode(line)
@@ -92,7 +93,7 @@ def test_any_text_stays_readable_where_words_are_made_of_bytes(tmp_path: Path) -
     bpe().save(str(path))
     source.write_text("the sea")
     kept = words_kept(source, path, 420)
-    after = tokenizers.Tokenizer.from_str(json.dumps(with_words(json.loads(path.read_bytes()), kept)))
+    after = tokenizers.Tokenizer.from_str(json.dumps(with_words(path, kept)))
     assert after.decode(after.encode("наш Ödön, 海").ids) == "наш Ödön, 海"
 
 
@@ -219,3 +220,103 @@ def test_what_cannot_be_is_said(words: str, options: dict[str, Any], reason: str
             **{"calib": "none", **options},
         )
     assert not (tmp_path / "out").exists()
+
+
+HEAD = """
+(int64[batch, length] input_ids) => ({outputs})
+<float[40, {width}] words = {{{table}}}, float[{width}, 40] head = {{{table}}}, float half = {{0.5}}, int64[1] three = {{3}}>
+{{
+    looked = Gather (words, input_ids)
+    scores = MatMul (looked, head)
+    {body}
+}}
+"""
+
+
+def scored(body: str, outputs: str, width: int = 6) -> ir.Model:
+    table = ", ".join(f"{n:.4f}" for n in np.random.default_rng(1).standard_normal(40 * width))
+    return loaded(model_of(HEAD.format(body=body, outputs=outputs, width=width, table=table)))
+
+
+def test_two_outputs_out_of_one_head() -> None:
+    kept, ids = np.array([1, 3, 4, 20, 39]), np.array([[0, 4, 2]])
+    made = [
+        scored("half_of = Mul (scores, half)", "float[b, l, 40] scores, float[b, l, 40] half_of")
+        for _ in "ab"
+    ]
+    vocabulary_of(made[1]).keep(kept)
+    wanted = run(made[0], {"input_ids": kept[ids]})
+    for before, after in zip(wanted, run(made[1], {"input_ids": ids}), strict=True):
+        np.testing.assert_array_equal(after, before[..., kept])
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "width", "told"),
+    [
+        ("best = ArgMax <axis = -1> (scores)", "int64[b, l, 1] best", 6, "its scores are no output"),
+        ("top, places = TopK (scores, three)", "float[b, l, 3] top, int64[b, l, 3] places", 6, "no output"),
+        ("y = Relu (scores)", "float[b, l, 40] y", 40, "as many words as numbers"),
+    ],
+)
+def test_words_that_the_model_chooses_stay(body: str, outputs: str, width: int, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        vocabulary_of(scored(body, outputs, width))
+
+
+def letters(path: Path, *, shortened: bool = False) -> Path:
+    names = ["<unk>", *"abcdefgh \n"]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    if shortened:
+        made.enable_truncation(2)
+    made.save(str(path))
+    return path
+
+
+def test_the_whole_text_is_kept_with_its_line_ends(tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("ab\ncd\n")
+    kept = words_kept(source, letters(tmp_path / "tokenizer.json", shortened=True), 11)
+    assert kept.tolist() == [0, 1, 2, 3, 4, 10]
+
+
+def test_words_of_the_template_are_in_every_list(tmp_path: Path) -> None:
+    path, source = tmp_path / "tokenizer.json", tmp_path / "words.json"
+    made = wordpiece()
+    made.save(str(path))
+    source.write_text("[20, 21]")
+    assert {made.token_to_id("[CLS]"), made.token_to_id("[SEP]"), 20, 21} <= {*words_kept(source, path, 60)}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": {"type": "BPE", "vocab": 3}}', "[" * 5000])
+def test_a_damaged_tokenizer_is_refused(text: str, tmp_path: Path) -> None:
+    path, source = tmp_path / "tokenizer.json", tmp_path / "words.json"
+    path.write_text(text)
+    source.write_text("[1, 2, 3]")
+    with pytest.raises(InputError, match="tokenizers cannot use it"):
+        words_kept(source, path, 60)
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="not a plain file"):
+        words_kept(tmp_path / "pipe.txt", letters(tmp_path / "tokenizer.json"), 11)
+
+
+def test_odd_configurations_hold_no_word_that_went() -> None:
+    settings = {
+        "forced_decoder_ids": [[1, 5], [2, 8]],
+        "bad_words_ids": [[5, 7], [8]],
+        "pad_token_id": {},
+        "eos_token_id": [[1], 7],
+        "added_tokens_decoder": {"²": 1},
+    }
+    assert settings_with_words(settings, np.array([0, 5, 7])) == {
+        "forced_decoder_ids": [[1, 1]],
+        "bad_words_ids": [[1, 2]],
+        "pad_token_id": None,
+        "eos_token_id": [2],
+        "added_tokens_decoder": {},
+    }

@@ -6,6 +6,7 @@ Tokenizers are Hugging Face's `tokenizer.json` (BPE, Unigram, WordPiece, WordLev
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import numpy as np
 from sparsecc.data.texts import tokenizer_at
 from sparsecc.errors import InputError
 from sparsecc.escaping import one_line
+from sparsecc.loading.package import JSON_LARGEST, LARGEST, plain_bytes
 
 FEWEST = 2
 """Words that a vocabulary has at least."""
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _LISTS = frozenset({"suppress_tokens", "begin_suppress_tokens"})
 """Lists of numbers of words in configurations, besides those that end in `_token_id`."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _STALE = frozenset(
     {
         "vocab.json",
@@ -47,6 +50,8 @@ def words_kept(source: Path, tokenizer: Path, number: int) -> np.ndarray:
     into the same words as before. InputError for words that the model has not, and for too few.
     """
     found = _listed(source) if source.suffix.lower() == ".json" else _used(source, tokenizer)
+    if tokenizer.is_file():
+        found |= set(_special(_read(tokenizer)))
     wrong = [word for word in found if not 0 <= word < number]
     if wrong:
         raise InputError(
@@ -61,8 +66,8 @@ def words_kept(source: Path, tokenizer: Path, number: int) -> np.ndarray:
 
 def _listed(source: Path) -> set[int]:
     try:
-        found = json.loads(source.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
+        found = json.loads(plain_bytes(source.resolve(), JSON_LARGEST))
+    except (ValueError, RecursionError) as e:
         raise InputError(
             f"{one_line(str(source), 120)}: no list of numbers of words: {one_line(str(e), 120)}"
         ) from e
@@ -75,13 +80,9 @@ def _listed(source: Path) -> set[int]:
 
 def _used(source: Path, tokenizer: Path) -> set[int]:
     by = tokenizer_at(tokenizer)
-    try:
-        with source.open(encoding="utf-8", errors="replace") as lines:
-            used = {word for line in lines for word in by.encode(line.rstrip("\n")).ids}
-    except OSError as e:
-        raise InputError(
-            f"cannot read {one_line(str(source), 120)}: {e.strerror or e}: check the path"
-        ) from e
+    by.no_truncation()
+    text = plain_bytes(source.resolve(), LARGEST).decode("utf-8", errors="replace")
+    used = {*by.encode(text).ids, *(word for line in text.splitlines() for word in by.encode(line).ids)}
     told = json.loads(by.to_str())
     numbers = _numbers(told["model"])
     alphabet = _BYTES | set(_byte_letters()) if _is_bytewise(told) else _BYTES
@@ -100,10 +101,16 @@ def _used(source: Path, tokenizer: Path) -> set[int]:
     return used
 
 
-def with_words(tokenizer: Mapping[str, Any], kept: np.ndarray) -> dict[str, Any]:
+def _read(tokenizer: Path) -> dict[str, Any]:
+    """A tokenizer.json that the library can use, as data. InputError for any other."""
+    told: dict[str, Any] = json.loads(tokenizer_at(tokenizer).to_str())
+    return told
+
+
+def with_words(tokenizer: Path, kept: np.ndarray) -> dict[str, Any]:
     """A tokenizer.json with these words alone, in their new numbers."""
     place = {int(old): new for new, old in enumerate(kept)}
-    told: dict[str, Any] = json.loads(json.dumps(tokenizer))
+    told = _read(tokenizer)
     model = told["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {word: place[number] for word, number in model["vocab"].items() if number in place}
@@ -137,16 +144,39 @@ def settings_with_words(settings: Any, kept: np.ndarray) -> Any:
         return settings
     result: dict[str, Any] = {}
     for key, value in settings.items():
-        if key.endswith("_token_id") or key in _LISTS:
-            listed = isinstance(value, list)
-            result[key] = [place[w] for w in value if w in place] if listed else place.get(value)
+        if key.endswith(("_token_id", "_token_ids")) or key in _LISTS:
+            result[key] = _placed(value, place)
+        elif key == "forced_decoder_ids" and isinstance(value, list):
+            result[key] = [[at, place[word]] for at, word in filter(_is_pair, value) if word in place]
+        elif key == "bad_words_ids" and isinstance(value, list):
+            rows = [
+                row for row in value if isinstance(row, list) and all(_is_in(word, place) for word in row)
+            ]
+            result[key] = [_placed(row, place) for row in rows]
         elif key == "vocab_size" and type(value) is int:
             result[key] = len(kept)
         elif key == "added_tokens_decoder" and isinstance(value, dict):
-            result[key] = {str(place[int(w)]): v for w, v in value.items() if w.isdigit() and int(w) in place}
+            result[key] = {
+                str(place[int(w)]): v for w, v in value.items() if _NUMBER.fullmatch(w) and int(w) in place
+            }
         else:
             result[key] = settings_with_words(value, kept)
     return result
+
+
+def _is_in(word: Any, place: Mapping[int, int]) -> bool:
+    return type(word) is int and word in place
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+
+
+def _placed(value: Any, place: Mapping[int, int]) -> Any:
+    """The new number of a word, or those of a list that are left; what is no word is handed on as null."""
+    if isinstance(value, list):
+        return [place[word] for word in value if _is_in(word, place)]
+    return place[value] if _is_in(value, place) else None
 
 
 def _numbers(model: Mapping[str, Any]) -> dict[str, int]:

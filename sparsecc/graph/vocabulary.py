@@ -82,10 +82,23 @@ def vocabulary_of(model: ir.Model) -> Vocabulary:
     if not tables:
         raise InputError("--vocabulary: no input of the model is looked up in a table of words: leave it out")
     found = next((one for one in tables if one.ids.name == IDS), tables[0])
+    if found.number in {size for use in found.uses if use.operand == 0 for size in _shape(use)[1:]}:
+        raise InputError(
+            f"--vocabulary: there are as many words as numbers of each one ({found.number}), and nothing "
+            "tells them apart: leave it out"
+        )
     for output in model.graph.outputs:
         size = output.shape[-1] if output.shape is not None and len(output.shape) else None
         if size == found.number:
             _add_head(found, output)
+    found.uses = list(dict.fromkeys(found.uses))  # several outputs may come out of one product
+    scored = {use.node for use in found.uses}
+    for node in model.graph:
+        if traits_of(node) & Trait.PRODUCT and node not in scored and any(_of_head(node, found.number)):
+            raise InputError(
+                f"--vocabulary: {quoted(node.name or node.op_type)} scores words, but its scores are no output: "
+                "what is chosen by them would have the numbers before, leave it out"
+            )
     return found
 
 
@@ -190,7 +203,11 @@ def _add_head(found: Vocabulary, output: ir.Value) -> None:
 
 def _of_head(head: ir.Node, words: int) -> Iterator[_Use]:
     """The constants of the product, with the axis of the words in each."""
+    if not _is_given(head, 1):
+        return
     if head.op_type == "MatMulNBits":
+        if _shape(_Use(head, 1, 0))[0] != words:
+            return
         for place in (1, 2, 3, 5):
             if _is_given(head, place):
                 size = _shape(_Use(head, place, 0))[0]

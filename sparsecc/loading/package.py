@@ -86,12 +86,16 @@ class Package:
             (carried if is_data and is_plain and not is_stale else left).append(entry.name)
         return carried, left
 
+    def parsed(self, name: str) -> Any:
+        """What one of `others` holds as JSON. InputError where it is none."""
+        return _parsed(self.read(name), self.folder / name)
+
     def read(self, name: str) -> bytes:
         """The bytes of one of `others`, without what names code in its JSON.
 
         InputError where it is no plain file, or too large.
         """
-        data = _bytes(self.folder / name, LARGEST)
+        data = plain_bytes(self.folder / name, LARGEST)
         if not name.lower().endswith(".json") or b"auto_map" not in data:
             return data
         settings, _ = _without_code(_parsed(data, self.folder / name))
@@ -180,7 +184,7 @@ def _without_code(settings: Any, where: str = "") -> tuple[Any, list[str]]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. InputError for what is none."""
-    found = _parsed(_bytes(path, JSON_LARGEST), path)
+    found = _parsed(plain_bytes(path, JSON_LARGEST), path)
     if not isinstance(found, dict):
         raise InputError(f"{one_line(str(path), 120)} holds no JSON object: name the .onnx file itself")
     return found
@@ -193,7 +197,8 @@ def _parsed(data: bytes, path: Path) -> Any:
         raise InputError(f"{one_line(str(path), 120)} is not JSON: {one_line(str(e), 120)}") from e
 
 
-def _bytes(path: Path, most: int) -> bytes:
+def plain_bytes(path: Path, most: int) -> bytes:
+    """What a plain file holds, links not followed. InputError for pipes, links, devices, and for more than `most`."""
     shown = one_line(str(path), 120)
     try:
         with os.fdopen(os.open(path, _FLAGS), "rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,19 +135,19 @@ def _write_beside(folder: Path, source: Path, package: Package | None, kept: np.
     """The tokenizer, the configurations, and all else that a runtime reads, in the new numbers."""
     if package is None:
         if (source / TOKENIZER).is_file():
-            _write_json(folder / TOKENIZER, with_words(json.loads((source / TOKENIZER).read_bytes()), kept))
+            _write_json(folder / TOKENIZER, with_words(source / TOKENIZER, kept))
         return
     _write_json(folder / package.config, settings_with_words(package.settings, kept))
     carried, _ = package.others()
     for name in carried:
         if name == TOKENIZER:
-            _write_json(folder / name, with_words(json.loads(package.read(name)), kept))
+            _write_json(folder / name, with_words(package.folder / name, kept))
         elif not is_stale(name):
-            data = package.read(name)
-            if name.endswith(".json"):
-                data = json.dumps(settings_with_words(json.loads(data), kept), indent=2).encode()
-            (folder / name).write_bytes(data)
+            if name.lower().endswith(".json"):
+                _write_json(folder / name, settings_with_words(package.parsed(name), kept))
+            else:
+                (folder / name).write_bytes(package.read(name))
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
