@@ -41,7 +41,7 @@ def counted(folder: Path, batches: int = 6) -> tuple[str, Path]:
     return f"{folder / 'mine.py'}:samples", folder / "calls"
 
 
-@pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"size": 150e3}], ids=["ratio", "goal"])
+@pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"size": 390e3}], ids=["ratio", "goal"])
 def test_samples_are_read_once(budget: dict[str, float], models_dir: Path, tmp_path: Path) -> None:
     spec, calls = counted(tmp_path)
     asked: dict[str, object] = {"prune": ["layers", "channels"], "quantize": "int8"}

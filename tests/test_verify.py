@@ -82,6 +82,7 @@ def test_the_command_that_compile_names_checks_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(model.parent)
+    monkeypatch.setenv("COLUMNS", "500")  # in one line, however long the folder's name is
     asked = ["m.onnx", "--ratio", "0.5", "--no-measure", "-o", tmp_path.name, *flags]
     assert main(["compile", *asked]) == 0
     (said,) = (

@@ -204,12 +204,15 @@ def test_words_that_are_counted_with_stay(tmp_path: Path) -> None:
         ("[1]", {}, "are no vocabulary"),
         ('{"a": 1}', {}, "give a list of numbers"),
         ("[1, 2]", {"calib": "samples.npz"}, "--calib would hand"),
-        ("[1, 2]", {"evaluate": "file.py:function"}, "--eval would hand"),
+        ("[1, 2]", {"evaluate": "score.py:function"}, "--eval would hand"),
     ],
 )
 def test_what_cannot_be_is_said(words: str, options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     folder = Decoder(layers=1).folder(tmp_path / "dense")
     (tmp_path / "words.json").write_text(words)
+    (tmp_path / "score.py").write_text("def function(run):\n    return 1.0\n")
+    np.savez(tmp_path / "samples.npz", input_ids=np.ones((2, 4), np.int64))
+    options = {name: f"{tmp_path}/{value}" for name, value in options.items()}
     with pytest.raises(InputError, match=reason):
         api.compile(
             folder,
@@ -224,7 +227,8 @@ def test_what_cannot_be_is_said(words: str, options: dict[str, Any], reason: str
 
 HEAD = """
 (int64[batch, length] input_ids) => ({outputs})
-<float[40, {width}] words = {{{table}}}, float[{width}, 40] head = {{{table}}}, float half = {{0.5}}, int64[1] three = {{3}}>
+<float[40, {width}] words = {{{table}}}, float[{width}, 40] head = {{{table}}},
+ float half = {{0.5}}, int64[1] three = {{3}}>
 {{
     looked = Gather (words, input_ids)
     scores = MatMul (looked, head)

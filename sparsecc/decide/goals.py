@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.measure.throughput import Serving
+from sparsecc.measure.serving import Serving
 from sparsecc.options import CompileOptions, rows_of
 from sparsecc.options.table import PRUNED
 

@@ -6,12 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sparsecc.measure.serving import Serving
 from sparsecc.runtime.session import open_session
 
 Feeds = Mapping[str, np.ndarray]
@@ -25,18 +25,6 @@ AGAIN = 7
 """How often the best is measured once more; the median counts."""
 AS_GOOD = 0.97
 """The share of the highest rate from which on a smaller batch and fewer callers are taken."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """A way of serving: samples a second, of each batch, in so many streams (callers of one session at once)."""
-
-    rate: float
-    batch: int
-    streams: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def best_serving(model: Path, feeds: Feeds, *, any_batch: bool, threads: int = 1) -> Serving:

@@ -15,7 +15,8 @@ from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, worst_quality
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
-from sparsecc.measure.throughput import Serving, best_serving
+from sparsecc.measure.serving import Serving
+from sparsecc.measure.throughput import best_serving
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.tasks.stages import Work
