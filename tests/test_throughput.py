@@ -12,10 +12,10 @@ import yaml
 import sparsecc
 from sparsecc.decide.goals import Goal, Trial, judge, words_of_serving
 from sparsecc.errors import InputError
+from sparsecc.measure.serving import Serving
 from sparsecc.measure.throughput import (
     BATCHES,
     LARGEST,
-    Serving,
     batched,
     batches_of,
     best_serving,

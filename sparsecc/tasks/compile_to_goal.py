@@ -88,7 +88,8 @@ def _settled(shop: Workshop, request: dict[str, Any], emit: Emit, *, is_asked: b
     made = _compiled(shop, settled, request, emit, is_asked=is_asked)
     if "folder" in request and not settled.notes and shop.is_missed_by(settled.best, made["report"]):
         again = shop.settle()
-        if (again.ratio, again.best.levers) != (settled.ratio, settled.best.levers):
+        is_other = (again.ratio, again.best.levers) != (settled.ratio, settled.best.levers)
+        if is_other or again.excess > REFUSED:
             for left in Path(request["folder"]).iterdir():
                 left.unlink()
             made = _compiled(shop, again, request, emit, is_asked=is_asked)
