@@ -135,6 +135,14 @@ def test_a_budget_of_cache(prune: list[str], tmp_path: Path) -> None:
     assert report["after"]["kv"] == sum(4 * cache.shape[1] * cache.shape[3] for cache in left)
 
 
+def test_what_no_cache_holds_stays_in_such_a_budget(tmp_path: Path) -> None:
+    folder = Decoder().folder(tmp_path / "dense")
+    options: dict[str, Any] = {"ratio": 0.3, "metric": "kv", "only": ["*mlp*"]}
+    report = compiled(folder, tmp_path / "out", **options).report
+    assert not report["removed"]["reached"]
+    assert report["before"]["macs"] == report["after"]["macs"]
+
+
 def test_without_caches_there_is_no_such_budget(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(PLAIN), tmp_path / "plain.onnx")
     with pytest.raises(InputError, match="--metric kv: the model has no caches"):

@@ -98,8 +98,9 @@ def choose(
     dead, limits = dead or Dead(), limits or Limits()
     options = compilation.options
     require_methods(options)
-    free = [g for g in groups if g.is_free]
     cost = cost_model(analysis, groups, options.metric, threads=options.threads)
+    counts = {g.atom for g in groups if options.metric != "kv" or cost.at_stake(g.atom)}
+    free = [g for g in groups if g.is_free and g.atom in counts]  # what no cache holds would go in vain
     before = cost.total({})
     if not free or (ratio == 0 and not limits.rank):
         keep = {g.atom: ~gone for g in free if (gone := named_to_go(g, dead, limits)) is not None}
