@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import onnx
@@ -13,7 +16,10 @@ import yaml
 import sparsecc
 from sparsecc.bundle.folder import Bundle
 from sparsecc.cli import main
-from sparsecc.errors import InputError, SparseccError
+from sparsecc.errors import InputError, SparseccError, WorkerError
+from sparsecc.runtime.custom_ops import loaded
+from sparsecc.system.process import end_after
+from sparsecc.worker.parent import Worker
 from tests import custom_ops
 
 
@@ -134,16 +140,40 @@ def test_boards_have_no_such_library(library: Path, model: Path) -> None:
         sparsecc.profile(model, device="ssh://nobody@192.0.2.1", custom_ops=[library])
 
 
-def test_a_library_that_dies_costs_a_line(model: Path, tmp_path: Path) -> None:
-    import shutil
-    import subprocess
-
+def built(folder: Path, source: str) -> Path:
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("no C compiler")
-    source, library = tmp_path / "dies.c", tmp_path / "dies.so"
-    source.write_text("#include <stdlib.h>\nvoid* RegisterCustomOps(void* a, void* b) { abort(); }\n")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    (folder / "own.c").write_text(source)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "own.so", folder / "own.c"], check=True)
+    return folder / "own.so"
+
+
+def test_a_library_that_dies_costs_a_line(model: Path, tmp_path: Path) -> None:
+    source = "#include <stdlib.h>\nvoid* RegisterCustomOps(void* a, void* b) { abort(); }\n"
     with pytest.raises(SparseccError) as caught:
-        sparsecc.inspect(model, custom_ops=[library])
+        sparsecc.inspect(model, custom_ops=[built(tmp_path, source)])
     assert caught.value.exit_code == 5
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_whose_load_does_not_return_costs_a_line(model: Path, tmp_path: Path) -> None:
+    source = "#include <unistd.h>\n__attribute__((constructor)) void begin(void) { for (;;) sleep(1); }\n"
+    request = {
+        "task": "sparsecc.tasks.inspect:inspect",
+        "request": {"model": str(model), "options": {}, "why": None},
+        "libraries": [str(built(tmp_path, source))],
+        "loading": 1.0,
+    }
+    with Worker(allowed=("tests",)) as worker, pytest.raises(WorkerError) as caught:
+        worker.run("tests.worker_tasks:with_libraries", request, deadline=60)
+    assert "SIGALRM" in str(caught.value)
+    assert "while loading --custom-ops 'own.so' (at most 1 s each): it went on" in str(caught.value)
+
+
+def test_the_deadline_of_a_worker_outlives_the_load_of_a_library(library: Path) -> None:
+    end_after(1000)
+    try:
+        with loaded([str(library)]):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+    finally:
+        end_after(0)

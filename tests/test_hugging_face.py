@@ -135,7 +135,7 @@ def test_a_decoder_is_exported_with_its_caches(tmp_path: Path) -> None:
             {"architectures": ["Custom"], "auto_map": {"AutoModel": "mine.Custom"}},
             "names 'Custom', which transformers",
         ),
-        ({}, "names no architecture"),
+        ({}, "names no architecture: add it"),
         ({"architectures": ["os"]}, "has no class for"),
     ],
 )
@@ -152,6 +152,23 @@ def test_a_folder_runs_nothing_of_its_own(config: dict[str, Any], told: str, tmp
     with pytest.raises(InputError, match=told):
         sparsecc.inspect(folder)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_what_a_folder_lacks_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    program = """import sys
+from sparsecc.errors import InputError
+from sparsecc.tasks.hugging_face import export_folder
+try:
+    export_folder({"folder": sys.argv[1]}, lambda event: None)
+except InputError:
+    print({"torch", "transformers"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "set()"
 
 
 # The hub ---------------------------------------------------------------------------------------------

@@ -226,3 +226,11 @@ def _as_a_child(call: Callable[[], object]) -> Callable[[], None]:
             raise OSError(code, "refused")
 
     return attempt
+
+
+def with_libraries(request: Request, emit: Emit) -> Any:
+    from sparsecc.runtime import custom_ops
+    from sparsecc.tasks import custom_ops as task
+
+    custom_ops.LOADING = request["loading"]
+    return task.run(request, emit)

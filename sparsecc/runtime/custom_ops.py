@@ -6,6 +6,7 @@ Runtime's custom operators (`RegisterCustomOps`).
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,10 @@ import onnxruntime as ort
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.system.process import end_after
 
+LOADING = 30.0
+"""Seconds after which the kernel ends a process in which a library still loads: nothing in it can."""
 _LIBRARIES: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
 
 
@@ -48,6 +52,7 @@ def _require_loads(path: str) -> None:
 
     if not Path(path).is_file():
         raise InputError(f"--custom-ops {quoted(path)}: no such file: check the path")
+    left, _ = signal.setitimer(signal.ITIMER_REAL, LOADING)
     try:
         ort.SessionOptions().register_custom_ops_library(path)
     except RuntimeFailure as e:
@@ -55,3 +60,5 @@ def _require_loads(path: str) -> None:
             f"--custom-ops {quoted(path)}: ONNX Runtime {ort.__version__} does not load it: {plain_reason(e)}: "
             "give a library built for this machine that exports RegisterCustomOps"
         ) from e
+    finally:
+        end_after(left)

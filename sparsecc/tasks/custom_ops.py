@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import InputError, InternalError
+from sparsecc.escaping import quoted
 from sparsecc.runtime import custom_ops
 from sparsecc.runtime.operator_outputs import OperatorOutputs
 from sparsecc.shapes.custom_ops import RUN
@@ -24,6 +26,9 @@ def run(request: dict[str, Any], emit: Emit) -> Any:
             f"--custom-ops: the library runs on this machine alone: leave it out, or --device {device}"
         )
     module, _, function = request["task"].partition(":")
+    names = ", ".join(quoted(Path(path).name) for path in request["libraries"])
+    stage = f"loading --custom-ops {names} (at most {custom_ops.LOADING:g} s each)"
+    emit({"stage": stage, "share": 0.0})
     with custom_ops.loaded(request["libraries"]):
         before = RUN.set(OperatorOutputs())
         try:

@@ -17,7 +17,7 @@ HUB = "hf:"
 """What a name at the hub begins with: `hf:owner/name`, or `hf:owner/name@revision`."""
 PARTS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 """What is fetched of a model: data, no code, and weights in no form that runs code."""
-EXPORT = "sparsecc.torch.hugging_face:export_folder"
+EXPORT = "sparsecc.tasks.hugging_face:export_folder"
 
 Run = Callable[..., Any]
 

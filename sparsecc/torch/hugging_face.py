@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from sparsecc.errors import InputError, MissingPackageError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.torch.export import exported
 
-CONFIG = "config.json"
 BESIDE = (
     "preprocessor_config.json",
     "tokenizer.json",
@@ -32,24 +30,17 @@ TOKENS, SECONDS_OF_SOUND, RATE, BATCH = 16, 1, 16_000, 2
 """Sizes of the example that a model is exported with; batch and length stay free."""
 GENERATES = "CausalLM"
 
-Write = Callable[[dict[str, Any]], None]
 
-
-def export_folder(request: dict[str, Any], emit: Write) -> dict[str, Any]:
+def export_folder(request: dict[str, Any]) -> dict[str, Any]:
     """Write an ONNX file named `request["name"]` into `request["output"]` from `request["folder"]`, in which
-    nothing is run.
+    nothing is run, by transformers' class `request["architecture"]`.
 
     A model that writes text becomes a folder of onnxruntime-genai, with its caches. InputError where transformers
-    has no class for its task, where weights are not safetensors, and where torch cannot export it.
+    has no such class, and where torch cannot export it.
     """
     folder, output = Path(request["folder"]), Path(request["output"])
     shown = one_line(str(folder), 120)
-    emit({"stage": "export", "share": 0.0})
-    config = _config(folder)
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(f"{shown} has no .safetensors: save it with save_pretrained, or export it to ONNX")
-    named = config.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    architecture = request["architecture"]
     if GENERATES in architecture:
         _with_caches(folder, output, shown)
         return {"path": str(output)}
@@ -66,14 +57,6 @@ def export_folder(request: dict[str, Any], emit: Write) -> dict[str, Any]:
     return {"path": str(made)}
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError) as e:
-        raise InputError(f"{one_line(str(folder / CONFIG), 120)} is no JSON: {one_line(str(e), 120)}") from e
-    return found if isinstance(found, dict) else {}
-
-
 def _transformers() -> Any:
     try:
         import transformers
@@ -88,12 +71,10 @@ def _transformers() -> Any:
 
 def _model(folder: Path, architecture: str, shown: str) -> Any:
     """The model in evaluation mode, from safetensors alone and by transformers' own code alone."""
-    found = getattr(_transformers(), architecture, None) if architecture else None
+    found = getattr(_transformers(), architecture, None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):
-        told = f"names {quoted(architecture)}" if architecture else "names no architecture"
-        raise InputError(
-            f"{shown}: its {CONFIG} {told}, which transformers has no class for: export it to ONNX"
-        )
+        told = f"names {quoted(architecture)}, which transformers has no class for"
+        raise InputError(f"{shown}: its config.json {told}: export it to ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
