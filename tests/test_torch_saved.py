@@ -31,6 +31,7 @@ class Net(nn.Module):
         self.two = nn.Linear(width, width)
         self.two.weight = self.one.weight
         self.head = nn.Linear(width, 5)
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.stem(x)))
@@ -91,6 +92,47 @@ def test_the_graph_form_is_exported_again(tmp_path: Path) -> None:
         st.load(tmp_path / "g.safetensors", nn.Linear(12, 4), x)
 
 
+class Turned(nn.Module):
+    """A layer, and a buffer that is in no `state_dict`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 32), nn.Linear(32, 4)
+        self.register_buffer("angles", torch.linspace(0, 1, 12), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.two(torch.relu(self.one(x * self.angles)))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("kind", "form"), [(Turned, "module"), (Baked, "graph")])
+def test_tensors_come_back_in_their_types(
+    kind: type[nn.Module], form: str, dtype: Any, tmp_path: Path
+) -> None:
+    x = torch.randn(3, 12)
+    small = st.prune(kind(), x, ratio=0.5, form=form).eval().to(dtype)
+    st.save(small, tmp_path / "small.safetensors")
+    fresh = kind()
+    again = st.load(tmp_path / "small.safetensors", fresh, x).eval()
+    assert {t.dtype for t in (*again.parameters(), *again.buffers())} == {dtype}
+    assert {t.dtype for t in fresh.parameters()} == {torch.float32}
+    assert torch.equal(again(x.to(dtype)), small(x.to(dtype)))
+
+
+def test_ties_outlive_a_change_of_types_and_integers_become_no_floats(tmp_path: Path) -> None:
+    small = st.prune(net(), images(), ratio=0.5).eval().double()
+    st.save(small, tmp_path / "small.safetensors")
+    again = st.load(tmp_path / "small.safetensors", Net()).eval()
+    assert again.one.weight is again.two.weight
+    assert again.norm.num_batches_tracked.dtype == torch.int64
+    assert torch.equal(again(images().double()), small(images().double()))
+    small.head.bias = nn.Parameter(torch.zeros(5, dtype=torch.int8), requires_grad=False)
+    st.save(small, tmp_path / "small.safetensors")
+    with pytest.raises(InputError, match=r"head\.bias holds torch\.float32, not torch\.int8"):
+        st.load(tmp_path / "small.safetensors", Net())
+
+
 def test_the_file_is_tensors_and_text(tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -124,8 +166,21 @@ def _forged(path: Path, **changes: Any) -> Path:
         ({"tensors": {"stem.weight": {"0": [3, 3]}}}, "no plan of a pruned torch module"),
         ({"tensors": {"stem.weight": {"0": [99]}}}, "has shape"),
         ({"tensors": {"gone.weight": {"0": [1]}}}, "has no tensor 'gone.weight'"),
-        ({"tensors": {}}, "does not fit Net"),
+        ({"tensors": {}, "attributes": []}, "does not fit Net"),
         ({"groups": 3}, "no plan"),
+        ({"attributes": [["stem", "out_channels", -5]]}, "'stem.out_channels' of Net cannot become -5"),
+        ({"attributes": [["stem", "out_channels", 15]]}, "cannot become 15"),
+        ({"attributes": [["norm", "_version", 1]]}, "'norm._version' of Net cannot become 1"),
+        ({"attributes": [["wide", "groups", 5]]}, "cannot become 5"),
+        ({"attributes": [["wide", "groups", 0]]}, "cannot become 0"),
+        ({"attributes": [["", "width", 17]]}, "'.width' of Net cannot become 17"),
+        ({"form": "../../x"}, "no plan"),
+        ({"before": 10**400}, "no plan"),
+        ({"error": float("nan")}, "no plan"),
+        ({"tensors": {"stem.weight": {"0": [1 << 70]}}}, "no plan"),
+        ({"tensors": {"stem.weight": {"0": [float("inf")]}}}, "no plan"),
+        ({"tensors": {"stem.weight": {"0": [0.5, 1.7]}}}, "no plan"),
+        ({"tensors": {"stem.weight": {"-7": [0, 1]}}}, "no plan"),
     ],
 )
 def test_a_plan_of_a_stranger_sets_sizes_and_nothing_else(
@@ -134,6 +189,40 @@ def test_a_plan_of_a_stranger_sets_sizes_and_nothing_else(
     st.save(st.prune(net(), images(), ratio=0.5), tmp_path / "small.safetensors")
     with pytest.raises(InputError, match=message):
         st.load(_forged(tmp_path / "small.safetensors", **changes), Net())
+
+
+def test_damaged_words_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    st.save(st.prune(net(), images(), ratio=0.5), path)
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    told = json.loads(header["__metadata__"]["sparsecc"])
+    deep = "[" * 200_000
+    changed = ({"shared": [1]}, {"shared": {"a": [1]}}, {"shared": None}, {"types": [1]}, {"types": {"a": 1}})
+    words: list[Any] = [["sparsecc"], None, {"sparsecc": 5}, {"sparsecc": deep}]
+    words += [{"sparsecc": json.dumps(told | change)} for change in changed]
+    for text in (deep, *(json.dumps(header | {"__metadata__": word}) for word in words)):
+        path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + body)
+        with pytest.raises(InputError, match=r"no file of sparsecc\.torch\.save") as caught:
+            st.load(path, Net())
+        assert "\n" not in str(caught.value)
+
+
+def test_slots_beyond_a_group_of_the_graph_form_are_told(tmp_path: Path) -> None:
+    x = torch.randn(3, 12)
+    small = st.prune(Baked(), x, ratio=0.5, form="graph")
+    st.save(small, tmp_path / "g.safetensors")
+    groups = st.plan_of(small).to_json()["groups"]
+    for row in groups:
+        row["slots"] = row["slots"] and [999]
+    with pytest.raises(InputError, match="other groups than"):
+        st.load(_forged(tmp_path / "g.safetensors", groups=groups), Baked(), x)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*: make its folder, or choose another path"):
+        st.save(st.prune(net(), images(), ratio=0.5), tmp_path / "none" / "small.safetensors")
 
 
 def test_what_is_no_such_file_is_told(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ LAYERS: tuple[tuple[Any, Callable[[nn.Module, Shapes, Attributes], Attributes]],
     (nn.MultiheadAttention, _attention),
 )
 """Type of module -> its attributes from the new shapes of its tensors."""
+_COUNTS = ("groups", "num_groups")
+"""Sizes that no tensor shows."""
+_SIZES = frozenset({
+    *_COUNTS, "in_features", "out_features", "in_channels", "out_channels", "num_features", "num_channels",
+    "num_embeddings", "embedding_dim", "input_size", "hidden_size", "proj_size", "embed_dim", "kdim", "vdim",
+    "num_heads", "head_dim",
+})  # fmt: skip
+"""Sizes of torch's own modules."""
 
 
 def attribute_edits(
@@ -87,14 +95,43 @@ def attribute_edits(
     for path, part in module.named_modules():
         mine = by_path.get(path, [])
         changed = {c.name: c.new for c in mine}
-        row = next((row for types, row in LAYERS if isinstance(part, types)), None)
-        own = shapes.get(path, {})
-        found = row(part, own, changed) if row is not None and _is_plain(row, own) else {}
-        if row is _conv or row is _group_norm:
-            found |= {n: v for n, v in changed.items() if n in ("groups", "num_groups")}
+        found = _by_table(part, shapes.get(path, {}), changed)
+        if isinstance(part, (*_Convs, nn.GroupNorm)):
+            found |= {n: v for n, v in changed.items() if n in _COUNTS}
         found = {**_by_value(part, mine), **found}
         edits += [(path, n, v) for n, v in found.items() if getattr(part, n, v) != v]
     return edits
+
+
+def foreign_edit(module: nn.Module, tensors: Mapping[str, Indices], edits: Iterable[Edit]) -> Edit | None:
+    """The first edit that `attribute_edits` could not have made for these tensors.
+
+    Sizes of torch's own layers follow from their tensors; any other is a public integer that comes nearer to 0.
+    """
+    edits = list(edits)
+    shapes, parts = _new_shapes(module, tensors), dict(module.named_modules())
+    for path, name, value in edits:
+        counts = {n: v for p, n, v in edits if p == path and n in _COUNTS and type(v) is int}
+        if path not in parts or not _is_own(parts[path], shapes.get(path, {}), counts, name, value):
+            return path, name, value
+    return None
+
+
+def _is_own(part: nn.Module, own: Shapes, counts: Attributes, name: str, value: Any) -> bool:
+    now = vars(part).get(name)
+    is_smaller = type(now) is int and type(value) is int and (0 < value <= now or now <= value < 0)
+    if name in _COUNTS and isinstance(part, (*_Convs, nn.GroupNorm)):
+        return is_smaller and ("weight" not in own or own["weight"][0] % value == 0)
+    table = _by_table(part, own, counts)
+    if name in table:
+        return bool(table[name] == value)
+    is_known = name in _SIZES or not type(part).__module__.startswith("torch.nn.")
+    return is_smaller and is_known and not name.startswith("_")
+
+
+def _by_table(part: nn.Module, own: Shapes, changed: Attributes) -> Attributes:
+    row = next((row for types, row in LAYERS if isinstance(part, types)), None)
+    return row(part, own, changed) if row is not None and _is_plain(row, own) else {}
 
 
 def _is_plain(row: Any, own: Shapes) -> bool:

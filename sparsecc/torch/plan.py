@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from sparsecc.torch.program.exported import Program
 from sparsecc.torch.rules.catalogue import rule_for
 from sparsecc.torch.rules.edit import AtenEdit, Change
 
+REALISED = ("module", "graph")
+"""Forms that a pruned module can have."""
 Indices = dict[int, np.ndarray]
 """Axis -> the slots of it that stay, ascending."""
 
@@ -56,7 +59,7 @@ class TorchPlan:
         """From plain data, which may be a stranger's. InputError where it is no plan."""
         try:
             tensors = {
-                str(name): {int(axis): _slots(slots) for axis, slots in indices.items()}
+                str(name): {_axis(axis): _slots(slots) for axis, slots in indices.items()}
                 for name, indices in data["tensors"].items()
             }
             sizes = [
@@ -67,7 +70,9 @@ class TorchPlan:
             form, metric = str(data["form"]), str(data["metric"])
             numbers = (float(data["before"]), float(data["after"]), bool(data["reached"]))
             error, reason = float(data["error"]), str(data["reason"])
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            if form not in REALISED or not all(map(math.isfinite, (*numbers, error))):
+                raise ValueError("no form, or no numbers")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise InputError("no plan of a pruned torch module: give what TorchPlan.to_json made") from e
         return cls(tensors, groups, metric, *numbers, form, error, reason, sizes)
 
@@ -78,11 +83,20 @@ class TorchPlan:
 
 
 def _slots(values: Any) -> np.ndarray:
-    """Slots that stay, ascending and none twice. ValueError for anything else."""
+    """Slots that stay, ascending and none twice. ValueError or OverflowError for anything else."""
+    if not isinstance(values, list | tuple) or not values or not all(type(one) is int for one in values):
+        raise ValueError("no slots")
     found = np.asarray(values, dtype=np.int64)
-    if found.ndim != 1 or not found.size or found[0] < 0 or (np.diff(found) <= 0).any():
+    if found[0] < 0 or (np.diff(found) <= 0).any():
         raise ValueError("no slots")
     return found
+
+
+def _axis(told: Any) -> int:
+    axis = int(told)
+    if axis < 0:
+        raise ValueError("no axis")
+    return axis
 
 
 def _kept(row: Mapping[str, Any]) -> list[int] | None:

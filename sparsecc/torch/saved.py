@@ -11,24 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sparsecc.errors import GoalError, InputError, MissingPackageError
 from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import replace_whole
-from sparsecc.torch.layers import apply_edits
+from sparsecc.torch.layers import apply_edits, foreign_edit
 from sparsecc.torch.plan import TorchPlan, owned, replace_tensors
 from sparsecc.torch.pruning import labelled, plan_of, planned, realise, study
 
 SCHEMA = "sparsecc.torch/1"
 _HEADER = "sparsecc"
 """The key of the file's metadata that holds the plan."""
+_TYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned module: its tensors and its plan, no code. The old file or the new one is there at every moment.
 
-    InputError for a module that `prune` did not make, and for one whose state holds more than tensors.
+    InputError for a module that `prune` did not make, for one whose state holds more than tensors, and where the
+    file cannot be written.
     """
     safetensors = _safetensors()
     plan = plan_of(module)
@@ -42,8 +45,14 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     alike = {n: first.setdefault(_place(t), n) for n, t in state.items() if t.numel()}
     shared = {name: other for name, other in alike.items() if name != other}
     tensors = {name: t.detach().contiguous().cpu() for name, t in state.items() if name not in shared}
-    told = {"schema": SCHEMA, "plan": plan.to_json(), "shared": shared}
-    replace_whole(Path(path), safetensors.torch.save(tensors, metadata={_HEADER: json.dumps(told)}))
+    computed = {name: str(t.dtype) for name, _, _, t in owned(module) if name not in state}
+    told = {"schema": SCHEMA, "plan": plan.to_json(), "shared": shared, "types": computed}
+    try:
+        replace_whole(Path(path), safetensors.torch.save(tensors, metadata={_HEADER: json.dumps(told)}))
+    except OSError as e:
+        raise InputError(
+            f"cannot write {one_line(str(path), 120)}: {e.strerror}: make its folder, or choose another path"
+        ) from e
 
 
 def load(
@@ -54,8 +63,9 @@ def load(
 ) -> nn.Module:
     """The module of `save`, from an instance of the dense class, which stays as it is; nothing of the file is run.
 
-    A module that was saved in the graph form is exported again: give `example_inputs`, and the options of `prune`
-    that are about the export (`kwargs`, `dynamic_shapes`). InputError where the file does not fit the class.
+    Parameters and buffers get the types in which they were saved. A module that was saved in the graph form is
+    exported again: give `example_inputs`, and the options of `prune` that are about the export (`kwargs`,
+    `dynamic_shapes`). InputError where the file does not fit the class.
     """
     safetensors, shown = _safetensors(), one_line(str(path), 120)
     try:
@@ -64,12 +74,14 @@ def load(
         tensors = safetensors.torch.load(data)
     except OSError as e:
         raise InputError(f"{shown}: {e.strerror}: give a file of sparsecc.torch.save") from e
-    except (safetensors.SafetensorError, ValueError, LookupError) as e:
+    except (safetensors.SafetensorError, ValueError, LookupError, RecursionError) as e:
         raise InputError(f"{shown} is no file of sparsecc.torch.save: {one_line(str(e), 120)}") from e
     small = apply_plan(module, TorchPlan.of_json(told.get("plan")), example_inputs, **options)
-    shared = told.get("shared") or {}
+    shared, types = _texts(told, "shared", shown), _texts(told, "types", shown)
     state = {**tensors, **{name: tensors[other] for name, other in shared.items() if other in tensors}}
     try:
+        _set_types(small, {name: _TYPES[word] for name, word in types.items() if word in _TYPES})
+        _set_types(small, {name: tensor.dtype for name, tensor in state.items()})
         small.load_state_dict(state, strict=True)
     except RuntimeError as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
@@ -91,14 +103,29 @@ def apply_plan(module: nn.Module, plan: TorchPlan, example_inputs: Any = None, *
     return labelled(small, plan)
 
 
+def _set_types(module: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """Give parameters and buffers other types of their kind, in place: ties and optimizers' references stay.
+
+    RuntimeError, as of `load_state_dict`, where integers are to be floats or the other way round.
+    """
+    for name, _, _, tensor in owned(module):
+        wanted = types.get(name, tensor.dtype)
+        if (wanted.is_floating_point, wanted.is_complex) != (tensor.is_floating_point(), tensor.is_complex()):
+            raise RuntimeError(f"{name} holds {tensor.dtype}, not {wanted}")
+        if wanted != tensor.dtype:
+            tensor.data = tensor.data.to(wanted)
+
+
 def _exported(
     module: nn.Module, plan: TorchPlan, example_inputs: Any, options: Mapping[str, Any]
 ) -> nn.Module:
     """The graph form: the same groups are found again, and lose the same slots."""
     if example_inputs is None:
         raise InputError("it was saved in the graph form, which is exported again: give example_inputs")
-    found = study(module, example_inputs, **options)
-    if [_identity(row) for row in planned(found, {}).groups] != [_identity(row) for row in plan.groups]:
+    found = study(copy.deepcopy(module), example_inputs, **options)
+    of_class = [_identity(row) for row in planned(found, {}).groups]
+    fits = of_class == [_identity(row) for row in plan.groups]
+    if not fits or any(row["slots"] and row["slots"][-1] >= row["size"] for row in plan.groups):
         raise InputError(f"{type(module).__name__} has other groups than the module that was saved")
     masks = {}
     for group, row in zip(found.groups, plan.groups, strict=True):
@@ -137,6 +164,13 @@ def _require_fit(module: nn.Module, plan: TorchPlan) -> None:
             raise InputError(
                 f"{name} has no size {quoted(f'{path}.{attribute}')}: the plan is of another class"
             )
+    foreign = foreign_edit(module, plan.tensors, plan.attributes)
+    if foreign is not None:
+        path, attribute, value = foreign
+        raise InputError(
+            f"{quoted(f'{path}.{attribute}')} of {name} cannot become {one_line(str(value), 40)}: "
+            "the plan is of another class"
+        )
 
 
 def _is_size(value: Any) -> bool:
@@ -150,12 +184,21 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
+    """What `save` told. ValueError or RecursionError for any other file."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    told = header.get("__metadata__", {}).get(_HEADER) if isinstance(header, dict) else None
-    found = json.loads(told) if told is not None else {}
+    words = header.get("__metadata__") if isinstance(header, dict) else None
+    told = words.get(_HEADER) if isinstance(words, dict) else None
+    found = json.loads(told) if isinstance(told, str) else None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise ValueError("it has no plan in it")
+    return found
+
+
+def _texts(told: Mapping[str, Any], key: str, shown: str) -> dict[str, str]:
+    found = told.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise InputError(f"{shown} is no file of sparsecc.torch.save: its {quoted(key)} are no names")
     return found
 
 
