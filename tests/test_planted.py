@@ -295,3 +295,31 @@ def test_without_a_removal_nothing_is_planted(tmp_path: Path) -> None:
     found = verification(BLIND["shadowed"](), tmp_path, ratio=0)
     assert found["status"] == "proved"
     assert found["planted"]["tried"] == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "out"),
+    [
+        ("y = MatMul(d, w3) n = RandomNormalLike<seed = 1.0>(y) z = Add(y, n)", "float[4,8] y, float[4,8] z"),
+        ("y = MatMul(d, w3) z = Multinomial<sample_size = 32>(y)", "float[4,8] y, int32[4,32] z"),
+        (
+            "y = MatMul(d, w3) r = Constant<value_float = 0.5>() t = Constant<value = bool {1}>() "
+            "z = Dropout(y, r, t)",
+            "float[4,8] y, float[4,8] z",
+        ),
+    ],
+)
+def test_outputs_that_are_others_each_time_are_not_proved(end: str, out: str, tmp_path: Path) -> None:
+    found = verification(net(end, out=out), tmp_path)
+    assert found["status"] == "not proved"
+    assert "the model gives other outputs each time: 'z' differs from itself by" in found["reason"]
+    assert "'y'" not in found["reason"]
+
+
+def test_a_wrong_cut_is_found_beside_an_output_that_is_another_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_wrongly(monkeypatch, "w2")
+    end = "y = MatMul(d, w3) n = RandomNormalLike(y) z = Add(y, n)"
+    with pytest.raises(InternalError, match="at output 'y'"):
+        verification(net(end, out="float[4,8] y, float[4,8] z"), tmp_path)

@@ -28,11 +28,13 @@ from sparsecc.passes.quantize.lift import has_pairs
 from sparsecc.passes.quantize.mixed import Mixed
 from sparsecc.passes.quantize.static import already_quantized, has_float_layers
 from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
+from sparsecc.passes.quantize.underflow import UNDERFLOW, too_small
 from sparsecc.passes.quantize.what_pays import KEPT
 from sparsecc.passes.quantize.widen_half import widen_half
 from sparsecc.passes.weights.fidelity import fidelity, float_outputs
 from sparsecc.passes.weights.low_rank import require_share
 from sparsecc.plan import Plan
+from sparsecc.remarks import Remark
 
 if TYPE_CHECKING:
     from sparsecc.targets import Target
@@ -130,12 +132,14 @@ class Quantize(Pass):
         if kind.leaves_rest:
             fold_gemm_factors(model)
         folded, left = fold_batch_norms(model) if kind.folds_batch_norms else (0, [])
-        options = self._without_slow_tables(model, compilation)
+        tiny = too_small(model) if kind.leaves_rest else ()
+        given = replace(self, exclude=(*self.exclude, *tiny))
+        options = given._without_slow_tables(model, compilation)
         tables = (
             quantize_tables(model, plan, options.exclude) if self._stores_tables(compilation) else Tables()
         )
         result = kind.convert(options, model, plan, compilation)
-        result = self._convert_rest(result, model, plan, compilation, was_half=widened is not None)
+        result = given._convert_rest(result, model, plan, compilation, was_half=widened is not None)
         if widened is not None:
             widened.store_halves()
         if not (result.facts["nodes"] or tables.nodes or result.facts.get("rest")):
@@ -158,7 +162,9 @@ class Quantize(Pass):
             "warnings": warnings,
         }
         kept = [] if skip is None or "lifted" in facts else [skip]
-        return replace(result, facts=facts, remarks=(*kept, *left, *tables.remarks, *result.remarks))
+        others = [one for one in (*left, *tables.remarks, *result.remarks) if one.where not in tiny]
+        underflow = [Remark(name, UNDERFLOW) for name in tiny]
+        return replace(result, facts=facts, remarks=(*kept, *underflow, *others))
 
     def require(self, target: Target, *, has_data: bool) -> None:
         kind = self.kind

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.escaping import quoted
 from sparsecc.ir.apart import Apart
+from sparsecc.runtime.part_errors import part_errors, tolerances_of, unexplained
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.runner import Known
 from sparsecc.shapes.dynamic_dims import input_values
@@ -48,6 +49,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
         partial(compilation.opened, owned=True),
         partial(compilation.in_pieces, again=True),
         by_parts,
+        _unsteady(compilation),
     )
     one_size = _tried_at_one_size(compilation)
     return {
@@ -59,6 +61,14 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
         **({} if compilation.plain is None else {"plain": compilation.plain}),
         **how,
     }
+
+
+def _unsteady(compilation: Compilation) -> dict[str, float]:
+    """The outputs that a second run of the dense model on the first inputs gives otherwise, by more than rounding, and
+    by how much: random operators draw anew at each run, with a seed too, and custom ones may."""
+    before, feeds = compilation.expected[0], compilation.feeds[0]
+    errors = part_errors(before, compilation.reference.run(feeds))
+    return unexplained(errors, tolerances_of(before))
 
 
 def _tried_at_one_size(compilation: Compilation) -> list[str]:

@@ -120,8 +120,10 @@ class Surgery:
         opened: Opened,
         in_pieces: Opened,
         by_parts: bool = False,
+        unsteady: Mapping[str, float] | None = None,
     ) -> None:
         self.plants, self.narrowed, self.opened = plants, narrowed, opened
+        self.unsteady = unsteady or {}
         self.names = list(dict.fromkeys(value.name or "" for value in pruned.graph.outputs))
         made = {value.name for node in pruned.graph for value in node.outputs}
         self.layers = {layer.name: layer for layer in removal.layers if layer.name in made}
@@ -214,7 +216,12 @@ class Surgery:
             for flag, side in self.unseen_branches
         ]
         floors = [told["rounding_floor"] for told in seen.outputs.values() if "rounding_floor" in told]
-        reasons = [f"output {quoted(name)} is not finite on any probe" for name in silent]
+        reasons = [
+            f"the model gives other outputs each time: {quoted(name)} differs from itself by {error:.2g} on the same "
+            "inputs"
+            for name, error in self.unsteady.items()
+        ]
+        reasons += [f"output {quoted(name)} is not finite on any probe" for name in silent]
         reasons += [f"no probe takes {branch}" for branch in branches]
         reasons += [
             f"{quoted(name)} differs by {error}, more than steps of integers explain for sure"
@@ -311,6 +318,10 @@ class Surgery:
         self.seen.doubts |= {name: f"{doubted[name]:.2g}" for name in doubted.keys() - left.keys()}
         if self.selects:
             left = {n: e for n, e in left.items() if not same_rows(wanted[n], found[n], tolerances[n])}
+        if (
+            self.unsteady
+        ):  # noise reaches layers too: only outputs that are the same each time tell of a fault
+            left = {n: e for n, e in left.items() if n in self.names and n not in self.unsteady}
         if left:
             name = max(left, key=lambda n: left[n])
             what = "output" if name in self.names else "layer value"
@@ -340,13 +351,15 @@ def proven(
     opened: Opened,
     in_pieces: Opened,
     by_parts: bool = False,
+    unsteady: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], list[Outputs]]:
     """The verification of a removal: error, floor, plants, and whether that is a proof; and what it gave on `probes`.
 
     `probes` are compared each with its masked model; where the outputs show too little, `others` follow in turn, at
-    the sizes of the first probe, and then the other branches.
+    the sizes of the first probe, and then the other branches. `unsteady` outputs of the dense model (name -> error)
+    differ from themselves on the same inputs: that is no proof, whatever else is seen.
     """
-    surgery = Surgery(pruned, removal, plants, narrowed, opened, in_pieces, by_parts)
+    surgery = Surgery(pruned, removal, plants, narrowed, opened, in_pieces, by_parts, unsteady)
     first = removal.masked[0]
     found = [surgery.compare(first, probes[0], RANDOM)]
     for number, feeds in enumerate(probes[1:], 1):
