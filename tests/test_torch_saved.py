@@ -93,7 +93,9 @@ def test_the_graph_form_is_exported_again(tmp_path: Path) -> None:
 
 
 class Turned(nn.Module):
-    """A layer, and a buffer that is in no `state_dict`."""
+    """Two layers, and a buffer that is in no `state_dict`."""
+
+    angles: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +123,9 @@ def test_tensors_come_back_in_their_types(
 
 
 def test_ties_outlive_a_change_of_types_and_integers_become_no_floats(tmp_path: Path) -> None:
-    small = st.prune(net(), images(), ratio=0.5).eval().double()
+    small: Any = st.prune(net(), images(), ratio=0.5).eval().double()
     st.save(small, tmp_path / "small.safetensors")
-    again = st.load(tmp_path / "small.safetensors", Net()).eval()
+    again: Any = st.load(tmp_path / "small.safetensors", Net()).eval()
     assert again.one.weight is again.two.weight
     assert again.norm.num_batches_tracked.dtype == torch.int64
     assert torch.equal(again(images().double()), small(images().double()))
