@@ -19,7 +19,7 @@ _DRAWS = 3
 
 
 _MOST_ROWS = 4096
-_MAY_BE_SIZES = 8
+_LOOKED_AT = 1 << 16
 _EPS = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative steps of the float types; that of float32 where none is given."""
 _SELECTORS = frozenset({"TopK", "NonMaxSuppression", "Unique", "ArgMax", "ArgMin", "Multinomial"})
@@ -38,14 +38,14 @@ def nudged(arrays: Feeds, draw: int) -> dict[str, np.ndarray]:
 
 
 def nudged_weights(model: ir.Model, draw: int) -> ir.Model:
-    """A copy of which every float constant is moved by about one rounding step per entry."""
+    """A copy of which every float constant is moved by about one rounding step per entry, but for whole numbers."""
     moved = model.clone()
     for number, value in enumerate(moved.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16:
             continue
-        if tensor.size <= _MAY_BE_SIZES and not np.mod(tensor.numpy().astype(np.float64), 1).any():
-            continue  # shape arithmetic may be done on floats
+        if _is_whole(tensor.numpy().reshape(-1)):
+            continue  # sizes and coordinates may be floats, and are exact
 
         def other(tensor: ir.TensorProtocol = tensor, number: int = number) -> ir.TensorProtocol:
             generator = np.random.default_rng((draw, number))
@@ -55,6 +55,15 @@ def nudged_weights(model: ir.Model, draw: int) -> ir.Model:
         lazy = ir.LazyTensor(other, dtype=tensor.dtype, shape=shape, name=value.name)
         value.const_value = lazy if tensor.nbytes > HELD else other()
     return moved
+
+
+def _is_whole(numbers: np.ndarray) -> bool:
+    """Whether a list holds whole numbers and infinities alone; it is read as far as that is not refuted."""
+    for start in range(0, numbers.size, _LOOKED_AT):
+        some = numbers[start : start + _LOOKED_AT].astype(np.float64)
+        if (some != np.floor(some)).any():
+            return False
+    return True
 
 
 def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:

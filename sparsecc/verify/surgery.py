@@ -39,6 +39,8 @@ ENOUGH = 0.8
 _DRAWS = 2
 _LAST_DRAWS = 4
 """How often inputs and weights are moved before a difference counts as a fault."""
+_STEADY, _MORE = 0.01, 1e3
+"""What rounding of all weights moves at most where nothing jumps, or so many times what that of a few moves."""
 _PLANT_DRAWS = 1
 """The same before a planted fault counts as noticed."""
 
@@ -156,11 +158,11 @@ class Surgery:
         is_clear = not unexplained(errors, tolerances_of(wanted))
         rounding = Rounding(found, () if is_clear else self._moved(small, _DRAWS, found))
         floors = None if is_clear else rounding.floors(wanted)
-        self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
+        told = self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
+        asked = self.names if title in (RANDOM, RESIZED) else set(self.names) - self.seen.finite
+        self._note_errors(asked, errors, told)
         self.seen.look_at({name: wanted[name] for name in self.names})
         self.seen.probes.append(title)
-        if title in (RANDOM, RESIZED):
-            self._note_errors(errors, floors)
         self._note_branches(found, sides)
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
         if waiting:
@@ -224,7 +226,7 @@ class Surgery:
         reasons += [f"output {quoted(name)} is not finite on any probe" for name in silent]
         reasons += [f"no probe takes {branch}" for branch in branches]
         reasons += [
-            f"{quoted(name)} differs by {error}, more than steps of integers explain for sure"
+            f"{quoted(name)} differs by {error}, more than rounding explains for sure"
             for name, error in seen.doubts.items()
         ]
         if missed:
@@ -259,8 +261,8 @@ class Surgery:
             elif flag in sides and branch.within.items() <= sides.items():
                 taken.add(sides[flag])
 
-    def _note_errors(self, errors: Errors, floors: Errors | None) -> None:
-        for name in self.names:
+    def _note_errors(self, names: Iterable[str], errors: Errors, floors: Errors | None) -> None:
+        for name in names:
             told = self.seen.outputs.setdefault(name, {"max_relative_error": 0.0, "worst_channel": 0.0})
             told["max_relative_error"] = max(told["max_relative_error"], float(errors[name][0]))
             told["worst_channel"] = max(told["worst_channel"], float(errors[name].max()))
@@ -301,20 +303,29 @@ class Surgery:
         found: Outputs,
         errors: Errors,
         floors: Errors | None,
-    ) -> None:
-        """InternalError where a part differs by more than rounding of inputs and of all weights explains."""
+    ) -> Errors | None:
+        """What rounding of inputs and of all weights explains; InternalError where a part differs by more.
+
+        What only a jump explains (a NaN that came or went, a number rounded to another) is a doubt: no proof.
+        """
         tolerances = tolerances_of(wanted)
-        if not floors or not (left := unexplained(errors, tolerances, floors, self.sure)):
-            return
-        shown = {name: found[name] for name in wanted}
+        sure = self._steady(floors) if floors else None
+        if not floors or not sure or not unexplained(errors, tolerances, sure, self.sure):
+            return sure
+        shown, first = {name: found[name] for name in wanted}, sure
         for draw in range(_LAST_DRAWS):
             moved = self.opened(nudged_weights(self.model, draw))
             small = self.narrowed.feeds(feeds)
-            floors = largest(floors, part_errors(shown, moved.run(nudged(small, draw), names=wanted)))
-            floors = largest(floors, part_errors(wanted, self._told(reference.run(nudged(feeds, draw)))))
-            if not (left := unexplained(errors, tolerances, floors, self.sure)):
-                return
-        doubted, left = left, unexplained(errors, tolerances, floors)
+            own = part_errors(shown, moved.run(nudged(small, draw), names=wanted))
+            other = part_errors(wanted, self._told(reference.run(nudged(feeds, draw))))
+            floors = largest(floors, own, other)
+            sure = largest(sure, *(self._steady(one, first) for one in (own, other)))
+            if not unexplained(errors, tolerances, sure, self.sure):
+                return sure
+        doubted, left = (
+            unexplained(errors, tolerances, sure, self.sure),
+            unexplained(errors, tolerances, floors),
+        )
         self.seen.doubts |= {name: f"{doubted[name]:.2g}" for name in doubted.keys() - left.keys()}
         if self.selects:
             left = {n: e for n, e in left.items() if not same_rows(wanted[n], found[n], tolerances[n])}
@@ -329,6 +340,19 @@ class Surgery:
                 f"the pruned model differs from the masked dense one by {left[name]:.2g} at {what} {quoted(name)}, "
                 f"rounding explains {float(np.max(floors[name])):.2g}"
             )
+        return sure
+
+    def _steady(self, floors: Errors, first: Errors | None = None) -> Errors:
+        """The errors that rounding makes, without jumps: infinite ones, and those far above the `first` draws'.
+
+        All of them where the graph selects: rows that change their place are jumps, and right. Integers jump always.
+        """
+        if self.selects:
+            return floors
+        most = dict.fromkeys(floors, np.inf)
+        if first and self.sure != STEPPED:
+            most = {name: max(_STEADY, _MORE * float(first[name].max())) for name in floors}
+        return {n: np.where(np.isfinite(e) & (e <= most[n]), e, 0.0) for n, e in floors.items()}
 
     def _told(self, told: Outputs) -> Filed:
         """What the pruned graph must give, of what its reference gave."""
