@@ -35,6 +35,7 @@ from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import parts_of_outputs
 from sparsecc.options import CompileOptions
 from sparsecc.reconstruct import layerwise
+from sparsecc.reconstruct.damping import damping_for
 from sparsecc.reconstruct.stage import kept_values, run_repair
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
@@ -195,7 +196,7 @@ def dampings(factors: Sequence[float], number: int, folder: Path) -> None:
     analysis, keep = work.analysis, work.decision.choice.keep
     kept_ones = kept_values(analysis, keep)
     remove(analysis, keep)
-    right = layerwise.damping_for
+    right = damping_for
     for factor in factors:
         model = analysis.model.clone()
 
