@@ -136,7 +136,7 @@ def main() -> None:
         try:
             rows[name] = tried(path, given.faults)
         except SparseccError as e:
-            rows[name] = {"error": str(e)}
+            rows[name] = {"error": str(e).replace(f"{given.folder}/", "")}  # no folder of this machine
         given.json.write_text(json.dumps(rows, indent=1))
     ran = {name: row for name, row in rows.items() if "error" not in row}
     total, noticed, said = (sum(row[key] for row in ran.values()) for key in ("tried", "noticed", "said"))
