@@ -103,13 +103,21 @@ def test_a_mask_beyond_bf16_is_its_largest_number_and_not_infinity() -> None:
     np.testing.assert_allclose(open_session(model, rounds=True).run(feeds)["y"], before, atol=2e-2)
 
 
-def test_infinity_stays_infinity_in_bf16() -> None:
+@pytest.mark.parametrize("type_", ["fp16", "bf16"])
+def test_infinity_stays_infinity(type_: str) -> None:
+    """A row that is masked throughout is NaN then, as it is in float32, and not the mean of what was masked."""
     model = _model(MASKED.replace("low = {-1e9}", "low = {-1.0}"))
     model.graph.initializers["low"].const_value = ir.tensor(np.float32(-np.inf), name="low")
-    apply(Quantize(type="bf16"), model, "tensorrt-rtx", [])
-    held = model.graph.initializers["low_bf16"].const_value
+    x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    x[1] = -np.abs(x[1])
+    before = outputs(model, {"x": x})
+    warnings = apply(Quantize(type=type_), model, "tensorrt-rtx", [])[0].facts["warnings"]
+    held = model.graph.initializers[f"low_{type_}"].const_value
     assert held is not None
     assert float(held.numpy()) == -np.inf
+    assert not warnings, "nothing is clipped"
+    assert np.isnan(before[1]).all()
+    np.testing.assert_allclose(open_session(model, rounds=True).run({"x": x})["y"], before, atol=1e-2)
 
 
 def test_masks_clipped_to_fp16_are_named_in_one_warning() -> None:

@@ -13,8 +13,13 @@ import pytest
 
 import sparsecc
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.layer_scale import GRID, layer_scale
 from sparsecc.passes.quantize.lift import lift
-from tests.quantize_models import convolutions, feeds_for, transformer
+from sparsecc.passes.quantize.select_layers import UNTOLD
+from sparsecc.passes.weights.linear_layers import find_layers
+from sparsecc.report.summary import held_for
+from sparsecc.runtime.numerics import sqnr
+from tests.quantize_models import convolutions, feeds_for, transformer, weighted
 from tests.test_quantize import apply, outputs, relative_error
 
 Feeds = dict[str, np.ndarray]
@@ -174,3 +179,87 @@ def test_a_compile_writes_a_file_of_another_tool_anew_and_it_is_made_again(tmp_p
     assert all(row["ok"] for row in found["checks"])
     types = {t.data_type for t in onnx.load(tmp_path / "o" / "model.onnx").graph.initializer}
     assert onnx.TensorProto.INT8 in types
+
+
+def _residual(behind: str = "y = Add(b, x)") -> ir.Model:
+    """Two convolutions in Q/DQ, per tensor around a zero point of 131, and a sum that the file leaves in float."""
+    model = weighted(
+        f"""res (float[1,16,12,12] image, WEIGHTS) => (float[1,16,12,12] y) <uint8 mid = {{131}}, uint8 zero = {{0}},
+            float image_step = {{0.3}}, float step = {{0.2}}> {{
+            q = QuantizeLinear(image, image_step, mid)
+            x = DequantizeLinear(q, image_step, mid)
+            a0 = Conv<pads = [1,1,1,1]>(x, w1)
+            a = Relu(a0)
+            aq = QuantizeLinear(a, step, zero)
+            ad = DequantizeLinear(aq, step, zero)
+            b0 = Conv<pads = [1,1,1,1]>(ad, w2)
+            bq = QuantizeLinear(b0, step, mid)
+            b = DequantizeLinear(bq, step, mid)
+            {behind}
+        }}""",
+        {"w1": (16, 16, 3, 3), "w2": (16, 16, 3, 3)},
+    )
+    graph = model.graph
+    for name in ("w1", "w2"):
+        held = graph.initializers[name].const_value
+        assert held is not None
+        step = np.float32(np.ptp(held.numpy()) / 255)
+        levels = np.clip(np.rint(held.numpy() / step) + 131, 0, 255).astype(np.uint8)
+        parts = {"quantized": levels, "step": step, "zero": np.uint8(131)}
+        tensors = {part: ir.tensor(array) for part, array in parts.items()}
+        made = [
+            ir.Value(name=f"{name}_{part}", type=ir.TensorType(one.dtype), shape=one.shape, const_value=one)
+            for part, one in tensors.items()
+        ]
+        for value in made:
+            graph.register_initializer(value)
+        node = ir.node("DequantizeLinear", made, name=f"{name}_node")
+        graph.initializers[name].replace_all_uses_with(node.outputs[0])
+        graph.insert_before(graph[0], node)
+        del graph.initializers[name]
+    return model
+
+
+def test_a_sum_whose_range_the_file_leaves_out_stays_in_float_and_nothing_is_clipped_by_other_data() -> None:
+    """Random inputs of another size than those that the file was calibrated on must not decide any range."""
+    model = _residual()
+    small, large = (
+        {"image": np.random.default_rng(0).normal(0, size, (1, 16, 12, 12)).astype(np.float32)}
+        for size in (0.5, 10.0)
+    )
+    wanted = outputs(model, large)
+    result, _ = apply(Quantize(type="int8"), model, feeds=[small])
+    assert [remark.reason for remark in result.remarks] == [UNTOLD]
+    assert result.facts["lifted"] == 3
+    assert not result.facts["sqnr_db"], "no range is new"
+    assert sqnr(wanted, outputs(model, large)) > 35
+
+
+def test_a_sum_that_integers_read_gets_a_range_of_the_samples_and_random_ones_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    behind = "c = Add(b, x) y = Conv<pads = [1,1,1,1]>(c, w2)"
+    model = _residual(behind=behind)
+    ir.save(model, tmp_path / "qdq.onnx")
+    made = sparsecc.compile(
+        tmp_path / "qdq.onnx", quantize="int8!", calib="synthetic", output=tmp_path / "o", measure=False
+    )
+    assert any(
+        "2 more, as of 'c', are those of random inputs" in warning for warning in made.report["warnings"]
+    )
+    assert (
+        "It came in Q/DQ: its integers and 3 ranges of it are kept, and all figures are against it as it came"
+        in (held_for(made.report))
+    )
+
+
+def test_channels_whose_integers_fit_keep_their_scale_beside_others_that_do_not() -> None:
+    model = _residual()
+    lift(model)
+    (first, *_), _ = find_layers(model)
+    spread = first.weight.meta[GRID]
+    levels = first.array() / spread
+    fits = np.abs(levels).reshape(16, -1).max(axis=1) <= 127.01
+    assert 0 < fits.sum() < 16
+    kept = layer_scale(first, first.out_axis) == np.float32(spread.reshape(-1)[0])
+    assert (kept == fits).all()

@@ -8,7 +8,7 @@ import pytest
 
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.quantize import Quantize
-from sparsecc.passes.quantize.underflow import UNDERFLOW, too_small
+from sparsecc.passes.quantize.underflow import TOO_FINE, UNDERFLOW, too_small
 from sparsecc.runtime.session import open_session
 from tests.quantize_models import feeds_for, weighted
 from tests.test_quantize import apply
@@ -59,3 +59,24 @@ def test_tables_and_recurrent_weights_under_what_scales_can_hold_are_named() -> 
     zero = ir.tensor(np.zeros((64, 64), np.float32))
     model.graph.initializers["table"].const_value = zero
     assert too_small(model) == (model.graph[-1].name,), "zeros lose nothing"
+
+
+@pytest.mark.parametrize(
+    ("target", "factor"), [("onnxruntime", 1e-40), ("onnxruntime", 1e-36), ("tensorrt", 1e-40)]
+)
+def test_values_under_what_scales_can_hold_leave_their_layers_in_float(target: str, factor: float) -> None:
+    """At 1e-36 the scale of the values is a number, and its product with those of the weights is none."""
+    model = weighted(
+        "two (float[1,16,8,8] x, WEIGHTS) => (float y, float z) <float factor = {1.0}> "
+        "{ small = Mul(x, factor) a = Conv(small, w) y = Conv(a, v) z = Conv(x, v) }",
+        {"w": (16, 16, 3, 3), "v": (16, 16, 3, 3)},
+    )
+    prepare(model)
+    model.graph.initializers["factor"].const_value = ir.tensor(np.float32(factor), name="factor")
+    before = open_session(model).run(feeds := feeds_for(model))
+    result, _ = apply(Quantize(type="int8"), model, target, [feeds])
+    convs = [node.name for node in model.graph if node.op_type == "Conv"]
+    assert result.facts["nodes"] == convs[2:]
+    assert [one.where for one in result.remarks if one.reason == TOO_FINE] == convs[:2]
+    assert before["y"].any()
+    assert np.array_equal(open_session(model).run(feeds)["y"], before["y"])

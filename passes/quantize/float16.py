@@ -260,15 +260,18 @@ class _HalfConversion:
         return self._constants[value]
 
     def _half_tensor(self, numbers: np.ndarray) -> ir.TensorProtocol:
+        """Clipped to the largest number; infinities stay: masks of them are exact in 16 bits too."""
+        largest = FP16_MAX if self.type == "fp16" else BF16_MAX
+        fits = np.where(np.isfinite(numbers), np.clip(numbers, -largest, largest), numbers)
         if self.type == "fp16":
-            return ir.tensor(np.clip(numbers, -FP16_MAX, FP16_MAX).astype(np.float16))
-        fits = np.where(np.isfinite(numbers), np.clip(numbers, -BF16_MAX, BF16_MAX), numbers)
+            return ir.tensor(fits.astype(np.float16))
         return ir.tensor(fits.astype(ml_dtypes.bfloat16), dtype=ir.DataType.BFLOAT16)
 
     def _note_clipping(self, name: str, numbers: np.ndarray) -> None:
         """bf16 clips by no more than it rounds."""
         if self.type == "fp16":
-            furthest = max(numbers.max(initial=0), numbers.min(initial=0), key=abs)
+            finite = numbers[np.isfinite(numbers)]
+            furthest = max(finite.max(initial=0), finite.min(initial=0), key=abs)
             if abs(furthest) >= FP16_INFINITE:
                 self.clipped[name] = float(furthest)
 

@@ -17,20 +17,30 @@ _OFF = 0.01
 def layer_scale(
     layer: LinearLayer, axis: int | None, type_: str = "int8", *, limit: float = 127.0
 ) -> np.ndarray:
-    """Symmetric scales (n,) along `axis`, or () for the whole tensor; see `weight_scale`."""
+    """Symmetric scales (n,) along `axis`, or () for the whole tensor; see `weight_scale`.
+
+    A channel keeps the scale that it came with where its integers fit, as around a zero point near the middle.
+    """
     weight, known = layer.array(), layer.weight.meta.get(GRID)
     if type_ == "fp8":
         return weight_scale(weight, axis, type_)
     if known is None:
         return weight_scale(weight, axis, limit=limit)
     spread = np.broadcast_to(known, weight.shape)
-    rows = (
-        spread.reshape(1, -1)
-        if axis is None
-        else np.moveaxis(spread, axis, 0).reshape(weight.shape[axis], -1)
+    rows, steps = (_rows(array, axis) for array in (weight, spread))
+    levels = rows / steps
+    holds = (np.abs(levels - np.rint(levels)) <= _OFF).all(axis=1) & (np.abs(levels) <= limit + _OFF).all(
+        axis=1
     )
-    levels = weight / spread
-    holds = bool((np.abs(levels - np.rint(levels)) <= _OFF).all() and (np.abs(levels) <= limit + _OFF).all())
-    if not holds or not (rows == rows[:, :1]).all():
-        return weight_scale(weight, axis, limit=limit)
-    return np.array(rows[0, 0] if axis is None else rows[:, 0], np.float32)
+    holds &= (steps == steps[:, :1]).all(axis=1)
+    scale = weight_scale(weight, axis, limit=limit)
+    return np.asarray(
+        np.where(holds.reshape(scale.shape), steps[:, 0].reshape(scale.shape), scale), np.float32
+    )
+
+
+def _rows(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """A row for every scale."""
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

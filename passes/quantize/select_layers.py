@@ -30,6 +30,8 @@ NO_DILATIONS = (
     "ONNX Runtime's integer kernel, which it would make of the pool between integers, knows no dilations"
 )
 
+UNTOLD = "the ranges that the model came with leave it out, and no integer kernel reads it: left in float as it came"
+
 MIN_TENSORRT_CHANNELS = 16
 
 
@@ -75,9 +77,10 @@ def decide_onnxruntime(
     exclude: Collection[str],
     outputs: Collection[str] = QUANTIZED_OUTPUTS,
     products: Collection[str] = (),
+    told: Collection[str] = (),
 ) -> Decision:
     """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between; of the products
-    of two activations those named."""
+    of two activations those named. `told` are the values that the model came with ranges of, where it has any."""
     decision = Decision()
     chosen = {}
     for layer in layers:
@@ -94,7 +97,7 @@ def decide_onnxruntime(
             if node.name in products:
                 _take_product(decision, node)
             else:
-                _follow(decision, node, chosen)
+                _follow(decision, node, chosen, told)
     return decision
 
 
@@ -119,11 +122,11 @@ def _take_layer(decision: Decision, layer: LinearLayer, outputs: Collection[str]
         decision.full.add(result.name or "")
 
 
-def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node]) -> None:
+def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node], told: Collection[str]) -> None:
     if node.op_type in INTEGER_FOLLOWERS:
         if not node.inputs or not all(decision.holds(value) for value in node.inputs):
             return
-        if reason := _why_not_follower(node, chosen):
+        if reason := _why_not_follower(node, chosen, told):
             decision.remarks.append(Remark(node.name or "", reason))
             return
         result = fused_result(node)
@@ -141,9 +144,15 @@ def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node]) -> N
             decision.full.add(output.name or "")
 
 
-def _why_not_follower(node: ir.Node, chosen: Collection[ir.Node]) -> str:
-    if node.op_type == "Concat" and not _read_by_integers(node.outputs[0], chosen):
-        return "one scale for all that it joins would serve no integer kernel behind it"
+def _why_not_follower(node: ir.Node, chosen: Collection[ir.Node], told: Collection[str]) -> str:
+    result = fused_result(node)
+    is_left_out = bool(told) and result.name not in told
+    if (is_left_out or node.op_type == "Concat") and not _read_by_integers(result, chosen):
+        return (
+            UNTOLD
+            if is_left_out
+            else "one scale for all that it joins would serve no integer kernel behind it"
+        )
     if _is_dilated_pool(node):
         return NO_DILATIONS
     return ""

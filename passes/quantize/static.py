@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sparsecc.data.ranges import read_ranges
 from sparsecc.errors import InputError
 from sparsecc.graph.linear_layers import SINGLE_OR_HALF
 from sparsecc.ir.versions import raise_opset
+from sparsecc.options import SYNTHETIC
 from sparsecc.passes.quantize.activation_products import activation_products
 from sparsecc.passes.quantize.activation_ranges import (
     ValueStats,
@@ -30,15 +31,20 @@ from sparsecc.passes.quantize.select_layers import (
     Decision,
     decide_onnxruntime,
     decide_tensorrt,
+    fused_result,
 )
 from sparsecc.passes.quantize.spec import (
+    FP8_MAX,
+    SMALLEST,
     QuantizationSpec,
     Scale,
     ValueSpec,
     fake_quantize,
     scale_of_range,
+    weight_scale,
 )
 from sparsecc.passes.quantize.stored_weights import stored_nodes, weights_of
+from sparsecc.passes.quantize.underflow import LEVELS, TOO_FINE
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.remarks import Remark
@@ -79,6 +85,7 @@ class StaticQuantizer:
         self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
         takes_products = self.options.beyond_layers and self.fuses_matmul
         self.products = activation_products(self.model) if takes_products else {}
+        self.too_fine: tuple[str, ...] = ()
         self.whole = self.decide(self.model, ())
         given = self._given()
         names = [name for name in {**self.whole.values, **self.whole.rights} if name not in given]
@@ -97,6 +104,27 @@ class StaticQuantizer:
             name: choose_range(seen, self.options.method, percentile=self.options.percentile)
             for name, seen in self.stats.items()
         } | given
+        self.too_fine = tuple(dict.fromkeys(self._too_fine()))
+
+    def _too_fine(self) -> Iterator[str]:
+        """The nodes whose scales float32 does not hold: of what they read or give, or of their products."""
+        for node in (
+            *(layer.node for layer in self.whole.layers),
+            *self.whole.followers,
+            *self.whole.products,
+        ):
+            touched = (*node.inputs, *node.outputs, fused_result(node))
+            names = {value.name or "" for value in touched if value is not None}
+            roots = (self.whole.root(name) for name in names)
+            if any(
+                0 < _largest(self.ranges[name]) <= FP8_MAX * SMALLEST for name in roots if name in self.ranges
+            ):
+                yield node.name or ""
+        for layer in self.whole.layers:
+            step = _largest(self.range(layer.data.name or "")) / LEVELS
+            weight = weight_scale(layer.array(), layer.out_axis)
+            if 0 < step * float(weight.min(initial=1.0)) <= SMALLEST:
+                yield layer.name
 
     def _given(self) -> dict[str, tuple[float, float]]:
         """Ranges of `--ranges`, and then those that the model came with, for values that need one. InputError where
@@ -122,15 +150,17 @@ class StaticQuantizer:
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
         layers, remarks = find_layers(model)
+        exclude = {*exclude, *self.too_fine}
         if self.is_tensorrt:
             decision = decide_tensorrt(model, layers, exclude)
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
-            decision = decide_onnxruntime(model, layers, exclude, outputs, self.products)
+            decision = decide_onnxruntime(model, layers, exclude, outputs, self.products, self.lifted)
             decision.stored = stored_nodes(model, exclude) if self.options.beyond_layers else []
         taken = {node.name for node in (*decision.products, *decision.stored)}
-        others = (*remarks, *without_kernel(model, ()))
-        decision.remarks[:0] = [remark for remark in others if remark.where not in taken]
+        others = (*remarks, *without_kernel(model, ()), *(Remark(name, TOO_FINE) for name in self.too_fine))
+        kept = [remark for remark in decision.remarks if remark.where not in self.too_fine]
+        decision.remarks = [*(remark for remark in others if remark.where not in taken), *kept]
         return decision
 
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
@@ -214,7 +244,17 @@ class StaticQuantizer:
             clipped = seen.clipped(low, high)
             if clipped > 0.01:
                 warnings.append(f"value '{name}': {clipped:.1%} of the calibration values are clipped")
+        missing = [name for name in decision.values if self.lifted and self.whole.root(name) in self.stats]
+        if missing and self.compilation.options.calib == SYNTHETIC:
+            warnings.append(
+                f"the model came in few bits and tells {len(self.lifted)} ranges; {len(missing)} more, as of "
+                f"'{missing[0]}', are those of random inputs: give samples with --calib"
+            )
         return {"sqnr_db": noise, "warnings": warnings}
+
+
+def _largest(limits: tuple[float, float]) -> float:
+    return max(-limits[0], limits[1])
 
 
 def weight_noise(decision: Decision, per_channel: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Layers whose weights are too small for integers: their scale would be no normal float32, and all numbers zero."""
+"""Layers whose numbers are too small for integers: their scale would be no normal float32, and all numbers zero."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from sparsecc.passes.quantize.stored_weights import OPERANDS, weights_of
 from sparsecc.passes.weights.linear_layers import constant_array
 
 UNDERFLOW = "left in float: weights too small for integers: scales of them underflow float32"
+TOO_FINE = (
+    "left in float: values too small for integers: scales of them, or of their products, underflow float32"
+)
 LEVELS = 127
 """Levels of 8 bits on either side of zero: the finest scale of all integer types."""
 

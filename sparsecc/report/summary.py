@@ -50,10 +50,22 @@ def held_for(report: Mapping[str, Any]) -> list[str]:
         lines.append(remark)
     if served := report.get("throughput"):
         lines.append(f"It serves {words_of_serving(served['after'])}")
+    lines += _came_quantized(report)
     if unknown := counted.get("unknown"):
         number = numbers.plural(len(unknown), "layer")
         lines.append(f"MACs of {number} of unknown size are not in the sum: {unknown[0]}")
     return lines
+
+
+def _came_quantized(report: Mapping[str, Any]) -> list[str]:
+    """That a model came in Q/DQ, and what of it is kept."""
+    told = [
+        one["facts"] for one in report.get("passes", ()) if (one.get("facts") or {}).get("lifted") is not None
+    ]
+    if not told:
+        return []
+    kept = f"its integers and {numbers.plural(told[0]['lifted'], 'range')} of it are kept"
+    return [f"It came in Q/DQ: {kept}, and all figures are against it as it came"]
 
 
 def speedup_text(report: Mapping[str, Any]) -> str:
