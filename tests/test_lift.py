@@ -208,7 +208,12 @@ def _residual(behind: str = "y = Add(b, x)") -> ir.Model:
         parts = {"quantized": levels, "step": step, "zero": np.uint8(131)}
         tensors = {part: ir.tensor(array) for part, array in parts.items()}
         made = [
-            ir.Value(name=f"{name}_{part}", type=ir.TensorType(one.dtype), shape=one.shape, const_value=one)
+            ir.Value(
+                name=f"{name}_{part}",
+                type=ir.TensorType(one.dtype),
+                shape=ir.Shape(one.shape.numpy()),
+                const_value=one,
+            )
             for part, one in tensors.items()
         ]
         for value in made:
