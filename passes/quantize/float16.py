@@ -18,7 +18,7 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.escaping import quoted
 from sparsecc.ir.graph_editor import GraphEditor
-from sparsecc.ir.subgraphs import has_body
+from sparsecc.ir.subgraphs import bodies_of, has_body
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
@@ -51,6 +51,9 @@ SMALLEST_SCALE = 2.0**-20
 KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum", "Range", "Resize"})
 """Operators that overflow or lose too much in half, or whose half kernels are missing where it matters."""
 
+ENTERED = frozenset({"If", "Loop", "Scan"})
+"""Operators whose bodies are converted."""
+
 KEEP_TYPE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike"})
 """Operators that name the type of their result themselves."""
 
@@ -67,7 +70,7 @@ def convert_to_half(
     """Convert in place. `keep_io` leaves graph inputs and outputs in float32."""
     raise_opset(model, MINIMUM_OPSET[type_])
     kept = dict.fromkeys(exclude, "left in float")
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if (reason := compilation.target.no_kernel.get((type_, node.op_type))) is not None:
             kept[node.name or ""] = reason
     kept.update(deep_sums(model))
@@ -135,26 +138,36 @@ class _HalfConversion:
         self.opset = self.model.opset_imports.get("", 1)
         graph = self.model.graph
         graph.sort()
-        nodes = list(graph)
         self.types = value_types(self.model)
         if not self.keep_io:
             for value in graph.inputs:
                 self._retype(value)
-        for node in nodes:
-            self._convert(node)
-        self._restore_outputs()
-        self._restore_captures(nodes)
+        self._convert_graph(graph, keep_outputs=self.keep_io)
         self.editor.finish()
         if self.clipped:
             self.warnings.append(_told_of_clipping(self.clipped))
+
+    def _convert_graph(self, graph: ir.Graph, *, keep_outputs: bool) -> None:
+        """`keep_outputs` leaves the outputs of the graph in float32, behind casts."""
+        for node in list(graph):
+            self._convert(node)
+        for value in dict.fromkeys(graph.outputs) if keep_outputs else ():  # a value may be an output twice
+            if self.types.get(value) == self.half:
+                cast = self._cast(value, ir.DataType.FLOAT)
+                self.editor.replace_output(value, cast)
+                cast.type, value.type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(self.half)
 
     def _convert(self, node: ir.Node) -> None:
         reason = self._why_not(node)
         if reason:
             if any(self._is_float(value) for value in (*node.inputs, *node.outputs)):
                 self.remarks.append(Remark(node.name or "", reason))
-            for index, value in enumerate(node.inputs):
-                self._feed(node, index, value, ir.DataType.FLOAT)
+            self._keep(node)
+            return
+        if has_body(node):  # what goes in and comes out of bodies stays float32
+            self._keep(node, bodies=False)
+            for body in bodies_of(node):
+                self._convert_graph(body, keep_outputs=True)
             return
         schema = onnx.defs.get_schema(node.op_type, self.opset, "")
         follows = half_variables(schema, TYPE_NAMES[self.type])
@@ -168,6 +181,12 @@ class _HalfConversion:
         if any(self.types.get(value) == self.half for value in node.outputs):
             self.converted.append(node.name or "")
 
+    def _keep(self, node: ir.Node, *, bodies: bool = True) -> None:
+        """Let a node, with all in its bodies, read float32."""
+        for inner in (node, *(one for body in bodies_of(node) if bodies for one in body.all_nodes())):
+            for index, value in enumerate(inner.inputs):
+                self._feed(inner, index, value, ir.DataType.FLOAT)
+
     def _why_not(self, node: ir.Node) -> str:
         if node.name in self.kept:
             return self.kept[node.name or ""]
@@ -176,7 +195,7 @@ class _HalfConversion:
         if node.op_type in KEPT_FLOAT:
             return f"{node.op_type} is kept in float32 for its range"
         if has_body(node):
-            return "it holds a subgraph"
+            return "" if node.op_type in ENTERED else f"{node.op_type} holds a graph that is left in float32"
         if self._only_joins_floats(node):
             return "it moves numbers that are float32, and so loses nothing"
         if not onnx.defs.has(node.op_type, self.opset, ""):
@@ -285,25 +304,6 @@ class _HalfConversion:
 
     def _was_float(self, value: ir.Value | None) -> bool:
         return value is not None and self.types.get(value) in (ir.DataType.FLOAT, self.half)
-
-    def _restore_outputs(self) -> None:
-        if not self.keep_io:
-            return
-        for value in dict.fromkeys(self.model.graph.outputs):  # a value may be an output twice
-            if self.types.get(value) == self.half:
-                cast = self._cast(value, ir.DataType.FLOAT)
-                self.editor.replace_output(value, cast)
-                cast.type, value.type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(self.half)
-
-    def _restore_captures(self, nodes: list[ir.Node]) -> None:
-        """Subgraphs stay float: what they read of the outer graph is cast back."""
-        made = [output for node in nodes for output in node.outputs]
-        for value in (*self.model.graph.inputs, *made):
-            if self.types.get(value) != self.half:
-                continue
-            for consumer, index in value.uses():
-                if consumer.graph is not self.model.graph:
-                    consumer.replace_input_with(index, self._cast(value, ir.DataType.FLOAT))
 
 
 def _told_of_clipping(clipped: dict[str, float]) -> str:

@@ -44,7 +44,7 @@ _BOUNDED = frozenset(
 
 def deep_sums(model: ir.Model) -> dict[str, str]:
     """Node -> why it stays in float32: it sums many numbers, or reads such a sum."""
-    sums = [node for node in model.graph if node.op_type in _SUMS and not node.domain]
+    sums = [node for node in model.graph.all_nodes() if node.op_type in _SUMS and not node.domain]
     if not sums:
         return {}
     shapes, kept = infer(model, shapes_of), dict[str, str]()
@@ -66,7 +66,7 @@ def outside_range(model: ir.Model, types: Types) -> dict[str, str]:
     """Node -> why it stays in float32: a constant that fp16 does not hold, or a value of that size which it reads."""
     kept: dict[str, str] = {}
     tiny: dict[ir.Value, str] = {}
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         reason = _lost_constant(node, types)
         reason = reason or next((tiny[value] for value in node.inputs if value in tiny), "")
         if not reason:
@@ -141,7 +141,7 @@ def fit_batch_norms(model: ir.Model) -> int:
     y = x g/s + (b - mean g/s), computed in float64, with s the standard deviation.
     """
     editor, count = GraphEditor(model), 0
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.op_type != "BatchNormalization" or node.domain:
             continue
         if node.attributes.get_int("training_mode", 0):

@@ -25,7 +25,7 @@ HEAD = f"""# What stays in float32 in fp16 and bf16
 Made from the code by `make half`; a test keeps it so. Of ONNX at operator set {OPSET}; `--quantize fp16` and `bf16`,
 and `rest=`, put casts around these. Besides, node by node:
 
-- what `exclude` names; what holds a body (If, Loop, Scan), with all in it; operators of other domains;
+- what `exclude` names, with its bodies; what goes in and comes out of bodies (If, Loop, Scan); other domains;
 - sums of {DEEPEST} numbers and more (ReduceMean, ReduceSum, ReduceL1), and who reads such a sum;
 - in fp16 constants above 65504 or so small that they would be zero, and what reads a value of that size; batch norms
   whose variances are so small are written in numbers that fit; with samples, nodes whose values pass 30000;

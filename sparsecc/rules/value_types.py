@@ -20,18 +20,32 @@ def _type_string(formals: Any, index: int) -> str:
 
 
 def value_types(model: ir.Model) -> dict[ir.Value, ir.DataType]:
-    """The element type of every value of the main graph, from the model or else from the operator schemas."""
+    """The element type of every value, those of bodies too, from the model or else from the operator schemas."""
     types: dict[ir.Value, ir.DataType] = {}
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    _take(model.graph, types, model)
+    return types
+
+
+def _take(graph: ir.Graph, types: dict[ir.Value, ir.DataType], model: ir.Model) -> None:
+    for value in (*graph.inputs, *graph.initializers.values()):
         if value.const_value is not None:
             types[value] = value.const_value.dtype
         elif value.dtype is not None:
             types[value] = value.dtype
-    for node in model.graph:
+    for node in graph:
+        for body in bodies_of(node):
+            for value, given in zip(body.inputs, _handed_in(node), strict=False):
+                if given in types and given is not None:
+                    types[value] = types[given]
+            _take(body, types, model)
         for output, type_ in zip(node.outputs, _output_types(node, types, model), strict=True):
             if type_ is not None:
                 types[output] = type_
-    return types
+
+
+def _handed_in(node: ir.Node) -> list[ir.Value | None]:
+    """What each input of a body has the type of; None where the body says that itself."""
+    return [None, None, *node.inputs[2:]] if node.op_type == "Loop" else list(node.inputs)
 
 
 def _output_types(
@@ -49,17 +63,17 @@ def _output_types(
             fill = node.attributes.get("value")
             yield ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
         elif has_body(node):
-            yield _handed_out(node, index)
+            yield _handed_out(node, index, types)
         elif schema is None:
             yield _from_row(node, index, types)
         else:
             yield _from_schema(schema, index, node, types)
 
 
-def _handed_out(node: ir.Node, output: int) -> ir.DataType | None:
+def _handed_out(node: ir.Node, output: int, types: dict[ir.Value, ir.DataType]) -> ir.DataType | None:
     """The type of what a body gives; the first output of a Loop's body is its condition."""
     place = output + 1 if node.op_type == "Loop" else output
-    given = [body.outputs[place].dtype for body in bodies_of(node) if place < len(body.outputs)]
+    given = [types.get(body.outputs[place]) for body in bodies_of(node) if place < len(body.outputs)]
     return given[0] if given else None
 
 

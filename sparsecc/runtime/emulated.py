@@ -18,12 +18,13 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def emulated(model: ir.Model) -> ir.Model | None:
-    """The model itself with its 16-bit nodes in float32 between casts, or None when it has none.
+    """The model itself with its 16-bit nodes, in bodies too, in float32 between casts, or None when it has none.
 
     Every value still holds what its type holds: only the sums inside a node are wider, as they are in the
     kernels of GPUs.
     """
     from sparsecc.ir.graph_editor import GraphEditor
+    from sparsecc.ir.subgraphs import has_body
     from sparsecc.rules.value_types import value_types
 
     types = value_types(model)
@@ -31,8 +32,8 @@ def emulated(model: ir.Model) -> ir.Model | None:
         return None
     editor = GraphEditor(model)
     wide: dict[ir.Value, ir.Value] = {}
-    for node in list(model.graph):
-        if node.op_type == "Cast":
+    for node in list(model.graph.all_nodes()):
+        if node.op_type == "Cast" or has_body(node):
             continue
         _widen_inputs(editor, node, types, wide)
         _widen_attributes(node)
