@@ -118,6 +118,35 @@ def test_a_constant_that_fp16_does_not_hold_keeps_its_node_in_a_body_in_float32(
     assert {remark.where for remark in result.remarks} >= {"scaled"}
 
 
+@pytest.mark.parametrize("size", [1.0, 40000.0])
+def test_a_value_that_grows_too_large_in_a_body_on_the_samples_keeps_its_nodes_in_float32(
+    size: float,
+) -> None:
+    """Of the second iteration on: what the first one sees would tell nothing."""
+    model = weighted(
+        """g (float[4,16] x, WEIGHTS) => (float[4,16] y, float[3,4,16] z) {
+            times = Constant<value = int64 {3}>()
+            go = Constant<value = bool {1}>()
+            y, z = Loop<body = b (int64 i, bool c, float[4,16] s) => (bool c2, float[4,16] s2, float[4,16] o) {
+                n = Cast<to = 1>(i)
+                t = Mul(n, s)
+                u = Add(t, w)
+                s2 = Tanh(u)
+                o = Mul(s2, s2)
+                c2 = Identity(c)
+            }>(times, go, x)
+        }""",
+        {"w": (16,)},
+    )
+    one_scope(model)
+    grown = model.graph.initializers["w"].const_value
+    assert grown is not None
+    model.graph.initializers["w"].const_value = ir.tensor(np.full(16, size, np.float32), name="w")
+    result, _ = apply(Quantize(type="fp16"), model, "tensorrt-rtx", [_feeds(model)])
+    kept = {remark.where.split("_")[0] for remark in result.remarks}
+    assert kept == ({"Add", "Tanh"} if size > 30000 else set())
+
+
 def test_a_compile_halves_the_file_and_is_proved(tmp_path: Path) -> None:
     ir.save(loop(), tmp_path / "model.onnx")
     made = sparsecc.compile(tmp_path / "model.onnx", quantize="fp16", output=tmp_path / "out", measure=False)

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
+from sparsecc.passes.quantize.body_ranges import show_ends
 from sparsecc.runtime.segments import activations
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
@@ -56,14 +58,25 @@ def collect(
     level: str = "all",
     infinite: bool = False,
 ) -> dict[str, ValueStats]:
-    """Ranges (and histograms, in a second run) of values over the calibration set.
+    """Ranges (and histograms, in a second run) of values over the calibration set; of those in bodies the ends alone.
 
     InputError on NaN or infinity unless `infinite`, which takes the ranges of the finite numbers.
     """
     stats = {name: ValueStats() for name in names}
+    outer = {value.name for value in model.graph.inputs} | {
+        v.name for node in model.graph for v in node.outputs
+    }
+    inner = [name for name in names if name not in outer]
+    settings: dict[str, Any] = {"level": level, "infinite": infinite}
     for look in (_widen, _count) if histogram else (_widen,):
-        for name, array in observed(model, names, compilation, level=level, infinite=infinite):
+        for name, array in observed(model, [one for one in names if one in outer], compilation, **settings):
             look(stats[name], array)
+    if inner:
+        shown = model.clone()
+        named = {end: name for name, end in show_ends(shown, inner, infinite=infinite).items()}
+        for end, array in observed(shown, list(named), compilation, **settings):
+            seen = stats[named[end]]
+            seen.low, seen.high = float(min(seen.low, *array)), float(max(seen.high, *array))
     return stats
 
 

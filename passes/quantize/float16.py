@@ -22,6 +22,7 @@ from sparsecc.ir.subgraphs import bodies_of, has_body
 from sparsecc.ir.versions import raise_opset
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize.activation_ranges import collect
+from sparsecc.passes.quantize.body_ranges import ENTERED
 from sparsecc.passes.quantize.float16_range import (
     FP16_MAX,
     SATURATES,
@@ -50,9 +51,6 @@ SMALLEST_SCALE = 2.0**-20
 
 KEPT_FLOAT = frozenset({"Pow", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum", "Range", "Resize"})
 """Operators that overflow or lose too much in half, or whose half kernels are missing where it matters."""
-
-ENTERED = frozenset({"If", "Loop", "Scan"})
-"""Operators whose bodies are converted."""
 
 KEEP_TYPE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike"})
 """Operators that name the type of their result themselves."""
@@ -100,7 +98,7 @@ def _overflowing(model: ir.Model, compilation: Compilation) -> dict[str, str]:
     types = value_types(model)
     floats = [
         output.name
-        for node in model.graph
+        for node in model.graph.all_nodes()
         for output in node.outputs
         if output.name and types.get(output) == ir.DataType.FLOAT
     ]
@@ -111,7 +109,7 @@ def _overflowing(model: ir.Model, compilation: Compilation) -> dict[str, str]:
     reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
     return {
         node.name or "": reason
-        for node in model.graph
+        for node in model.graph.all_nodes()
         if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
     }
 

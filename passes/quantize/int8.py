@@ -123,10 +123,11 @@ def _round(
     before: dict[str, ir.TensorProtocol] = {}
     left: list[Remark] = []
     limit = 63 if options.reduce_range else 127
+    layers = [layer for layer in decision.layers if layer.node.graph is model.graph]
     if options.algorithm == "gptq":
-        before, left = round_weights(model, decision.layers, compilation, limit)
+        before, left = round_weights(model, layers, compilation, limit)
     if options.correct_bias:
         facts["corrected"] = correct_biases(
-            model, decision.layers, before, compilation, per_channel=options.per_channel, limit=limit
+            model, layers, before, compilation, per_channel=options.per_channel, limit=limit
         )
     return left

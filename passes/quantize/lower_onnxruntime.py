@@ -8,13 +8,22 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.graph.linear_layers import LinearLayer
-from sparsecc.ir.graph_editor import GraphEditor
+from sparsecc.ir.graph_editor import GraphEditor, graph_of
 from sparsecc.passes.quantize.integer_matmul import fuse_integer_matmul
 from sparsecc.passes.quantize.layer_scale import layer_scale
 from sparsecc.passes.quantize.select_layers import Decision
 from sparsecc.passes.quantize.spec import Scale, along, quantize_weight
 from sparsecc.passes.quantize.stored_weights import store_weights
 from sparsecc.passes.weights.linear_layers import constant_array
+
+
+@dataclass
+class _Stored:
+    """The integers of a weight, their scale and zero points; and what they stand for, in each graph."""
+
+    operands: list[ir.Value]
+    scale: np.ndarray
+    restored: dict[ir.Graph, ir.Value] = field(default_factory=dict)
 
 
 @dataclass
@@ -25,6 +34,7 @@ class OnnxRuntimeLowering:
     channel with only a DQ; biases as int32 with the scale of the product. `weight_limit` is 127, or 63 for
     x64 processors without VNNI, whose 8-bit products saturate. Zero weights stay zero.
     `fuses_matmul` uses ONNX Runtime's own operators: its integer product with float result, and its integer LSTM.
+    In bodies of If, Loop and Scan every DQ stands beside its reader: kernels are found within one graph.
     """
 
     model: ir.Model
@@ -35,7 +45,8 @@ class OnnxRuntimeLowering:
     weight_limit: int = 127
     fuses_matmul: bool = False
     _readers: dict[str, ir.Value] = field(default_factory=dict)
-    _weights: dict[tuple[str, int | None], tuple[ir.Value, np.ndarray]] = field(default_factory=dict)
+    _inner: dict[tuple[str, ir.Graph], ir.Value] = field(default_factory=dict)
+    _weights: dict[tuple[str, int | None], _Stored] = field(default_factory=dict)
 
     def run(self) -> None:
         """Edit the model in place."""
@@ -97,7 +108,7 @@ class OnnxRuntimeLowering:
         if name not in self.decision.full:
             return
         for consumer, index in uses:
-            consumer.replace_input_with(index, restored)
+            consumer.replace_input_with(index, self._reader(name, consumer))
         if value.is_graph_output():
             self.editor.replace_output(value, restored)
 
@@ -105,7 +116,21 @@ class OnnxRuntimeLowering:
         """Let the first so many operands of a node, or all, be read from behind their pairs."""
         for index, value in enumerate(node.inputs[:number]):
             if value is not None and value.name in self._readers:
-                node.replace_input_with(index, self._readers[value.name])
+                node.replace_input_with(index, self._reader(value.name, node))
+
+    def _reader(self, name: str, node: ir.Node) -> ir.Value:
+        """The DQ of a value in the graph of its reader."""
+        restored, graph = self._readers[name], graph_of(node)
+        pair = restored.producer()
+        assert pair is not None
+        if pair.graph is graph:
+            return restored
+        if (name, graph) not in self._inner:
+            self._inner[name, graph] = self.editor.add(
+                "DequantizeLinear", pair.inputs, base=f"{name}_restored", before=node, dtype=ir.DataType.FLOAT,
+                like=restored,
+            )  # fmt: skip
+        return self._inner[name, graph]
 
     def _lower_weight(self, layer: LinearLayer) -> None:
         data_scale = self.scales[self.decision.root(layer.data.name or "")].scale
@@ -121,30 +146,34 @@ class OnnxRuntimeLowering:
         restored, scale = self._weight(layer, weight, scale, axis)
         layer.node.replace_input_with(1, restored)
         if bias is not None and layer.bias is not None:
-            layer.node.replace_input_with(2, self._bias(layer.bias, bias, scale * data_scale))
+            layer.node.replace_input_with(2, self._bias(layer, layer.bias, bias, scale * data_scale))
 
     def _weight(
         self, layer: LinearLayer, weight: np.ndarray, scale: np.ndarray, axis: int | None
     ) -> tuple[ir.Value, np.ndarray]:
-        """The dequantized weight; one copy for all layers that share the initializer at the same scale."""
-        name = layer.weight.name or ""
+        """The dequantized weight, once in each graph; one copy of its integers for all layers that share the
+        initializer at the same scale."""
+        name, graph = layer.weight.name or "", graph_of(layer.node)
         known = self._weights.get((name, axis))
-        if known is not None and np.array_equal(known[1], scale):
-            return known
-        stored = self.editor.constant(
-            f"{name}_int8", quantize_weight(weight, scale, axis, limit=self.weight_limit)
-        )
-        step = self.editor.constant(f"{name}_scale", scale)
-        zero = self.editor.zeros(scale.shape, np.int8)
-        attributes = {"axis": axis} if axis is not None else {}
-        restored = self.editor.add(
-            "DequantizeLinear", [stored, step, zero], attributes, base=f"{name}_restored",
-            dtype=ir.DataType.FLOAT, like=layer.weight,
-        )  # fmt: skip
-        self._weights[(name, axis)] = (restored, scale)
-        return restored, scale
+        if known is None or not np.array_equal(known.scale, scale):
+            levels = quantize_weight(weight, scale, axis, limit=self.weight_limit)
+            stored = self.editor.constant(f"{name}_int8", levels)
+            step = self.editor.constant(f"{name}_scale", scale)
+            known = _Stored([stored, step, self.editor.zeros(scale.shape, np.int8)], scale)
+            self._weights[name, axis] = known
+        if graph not in known.restored:
+            attributes = {"axis": axis} if axis is not None else {}
+            known.restored[graph] = self.editor.add(
+                "DequantizeLinear", known.operands, attributes, base=f"{name}_restored", before=self._place(layer),
+                dtype=ir.DataType.FLOAT, like=layer.weight,
+            )  # fmt: skip
+        return known.restored[graph], scale
 
-    def _bias(self, bias: ir.Value, numbers: np.ndarray, scale: np.ndarray) -> ir.Value:
+    def _place(self, layer: LinearLayer) -> ir.Node | None:
+        """Where the constants of a layer are restored: in its body, else at the start of the graph."""
+        return None if layer.node.graph is self.editor.graph else layer.node
+
+    def _bias(self, layer: LinearLayer, bias: ir.Value, numbers: np.ndarray, scale: np.ndarray) -> ir.Value:
         levels = np.rint(numbers / scale).astype(np.int32)
         stored = self.editor.constant(f"{bias.name}_int32", levels)
         step = self.editor.constant(f"{bias.name}_scale", np.asarray(scale, np.float32))
@@ -152,7 +181,7 @@ class OnnxRuntimeLowering:
         attributes = {"axis": 0} if np.ndim(scale) else {}
         return self.editor.add(
             "DequantizeLinear", [stored, step, zero], attributes, base=f"{bias.name}_restored",
-            dtype=ir.DataType.FLOAT,
+            before=self._place(layer), dtype=ir.DataType.FLOAT,
         )  # fmt: skip
 
 

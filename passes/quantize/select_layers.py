@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from sparsecc.graph.linear_layers import LinearLayer
+from sparsecc.passes.quantize.body_ranges import entered_nodes
 from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
 
@@ -56,6 +57,7 @@ class Decision:
     remarks: list[Remark] = field(default_factory=list)
 
     def holds(self, value: ir.Value | None) -> bool:
+        """Whether a value has a scale."""
         return value is not None and (value.name in self.values or value.name in self.aliases)
 
     @property
@@ -78,9 +80,12 @@ def decide_onnxruntime(
     outputs: Collection[str] = QUANTIZED_OUTPUTS,
     products: Collection[str] = (),
     told: Collection[str] = (),
+    *,
+    in_bodies: bool = False,
 ) -> Decision:
     """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between; of the products
-    of two activations those named. `told` are the values that the model came with ranges of, where it has any."""
+    of two activations those named. `told` are the values that the model came with ranges of, where it has any.
+    `in_bodies` goes into the bodies of If, Loop and Scan; a chain ends where one begins."""
     decision = Decision()
     chosen = {}
     for layer in layers:
@@ -90,7 +95,7 @@ def decide_onnxruntime(
         else:
             chosen[layer.node] = layer
     model.graph.sort()
-    for node in model.graph:
+    for node in entered_nodes(model.graph) if in_bodies else model.graph:
         if node in chosen:
             _take_layer(decision, chosen[node], outputs)
         elif node.domain in ("", "ai.onnx") and node.name not in exclude:
@@ -191,7 +196,7 @@ def fused_result(node: ir.Node) -> ir.Value:
     consumers = output.consumers()
     if len(consumers) == 1 and not output.is_graph_output():
         only = consumers[0]
-        if only.op_type in FUSED_ACTIVATIONS and only.domain in ("", "ai.onnx"):
+        if only.graph is node.graph and only.op_type in FUSED_ACTIVATIONS and only.domain in ("", "ai.onnx"):
             return only.outputs[0]
     return output
 

@@ -22,6 +22,7 @@ from sparsecc.passes.quantize.activation_ranges import (
     collect,
     warnings_of,
 )
+from sparsecc.passes.quantize.body_ranges import entered_nodes
 from sparsecc.passes.quantize.lift import Ranges
 from sparsecc.passes.quantize.lower_onnxruntime import OnnxRuntimeLowering, restored_weight
 from sparsecc.passes.quantize.lower_tensorrt import TensorRTLowering
@@ -44,7 +45,7 @@ from sparsecc.passes.quantize.spec import (
     weight_scale,
 )
 from sparsecc.passes.quantize.stored_weights import stored_nodes, weights_of
-from sparsecc.passes.quantize.underflow import LEVELS, TOO_FINE
+from sparsecc.passes.quantize.underflow import LEVELS, TOO_FINE, UNSEEN
 from sparsecc.passes.quantize.unsupported import without_kernel
 from sparsecc.passes.weights.linear_layers import find_layers
 from sparsecc.remarks import Remark
@@ -66,8 +67,8 @@ class StaticOptions:
     reduce_range: bool = False
     scheme: str = "auto"
     beyond_layers: bool = False
-    """Whether, where the target can, products of two activations are integers too, and weights that no integer kernel
-    reads are stored in 8 bits."""
+    """Whether, where the target can, products of two activations and layers in bodies are integers too, and weights
+    that no integer kernel reads are stored in 8 bits."""
 
 
 @dataclass
@@ -85,7 +86,7 @@ class StaticQuantizer:
         self.is_tensorrt = self.compilation.target.dialect == "tensorrt"
         takes_products = self.options.beyond_layers and self.fuses_matmul
         self.products = activation_products(self.model) if takes_products else {}
-        self.too_fine: tuple[str, ...] = ()
+        self.no_scale: dict[str, str] = {}
         self.whole = self.decide(self.model, ())
         given = self._given()
         names = [name for name in {**self.whole.values, **self.whole.rights} if name not in given]
@@ -104,27 +105,24 @@ class StaticQuantizer:
             name: choose_range(seen, self.options.method, percentile=self.options.percentile)
             for name, seen in self.stats.items()
         } | given
-        self.too_fine = tuple(dict.fromkeys(self._too_fine()))
+        self.no_scale = dict(self._why_no_scale())
 
-    def _too_fine(self) -> Iterator[str]:
-        """The nodes whose scales float32 does not hold: of what they read or give, or of their products."""
-        for node in (
-            *(layer.node for layer in self.whole.layers),
-            *self.whole.followers,
-            *self.whole.products,
-        ):
+    def _why_no_scale(self) -> Iterator[tuple[str, str]]:
+        """Node -> why what it reads or gives has no scale: nothing was seen of it, or float32 holds none."""
+        layers = self.whole.layers
+        for node in (*(layer.node for layer in layers), *self.whole.followers, *self.whole.products):
             touched = (*node.inputs, *node.outputs, fused_result(node))
-            names = {value.name or "" for value in touched if value is not None}
-            roots = (self.whole.root(name) for name in names)
-            if any(
-                0 < _largest(self.ranges[name]) <= FP8_MAX * SMALLEST for name in roots if name in self.ranges
-            ):
-                yield node.name or ""
-        for layer in self.whole.layers:
+            roots = {self.whole.root(value.name or "") for value in touched if value is not None}
+            reach = [_largest(self.ranges[name]) for name in roots if name in self.ranges]
+            if not all(reach):
+                yield node.name or "", UNSEEN
+            elif min(reach, default=1.0) <= FP8_MAX * SMALLEST:
+                yield node.name or "", TOO_FINE
+        for layer in layers:
             step = _largest(self.range(layer.data.name or "")) / LEVELS
             weight = weight_scale(layer.array(), layer.out_axis)
             if 0 < step * float(weight.min(initial=1.0)) <= SMALLEST:
-                yield layer.name
+                yield layer.name, TOO_FINE
 
     def _given(self) -> dict[str, tuple[float, float]]:
         """Ranges of `--ranges`, and then those that the model came with, for values that need one. InputError where
@@ -149,17 +147,23 @@ class StaticQuantizer:
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
         """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
-        layers, remarks = find_layers(model)
-        exclude = {*exclude, *self.too_fine}
+        in_bodies = self.options.beyond_layers and not self.is_tensorrt
+        layers, remarks = find_layers(model, in_bodies=in_bodies)
+        if in_bodies:
+            known = set(entered_nodes(model.graph))
+            layers = [layer for layer in layers if layer.node in known]
+        exclude = {*exclude, *self.no_scale}
         if self.is_tensorrt:
             decision = decide_tensorrt(model, layers, exclude)
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
-            decision = decide_onnxruntime(model, layers, exclude, outputs, self.products, self.lifted)
+            decision = decide_onnxruntime(
+                model, layers, exclude, outputs, self.products, self.lifted, in_bodies=in_bodies
+            )
             decision.stored = stored_nodes(model, exclude) if self.options.beyond_layers else []
         taken = {node.name for node in (*decision.products, *decision.stored)}
-        others = (*remarks, *without_kernel(model, ()), *(Remark(name, TOO_FINE) for name in self.too_fine))
-        kept = [remark for remark in decision.remarks if remark.where not in self.too_fine]
+        others = (*remarks, *without_kernel(model, ()), *(Remark(*one) for one in self.no_scale.items()))
+        kept = [remark for remark in decision.remarks if remark.where not in self.no_scale]
         decision.remarks = [*(remark for remark in others if remark.where not in taken), *kept]
         return decision
 

@@ -16,6 +16,7 @@ UNDERFLOW = "left in float: weights too small for integers: scales of them under
 TOO_FINE = (
     "left in float: values too small for integers: scales of them, or of their products, underflow float32"
 )
+UNSEEN = "left in float: a value of it is zero on all samples, or none of them runs it: it has no range"
 LEVELS = 127
 """Levels of 8 bits on either side of zero: the finest scale of all integer types."""
 
