@@ -16,148 +16,57 @@ import pytest
 import sparsecc
 from sparsecc.bundle.folder import Bundle
 from sparsecc.cli import main
-from sparsecc.errors import GoalError, InputError, SystemFailureError, UnavailableError
+from sparsecc.decide.goals import Trial
+from sparsecc.errors import GoalError, InputError, UnavailableError
+from sparsecc.options import CompileOptions
 from sparsecc.search.front import front, fronts
-from sparsecc.search.ledger import Ledger
-from sparsecc.search.space import Space, between
+from sparsecc.search.run import best_of
+from sparsecc.search.space import Space
 
 QUICK: dict[str, Any] = {"measure": False, "rounds": 0}
+MODELS = Path(__file__).resolve().parent.parent / "models"
+LSTM, DIGITS = MODELS / "digits_lstm.onnx", f"{MODELS / 'digits.py'}:calibration"
 
 
-def row(
-    name: str, macs: int, quality: float | None, speedup: float | None = None, **more: Any
-) -> dict[str, Any]:
-    shape = {"before": {"macs": 100, "bytes": 10}, "after": {"macs": macs, "bytes": 5}}
-    return {
-        "id": name,
-        "quality": quality,
-        "options": {"ratio": 1 - macs / 100},
-        **shape,
-        "recipe": {},
-        "speedup": speedup,
-        **more,
-    }
+def point(name: str, macs: float, quality: float | None, speedup: float | None = None) -> dict[str, Any]:
+    """A point of front.json."""
+    sizes = {"bytes": 5, "dense_bytes": 10}
+    return {"id": name, "quality": quality, "macs": macs, **sizes, "speedup": speedup}
 
 
-# The front and the points between -------------------------------------------------------------------
+# The front, and what is ordered ---------------------------------------------------------------------
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
-    rows = [row("a", 80, 0.9), row("b", 50, 0.8), row("c", 60, 0.7), row("d", 30, 0.8), row("e", 80, 0.95)]
-    assert front(rows, "macs") == ["d", "e"]
-    assert front([*rows, row("f", 10, None)], "macs") == ["d", "e"]
-    assert fronts(rows).keys() == {"macs", "bytes"}
-    assert fronts([row("a", 80, 0.9, 1.5), row("b", 80, 0.8, 2.0)])["latency"] == ["b", "a"]
+    rows = [("a", 0.8, 0.9), ("b", 0.5, 0.8), ("c", 0.6, 0.7), ("d", 0.3, 0.8), ("e", 0.8, 0.95)]
+    points = [point(*one) for one in rows]
+    assert front(points, "macs") == ["d", "e"]
+    assert front([*points, point("f", 0.1, None)], "macs") == ["d", "e"]
+    assert fronts(points).keys() == {"macs", "bytes"}
+    assert fronts([point("a", 0.8, 0.9, 1.5), point("b", 0.8, 0.8, 2.0)])["latency"] == ["b", "a"]
 
 
-def test_new_points_lie_between_neighbours_on_the_front() -> None:
-    rows = [row("a", 80, 0.9), row("b", 40, 0.7), row("c", 39, 0.6)]
-    rows[1]["options"]["criterion"] = "l2"
-    found = between(rows, ["c", "b", "a"])
-    assert found == [{"ratio": 0.4}, {"ratio": 0.4, "criterion": "l2"}]
+def test_what_is_named_is_every_combination() -> None:
+    space = Space(criteria=("l1", "auto"), recovers=("auto", "none"), quantizes=(None, "int8"))
+    assert space.families([{"quantize": "fp16"}]) == [
+        {"criterion": "l1"}, {"criterion": "l1", "recover": "none"}, {}, {"recover": "none"},
+        {"criterion": "l1", "quantize": "int8"}, {"criterion": "l1", "recover": "none", "quantize": "int8"},
+        {"quantize": "int8"}, {"recover": "none", "quantize": "int8"},
+    ]  # fmt: skip
+    types = [{"quantize": "int8"}, {}]
+    assert Space(criteria=("l1",)).families(types) == [
+        {"criterion": "l1", "quantize": "int8"}, {"criterion": "l1"},
+    ]  # fmt: skip
 
 
-def test_the_grid_is_every_combination_small_ratios_first() -> None:
-    points = list(Space(ratios=(0.2, 0.5), criteria=("l1", "l2"), quantizes=(None, "int8")).grid())
-    assert len(points) == 8
-    assert points[0] == {"ratio": 0.2, "criterion": "l1", "allocator": "auto", "recover": "auto"}
-    assert [p["ratio"] for p in points] == [0.2] * 4 + [0.5] * 4
+def test_the_best_is_what_a_compile_without_a_goal_takes() -> None:
+    def trial(speedup: float, quality_db: float, agreement: float = 1.0) -> Trial:
+        return Trial(0, 0, 1, 1, speedup=speedup, quality_db=quality_db, agreement=agreement)
 
-
-# The ledger -----------------------------------------------------------------------------------------
-
-FOREIGN: list[dict[str, Any]] = [
-    {"id": "../../escaped"},
-    {"id": "/escaped"},
-    {"id": 5},
-    {"options": {}},
-    {"options": {"ratio": "x"}},
-    {"options": {"ratio": 0.5, "criterion": ["l2"]}},
-    {"recipe": 5},
-    {"before": 3},
-    {"after": {"macs": "x", "bytes": 1}},
-    {"quality": "<script>"},
-    {"quality": float("nan")},
-    {"speedup": float("inf")},
-    {"accuracy": 5},
-    {"error": 5, "recipe": None},
-]
-
-
-@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
-def test_a_ledger_of_a_stranger_is_data(foreign: dict[str, Any], tmp_path: Path) -> None:
-    """What no search of ours wrote is refused in a line: no file is named by it, and no fault is met later."""
-    folder = tmp_path / "deep" / "front"
-    folder.mkdir(parents=True)
-    line = json.dumps({**row("a", 80, 0.9, model_sha256="m"), **foreign})
-    (folder / "points.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError, match="line 1 is no point"), Ledger(folder, "m"):
-        pass
-
-
-@pytest.mark.parametrize("make", ["link", "pipe"])
-def test_a_ledger_is_a_plain_file(make: str, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("")
-    path = tmp_path / "points.jsonl"
-    path.symlink_to(victim) if make == "link" else os.mkfifo(path)
-    with pytest.raises((InputError, SystemFailureError)), Ledger(tmp_path, "m"):
-        pass
-
-
-def test_a_search_follows_no_link_to_or_in_its_folder(
-    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    victim, front = tmp_path / "victim", tmp_path / "front"
-    victim.write_text("precious")
-    front.mkdir()
-    for name in ("front.json", "front.html", ".front.json.new", ".front.html.new"):
-        (front / name).symlink_to(victim)
-    found = sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
-    assert victim.read_text() == "precious"
-    assert json.loads((front / "front.json").read_text())["points"] == found["points"]
-    (tmp_path / "digits_lstm.search").symlink_to(front)
-    monkeypatch.chdir(tmp_path)
-    places: list[dict[str, Any]] = [{}, {"output": tmp_path / "digits_lstm.search"}]
-    for where in places:
-        with pytest.raises(InputError, match=r"digits_lstm\.search is a link: name the folder"):
-            sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], **where, **QUICK)
-    (front / "points").rename(tmp_path / "elsewhere")
-    (front / "points").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="is a link"):
-        sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
-
-
-def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
-    with Ledger(tmp_path, "m") as ledger:
-        ledger.add(row("a", 80, 0.9, model_sha256="m"))
-    with (tmp_path / "points.jsonl").open("ab") as file:
-        file.write(b'{"id": "b", "model_sha')
-    with Ledger(tmp_path, "m") as ledger:
-        assert list(ledger.rows) == ["a"]
-        ledger.add(row("c", 80, 0.9, model_sha256="m"))
-    with Ledger(tmp_path, "m") as ledger:
-        assert list(ledger.rows) == ["a", "c"]
-
-
-def test_a_folder_of_another_model_or_of_anything_else_is_refused(tmp_path: Path) -> None:
-    with Ledger(tmp_path, "m") as ledger:
-        ledger.add(row("a", 80, 0.9, model_sha256="m"))
-        with pytest.raises(InputError, match="another search is writing there"), Ledger(tmp_path, "m"):
-            pass
-    with pytest.raises(InputError, match="holds the search of another model"), Ledger(tmp_path, "n"):
-        pass
-    (tmp_path / "points.jsonl").write_text("[]\n")
-    with pytest.raises(InputError, match="line 1 is no point of a search"), Ledger(tmp_path, "m"):
-        pass
-
-
-def test_what_failed_for_want_of_time_is_tried_again(tmp_path: Path) -> None:
-    with Ledger(tmp_path, "m") as ledger:
-        ledger.add(row("a", 80, None, model_sha256="m", error="too slow", kind="WorkerError"))
-        ledger.add(row("b", 80, None, model_sha256="m", error="no", kind="InputError"))
-        assert not ledger.has("a")
-        assert ledger.has("b")
+    trials = [trial(3.0, 20), trial(2.0, 31), trial(2.5, 35, 0.9), trial(1.5, 40)]
+    assert best_of(trials, CompileOptions(calib="x.npz")) == trials[1]
+    assert best_of(trials[:1], CompileOptions(calib="x.npz")) is None
+    assert best_of(trials, CompileOptions()) is None
 
 
 # Whole searches -------------------------------------------------------------------------------------
@@ -181,29 +90,20 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, found
 
 
-def test_types_are_tried_where_samples_judge_them() -> None:
-    space, calib = Space(ratios=(0.2, 0.5)), {"calib": "x.npz"}
-    points = list(space.resolved(calib).grid())
-    assert [(p["ratio"], p.get("quantize")) for p in points] == [
-        (0.0, "int8"), (0.2, None), (0.2, "int8"), (0.5, None), (0.5, "int8"),
-    ]  # fmt: skip
-    for base in ({}, {**calib, "levers": "channels"}, {**calib, "levers": "channels,layers"}):
-        assert [p.get("quantize") for p in space.resolved(base).grid()] == [None, None], base
-    assert [p["ratio"] for p in Space(ratios=(0.0,), quantizes=(None,)).resolved(calib).grid()] == [0.0]
-
-
 def test_a_search_writes_the_front_its_page_and_the_recipes(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, found = searched
     written = json.loads((folder / "front.json").read_text())
     assert written == {k: v for k, v in found.items() if k != "folder"}
     assert len(found["points"]) > 4
-    assert {p["options"]["ratio"] for p in found["points"]} >= {0.2, 0.5}
+    assert {p["ratio"] for p in found["points"]} >= {0.2, 0.5}
     on_front = found["fronts"]["macs"]
-    criteria = {p["options"]["criterion"] for p in found["points"] if p["id"] in on_front}
-    assert "l2" in criteria
+    assert "l2" in {p["levers"]["criterion"] for p in found["points"] if p["id"] in on_front}
     page = (folder / "front.html").read_text()
-    assert page.count("<circle") == 2 * len(found["points"])
+    assert page.count("<circle") == 2 * (len(found["points"]) + 1)  # the dense model too
     assert "<polyline" in page
+    for one in found["points"]:  # a dot leads to the row of its recipe
+        assert page.count(f'<a href="#point-{one["id"]}">') == 2
+        assert f'<tr id="point-{one["id"]}">' in page
     assert {f"{p['id']}.json" for p in found["points"]} == {f.name for f in (folder / "points").iterdir()}
 
 
@@ -211,14 +111,12 @@ def test_a_point_compiles_to_the_same_bytes_again(
     searched: tuple[Path, dict[str, Any]], models_dir: Path, tmp_path: Path
 ) -> None:
     folder, found = searched
-    point = next(p for p in found["points"] if p["id"] == found["fronts"]["macs"][0])
+    chosen = next(p for p in found["points"] if p["id"] == found["fronts"]["macs"][0])
     words = ["compile", str(models_dir / "digits_lstm.onnx"), "-q", "-o", str(tmp_path / "out")]
-    _, _, after = point["compile"].partition("points/")
+    _, _, after = chosen["compile"].partition("points/")
     recipe, *rest = after.split()
     assert main([*words, "--recipe", str(folder / "points" / recipe), *rest]) == 0
-    files = Bundle.open(tmp_path / "out").manifest["files"]
-    assert {name: files[name]["sha256"] for name in point["files"]} == point["files"]
-    assert "model.onnx" in point["files"]
+    assert Bundle.open(tmp_path / "out").manifest["files"]["model.onnx"]["sha256"] == chosen["sha256"]
 
 
 def test_a_finished_search_makes_nothing_again(
@@ -238,6 +136,72 @@ def test_a_finished_search_makes_nothing_again(
     assert (folder / "points.jsonl").read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A search that is told nothing, and what it found; its cache is its own."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        found = sparsecc.search(LSTM, output=folder / "front", calib=DIGITS, measure=False, rounds=0)
+    return folder, found
+
+
+def test_a_search_pulls_the_levers_of_a_goal(whole: tuple[Path, dict[str, Any]]) -> None:
+    _, found = whole
+    ways = {json.dumps(p.get("levers", {})) for p in found["points"]}
+    assert ways >= {"{}", json.dumps({"quantize": "int8!"})}
+    assert {p["ratio"] for p in found["points"]} > {0.0, 0.2}
+    assert found["fronts"].keys() == {"macs", "bytes"}
+    assert all(p["quality_db"] is not None and p["sha256"] for p in found["points"])
+
+
+def test_a_goal_takes_what_a_search_found(
+    whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = whole
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    said: list[str] = []
+    assert found["points"]
+    sparsecc.compile(
+        LSTM,
+        output=folder / "out",
+        calib=DIGITS,
+        size=LSTM.stat().st_size // 2,
+        measure=False,
+        on_event=lambda event: said.append(event.get("say", "")),
+    )
+    trials = [line for line in said if line.startswith("trial")]
+    assert trials[0].endswith("(of an earlier search)")
+
+
+def test_an_ended_search_writes_what_was_made(tmp_path: Path) -> None:
+    def end(event: dict[str, Any]) -> None:
+        if "note" in event:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sparsecc.search(LSTM, output=tmp_path, ratios=(0.2, 0.4), on_event=end, **QUICK)
+    assert len(json.loads((tmp_path / "front.json").read_text())["points"]) == 1
+    assert "<circle" in (tmp_path / "front.html").read_text()
+
+
+def test_a_point_that_ends_its_worker_does_not_end_the_others(tmp_path: Path) -> None:
+    score = tmp_path / "score.py"
+    score.write_text(
+        "import os, pathlib\n"
+        f"calls = pathlib.Path({str(tmp_path / 'calls')!r})\n"
+        "def score(run):\n"
+        "    with calls.open('a') as file: file.write('.')\n"
+        "    if calls.stat().st_size == 3: os._exit(9)\n"  # twice the dense model, then the first point
+        "    return 1.0\n"
+    )
+    options: dict[str, Any] = {**QUICK, "evaluate": f"{score}:score", "quantizes": (None,)}
+    found = sparsecc.search(LSTM, output=tmp_path / "front", ratios=(0.2, 0.4), **options)
+    assert [p["ratio"] for p in found["points"]] == [0.4]
+    assert [p["options"]["ratio"] for p in found["failed"]] == [0.2]
+    assert "worker" in found["failed"][0]["error"]
+
+
 def test_a_killed_search_goes_on_where_it_was(models_dir: Path, tmp_path: Path) -> None:
     words = [
         sys.executable,
@@ -248,7 +212,7 @@ def test_a_killed_search_goes_on_where_it_was(models_dir: Path, tmp_path: Path) 
         "--no-measure",
         "-q",
     ]
-    words += ["--ratios", "0.2,0.3,0.4", "--rounds", "0", "-o", str(tmp_path / "front")]
+    words += ["--ratios", "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8", "--rounds", "0", "-o", str(tmp_path / "front")]
     ledger = tmp_path / "front" / "points.jsonl"
     process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True)
     while not (ledger.exists() and ledger.read_bytes().count(b"\n")):
@@ -258,10 +222,10 @@ def test_a_killed_search_goes_on_where_it_was(models_dir: Path, tmp_path: Path) 
     process.wait()
     first = ledger.read_bytes()
     done = first[: first.rfind(b"\n") + 1]
-    assert 1 <= done.count(b"\n") < 3
+    assert 1 <= done.count(b"\n") < 8
     subprocess.run(words, cwd=tmp_path, check=True)
     assert ledger.read_bytes().startswith(done)
-    assert len(json.loads((tmp_path / "front" / "front.json").read_text())["points"]) == 3
+    assert len(json.loads((tmp_path / "front" / "front.json").read_text())["points"]) == 8
 
 
 @pytest.mark.parametrize(
@@ -331,6 +295,29 @@ def test_the_command_line_shows_the_front(
     assert json.loads(capsys.readouterr().out)["fronts"] == found["fronts"]
 
 
+def test_a_search_follows_no_link_to_or_in_its_folder(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, front = tmp_path / "victim", tmp_path / "front"
+    victim.write_text("precious")
+    front.mkdir()
+    for name in ("front.json", "front.html", ".front.json.new", ".front.html.new"):
+        (front / name).symlink_to(victim)
+    found = sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
+    assert victim.read_text() == "precious"
+    assert json.loads((front / "front.json").read_text())["points"] == found["points"]
+    (tmp_path / "digits_lstm.search").symlink_to(front)
+    monkeypatch.chdir(tmp_path)
+    places: list[dict[str, Any]] = [{}, {"output": tmp_path / "digits_lstm.search"}]
+    for where in places:
+        with pytest.raises(InputError, match=r"digits_lstm\.search is a link: name the folder"):
+            sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], **where, **QUICK)
+    (front / "points").rename(tmp_path / "elsewhere")
+    (front / "points").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link"):
+        sparsecc.search(models_dir / "digits_lstm.onnx", ratios=[0.3], output=front, **QUICK)
+
+
 # Clusters -------------------------------------------------------------------------------------------
 
 
@@ -350,5 +337,5 @@ def test_a_search_on_a_cluster_finds_the_same_points(models_dir: Path, tmp_path:
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as machines:
         there = sparsecc.search(model, output=tmp_path / "a", cluster=machines.scheduler_address, **options)
     here = sparsecc.search(model, output=tmp_path / "b", **options)
-    assert [p["files"] for p in there["points"]] == [p["files"] for p in here["points"]]
+    assert [p["sha256"] for p in there["points"]] == [p["sha256"] for p in here["points"]]
     assert there["fronts"] == here["fronts"]

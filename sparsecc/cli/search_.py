@@ -57,8 +57,9 @@ def search_rows() -> list[Row]:
 command = Command(
     "search",
     run,
-    about="Compile MODEL in many ways and keep those that nothing beats: the front of latency, size and work "
-    "against accuracy. Finished points are kept: an interrupted search goes on when it is started again.",
+    about="The whole front of a goal: MODEL with every lever as far as it pays; what nothing beats is kept, by "
+    "latency, size and work against accuracy. What is said of ratios and types is obeyed. Finished points are kept: "
+    "an interrupted search writes its front, and goes on when it is started again.",
     examples=(
         "sparsecc search model.onnx --calib samples.npz --eval score.py:accuracy -o front/",
         "sparsecc search model.onnx --ratios 0.3,0.5,0.7 --criteria auto,l2 --quantizes none,int8 --jobs 4",

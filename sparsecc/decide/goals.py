@@ -20,6 +20,9 @@ REFUSED = math.log(1.25)
 UNNOTICED = 30.0
 """Decibels of every part of the outputs from which on, all answers being the same, nothing measurable is lost."""
 
+ORDERED = ("criterion", "allocator", "recover")
+"""Options that a search for the front varies where it is told to; no goal pulls them."""
+
 _ROWS = {name: row for name, row in rows_of(CompileOptions).items() if row.is_goal or row.is_limit}
 
 
@@ -58,6 +61,10 @@ class Trial:
     """Whether what is left is of no use, by the answers, the outputs, or the metric (`loss.judge`)."""
     is_fine: bool = False
     """Whether it was timed long enough to be told from what is near it."""
+    macs: float | None = None
+    """The share of the multiply-accumulates that is left."""
+    sha256: str = ""
+    """The hash of the model's file, by which a compile to the same is known again."""
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -96,6 +103,8 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
             words.append("layers")
         elif name == "tokens":
             words.append(f"tokens {value:g}")
+        elif name in ORDERED:
+            words.append(f"{name} {value}")
     return words
 
 

@@ -662,13 +662,14 @@ class CompileCall(Running, CompileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tried(Options):
-    """What a search tries: every combination of these; None in `quantizes` leaves the types as they are, AUTO is what
-    may pay."""
+    """What a search is told to try: every combination of these; None in `quantizes` leaves the types as they are, AUTO
+    is what a search to a goal would try."""
 
-    ratios: Sequence[float] = option(
-        (0.2, 0.35, 0.5, 0.65),
+    ratios: Sequence[float] | None = option(
+        None,
         listed("SHARES", _ratios),
-        "Shares to remove.",
+        "Shares to remove, e.g. 0.3,0.5: these of each type, and nothing but between neighbours on the front besides. "
+        "Without, every lever is pulled as far as it pays.",
         TRIED,
         by=CALL,
         is_common=True,
@@ -704,7 +705,7 @@ class Tried(Options):
     quantizes: Sequence[str | None] = option(
         (AUTO,),
         listed("TYPES", _types),
-        "Types to try, e.g. none,int8; auto is both where --calib gives samples and the target has int8, else none.",
+        "Types to try, e.g. none,int8; auto are those that a search to a goal would try.",
         TRIED,
         by=CALL,
         is_common=True,

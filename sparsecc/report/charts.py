@@ -58,13 +58,23 @@ class Distributions:
 @dataclass(frozen=True)
 class Dot:
     """One point; `kind` is `after` on the front and `before` elsewhere. `label` stands beside it, `title` is shown
-    when it is pointed at."""
+    when it is pointed at, `link` names the row of the page that it leads to."""
 
     x: float
     y: float
     kind: str
     title: str
     label: str = ""
+    link: str = ""
+
+
+def original(x: float, quality: float | None, others: Sequence[float]) -> Dot:
+    """The dense model at its score; without one, at infinite decibels of itself, above the others."""
+    if quality is not None:
+        return Dot(x, quality, "before", f"{ORIGINAL}: {quality:.4g}", ORIGINAL)
+    low, high = min(others, default=0.0), max(others, default=0.0)
+    above = high + (0.1 * (high - low) or 1.0)
+    return Dot(x, above, "before", f"{ORIGINAL}: nothing lost (no number of decibels)", ORIGINAL)
 
 
 @dataclass(frozen=True)

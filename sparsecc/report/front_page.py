@@ -7,46 +7,51 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecc.report import numbers
-from sparsecc.report.charts import ORIGINAL, Dot, Plot, plot
+from sparsecc.report.charts import Dot, Plot, original, plot
+from sparsecc.report.trials import name_of
 
 LABELS = {
     "latency": "latency, share of the dense model's",
     "macs": "multiply-accumulates, share of the dense model's",
     "bytes": "size, share of the dense model's",
 }
-QUALITY = {"accuracy": "accuracy", "quality_db": "quality of outputs, dB"}
+QUALITY = {"score": "score of --evaluate", "quality_db": "worst part of the outputs, dB"}
+CHOSEN = "chosen where nothing is asked for"
+"""The fastest point that loses nothing measurable: what a compile without a goal takes."""
 
 
 @dataclass(frozen=True)
 class FrontPage:
-    """Everything the template draws."""
+    """Everything the template draws. `ids` name the rows, which the dots of the plots lead to."""
 
     title: str
     cards: Sequence[tuple[str, str]]
     plots: Sequence[Plot]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    ids: Sequence[str]
+    on_front: int
     failed: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> FrontPage:
-        """Gather it from front.json."""
+        """Gather it from front.json: the points on a front first, the cheapest on top."""
         plots = [_plot(found, cost) for cost in found["fronts"]]
-        quality = QUALITY[found["quality"]]
-        columns = ("plan", "speed-up", "MACs left", "size left", quality, "compile it with")
+        columns = ("plan", "speed-up", "MACs left", "size left", QUALITY[found["quality"]], "compile it with")
         shown = list(dict.fromkeys(name for names in found["fronts"].values() for name in names))
         by_id = {point["id"]: point for point in found["points"]}
-        rows = [_row(by_id[name]) for name in shown]
+        ids = [*shown, *(name for name in by_id if name not in shown)]
+        rows = [_row(by_id[name], found["chosen"]) for name in ids]
         failed = [(plan_text(row["options"]), row["error"]) for row in found["failed"]]
         versions = [(name, str(value)) for name, value in sorted(found["versions"].items())]
-        return cls(found["model"]["name"], _cards(found), plots, columns, rows, failed, versions)
+        title = found["model"]["name"]
+        return cls(title, _cards(found), plots, columns, rows, ids, len(shown), failed, versions)
 
 
 def plan_text(options: Mapping[str, Any]) -> str:
-    """`ratio 0.5, criterion obs`: what is not automatic."""
-    others = [f"{name} {value}" for name, value in options.items() if name != "ratio" and value != "auto"]
-    return ", ".join([f"ratio {options['ratio']:g}", *others])
+    """`ratio 0.5, int8`: what is not automatic, of the options of a point."""
+    return name_of({"ratio": options["ratio"], "levers": {k: v for k, v in options.items() if k != "ratio"}})
 
 
 def _cards(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -57,37 +62,28 @@ def _cards(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return cards
 
 
-def _row(point: Mapping[str, Any]) -> list[str]:
-    before, after = point["before"], point["after"]
-    shares = [numbers.percent(after[key] / before[key] if before[key] else None) for key in ("macs", "bytes")]
+def _row(point: Mapping[str, Any], chosen: str | None) -> list[str]:
+    shares = [numbers.percent(point.get("macs")), numbers.percent(point["bytes"] / point["dense_bytes"])]
     speed = f"{point['speedup']:.2f}x" if point.get("speedup") else "–"
-    return [plan_text(point["options"]), speed, *shares, f"{point['quality']:.4g}", point["compile"]]
+    kept = "–" if point["quality"] is None else f"{point['quality']:.4g}"
+    plan = f"{name_of(point)}, {CHOSEN}" if point["id"] == chosen else name_of(point)
+    return [plan, speed, *shares, kept, point["compile"]]
 
 
 def _plot(found: Mapping[str, Any], cost: str) -> Plot:
+    """Points in their units; the dense model stands at its score, and where there is none, above all others."""
     prices, front = found["costs"][cost], found["fronts"][cost]
     points = [p for p in found["points"] if prices[p["id"]] is not None and p["quality"] is not None]
-    dots = {
-        p["id"]: Dot(
-            prices[p["id"]],
-            p["quality"],
-            "after" if p["id"] in front else "before",
-            _title(p, prices[p["id"]]),
-            _plain(p["options"]),
-        )
-        for p in points
-    }
-    dense = found["dense_quality"]
-    others = [] if dense is None else [Dot(1.0, dense, "before", f"{ORIGINAL}: {dense:.4g}", ORIGINAL)]
-    drawn = [*dots.values(), *others]
-    return plot(LABELS[cost], QUALITY[found["quality"]], drawn, [dots[name] for name in front])
+    dots = {p["id"]: _dot(p, prices[p["id"]], p["id"] in front, found["chosen"]) for p in points}
+    dense = original(1.0, found["dense_quality"], [dot.y for dot in dots.values()])
+    label = QUALITY[found["quality"]]
+    return plot(LABELS[cost], label, [*dots.values(), dense], [dots[name] for name in front])
 
 
-def _plain(options: Mapping[str, Any]) -> str:
-    """The label of a point that one lever made: the type, or the ratio."""
-    kind, ratio = options.get("quantize"), options["ratio"]
-    return str(kind) if kind and not ratio else f"ratio {ratio:g}" if not kind else ""
-
-
-def _title(point: Mapping[str, Any], price: float) -> str:
-    return f"{plan_text(point['options'])}: {point['quality']:.4g} at {price:.3f}"
+def _dot(point: Mapping[str, Any], price: float, is_on_front: bool, chosen: str | None) -> Dot:
+    levers, is_chosen = point.get("levers") or {}, point["id"] == chosen
+    plain = CHOSEN if is_chosen else name_of(point) if not levers or not point["ratio"] else ""
+    title = f"{name_of(point)}: {point['quality']:.4g} at {price:.3f}"
+    return Dot(
+        price, point["quality"], "after" if is_on_front else "before", title, plain, f"point-{point['id']}"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsecc.decide.goals import words_of
 from sparsecc.report import numbers
-from sparsecc.report.charts import ORIGINAL, Dot, Plot, plot
+from sparsecc.report.charts import Dot, Plot, original, plot
 
 Trials = Sequence[Mapping[str, Any]]
 SCORE, QUALITY = "score of --evaluate", "worst part of the outputs, dB"
@@ -39,8 +39,7 @@ def flags_of(trial: Mapping[str, Any]) -> str:
 
 
 def trials_plot(report: Mapping[str, Any]) -> Plot | None:
-    """Speed against what is left, the dense model's score besides where there is one; None with fewer than two trials
-    of which both were measured."""
+    """Speed against what is left, the dense model beside the trials; None with fewer than two that were measured."""
     trials = [t for t in report.get("trials") or () if t.get("speedup") and _left(t) is not None]
     if len(trials) < 2:
         return None
@@ -51,11 +50,12 @@ def trials_plot(report: Mapping[str, Any]) -> Plot | None:
             "after" if _is_chosen(t, report) else "before",
             f"{name_of(t)}: {_cost(t)}, {_kept(t)}",
             name_of(t),
+            f"trial-{_ordered(report).index(t)}",
         )
         for t in trials
     ]
-    if (dense := trials[0].get("dense_score")) is not None:
-        dots.append(Dot(1.0, dense, "before", f"{ORIGINAL}: {dense:.4g}", ORIGINAL))
+    dense = trials[0].get("dense_score")
+    dots.append(original(1.0, dense, [dot.y for dot in dots]))
     front: list[Dot] = []
     for dot in sorted(dots, key=lambda d: -d.x):
         if not front or dot.y > front[-1].y:

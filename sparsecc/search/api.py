@@ -17,15 +17,17 @@ from sparsecc.tasks.sources import compiled_from
 
 @takes(SearchCall)
 def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """The front of latency, size and work against quality, over every combination of what is given; with samples, in
-    8 bits and not, unless `quantizes` says otherwise.
+    """The front of latency, size and work against quality: the search to a goal, asked for all of it. Types, channels,
+    layers and tokens are pulled as far as each pays, then between neighbours on the front.
 
-    After the grid, `rounds` rounds look between neighbours on the front. `output` (by default the model's name)
-    holds every finished point, so that a search that was ended goes on where it was; with them front.json,
-    whose content is returned, front.html, and a recipe per point that gives the same bytes again. `jobs`
-    compiles run at once here, or on the Dask scheduler `cluster`. `options` are those of `compile` besides
-    (docs/options.md); samples and functions in memory are known again by this call alone, and no cluster takes them.
-    GoalError where no point could be made.
+    What is given of `ratios`, `criteria`, `allocators`, `recovers` and `quantizes` is an order. Points are trials,
+    made and measured as those of a goal; a goal on the same model, samples and machine takes them from the cache, and
+    the search what goals found. `rounds` rounds look between neighbours on the front, `budget` ends them. `output` (by
+    default the model's name) holds every finished point, so that a search that was ended goes on where it was; with
+    them front.json, whose content is returned, front.html, and a recipe per point. `jobs` workers make points here, or
+    the machines of the Dask scheduler `cluster`. `options` are those of `compile` besides (docs/options.md); samples
+    and functions in memory are known again by this call alone, and no cluster takes them. GoalError where no point
+    could be made. KeyboardInterrupt writes the front of what was made until then, and is raised again.
     """
     from sparsecc.search import runners
     from sparsecc.search.run import search as run_search
@@ -46,7 +48,7 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         return run_search(
             path,
             folder,
-            Space(**{name: getattr(call, name) for name in rows_of(Tried)}).resolved(base),
+            Space(**{name: getattr(call, name) for name in rows_of(Tried)}),
             base,
             runner=runners.local(call.jobs, call.memory_limit)
             if call.cluster is None

@@ -9,8 +9,8 @@ Row = Mapping[str, Any]
 
 COSTS: Mapping[str, Callable[[Row], float | None]] = {
     "latency": lambda row: 1 / row["speedup"] if row.get("speedup") else None,
-    "macs": lambda row: row["after"]["macs"] / (row["before"]["macs"] or 1),
-    "bytes": lambda row: row["after"]["bytes"] / (row["before"]["bytes"] or 1),
+    "macs": lambda row: row.get("macs"),
+    "bytes": lambda row: row["bytes"] / row["dense_bytes"],
 }
 """What a point costs, as a share of the dense model; None where it was not measured."""
 

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import stat
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sparsecc.decide.goals import Trial
 from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.escaping import one_line
 
@@ -21,6 +23,7 @@ LARGEST_NUMBER = 1e30
 RETRIED = frozenset({"WorkerError", "SystemFailureError", "UnavailableError"})
 """Failures that say nothing about the point: it is tried again."""
 
+_FIELDS = {one.name for one in fields(Trial)}
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -117,21 +120,35 @@ def _is_named(row: dict[str, Any]) -> bool:
         and isinstance(row.get("model_sha256"), str)
         and isinstance(options, dict)
         and _is_number(options.get("ratio"))
-        and all(isinstance(value, str | int | float) for value in options.values())
+        and all(map(_is_value, options.values()))
     )
 
 
+def _is_value(value: Any) -> bool:
+    """Whether it may be the value of an option that a search varies: a word, words, or words by name."""
+    if isinstance(value, dict | list):
+        return all(isinstance(one, str) for one in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | int | float)
+
+
 def _is_made(row: dict[str, Any]) -> bool:
-    """Whether it holds its recipe, what the point costs, and how good it is."""
-    sides, accuracy = [row.get(side) for side in ("before", "after")], row.get("accuracy")
-    counts = [side.get(cost) for side in sides if isinstance(side, dict) for cost in ("macs", "bytes")]
-    rates = [row.get(name) for name in ("quality", "speedup")]
+    """Whether it holds its recipe, and the figures of a trial."""
+    trial, chosen = row.get("trial"), row.get("chosen")
+    if not (isinstance(trial, dict) and isinstance(chosen, dict) and isinstance(row.get("recipe"), dict)):
+        return False
+    others = {"levers", "ci95", "serving", "held", "sha256"}
+    figures = [value for name, value in trial.items() if name not in others and not isinstance(value, bool)]
+    ends = trial.get("ci95", [0, 0])
     return (
-        isinstance(row.get("recipe"), dict)
-        and len(counts) == 4
-        and all(map(_is_number, counts))
-        and all(rate is None or _is_number(rate) for rate in rates)
-        and (accuracy is None or (isinstance(accuracy, dict) and _is_number(accuracy.get("before"))))
+        {"ratio", "removed", "bytes", "dense_bytes"} <= set(trial) <= _FIELDS
+        and all(map(_is_number, figures))
+        and min(trial["bytes"], trial["dense_bytes"], trial.get("speedup", 1)) > 0
+        and isinstance(ends, list)
+        and len(ends) == 2
+        and all(map(_is_number, ends))
+        and isinstance(trial.get("levers", {}), dict)
+        and all(isinstance(trial.get(name, ""), str) for name in ("held", "sha256"))
+        and all(map(_is_value, trial.get("levers", {}).values()))
     )
 
 

@@ -1,80 +1,101 @@
-"""One point of a search: a compile into a folder that goes again, and what it measured."""
+"""Points of a search: trials that a worker makes, and the rows of the ledger that they become."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sparsecc.bundle.folder import Bundle
-from sparsecc.errors import SparseccError, UnavailableError
-from sparsecc.loss.judge import worst_quality
+from sparsecc.decide.goal_search import Family
+from sparsecc.decide.type_levers import INT8
+from sparsecc.errors import InternalError, SparseccError, WorkerError
+from sparsecc.options import CompileOptions
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
-from sparsecc.tasks.reproduce import MEASURED
+from sparsecc.tasks.calls import DEADLINE, held, run_task
+from sparsecc.tasks.outside import beyond_sandbox
+
+Request = dict[str, Any]
+"""{"model", "options", "origin", "paying", "of_each", "points"}: what `tasks.front_trials.make` takes, and limits."""
+Row = dict[str, Any]
+
+MAKE, SURVEY = "sparsecc.tasks.front_trials:make", "sparsecc.tasks.front_trials:survey"
 
 
-def id_of(model_sha256: str, options: Mapping[str, Any], data: str) -> str:
-    """The name of a point: a hash of the model, the options, the data and the versions of everything."""
-    parts = [model_sha256, sorted(options.items()), data, sorted(versions().items())]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def point_of(sha: str, options: CompileOptions, data: str, family: Family, ratio: float) -> dict[str, Any]:
+    """What a worker is told of a point; its name is a hash of the model, the options, the data and all versions."""
+    asked = options.pulled(ratio, family).to_recipe()
+    parts = [sha, sorted(asked.items()), data, sorted(versions().items())]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return {"id": name, "ratio": ratio, "levers": dict(family)}
 
 
-def make(request: dict[str, Any]) -> dict[str, Any]:
+def surveyed(request: Request, folder: Path) -> dict[str, Any]:
+    """What `tasks.front_trials.survey` says of the model."""
+    found: dict[str, Any] = _run(SURVEY, request, folder, lambda event: None)
+    return found
+
+
+def make(request: Request) -> list[Row]:
     """As `make_in`, in a folder that goes again: on a machine of a cluster."""
+    rows: list[Row] = []
     with temporary_folder("search") as folder:
-        return make_in(folder, request)
+        make_in(folder, request, rows.append)
+    return rows
 
 
-def make_in(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Compile `request["model"]` with `request["options"]` below `folder`; the row of the ledger. An error becomes its
-    line. The compile itself runs in a worker."""
-    from sparsecc import api
+def make_in(folder: Path, request: Request, tell: Callable[[Row], None]) -> None:
+    """Make the points of a request in a worker that may write below `folder`, and tell the row of each as it is made.
+    An error becomes its line; where it ended the worker, the next point gets another."""
+    left = list(request["points"])
 
-    begun = time.perf_counter()
-    row = {key: request[key] for key in ("id", "model_sha256", "varied")}
-    row["options"] = row.pop("varied")
-    bundle = folder / request["id"]
-    try:
-        options = {**request["options"], **request["of_each"], "next_steps": False}
-        made = api.compile(request["model"], output=bundle, **options)
-        if "unmeasured" in made.report:
-            raise UnavailableError(made.report["unmeasured"])
-        row |= _measured(made.report) | _files(bundle)
-    except SparseccError as e:
-        row |= {"error": str(e), "kind": type(e).__name__}
-    finally:
-        shutil.rmtree(bundle, ignore_errors=True)
-    return {**row, "seconds": round(time.perf_counter() - begun, 3)}
+    def listen(event: dict[str, Any]) -> None:
+        if "row" in event:
+            tell({**_named(left.pop(0)), **event["row"]})
 
-
-def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The quality is the user's own metric where there is one, else how close the part of the outputs is that lost
-    most, in decibels."""
-    fidelity, accuracy = report["fidelity"], report.get("accuracy")
-    row = {
-        "before": report["before"],
-        "after": report["after"],
-        "removed": report["removed"],
-        "fidelity": fidelity,
-        "accuracy": accuracy,
-        "quality": accuracy["after"] if accuracy else worst_quality(fidelity),
-        "warnings": report["warnings"],
-    }
-    if "latency" in report:
-        row["speedup"] = report["latency"]["speedup"]["estimate"]
-        row["ci95"] = report["latency"]["speedup"]["ci95"]
-    return row
+    while left:
+        number = len(left)
+        try:
+            _run(MAKE, {**request, "points": [*left]}, folder, listen)
+        except SparseccError as e:
+            at_the_first = len(left) == number and not isinstance(e, WorkerError | InternalError)
+            for _ in range(number if at_the_first else 1):  # what ends before any point ends before all
+                point = left.pop(0)
+                row = {"id": point["id"], "error": str(e), "kind": type(e).__name__, "seconds": 0.0}
+                tell({**_named(point), **row})
 
 
-def _files(folder: Path) -> dict[str, Any]:
-    """The recipe, and the hashes by which a compile from it is recognised."""
-    files = Bundle.open(folder).manifest["files"]
-    hashes = {name: facts["sha256"] for name, facts in sorted(files.items()) if name not in MEASURED}
-    return {"recipe": yaml.safe_load((folder / "recipe.yaml").read_text()), "files": hashes}
+def _named(point: Mapping[str, Any]) -> Row:
+    return {"options": {"ratio": point["ratio"], **point["levers"]}}
+
+
+def _run(task: str, request: Request, folder: Path, listen: Callable[[dict[str, Any]], None]) -> Any:
+    """A task in a worker, with what the call holds in memory."""
+    request = {**request}
+    each = request.pop("of_each")
+    limits = {name: each[name] for name in ("deadline", "memory_limit")}
+    memory = {name: value for name, value in each.items() if name not in limits}
+    with held({**request["options"], **memory}) as (options, memory_of_call):
+        points = max(len(request.get("points", ())), 1)
+        return run_task(
+            task,
+            {**request, "options": options},
+            listen,
+            write=[folder],
+            outside=beyond_sandbox(options),
+            deadline=points * (limits["deadline"] or DEADLINE),
+            memory=limits["memory_limit"],
+            held=memory_of_call,
+            libraries=options.get("custom_ops"),
+        )
+
+
+def paying(rows: Sequence[Row]) -> dict[str, Any]:
+    """What timing found of 8-bit types in the point with them alone; {} before."""
+    alone = {"ratio": 0.0, **INT8}
+    with suppress(StopIteration):
+        return dict(next(row["chosen"] for row in rows if row["options"] == alone and "chosen" in row))
+    return {}

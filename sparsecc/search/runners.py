@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from sparsecc import worker
 from sparsecc.devices.dask_cluster import connect
 from sparsecc.errors import InternalError
-from sparsecc.search.point import make, make_in
+from sparsecc.search.point import Request, Row, make, make_in
 from sparsecc.system.temp_folders import temporary_folder
 
-Request = dict[str, Any]
-Row = dict[str, Any]
-Runner = Callable[[Sequence[Request]], Iterator[Row]]
-"""Makes points and gives their rows as they finish, in any order."""
+Runner = Callable[[Request], Iterator[Row]]
+"""Makes the points of a request and gives their rows as they finish, in any order."""
 
 
 def local(jobs: int, memory: int | None) -> Runner:
-    """So many at once on this machine, each in a worker with this limit of memory. The threads are daemons: an
-    interrupted search ends at once, and each worker with the thread that began it."""
+    """So many at once on this machine, each in a worker with this limit of memory, which opens the model once for its
+    share of the points. The threads are daemons: an interrupted search ends at once, and each worker with the thread
+    that began it."""
 
-    def run(requests: Sequence[Request]) -> Iterator[Row]:
-        waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        done: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-        for request in requests:
-            waiting.put(request)
+    def run(request: Request) -> Iterator[Row]:
+        points, done = request["points"], queue.SimpleQueue[Row | None]()
         with ExitStack() as folders:
-            for _ in range(min(jobs, len(requests))):
+            for number in range(min(jobs, len(points))):
                 folder = folders.enter_context(temporary_folder("search"))
-                threading.Thread(target=_serve, args=(waiting, done, folder, memory), daemon=True).start()
-            for _ in requests:
+                share = {**request, "points": points[number::jobs]}
+                threading.Thread(target=_serve, args=(share, done, folder, memory), daemon=True).start()
+            for _ in points:
                 row = done.get()
                 if row is None:
                     raise InternalError(
@@ -45,24 +41,16 @@ def local(jobs: int, memory: int | None) -> Runner:
     return run
 
 
-def _serve(
-    waiting: queue.SimpleQueue[Request], done: queue.SimpleQueue[Row | None], folder: Path, memory: int | None
-) -> None:
-    """Points one after another, in one worker where their sandboxes are alike."""
-    with worker.kept(folder, memory=memory):
-        while (request := _next(waiting)) is not None:
-            row = None
-            try:
-                row = make_in(folder, request)
-            finally:
-                done.put(row)
-
-
-def _next(waiting: queue.SimpleQueue[Request]) -> Request | None:
+def _serve(request: Request, done: queue.SimpleQueue[Row | None], folder: Path, memory: int | None) -> None:
+    """Points one after another in one worker; None after what is no error of a point."""
+    is_whole = False
     try:
-        return waiting.get_nowait()
-    except queue.Empty:
-        return None
+        with worker.kept(folder, memory=memory):
+            make_in(folder, request, done.put)
+        is_whole = True
+    finally:
+        if not is_whole:
+            done.put(None)
 
 
 def cluster(address: str) -> Runner:
@@ -73,16 +61,17 @@ def cluster(address: str) -> Runner:
     """
     connect(address).close()
 
-    def run(requests: Sequence[Request]) -> Iterator[Row]:
+    def run(request: Request) -> Iterator[Row]:
         from distributed import as_completed
 
         client = connect(address)
         futures = [
-            client.submit(make, request, key=f"sparsecc-{request['id']}", pure=False) for request in requests
+            client.submit(make, {**request, "points": [point]}, key=f"sparsecc-{point['id']}", pure=False)
+            for point in request["points"]
         ]
         try:
-            for _, row in as_completed(futures, loop=client.loop, with_results=True):
-                yield row
+            for _, rows in as_completed(futures, loop=client.loop, with_results=True):
+                yield from rows
         finally:
             client.cancel(futures)
             client.close()

@@ -19,15 +19,15 @@ from sparsecc.decide.decision import Decision
 from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import REFUSED, Goal, Trial, found_in, words_of
 from sparsecc.decide.passes import require_passes
+from sparsecc.decide.type_levers import INT8, at_speed, in_part
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.residual_blocks import find_blocks
 from sparsecc.graph.token_sites import CannotReduceError, find_site
-from sparsecc.loss.judge import DOUBTFUL_DB
 from sparsecc.options import CompileOptions
 from sparsecc.options.table import PRUNED
 from sparsecc.remarks import Remark
-from sparsecc.system.files import size_of
+from sparsecc.system.files import file_sha256, size_of
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
@@ -41,11 +41,6 @@ from sparsecc.tasks.trial_figures import Figures
 
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
-_MARGIN = 2.0
-"""Decibels that a choice of types is asked for above what is to be left: it is made on other samples."""
-_BETTER = 3.0
-"""Decibels by which 8 bits in part are to be better than in all layers."""
-INT8: Family = {"quantize": "int8"}
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
 
@@ -212,16 +207,11 @@ class Workshop:
         is_free = self.compilation.options.quantize is None and trial.levers == INT8
         if not (is_free and self.goal.is_timed and trial.speedup and self.compilation.target.timed_here):
             return None
-        speedup = trial.speedup * math.exp(self.goal.excess(trial))
-        return {"quantize": "mixed", "quantize_options": {"speedup": f"{speedup:.3f}"}}
+        return at_speed(trial.speedup * math.exp(self.goal.excess(trial)))
 
     def safer(self, trial: Trial) -> Family | None:
-        """8 bits without the layers that lose most: so many that the rest is of use, or clearly better."""
-        if self.compilation.options.quantize is not None or trial.levers != INT8 or trial.quality_db is None:
-            return None
-        least = max(self.goal.min_quality or DOUBTFUL_DB, trial.quality_db)
-        wanted = least + (_MARGIN if self.goal.loses_too_much(trial) else _BETTER)
-        return {"quantize": "int8", "quantize_options": {"max_drop": f"{10 ** (-wanted / 10):.3g}"}}
+        """8 bits without the layers that lose most, where they are free to choose."""
+        return None if self.compilation.options.quantize is not None else in_part(self.goal, trial)
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
@@ -247,6 +237,7 @@ class Workshop:
         measured = (
             (trial.speedup is not None or not self.figures.times)
             and (trial.serving is not None) == (self.goal.throughput is not None)
+            and (trial.quality_db is not None or not self.figures.judges)
             and (trial.memory is not None or self.goal.footprint is None)
             and (trial.is_fine or not self.figures.is_near(trial))
         )
@@ -266,7 +257,10 @@ class Workshop:
         known = next(same, None)
         if known is None:
             sizes = size_of(folder), self.compilation.dense.bytes
-            known = self.figures.measured(Trial(ratio, choice.removed, *sizes, levers=dict(family)), work)
+            trial = Trial(ratio, choice.removed, *sizes, levers=dict(family))
+            cost = {side: totals["macs"] for side, totals in work.decision.costs.items()}
+            trial = replace(trial, macs=cost["after"] / (cost["before"] or 1))
+            known = self.figures.measured(replace(trial, sha256=file_sha256(work.compiled)), work)
         trial = replace(known, exhausted=not choice.reached, held=held_back(work.decision))
         for file in folder.iterdir():
             file.unlink()
@@ -279,8 +273,7 @@ class Workshop:
         if report["goal"]["met"] or not self.goal.is_timed or self.has_ended:
             return False
         trial = replace(found_in(report, trial, throughput=self.goal.throughput is not None), is_fine=True)
-        key = _key(trial.levers, trial.ratio)
-        self.known.keep(self.pulled(trial.levers, trial.ratio), trial, self.chosen.get(key, {}))
+        self.known.keep(self.pulled(trial.levers, trial.ratio), trial, self.chose(trial))
         return True
 
     def doing(self, family: Family, ratio: float) -> str:
@@ -300,8 +293,11 @@ class Workshop:
 
     def resolved(self, trial: Trial) -> CompileOptions:
         """The options of the compile that a trial stands for, with what it chose by measuring."""
-        chosen = self.chosen.get(_key(trial.levers, trial.ratio), {})
-        return self.pulled(trial.levers, trial.ratio).settled(chosen)
+        return self.pulled(trial.levers, trial.ratio).settled(self.chose(trial))
+
+    def chose(self, trial: Trial) -> dict[str, Any]:
+        """What the passes of a trial chose by measuring."""
+        return self.chosen.get(_key(trial.levers, trial.ratio), {})
 
 
 def _key(family: Family, ratio: float) -> str:

@@ -50,7 +50,7 @@ class KnownTrials:
         if stored is None:
             return None
         found = json.loads(stored)
-        return _trial(found["trial"]), {
+        return trial_of(found["trial"]), {
             name: found["chosen"][name] for name in CHOSEN if name in found["chosen"]
         }
 
@@ -71,7 +71,7 @@ class KnownTrials:
         )
 
 
-def _trial(found: Mapping[str, Any]) -> Trial:
+def trial_of(found: Mapping[str, Any]) -> Trial:
     """A trial from plain data."""
     given = {one.name: found[one.name] for one in fields(Trial) if one.name in found}
     if "ci95" in given:

@@ -55,6 +55,12 @@ class Figures:
         runs = self.compilation.options.measure and backend_named(self.compilation.target.backend).runs_here
         return self.goal.is_timed or (runs and not self.goal.has_target)
 
+    @property
+    def judges(self) -> bool:
+        """Whether the outputs of trials are judged: on samples, and where all that is wanted is the front on random
+        inputs too."""
+        return self.compilation.options.samples is not None or not self.goal.asked
+
     def is_near(self, trial: Trial) -> bool:
         """Whether a trial is so near to the goal that its speed must be known well."""
         return self.times and abs(self.goal.excess(trial)) < _NEARBY
@@ -72,7 +78,7 @@ class Figures:
         if self.goal.footprint is not None:
             memory = self.memory_of(work.compiled, feeds)
             trial = replace(trial, memory=memory, dense_memory=self.dense_memory)
-        if compilation.options.samples is not None:
+        if self.judges:
             facts = work.probes.close_to_dense(work.backend, work.compiled)
             agreed = lowest_agreement(facts) if facts.get("agreement") else None
             useless = use_of(facts) == "useless"

@@ -133,9 +133,10 @@ class Probes:
         """
         compilation, narrowed = self.compilation, self.compilation.narrowed
         judged, data = self._judged_on()
-        if data == RANDOM:  # both ran on these when they were loaded
+        if data == RANDOM:  # the dense model ran on these when it was loaded, what was verified too
             wanted: list[Outputs] = [narrowed.wanted(compilation.of_dense[0])]
-            found = [self._found]
+            runner, feeds = self.artefact(backend, compiled), narrowed.feeds(compilation.feeds[0])
+            found = [self._found or runner.run(feeds)]
         else:
             wanted, found = self.outputs(backend, compiled, judged)
         for before, after in zip(wanted, found, strict=True):
