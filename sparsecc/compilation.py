@@ -196,7 +196,14 @@ class Compilation(Announced):
     def analysed(self, model: ir.Model) -> Analysis:
         """A model analysed as the options say, at sizes that the dense one runs at."""
         asked, sample = self.options, {name: array.shape for name, array in self.sample.items()}
-        return analyse(model, asked.dims, prune_io=asked.prune_io, runs=self.runs, sample=sample or None)
+        return analyse(
+            model,
+            asked.dims,
+            prune_io=asked.prune_io,
+            runs=self.runs,
+            sample=sample or None,
+            known=self.sizes,
+        )
 
     def runs(self, sizes: Sizes) -> bool:
         """Whether the dense model runs at these input sizes; once sizes are settled, whether it is one of them."""

@@ -15,9 +15,9 @@ from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
 from sparsecc.options import CompileOptions
 from sparsecc.rules import Trait, traits_of
-from sparsecc.shapes.dynamic_dims import DEFAULT_DIM, candidate_dims, dim_key, input_values, is_fixed
+from sparsecc.shapes.dynamic_dims import DEFAULT_DIM, dim_key, input_values, is_fixed
 
-__all__ = ["candidate_dims", "feeds_from", "input_values", "random_feeds"]
+__all__ = ["feeds_from", "input_values", "random_feeds"]
 
 
 _MASK = re.compile(r"mask|valid|padding", re.IGNORECASE)

@@ -206,22 +206,28 @@ def _working_feeds(model: Path, seed: int) -> dict[str, np.ndarray]:
     """Random inputs with which the baseline runs."""
     from sparsecc.data.random_inputs import random_feeds
     from sparsecc.loading.models import load_ir
+    from sparsecc.rules import shapes_of
     from sparsecc.runtime.session import open_session
-    from sparsecc.shapes.dynamic_dims import candidate_dims
+    from sparsecc.shapes.infer import infer
 
     if model.suffix == ".ort":
         raise InputError(f"{model.name}: inputs cannot be made up for the ORT format: give them with --data")
     runner, graph = open_session(model), load_ir(model)
-    failure: InputError | None = None
-    for dims in candidate_dims(graph):
-        feeds = random_feeds(graph, seed=seed, dynamic=dims)
+    failures: list[InputError] = []
+
+    def runs(sizes: Mapping[str, tuple[int, ...]]) -> bool:
         try:
-            runner.run(feeds)
+            runner.run(random_feeds(graph, seed=seed, sizes=sizes))
         except InputError as e:
-            failure = e
-            continue
-        return feeds
-    raise InputError(f"{model.name}: no random inputs make it run: give some with --data") from failure
+            failures.append(e)
+            return False
+        return True
+
+    shapes = infer(graph, shapes_of, runs=runs)
+    if not shapes.works:
+        failure = failures[0] if failures else None
+        raise InputError(f"{model.name}: no random inputs make it run: give some with --data") from failure
+    return random_feeds(graph, seed=seed, sizes=shapes.inputs[0])
 
 
 def _machine(threads: int) -> dict[str, Any]:

@@ -54,15 +54,17 @@ def analyse(
     prune_io: Sequence[str] = (),
     runs: Runs | None = None,
     sample: Dims | None = None,
+    known: Sequence[dict[str, tuple[int, ...]]] = (),
 ) -> Analysis:
     """Give every dimension of a (normalised) model its axis. `runs` tells at which input sizes it works.
 
-    `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first. `prune_io`
-    are patterns of the inputs and outputs that may lose slots; caches may without being named.
+    `dims` fixes the sizes of inputs; `sample` gives those of one of the user's samples, to be tried first, after those
+    `known` to work. `prune_io` are patterns of the inputs and outputs that may lose slots; caches may without being
+    named.
     """
     with collector_paused():
         found = caches(model)
-        likely = [*cache_sizes(model, found)] if found and not dims else []
+        likely = [[*known]] if known else [*cache_sizes(model, found)] if found and not dims else []
         return _analysed(model, infer(model, shapes_of, dims, runs, sample, likely), prune_io, found)
 
 

@@ -16,18 +16,26 @@ LARGEST = 1 << 27
 """Sizes at which some value would have more elements than this are not tried."""
 
 
+NO_MEASURE = -math.inf
+"""How far off the sizes of a node are where that is not known; most likely they are too small."""
+
+
 class UnknownShapes(dict[ir.Value, str]):
     """Values whose shape could not be inferred, with the reason."""
 
 
 @dataclass
 class Probe:
-    """What the walk of this number found; `guessed` says whether it met a size that nobody can know."""
+    """What the walk of this number found; `guessed` says whether it met a size that nobody can know.
+
+    `misfits` are the nodes whose inputs do not fit each other, in order: log(size / size it must be), or NO_MEASURE.
+    """
 
     number: int = 0
     types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
     data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
     failures: UnknownShapes = field(default_factory=UnknownShapes)
+    misfits: dict[ir.Node, float] = field(default_factory=dict)
     guessed: bool = False
     _next: int = 0
 

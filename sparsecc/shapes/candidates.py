@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from sparsecc.shapes.dictated import Walk, dictated
 from sparsecc.shapes.dynamic_dims import candidate_dims, dim_key, is_fixed
 
 Dims = Mapping[str, Sequence[int]]
@@ -30,11 +31,12 @@ def assignments(
     dims: Dims,
     sample: Dims | None = None,
     likely: Sequence[list[dict[str, tuple[int, ...]]]] = (),
+    walk: Walk | None = None,
 ) -> Iterator[list[dict[str, tuple[int, ...]]]]:
     """Candidate sizes of all inputs: one dict per probe (a single probe where nothing is dynamic).
 
     Those that are `likely` come first. `sample` are the shapes of one of the user's samples; they are tried next, with
-    as many of the dynamic dimensions varied as the model allows.
+    as many of the dynamic dimensions varied as the model allows. With `walk` those that its nodes dictate are found.
     """
     graph = model.graph
     values = [v for v in graph.inputs if v.name not in graph.initializers and v.shape is not None]
@@ -50,6 +52,8 @@ def assignments(
         yield [
             {name: tuple(pair[probe] for pair in axes) for name, axes in pairs.items()} for probe in (0, 1)
         ]
+    if walk is not None:
+        yield from dictated(graph, values, dims, walk)
     for setting in candidate_dims(model):
         doubled = {name: 2 * size for name, size in setting.items()}
         yield [{v.name or "": _at_setting(v, dims, sizes) for v in values} for sizes in (setting, doubled)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    pass
 
 
 def is_fixed(dim: int | ir.SymbolicDim) -> TypeGuard[int]:
@@ -31,41 +29,53 @@ def input_values(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The keys of a model's dynamic dimensions, by what they are likely to be: samples, sides of images, lengths."""
+
+    batch: frozenset[str]
+    sides: frozenset[str]
+    lengths: frozenset[str]
+
+    @classmethod
+    def of(cls, values: Iterable[ir.Value]) -> Kinds:
+        """Recurrent states of [layers, ?, width] have the batch in the middle."""
+        batch: set[str] = set()
+        sides: set[str] = set()
+        lengths: set[str] = set()
+        for value in values:
+            dims = list(value.shape or ())
+            for axis, dim in enumerate(dims):
+                if is_fixed(dim):
+                    continue
+                key = dim_key(value, axis)
+                spatial = len(dims) >= 4 and axis >= 1
+                is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
+                if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
+                    batch.add(key)
+                else:
+                    (sides if spatial else lengths).add(key)
+        return cls(frozenset(batch), frozenset(sides - batch), frozenset(lengths - batch - sides))
+
+    def setting(self, batch: int, side: int, length: int) -> dict[str, int]:
+        """The size of every dimension where all of a kind have the same."""
+        kinds = ((self.batch, batch), (self.sides, side), (self.lengths, length))
+        return {key: size for keys, size in kinds for key in sorted(keys)}
+
+
 def candidate_dims(model: ir.Model) -> Iterator[dict[str, int]]:
     """Sizes of the dynamic dimensions to try in turn, likeliest first; one empty setting when all are fixed.
 
-    The batch is 2, then 1 (recurrent states of [layers, ?, width] have it in the middle). Images take
-    common sides, sequences common lengths.
+    The batch is 2, then 1. Images take common sides, sequences common lengths.
     """
-    batch: set[str] = set()
-    sides: set[str] = set()
-    lengths: set[str] = set()
-    for value in input_values(model):
-        dims = list(value.shape or ())
-        for axis, dim in enumerate(dims):
-            if is_fixed(dim):
-                continue
-            key = dim_key(value, axis)
-            spatial = len(dims) >= 4 and axis >= 1
-            is_state = len(dims) == 3 and axis == 1 and is_fixed(dims[0]) and is_fixed(dims[2])
-            if axis == 0 or _looks_like_batch(key) or (is_state and ":" in key):
-                batch.add(key)
-            else:
-                (sides if spatial else lengths).add(key)
-    sides -= batch
-    lengths -= batch | sides
-    if not batch | sides | lengths:
+    kinds = Kinds.of(input_values(model))
+    if not kinds.batch | kinds.sides | kinds.lengths:
         yield {}
         return
-    options = [
-        (side, length) for length in (_LENGTHS if lengths else (0,)) for side in (_SIDES if sides else (0,))
-    ]
-    for size in (DEFAULT_DIM, 1) if batch else (1,):
-        for side, length in options:
-            yield {
-                **dict.fromkeys(sorted(batch), size),
-                **dict.fromkeys(sorted(sides), side),
-            } | dict.fromkeys(sorted(lengths), length)
+    for batch in (DEFAULT_DIM, 1) if kinds.batch else (1,):
+        for length in _LENGTHS if kinds.lengths else (0,):
+            for side in _SIDES if kinds.sides else (0,):
+                yield kinds.setting(batch, side, length)
 
 
 def _looks_like_batch(name: str) -> bool:

@@ -8,6 +8,7 @@ of its own at each probe. Weights are never read: only their types take part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,10 +18,11 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from sparsecc.axes.sizes import Size, joined
-from sparsecc.shapes.assignment import Probe, dims_of, tensor_type
+from sparsecc.shapes.assignment import NO_MEASURE, Probe, dims_of, tensor_type
 from sparsecc.shapes.candidates import Dims, assignments
 from sparsecc.shapes.contrib_ops import ShapeTable
 from sparsecc.shapes.custom_ops import RUN
+from sparsecc.shapes.demands import unmet
 from sparsecc.shapes.subgraphs import BODY_SHAPES, BodyError
 
 SMALL = 1024
@@ -133,13 +135,16 @@ def infer(
     walker = _Walker(model, table)
     best: Shapes | None = None
     failures = (False, 0)
-    for sizes in assignments(model, dims or {}, sample, likely):
+    for sizes in assignments(
+        model, dims or {}, sample, likely, lambda inputs, until: walker.walk(inputs, 0, until)
+    ):
         probes = [walker.walk(inputs, number) for number, inputs in enumerate(sizes)]
         if len(probes) == 1 and probes[0].guessed:
             # all inputs are static, but what nobody can know is dynamic all the same
             probes.append(walker.walk(sizes[0], 1))
         works = runs is None or (all(p.is_small for p in probes) and all(map(runs, sizes)))
-        failed = (not works, sum(len(p.failures) for p in probes))
+        misfits = 0 if runs is not None else sum(len(p.misfits) for p in probes)
+        failed = (not works, misfits + sum(len(p.failures) for p in probes))
         if best is None or failed < failures:
             best, failures = Shapes(probes, sizes, works), failed
         if failed == (False, 0):
@@ -161,17 +166,18 @@ class _Walker:
         self.tensors: dict[int, tuple[onnx.TensorProto, np.ndarray]] = {}
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema] = {}
 
-    def walk(self, inputs: Mapping[str, tuple[int, ...]], number: int) -> Probe:
+    def walk(self, inputs: Mapping[str, tuple[int, ...]], number: int, until: ir.Node | None = None) -> Probe:
+        """Everything at these input sizes, or as far as the node `until`."""
         probe = Probe(number)
         for value in self.graph.inputs:
             if value.name is not None and value.name in inputs:
                 probe.types[value] = tensor_type(value.dtype, inputs[value.name])
         for value in self.graph.initializers.values():
             self._constant(value, probe)
-        self._nodes(self.graph, probe)
+        self._nodes(self.graph, probe, until)
         return probe
 
-    def _nodes(self, graph: ir.Graph, probe: Probe) -> None:
+    def _nodes(self, graph: ir.Graph, probe: Probe, until: ir.Node | None = None) -> None:
         for node in graph:
             for value in node.outputs:
                 probe.forget(value)
@@ -181,6 +187,8 @@ class _Walker:
             if node not in self.protos:
                 self.protos[node] = _proto(node)
             self._node(node, self.protos[node], probe)
+            if node is until:
+                break
 
     def _body(self, node: ir.Node, probe: Probe) -> None:
         """A node whose result is what its bodies compute."""
@@ -205,10 +213,12 @@ class _Walker:
             probe.data[value] = tensor.numpy()
 
     def _node(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> None:
+        self._fit(node, probe)
         try:
             types = self._inferred(node, proto, probe)
         except _FAILURES as e:
             types = {}
+            probe.misfits.setdefault(node, NO_MEASURE)
             reason = " ".join(str(e).split())[:200] or type(e).__name__
             for value in node.outputs:
                 probe.failures[value] = f"onnx cannot infer {node.op_type}: {reason}"
@@ -218,6 +228,13 @@ class _Walker:
             self._evaluate(node, proto, probe)
         elif node.op_type == "Shape":
             self._shape(node, probe)
+
+    def _fit(self, node: ir.Node, probe: Probe) -> None:
+        """Whether the sizes of a node's inputs fit each other."""
+        inputs = [v if v is None else (dims_of(probe.types.get(v)), probe.data.get(v)) for v in node.inputs]
+        sizes = unmet(node, [v and v[0] for v in inputs], [v and v[1] for v in inputs])
+        if sizes is not None:
+            probe.misfits[node] = math.log(max(sizes[0], 0.5) / max(sizes[1], 0.5))
 
     def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> dict[str, onnx.TypeProto]:
         types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
@@ -276,6 +293,8 @@ class _Walker:
                 dim.dim_value = probe.opaque()
             elif dim.dim_value < 0:
                 probe.failures[value] = "a negative dimension was inferred"
+                if (maker := value.producer()) is not None:
+                    probe.misfits.setdefault(maker, NO_MEASURE)
         return inferred
 
     def _shape(self, node: ir.Node, probe: Probe) -> None:
