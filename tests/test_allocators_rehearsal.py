@@ -56,13 +56,13 @@ def digits(name: str) -> tuple[Analysis, Samples]:
 
 
 def rehearsal_of(
-    analysis: Analysis, samples: Samples, folder: Path, method: str = "reconstruct"
+    analysis: Analysis, samples: Samples, folder: Path, method: str = "reconstruct", memory: int = 2 << 30
 ) -> tuple[Rehearsal, list[Candidate], Stage]:
     generator = np.random.default_rng(3)
     groups = [g for g in find_groups(analysis) if g.is_free]
     candidates = [Candidate(g.atom, g.size, generator.random(g.size), 1, 1) for g in groups]
     fitted, held_out = samples.divided(whole_batches=not takes_any_batch(analysis.model))
-    given = compilation(folder=folder, samples=fitted, held_out=held_out)
+    given = compilation(folder=folder, samples=fitted, held_out=held_out, working_memory=memory)
     stage = Stage.of(given, analysis, method, lambda: twin_of(analysis))
     assert stage is not None
     return Rehearsal(analysis, candidates, collect(analysis, samples, folder), stage), candidates, stage
@@ -157,12 +157,15 @@ def test_what_was_rehearsed_is_known_to_the_next_compile(tmp_path: Path) -> None
     assert plain(halves(candidates)) != loss
 
 
+@pytest.mark.parametrize("memory", [2 << 30, 1 << 13])  # in which the values of one layer have no room
 def test_the_dense_model_is_walked_for_the_first_cut_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At other ratios too, in the same compile; what it gives is what a walk of its own gives."""
     analysis = deep()
-    rehearsal, candidates, stage = rehearsal_of(analysis, BATCH, tmp_path / "a")
+    monkeypatch.setattr("sparsecc.reconstruct.layerwise.wide.needs_parts", lambda *sizes: False)
+    monkeypatch.setattr("sparsecc.reconstruct.dense_values.needs_parts", lambda *sizes: False)
+    rehearsal, candidates, stage = rehearsal_of(analysis, BATCH, tmp_path / "a", memory=memory)
     counts = [{c.atom: max(1, c.size // share) for c in candidates} for share in (2, 3, 4)]
     wanted = [rehearsal_of(analysis, BATCH, tmp_path / f"b{i}")[0](one) for i, one in enumerate(counts)]
     segments: list[str] = []

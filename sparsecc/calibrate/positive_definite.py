@@ -1,6 +1,6 @@
 """Symmetric positive definite matrices (n, n), float64, by Cholesky: up to half of the work of a general solver.
 
-Rounding may leave a covariance indefinite; a general solver takes over then.
+Rounding may leave a covariance indefinite; a general solver takes over then, where there is no other way.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import scipy
 _TILE = 512
 
 
-def holds(matrix: np.ndarray) -> bool:
-    """Whether it is positive definite, or holds what is no number, which is another's to say."""
-    return not np.isfinite(matrix).all() or not scipy.linalg.lapack.dpotrf(matrix.T, lower=1)[1]
-
-
-def inverse(matrix: np.ndarray) -> np.ndarray:
-    """The inverse, equal to its own transpose to the last bit. LinAlgError where there is none."""
+def inverse(matrix: np.ndarray) -> np.ndarray | None:
+    """The inverse, equal to its own transpose to the last bit; None of a matrix that is not positive definite. What is
+    no number is handed on."""
     lapack = scipy.linalg.lapack
+    if not np.isfinite(matrix).all():
+        return np.linalg.inv(matrix)
     factor, refused = lapack.dpotrf(matrix.T, lower=1, clean=0)
     if not refused:
         found, refused = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    return np.linalg.inv(matrix) if refused else _whole(found)
+    return None if refused else _whole(found)
 
 
 def solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

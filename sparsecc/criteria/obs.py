@@ -85,15 +85,16 @@ class _Reader:
     """
 
     def __init__(self, weight: np.ndarray, covariance: np.ndarray, owners: np.ndarray) -> None:
-        power = float(np.einsum("ok,kl,ol->", weight, covariance, weight, optimize=True))
+        power = float(np.vdot(weight.T @ weight, covariance))  # of a matrix with itself: half the work
         diagonal = np.einsum("kk->k", covariance)
         mean = float(diagonal.mean())
         diagonal += DAMPING * (mean if mean > 0 else 1.0)
-        if not positive_definite.holds(covariance):
-            covariance, power = np.eye(len(covariance)), float(np.sum(np.square(weight, dtype=np.float64)))
+        inverse = positive_definite.inverse(covariance)
+        if inverse is None:
+            inverse, power = np.eye(len(covariance)), float(np.sum(np.square(weight, dtype=np.float64)))
         self.owners = owners
         self.weight = weight / np.sqrt(power if power > 0 else 1.0)
-        self.inverse = positive_definite.inverse(covariance)
+        self.inverse = inverse
 
     def costs(self, size: int) -> np.ndarray:
         """What each slot alone would cost now: (size,)."""

@@ -168,12 +168,20 @@ class LinearLayer:
         sizes = _Window(self.node, data.shape[2:])
         return (data.shape[0], *sizes.outputs)
 
-    def picks(self, data: np.ndarray, batch: int, batches: int, seed: int) -> np.ndarray:
-        """Which rows of a batch to look at: all, or as many random ones as memory and use suggest."""
+    def picks(
+        self,
+        data: np.ndarray,
+        batch: int,
+        batches: int,
+        seed: int,
+        like: tuple[int, int, int] | None = None,
+    ) -> np.ndarray:
+        """Which rows of a batch to look at: all, or as many random ones as memory and use suggest for a layer of these
+        `sizes`, or of its own."""
         number = math.prod(self.places(data))
-        columns = data.shape[1] * self.cells // self.group if self.is_conv else data.shape[-1]
+        group, _, columns = like or self.sizes
         wanted = -(-max(ROWS, ROWS_PER_COLUMN * columns) // batches)
-        wanted = max(1, min(wanted, _CHUNK // (4 * columns * self.group)))
+        wanted = max(1, min(wanted, _CHUNK // (4 * columns * group)))
         if number <= wanted:
             return np.arange(number)
         generator = np.random.default_rng((seed, batch, zlib.crc32(self.name.encode())))

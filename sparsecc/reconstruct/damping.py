@@ -25,8 +25,10 @@ LEAST = 0.01
 """Damping of a refit from plenty of samples."""
 DAMPINGS = (LEAST, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Tried in turn for as long as that helps."""
+SINGLE = 256
+"""Columns beyond which dampings are judged in float32: every trial costs their cube."""
 WIDE = 1024
-"""Columns beyond which one half alone judges, in float32: every trial costs their cube."""
+"""Columns beyond which one half alone judges."""
 MANY = 128
 """Outputs beyond which so many random sums of them stand for all."""
 
@@ -127,7 +129,7 @@ class _Trial:
     @staticmethod
     def of(weight: np.ndarray, seen: Moments, unseen: Moments, intercept: bool, scale: np.ndarray) -> _Trial:
         few = _few(scale)
-        few_weight, precision = few(weight), np.float32 if weight.shape[2] > WIDE else np.float64
+        few_weight, precision = few(weight), np.float32 if weight.shape[2] > SINGLE else np.float64
         inputs, wanted = solve.normal_equations(seen, intercept=intercept)
         missing = (few(wanted) - few_weight @ inputs).astype(precision)
         inputs = inputs.astype(precision, copy=False)

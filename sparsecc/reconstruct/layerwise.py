@@ -82,13 +82,16 @@ class _Sweep:
         norms = [n.inputs[0] for n in pruned.graph if n.op_type == "BatchNormalization"]
         ends = [value for outlet in self.outlets.values() for value in (outlet.own, outlet.total)]
         shared = [self.outlets[node].consumer.data for node in self.sharers]
-        self.wanted = Counter(v.name for v in (*ends, *norms, *shared) if v is not None and v.name in made)
+        targets, whole = (
+            [v.name for v in values if v is not None and v.name and v.name in made]
+            for values in (ends, [*norms, *shared])
+        )
+        self.wanted: Counter[str | None] = Counter([*targets, *whole])
         """How many layers are still to ask for a value of the dense model."""
         self.lengths = [Samples((batch,), samples.real).number for batch in samples.batches]
         half, threads = self.memory // 2, compilation.options.threads
-        asked, folder = [name for name in self.wanted if name], scratch.dense_walk
-        self.dense = (known or DenseValues(lasts=False)).walk(
-            dense, samples.batches, asked, folder, threads=threads, memory=half
+        self.values = (known or DenseValues(lasts=False)).sweep(
+            dense, samples.batches, targets, whole, scratch.dense_walk, threads=threads, memory=half
         )
         smaller = Narrowed.by(pruned.graph, kept)
         self.pruned = Walk(
@@ -99,6 +102,11 @@ class _Sweep:
             memory=half,
             order=side_by_side(pruned.graph, self.sharers),
         )
+
+    @property
+    def dense(self) -> Walk:
+        """Over the dense model."""
+        return self.values.walk
 
     def _outlets(self, pruned: ir.Model) -> dict[ir.Node, Outlet]:
         outlets = {}
@@ -139,7 +147,6 @@ class _Sweep:
                 Remark(consumer.name, "its result has no counterpart in the dense model")
             )
             return
-        self.dense.reach(target)
         halves = self._halves(consumer, target, other)
         self._done_with(outlet.own, outlet.total)
         if halves is None:
@@ -280,14 +287,14 @@ class _Sweep:
         data = self._data(consumer, batch)
         if data is None:
             return None
-        wanted, axis = self.dense.value(target, batch), 1 if consumer.is_conv else -1
-        left, shape = self.kept(target, axis), list(wanted.shape)
+        axis, shape = 1 if consumer.is_conv else -1, list(self.values.shape(consumer, target, batch))
+        left = self.kept(target, axis)
         shape[axis] = shape[axis] if left is None else int(left.sum())
         partner = self.pruned.value(other, batch) if other else None
         if shape[axis] != groups * outputs or (partner is not None and list(partner.shape) != shape):
             return None
-        picks = consumer.picks(data, batch, self.pruned.batches, self.seed)
-        targets = consumer.outputs(wanted, picks)
+        picks = self.values.picks(consumer, data, batch, self.seed)
+        targets = self.values.rows(consumer, target, batch, picks)
         if left is not None:
             targets = targets[:, left]
         if partner is not None:
