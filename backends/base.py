@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
@@ -17,6 +17,9 @@ from sparsecc.errors import InputError, UnavailableError
 from sparsecc.measure.interleave import Comparison
 from sparsecc.options import SWITCHES, CompileOptions
 from sparsecc.runtime.runner import Feeds, LayerTime, Progress, Runner
+
+if TYPE_CHECKING:
+    from sparsecc.measure.layer_pair import LayerPair
 
 
 @dataclass(frozen=True)
@@ -148,4 +151,10 @@ class Backend(ABC):
     ) -> Comparison | None:
         """The dense model and what was built of it, interleaved on the device that was asked for; each takes its
         own of the two `feeds`. None where nothing runs them, NotTimedError where that failed."""
+        return None
+
+    def compare_layers(
+        self, dense: Path, compiled: Path, feeds: tuple[Feeds, Feeds], asked: CompileOptions
+    ) -> LayerPair | None:
+        """The time of every layer in both, run in turn; None where nothing tells them apart."""
         return None

@@ -22,6 +22,7 @@ from sparsecc.system.runtime_packages import installed, remedy
 
 if TYPE_CHECKING:
     from sparsecc.measure.interleave import Comparison
+    from sparsecc.measure.layer_pair import LayerPair
     from sparsecc.options import CompileOptions
     from sparsecc.runtime.session import OrtRunner
 
@@ -167,6 +168,14 @@ class OnnxRuntimeCpu(Backend):
             seed=asked.seed,
             after_feeds=None if after is before else after,
         )
+
+    def compare_layers(
+        self, dense: Path, compiled: Path, feeds: tuple[Feeds, Feeds], asked: CompileOptions
+    ) -> LayerPair | None:
+        """By ONNX Runtime's trace, on this machine only."""
+        from sparsecc.measure.layer_pair import time_layers
+
+        return None if asked.device != "local" else time_layers(dense, compiled, feeds, threads=asked.threads)
 
 
 def _optimized(

@@ -78,6 +78,8 @@ def report(
         "text",
     )
     made |= {name: measured[name] for name in told if name in measured}
+    if (pair := measured.get("layers")) is not None:
+        made |= {"layers": pair.beside(decision.layers), "layer_times": pair.facts()}
     if options.measure and measured:
         made["date"] = time.strftime(
             "%Y-%m-%d", time.gmtime()

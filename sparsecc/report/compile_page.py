@@ -8,6 +8,8 @@ from typing import Any
 
 from sparsecc.report import numbers
 from sparsecc.report.charts import Distributions, Plot, distributions
+from sparsecc.report.checks import Check, checks, text
+from sparsecc.report.layer_bars import LayerBar, layer_bars, times_note
 from sparsecc.report.summary import (
     TOTALS,
     Reason,
@@ -42,19 +44,6 @@ class Card:
 
 
 @dataclass(frozen=True)
-class LayerBar:
-    """One bar: the channels of a node before and after."""
-
-    name: str
-    op: str
-    before: int
-    after: int
-    width: float
-    kept_width: float
-    macs: str
-
-
-@dataclass(frozen=True)
 class CensusRow:
     """How many kernels of one kind the runtime picked, before and after; None where it was not looked at."""
 
@@ -77,13 +66,15 @@ class CompilePage:
     cards: Sequence[Card]
     layers: Sequence[LayerBar]
     layers_open: int
+    times_note: str
+    """How the times of layers were measured; "" where they were not."""
     held_for: Sequence[str]
     latency: Distributions | None
     latency_rows: Sequence[tuple[str, str, str, str]]
     latency_note: str
     trials: Sequence[tuple[str, str, str, str, str]]
     trials_plot: Plot | None
-    quality: Sequence[tuple[str, str]]
+    checks: Sequence[Check]
     clock: str
     census: Sequence[CensusRow]
     in_float: Sequence[Mapping[str, Any]]
@@ -110,8 +101,9 @@ class CompilePage:
             judgement=judgement,
             mood=mood,
             cards=_cards(report),
-            layers=_layers(report),
+            layers=layer_bars(report),
             layers_open=LAYERS_OPEN,
+            times_note=times_note(report),
             held_for=held_for(report),
             latency=_curves(latency),
             latency_rows=[
@@ -123,7 +115,7 @@ class CompilePage:
                 (*row, flags) for row, flags in zip(trial_rows(report), trial_flags(report), strict=True)
             ],
             trials_plot=trials_plot(report),
-            quality=_quality(report),
+            checks=checks(report),
             clock=CLOCKS.get(latency.get("clock", ""), "time on the device"),
             census=_census(census),
             in_float=(census.get("after") or {}).get("in_float") or (),
@@ -174,40 +166,10 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     return cards
 
 
-def _layers(report: Mapping[str, Any]) -> list[LayerBar]:
-    rows = [row for row in report.get("layers") or () if row["before"] is not None]
-    widest = max((row["before"] for row in rows), default=1)
-    return [_layer(row, widest) for row in rows]
-
-
-def _layer(row: Mapping[str, Any], widest: int) -> LayerBar:
-    before, after = row["before"], row["after"]
-    cut = row.get("macs_before") != row.get("macs_after")
-    macs = numbers.change(row.get("macs_before"), row.get("macs_after")) if cut else ""
-    # A square root, so that a layer of 16 channels beside one of 2,048 can still be seen.
-    width, kept_width = ((100 * (channels / widest) ** 0.5) for channels in (before, after))
-    return LayerBar(
-        str(row["name"] or "(no name)"), row["op"], before, after, round(width, 2), round(kept_width, 2), macs
-    )
-
-
 def _curves(latency: Mapping[str, Any]) -> Distributions | None:
     samples = latency.get("samples_ms") or {}
     clock = latency.get("clock", "wall")
     return distributions([(side, side, samples.get(f"{clock}_{side}") or ()) for side in ("before", "after")])
-
-
-def _quality(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Verification and fidelity: their plain facts, one a row."""
-    rows = []
-    for part in ("verification", "fidelity"):
-        for key, value in (report.get(part) or {}).items():
-            if isinstance(value, str | int | float | bool):
-                rows.append((key.replace("_", " "), _text(value)))
-    status = (report.get("verification") or {}).get("status")
-    return [
-        (name, f"{'✓' if status == 'proved' else '✗'} {v}" if name == "status" else v) for name, v in rows
-    ]
 
 
 def _census(census: Mapping[str, Any]) -> list[CensusRow]:
@@ -226,7 +188,7 @@ def _census(census: Mapping[str, Any]) -> list[CensusRow]:
 
 def _pass(one: Mapping[str, Any]) -> tuple[str, str, str]:
     facts = [
-        f"{key.replace('_', ' ')}: {_text(value)}"
+        f"{key.replace('_', ' ')}: {text(value)}"
         for key, value in (one.get("facts") or {}).items()
         if isinstance(value, str | int | float | bool)
     ]
@@ -240,12 +202,6 @@ def _facts(report: Mapping[str, Any], plan: Mapping[str, Any]) -> list[tuple[str
     for part in ("target", "device", "versions"):
         for key, value in (report.get(part) or {}).items():
             if isinstance(value, str | int | float | bool) and value != "":
-                rows.append((f"{part}: {key.replace('_', ' ')}" if part != "versions" else key, _text(value)))
+                rows.append((f"{part}: {key.replace('_', ' ')}" if part != "versions" else key, text(value)))
     sha256 = (plan.get("model") or {}).get("sha256")
     return [*rows, ("input sha256", str(sha256))] if sha256 else rows
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

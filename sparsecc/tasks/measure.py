@@ -19,6 +19,7 @@ from sparsecc.tasks.ablation import against_parts
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
+    from sparsecc.measure.layer_pair import LayerPair
     from sparsecc.verify.probes import Probes
 
 
@@ -90,6 +91,7 @@ def _timed(compilation: Compilation, backend: Backend, compiled: Path) -> dict[s
             return facts
         if asked.device == "local":
             facts |= _footprints(compilation, compiled) | _throughput(compilation, compiled)
+            facts["layers"] = _layers(compilation, backend, compiled)
         return facts | against_parts(compilation, compiled)
     except NotTimedError as e:
         found = _unmeasured(compilation, str(e))
@@ -119,6 +121,13 @@ def _throughput(compilation: Compilation, compiled: Path) -> dict[str, Any]:
     any_batch, threads = takes_any_batch(compilation.dense.model), compilation.options.threads
     found = {s: best_serving(m, f, any_batch=any_batch, threads=threads) for s, (m, f) in models.items()}
     return {"throughput": {side: serving.to_json() for side, serving in found.items()}}
+
+
+def _layers(compilation: Compilation, backend: Backend, compiled: Path) -> LayerPair | None:
+    """The time of each layer in both models, at the inputs that latency is told for."""
+    feeds = compilation.timed
+    both = feeds, compilation.narrow(feeds) or feeds
+    return backend.compare_layers(compilation.dense.path, compiled, both, compilation.options)
 
 
 def _footprints(compilation: Compilation, compiled: Path) -> dict[str, Any]:

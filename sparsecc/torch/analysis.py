@@ -15,9 +15,14 @@ from sparsecc.torch.program.exported import Program
 from sparsecc.torch.rules.catalogue import reason_for_pin, rule_for
 from sparsecc.torch.rules.site import AtenSite
 
+_CUTS = frozenset({"chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"})
 
-def analyse(program: Program) -> Analysis:
-    """Give every dimension of an exported module its axis."""
+
+def analyse(program: Program, *, equal_pieces: bool = False) -> Analysis:
+    """Give every dimension of an exported module its axis.
+
+    With `equal_pieces` what is cut into pieces of one size stays so: a module's own `chunk(2)` finds its halves again.
+    """
     analysis = Analysis(program.model, program.shapes, Space(), Record())
     walk.enter_inputs(analysis)
     for node in program.model.graph:
@@ -25,6 +30,8 @@ def analyse(program: Program) -> Analysis:
     walk.leave_outputs(analysis)
     settle(analysis.space, analysis.record)
     _tie_parameters(analysis)
+    if equal_pieces:
+        _tie_pieces(analysis)
     _pin_unread(analysis)
     walk.pin_parts_of_dynamic_axes(analysis)
     gather_single_slots(analysis.record)
@@ -60,6 +67,18 @@ def _tie_parameters(analysis: Analysis) -> None:
         for a, b in zip(first[value], axes, strict=True):
             if a.size != 1:
                 analysis.space.unify(a, b)
+
+
+def _tie_pieces(analysis: Analysis) -> None:
+    """The pieces that a call cuts an axis into, where all have one size, lose the same slots."""
+    axes = analysis.record.axes
+    for node in analysis.model.graph:
+        if node.op_type in _CUTS and all(output in axes for output in node.outputs):
+            analysis.space.cause = node
+            for pieces in zip(*(axes[output] for output in node.outputs), strict=True):
+                if len({axis.size for axis in pieces}) == 1 and pieces[0].size != 1:
+                    for piece in pieces[1:]:
+                        analysis.space.unify(pieces[0], piece)
 
 
 def _pin_unread(analysis: Analysis) -> None:

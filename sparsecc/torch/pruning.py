@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -55,6 +55,8 @@ class Study:
     groups: list[Group]
     options: CompileOptions
     limits: Limits = field(default_factory=Limits)
+    said: tuple[Mapping[str, Any], TorchPlan | None] = ({}, None)
+    """The `slots` and the plan that `limits` were made of."""
 
     @property
     def free(self) -> list[Group]:
@@ -81,13 +83,20 @@ def study(
     given = CompileOptions(criterion=own, keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
     program = trace(module, args, kwargs, dynamic_shapes)
     analysis = analyse(program)
+    before = TorchPlan.of_json(plan) if isinstance(plan, Mapping) else plan
+    said = slots or {}, before
+    return _grouped(Study(module, args, dict(kwargs or {}), program, analysis, [], given, said=said))
+
+
+def _grouped(found: Study) -> Study:
+    """With the groups of its analysis, and what is said of them."""
+    given, analysis = found.options, found.analysis
     groups = find_groups(analysis, keep=given.keep, only=given.only, prune=given.prune)
     patterns = patterns_of(given)
     asked = {"keep": given.keep, "only": given.only, **patterns}
     require_matches(asked, known_names(analysis, groups), len(groups), spelt="")
-    before = TorchPlan.of_json(plan) if isinstance(plan, Mapping) else plan
-    limits = limits_of(module, program, analysis, groups, patterns, slots or {}, before)
-    return Study(module, args, dict(kwargs or {}), program, analysis, groups, given, limits)
+    limits = limits_of(found.module, found.program, analysis, groups, patterns, *found.said)
+    return replace(found, groups=groups, limits=limits)
 
 
 class Options(TypedDict, total=False):
@@ -147,14 +156,23 @@ def prune(
     """
     _check(form, inplace, criterion)
     found = study(module, example_inputs, criterion=criterion, **options)
-    scores = fresh_scores(found, criterion, batches, loss)
+    batches = list(batches) if isinstance(batches, Iterator) else batches  # they may be needed twice
+
+    def score(of: Study) -> dict[Atom, np.ndarray] | None:
+        return fresh_scores(of, criterion, batches, loss)
+
+    scores = score(found)
     masks, plan = decide(found, ratio, scores)
     if not plan.reached:
         raise GoalError(
             f"{type(module).__name__}: only {plan.removed:.1%} of the {plan.metric} can go, not {ratio:.1%}"
             f"{_what_stays(found)}: lower the ratio or free more groups"
         )
-    small = None if form == "graph" else _module_form(found, ratio, scores, inplace=inplace)
+    small = None
+    if form != "graph":
+        small = _module_form(found, ratio, scores, inplace=inplace)
+        if small is None and (even := _with_equal_pieces(found)) is not None:
+            small = _module_form(even, ratio, score(even), inplace=inplace)
     return realise(found, masks, plan, form=form, inplace=inplace) if small is None else small
 
 
@@ -216,6 +234,13 @@ def _module_form(
         except GoalError:
             continue
     return None
+
+
+def _with_equal_pieces(found: Study) -> Study | None:
+    """The same, where what forward cuts into equal pieces stays equal; None where that changes nothing."""
+    even = replace(found, analysis=analyse(found.program, equal_pieces=True))
+    even = _grouped(even)
+    return even if len(even.free) < len(found.free) else None
 
 
 def _are_named(found: Study, kinds: frozenset[str]) -> bool:

@@ -128,8 +128,11 @@ def trace(
 
     Without `dynamic_shapes` the dimensions of every tensor input are free where the module allows it; of images
     (rank 4 and more) only the batch, for a flatten before a linear layer ties their size to the weights.
+
+    What the forward writes into plain attributes (anchors that a detector keeps from call to call) is taken back:
+    those are fake tensors, which nobody can copy or compute with.
     """
-    training = {path: part.training for path, part in module.named_modules()}
+    attributes = {part: dict(part.__dict__) for part in module.modules()}
     module.eval()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -137,8 +140,9 @@ def trace(
         graph_module = _exported(module, tuple(args), dict(kwargs or {}), dynamic_shapes)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for path, part in module.named_modules():
-            part.training = training[path]
+        for part, before in attributes.items():
+            part.__dict__.clear()
+            part.__dict__.update(before)
     return _program(module, graph_module)
 
 
