@@ -136,6 +136,13 @@ def test_small_batches_are_joined_where_the_model_allows() -> None:
     assert len(merged([{"x": normal(1, 6)}] * 3, fixed)) == 3
 
 
+def test_large_samples_make_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "TOGETHER", 3 * 6 * 4)
+    found = merged([{"x": normal(1, 6, seed=i)} for i in range(7)] + [{"x": normal(9, 6)}], mlp().model)
+    assert [b["x"].shape[0] for b in found] == [3, 3, 10]  # one that is large already stays whole
+    np.testing.assert_array_equal(found[1]["x"][0], normal(1, 6, seed=3)[0])
+
+
 def test_samples_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "LIMIT", 10)
     batches = tuple(merged([{"x": normal(4, 6)}] * 9, mlp().model))

@@ -1,4 +1,4 @@
-"""Calibration samples in memory, in batches as large as the model takes."""
+"""Calibration samples in memory, in batches as large as pays."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ Feeds = dict[str, np.ndarray]
 LIMIT = 512
 """Samples that are read at most: beyond a few hundred, moments hardly change."""
 BATCH = 64
+TOGETHER = 4 << 20
+"""Bytes of a batch from which on no more samples join it: values of larger ones leave caches, and every layer of them
+is new memory."""
 FEWEST = 4
 """Samples below which none are held out."""
 FEW = 16
@@ -250,7 +253,8 @@ def grouped(feeds: Iterable[Feeds], model: ir.Model, batch: int = BATCH) -> Iter
     waiting: list[Feeds] = []
     seen = 0
     for one in feeds:
-        if waiting and (not free or _length_of(waiting) >= batch or not _fits(waiting[0], one)):
+        is_large = _length_of(waiting) >= batch or _bytes_of(waiting) >= TOGETHER
+        if waiting and (not free or is_large or not _fits(waiting[0], one)):
             yield waiting
             waiting = []
         waiting.append(dict(one))
@@ -297,6 +301,10 @@ def _length(feeds: Feeds) -> int:
         return 1
     array = next(iter(feeds.values()))
     return int(array.shape[0]) if array.ndim else 1
+
+
+def _bytes_of(parts: Sequence[Feeds]) -> int:
+    return sum(array.nbytes for part in parts for array in part.values())
 
 
 def _length_of(parts: Sequence[Feeds]) -> int:
