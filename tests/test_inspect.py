@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from sparsecc.loading.normalise import normalise
 from tests import repair_models
 from tests.repair_models import normal
 from tests.rule_checks import model_of
+from tests.test_loading import saved
 
 NET = """(float[N,8] x, float[8,16] wa, float[16] wn, float[16] wo, float[16,16] wb, float[16,5] wc)
 => (float[N,5] y)
@@ -242,3 +244,26 @@ def test_groups_are_told_by_module_and_cells_of_kernels_are_none(models_dir: Pat
     text = draw(inspect_view(found), width=120, colour=False)
     assert "block1 (2 layers)" in text
     assert [g["id"] for g in found["groups"]] == list(range(len(found["groups"])))
+
+
+def shares_of(path: Path) -> dict[str, Any]:
+    found = api.inspect(path)
+    shares = [found["prunable"]["params_share"], found["prunable"]["no_channels_share"]]
+    assert sum(shares) + sum(pin["share"] for pin in found["pins"]) == pytest.approx(1)
+    assert all(pin["share"] >= 0 for pin in found["pins"])
+    names = " ".join(group["pinned"] or "" for group in found["groups"])
+    assert "spatial" not in names
+    assert "kernel" not in names
+    return found
+
+
+def test_a_table_of_places_is_no_pinned_group(tmp_path: Path) -> None:
+    """What a Flatten makes of places belongs to the channels in front of them."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,3,12,20] x) => (float[2,5] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) c = Mul(b, mask) f = Flatten(c) y = Gemm(f, w2) }"""
+    weights = {"w1": normal(8, 3, 3, 3), "mask": normal(12, 20), "w2": normal(8 * 240, 5)}
+    found = shares_of(saved(tmp_path / "m.onnx", text, **weights))
+    assert {(g["members"][0][0], g["prunable"]) for g in found["groups"] if g["kind"] == "channel"} == {
+        ("w1", True), ("w1", False), ("w2", False)
+    }  # fmt: skip
+    assert found["prunable"]["no_channels_share"] == pytest.approx(240 / (8 * 27 + 240 + 8 * 240 * 5))

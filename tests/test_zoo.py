@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.test_inspect import shares_of
 from tests.zoo import FAST, ZOO
 from tests.zoo.export import EXPORTERS, Exporter, ZooUnavailable, onnx_path
 from tests.zoo.known import FAILURES, STATIC
@@ -101,3 +102,21 @@ def test_synthetic_graphs_run(nodes: int) -> None:
     (logits,) = session.run(["logits"], {"image": image})
     assert np.isfinite(logits).all()
     assert logits.shape == (3, 5)
+
+
+def check_shares(name: str) -> None:
+    try:
+        shares_of(onnx_path(name))
+    except ZooUnavailable as e:
+        pytest.skip(str(e))
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "vit_fused_chunk", "lstm_classifier", "mixtral", "capsules"])
+def test_shares_of_what_goes_and_stays_add_up(name: str) -> None:
+    check_shares(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_shares_of_what_goes_and_stays_add_up_everywhere(name: str) -> None:
+    check_shares(name)

@@ -111,14 +111,18 @@ def _where(group: Mapping[str, Any]) -> str:
 
 
 def _pins(found: Mapping[str, Any]) -> list[Block]:
-    pins = sorted(found["pins"], key=lambda pin: -(pin["params"] or 0))
-    if not pins:
+    pins = sorted(found["pins"], key=lambda pin: -pin["params"])
+    rows = [
+        (str(pin["groups"]), count(pin["params"]), percent(pin["share"]), pin["reason"]) for pin in pins[:TOP]
+    ]
+    without = found["prunable"]["no_channels_share"]
+    if without > 0:
+        rows.append(("", "", percent(without), "no channels: places and single numbers"))
+    if not rows:
         return []
-    rows = [(str(pin["groups"]), count(pin["params"]), pin["reason"]) for pin in pins[:TOP]]
-    lines: list[Block] = [Line(""), Grid((">groups", ">params", "pinned because"), rows)]
-    return (
-        [*lines, Line(f"and {plural(len(pins) - TOP, 'more reason')}", "dim")] if len(pins) > TOP else lines
-    )
+    lines: list[Block] = [Line(""), Grid((">groups", ">params that stay", ">share", "because"), rows)]
+    more = f"and {plural(len(pins) - TOP, 'more reason')}"
+    return [*lines, Line(more, "dim")] if len(pins) > TOP else lines
 
 
 def _unknown(found: Mapping[str, Any]) -> list[Block]:

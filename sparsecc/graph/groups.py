@@ -79,7 +79,8 @@ def find_groups(
     only: Sequence[str] = (),
     prune: Sequence[str] = tuple(KINDS),
 ) -> list[Group]:
-    """All groups that own slots of initializers, largest first among the free ones; the cells of kernels are none.
+    """All groups that own slots of initializers, largest first among the free ones; the cells of kernels and the
+    places of images are none.
 
     `keep` and `only` are shell patterns matched against member tensors, the nodes that read them and their
     modules, and against `group:ID` and `TENSOR:AXIS`; a name without wildcards stands for its module and all below.
@@ -205,6 +206,11 @@ def _params(analysis: Analysis, members: Sequence[Member]) -> int:
     return total
 
 
+def reason_of(group: Group) -> str:
+    """Why a pinned group stays, without the node that says so."""
+    return (group.pinned or "").partition(" of ")[0]
+
+
 def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Why what was kept whole was kept whole: reason, how many groups and parameters, an example."""
     number: Counter[str] = Counter()
@@ -212,7 +218,7 @@ def pinned_reasons(groups: Sequence[Group]) -> list[dict[str, Any]]:
     example: dict[str, str] = {}
     for group in groups:
         if group.pinned is not None:
-            reason = group.pinned.partition(" of ")[0] if " of " in group.pinned else group.pinned
+            reason = reason_of(group)
             number[reason] += 1
             params[reason] += group.params
             example.setdefault(reason, group.in_file[0][0])

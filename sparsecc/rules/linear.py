@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsecc.axes.algebra import Axis, mul
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import FUSED_MATMUL
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import SPATIAL, CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -41,7 +41,7 @@ def conv(site: Site) -> None:
     site.reduces(1, 1)
     if site.has(2):
         site.same(out, site.axes(2)[0])
-    spatial = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    spatial = [site.fixed(s, SPATIAL) for s in site.out_shape()[2:]]
     site.set([data[0], out, *spatial])
     if site.has(3):  # FusedConv adds a residual before its activation
         for a, b in zip(site.axes(3), [data[0], out, *spatial], strict=True):
@@ -52,7 +52,7 @@ def conv(site: Site) -> None:
 def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
     """The output channels of a convolution, whose input and weights (out, in/group, *kernel) are related."""
     site.pin_kernel(weight[2:])
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     if groups == 1:
         site.same(data[1], weight[1])
         return weight[0]
@@ -72,14 +72,14 @@ def conv_transpose(site: Site) -> None:
     site.reduces(1, 0)
     if site.has(2):
         site.same(out, site.axes(2)[0])
-    site.set([data[0], out, *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
+    site.set([data[0], out, *(site.fixed(s, SPATIAL) for s in site.out_shape()[2:])])
     site.multiplies(*data, *weight[1:])
 
 
 def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
     """The output channels of a transposed convolution with weights (in, out/group, *kernel)."""
     site.pin_kernel(weight[2:])
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     site.same(data[1], weight[0])
     if groups == 1:
         return weight[1]

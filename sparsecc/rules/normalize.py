@@ -8,7 +8,7 @@ from sparsecc.axes.algebra import Atom, Axis
 from sparsecc.axes.sizes import Size
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import SAME, embed_norm, rms_norm, skip_norm
-from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
+from sparsecc.rules.site import SPATIAL, CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import pinned, rule
 from sparsecc.rules.traits import Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -275,7 +275,7 @@ def mean_variance(site: Site) -> None:
 def pool(site: Site) -> None:
     """Windows over space; batch and channels pass."""
     data = site.axes(0)
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     if site.outputs() > 1 and any(use.node.op_type != "MaxUnpool" for use in site.node.outputs[1].uses()):
         site.pin(data[1], "positions are numbered across channels")
     for output in range(site.outputs()):
@@ -291,7 +291,7 @@ def unpool(site: Site) -> None:
         raise CannotFollowError("its positions do not come from a MaxPool")
     for a, b in zip(data, indices, strict=True):
         site.same(a, b)
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     site.set([*data[:2], *_fixed(site, site.out_shape()[2:])])
 
 
@@ -299,9 +299,9 @@ def unpool(site: Site) -> None:
 def global_pool(site: Site) -> None:
     """All of space becomes one slot; batch and channels pass."""
     data = site.axes(0)
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     site.set([*data[:2], *(Atom(1) for _ in data[2:])])
 
 
 def _fixed(site: Site, sizes: Sequence[Size]) -> list[Axis]:
-    return [site.fixed(size, "a spatial axis") for size in sizes]
+    return [site.fixed(size, SPATIAL) for size in sizes]

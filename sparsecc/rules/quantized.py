@@ -22,7 +22,7 @@ from sparsecc.rules.output_shapes import (
     q_where,
     same,
 )
-from sparsecc.rules.site import CannotFollowError, Site, broadcast, in_groups
+from sparsecc.rules.site import SPATIAL, CannotFollowError, Site, broadcast, in_groups
 from sparsecc.rules.table import Follow, pinned, rule
 from sparsecc.rules.traits import ROUNDED, Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -90,7 +90,7 @@ def convolve(
     """Relate a convolution with weights (out, in/group, *kernel); returns its output axes as NCHW."""
     groups = site.int_("group", 1)
     site.pin_kernel(weight[2:])
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     out, width = weight[0], data[1]
     if groups == 1:
         site.space.unify(width, weight[1])
@@ -103,7 +103,7 @@ def convolve(
     if site.has(bias):
         site.same(out, site.axes(bias)[0])
     shape = site.out_shape()
-    spatial = [site.fixed(s, "a spatial axis") for s in (shape[1:-1] if last else shape[2:])]
+    spatial = [site.fixed(s, SPATIAL) for s in (shape[1:-1] if last else shape[2:])]
     site.multiplies(data[0], out, *spatial, *weight[1:])
     return [data[0], out, *spatial]
 
@@ -257,7 +257,7 @@ def qlinear_global_pool(site: Site) -> None:
     """All of space becomes one slot; batch and channels pass."""
     last = bool(site.int_("channels_last"))
     data = channels_first(site.axes(0), last)
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     site.set(channels_back([*data[:2], *(Atom(1) for _ in data[2:])], last))
 
 
@@ -265,9 +265,9 @@ def _pool(last: Callable[[Site], bool]) -> Follow:
     def follow(site: Site) -> None:
         """Windows over space; batch and channels pass."""
         data = channels_first(site.axes(0), last(site))
-        site.pin(data[2:], "a spatial axis")
+        site.pin(data[2:], SPATIAL)
         shape = site.out_shape()
-        spatial = [site.fixed(s, "a spatial axis") for s in (shape[1:-1] if last(site) else shape[2:])]
+        spatial = [site.fixed(s, SPATIAL) for s in (shape[1:-1] if last(site) else shape[2:])]
         site.set(channels_back([*data[:2], *spatial], last(site)))
 
     return follow

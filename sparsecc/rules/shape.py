@@ -9,7 +9,7 @@ import numpy as np
 from sparsecc.axes.algebra import Atom, Axis, cat, mul
 from sparsecc.axes.sizes import Size, at, product, quotient, smaller
 from sparsecc.rules.edit import Edit
-from sparsecc.rules.site import CannotFollowError, Site, broadcast
+from sparsecc.rules.site import SPATIAL, CannotFollowError, Site, broadcast
 from sparsecc.rules.table import rule
 from sparsecc.rules.traits import MOVED, MOVED_WHOLE, Trait
 
@@ -270,17 +270,17 @@ def depth_to_space(site: Site) -> None:
         raise CannotFollowError("its channels cannot be seen as blocks")
     channel = found.pop(0 if crd else 2)
     site.pin(found, "a block")
-    site.pin(data[2:], "a spatial axis")
-    site.set([data[0], channel, *(site.fixed(s, "a spatial axis") for s in site.out_shape()[2:])])
+    site.pin(data[2:], SPATIAL)
+    site.set([data[0], channel, *(site.fixed(s, SPATIAL) for s in site.out_shape()[2:])])
 
 
 @rule("SpaceToDepth", traits=MOVED_WHOLE)
 def space_to_depth(site: Site) -> None:
     """Channels become block*block*C."""
     data, block = site.axes(0), site.int_("blocksize", 1)
-    site.pin(data[2:], "a spatial axis")
+    site.pin(data[2:], SPATIAL)
     blocks = [site.fixed(block, "a block") for _ in range(2)]
-    spatial = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    spatial = [site.fixed(s, SPATIAL) for s in site.out_shape()[2:]]
     site.set([data[0], mul((*blocks, data[1])), *spatial])
 
 
@@ -299,6 +299,6 @@ def resize(site: Site) -> None:
         if axis.size == size and position < 2:
             result.append(axis)
             continue
-        site.pin(axis, "a spatial axis")
-        result.append(site.fixed(size, "a spatial axis"))
+        site.pin(axis, SPATIAL)
+        result.append(site.fixed(size, SPATIAL))
     site.set(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsecc.axes.algebra import Axis
 from sparsecc.axes.sizes import quotient
 from sparsecc.rules.output_shapes import SAME, sampled, windows
-from sparsecc.rules.site import CannotFollowError, Site
+from sparsecc.rules.site import SPATIAL, CannotFollowError, Site
 from sparsecc.rules.table import pinned, row, rule
 from sparsecc.rules.traits import MOVED_WHOLE, Trait
 from sparsecc.shapes.contrib_ops import OutputShapes
@@ -46,7 +46,7 @@ def range_(site: Site) -> None:
 def grid_sample(site: Site) -> None:
     """Batch and channels pass; space is sampled at the points of the grid."""
     data, grid = site.axes(0), site.axes(1)
-    site.pin([*data[2:], *grid[1:]], "a spatial axis")
+    site.pin([*data[2:], *grid[1:]], SPATIAL)
     site.same(data[0], grid[0])
     site.set([*data[:2], *grid[1:-1]])
 
@@ -56,7 +56,7 @@ def roi_align(site: Site) -> None:
     """Channels pass; batch and space become boxes."""
     data, boxes = site.axes(0), site.axes(1)
     site.pin([data[0], *data[2:], boxes[1]], "boxes")
-    spatial = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    spatial = [site.fixed(s, SPATIAL) for s in site.out_shape()[2:]]
     site.set([boxes[0], data[1], *spatial])
 
 
@@ -99,7 +99,7 @@ def col2im(site: Site) -> None:
     if found is None:
         raise CannotFollowError("its channels are not a multiple of the block")
     site.pin([found[1], data[2]], "a block laid out in space")
-    site.set([data[0], found[0], *(site.fixed(s, "a spatial axis") for s in shape[2:])])
+    site.set([data[0], found[0], *(site.fixed(s, SPATIAL) for s in shape[2:])])
 
 
 @rule("DeformConv", traits=Trait.CONVOLUTION)
@@ -107,7 +107,7 @@ def deform_conv(site: Site) -> None:
     """A convolution whose offsets are given: input channels are summed."""
     data, weight = site.axes(0), site.axes(1)
     groups, offsets = site.int_("group", 1), site.int_("offset_group", 1)
-    site.pin([*data[2:], *weight[2:]], "a spatial axis")
+    site.pin([*data[2:], *weight[2:]], SPATIAL)
     if groups > 1 or offsets > 1:
         site.pin([data[1], weight[0], weight[1]], "the channels of a grouped deformable convolution")
     else:
@@ -115,7 +115,7 @@ def deform_conv(site: Site) -> None:
         site.reduces(0, 1)
     if site.has(3):
         site.same(weight[0], site.axes(3)[0])
-    spatial: list[Axis] = [site.fixed(s, "a spatial axis") for s in site.out_shape()[2:]]
+    spatial: list[Axis] = [site.fixed(s, SPATIAL) for s in site.out_shape()[2:]]
     site.set([data[0], weight[0], *spatial])
     site.multiplies(data[0], weight[0], *spatial, *weight[1:])
 

@@ -14,7 +14,10 @@ from sparsecc.axes.sizes import Size, quotient
 from sparsecc.shapes.infer import Shapes
 
 CELLS = "cells"
-"""The role of a kernel's axes."""
+"""The role of axes that are no channels: a kernel's cells, places in an image."""
+
+SPATIAL = "a spatial axis"
+"""Why the places of an image stay."""
 
 
 class CannotFollowError(Exception):
@@ -206,6 +209,8 @@ class Site:
     def pin(self, axes: Axis | Sequence[Axis], reason: str) -> None:
         for axis in [axes] if isinstance(axes, Axis) else axes:
             self.space.pin(axis, f"{reason} of {self.title}")
+            if reason == SPATIAL:
+                self.space.mark(axis, CELLS)
 
     def pin_kernel(self, axes: Sequence[Axis]) -> None:
         """Pin the axes of a kernel's cells, which are no channels whatever becomes of the model."""

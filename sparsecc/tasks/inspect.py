@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsecc.axes.algebra import mask
+from sparsecc.axes.algebra import atoms_of, mask
 from sparsecc.cost import summary
 from sparsecc.cost.model import macs_model
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.explain import explain
-from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding, pinned_reasons
+from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding, pinned_reasons, reason_of
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.loading.models import load_ir
@@ -41,6 +41,7 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_matches(asked, known_names(analysis, groups), len(groups) + len(blocks))
     nodes = nodes_holding(analysis)
     macs, batch = macs_model(analysis), summary.batch_of(analysis)
+    can_go, kept, total = _elements(analysis, groups)
     half = {g.atom: 1 for g in groups if g.is_free}
     found: dict[str, Any] = {
         "schema": "sparsecc.inspect/1",
@@ -48,13 +49,14 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "counted": summary.counted_at(analysis),
         "prunable": {
             "macs_share": 1 - macs.total(half) / (macs.total({}) or 1),
-            "params_share": _share_in_free_groups(analysis, groups),
+            "params_share": can_go / (total or 1),
+            "no_channels_share": kept.get("", 0.0) / (total or 1),
         },
         "groups": [
             *(_group_facts(g, macs.at_stake(g.atom) / batch, nodes.get(g.atom, g.nodes)) for g in groups),
             *(_block_facts(block, block.macs / batch) for block in blocks),
         ],
-        "pins": pinned_reasons(groups),
+        "pins": _pins(groups, kept, total),
         "unknown_ops": _unfollowed(analysis),
         "graph": topology(model),
     }
@@ -109,19 +111,34 @@ def _block_facts(block: ResidualBlock, macs: float) -> dict[str, Any]:
     }
 
 
-def _share_in_free_groups(analysis: Analysis, groups: list[Group]) -> float:
-    """The share of the weights' elements that lie in a free slot of any of their axes."""
+def _elements(analysis: Analysis, groups: Sequence[Group]) -> tuple[float, dict[str, float], int]:
+    """How many elements of weights lie in a free slot of any of their axes, how many stay, by the reason of the first
+    of their axes that is pinned, and how many there are. What has no channels (tables of positions) has no reason."""
     free = {g.atom: np.zeros(g.size, dtype=bool) for g in groups if g.is_free}
-    shares: dict[str, float] = {}
+    reasons = {g.atom: reason_of(g) for g in groups if not g.is_free}
+    stays: dict[str, tuple[float, str]] = {}
     for value, axes in analysis.weights():
-        stays = [slots.mean() for axis in axes if (slots := mask(axis, free)) is not None]
-        shares[value.name or ""] = max(shares.get(value.name or "", 0.0), 1 - float(np.prod(stays)))
+        left = [slots.mean() for axis in axes if (slots := mask(axis, free)) is not None]
+        found = (reasons[atom] for axis in axes for atom in atoms_of(axis) if atom in reasons)
+        now = float(np.prod(left)), next(found, "")
+        stays[value.name or ""] = min(stays.get(value.name or "", now), now)
     initializers = analysis.model.graph.initializers
     tensors = {n: t for n, v in initializers.items() if (t := v.const_value) is not None and len(t.shape) > 0}
     floats = {
         n: int(t.size) for n, t in tensors.items() if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8
     }
-    return sum(size * shares.get(n, 0.0) for n, size in floats.items()) / (sum(floats.values()) or 1)
+    kept: dict[str, float] = {}
+    for name, size in floats.items():
+        share, reason = stays.get(name, (1.0, ""))
+        kept[reason] = kept.get(reason, 0.0) + size * share
+    total = sum(floats.values())
+    return total - sum(kept.values()), kept, total
+
+
+def _pins(groups: Sequence[Group], kept: Mapping[str, float], total: int) -> list[dict[str, Any]]:
+    """Reasons for pins, with the parameters that stay for each and for no other: with those that can go, all."""
+    rows = [row | {"params": round(kept.get(row["reason"], 0.0))} for row in pinned_reasons(groups)]
+    return [row | {"share": kept.get(row["reason"], 0.0) / (total or 1)} for row in rows]
 
 
 def _unfollowed(analysis: Analysis) -> list[dict[str, Any]]:
