@@ -34,6 +34,7 @@ from sparsecc.data.random_inputs import random_feeds
 from sparsecc.data.samples import Feeds, image_like
 from sparsecc.errors import SparseccError
 from sparsecc.ir.graph_editor import prepare
+from sparsecc.ir.save import write
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.loss.quality import told
@@ -69,7 +70,7 @@ def ours(pays: bool, dense: Path, feeds: list[Feeds], folder: Path) -> tuple[Pat
     model, path = ir.load(dense), folder / "model.onnx"
     compilation = Compilation(dense, CompileOptions(), Scratch(folder), pass_feeds=feeds)
     result = Quantize(type="int8", only_what_pays=pays).run(model, Plan({}), compilation)
-    ir.save(model, path)
+    write(model, path)
     return path, {"layers": len(result.facts["nodes"])}
 
 

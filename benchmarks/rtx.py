@@ -50,6 +50,8 @@ TYPES: dict[str, dict[str, Any]] = {
     "int8": {"quantize": "int8!"} | _DATA,
     "bf16": {"quantize": "bf16"},
     "fp8": {"quantize": "fp8"} | _DATA,
+    "nvfp4": {"quantize": "nvfp4"} | _DATA,
+    "mxfp8": {"quantize": "mxfp8"},
     "int4": {"quantize": "int4"},
     "2:4": _ANY_WIDTH,
     "int8, rest fp16": {"quantize": "int8!"} | _HALF_REST | _DATA,

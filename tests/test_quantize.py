@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.errors import InputError
+from sparsecc.ir.save import write
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import METHODS
@@ -358,3 +360,28 @@ def test_factors_of_a_gemm_fold_into_its_constants(type_: str) -> None:
     assert len(result.facts["nodes"]) == 2
     for name, exact in before.items():
         assert relative_error(exact, after[name]) < (2e-2 if type_ == "int4" else 1e-3)
+
+
+def test_equal_constants_are_stored_once_and_no_shape_twice(tmp_path: Path) -> None:
+    """Scales, zero points and what an exporter wrote twice; types of constants stand beside their numbers anyway."""
+    model = weighted(
+        "g (float[1,16,8,8] x, WEIGHTS) => (float a, float b) "
+        "{ c = Conv(x, w) d = Conv(c, w2) a = Add(d, p) b = Mul(d, q) }",
+        {"w": (16, 16, 1, 1), "w2": (16, 16, 1, 1), "p": (1, 16, 8, 8), "q": (1, 16, 8, 8)},
+    )
+    same = model.graph.initializers["p"].const_value
+    assert same is not None
+    model.graph.initializers["q"].const_value = ir.tensor(same.numpy(), name="q")
+    before = open_session(model).run(feeds := feeds_for(model))
+    apply(Quantize(type="int8"), model, feeds=[feeds])
+    path = write(model, tmp_path / "model.onnx")
+    proto = onnx.load(path)
+    numbers = [(t.data_type, tuple(t.dims), t.raw_data) for t in proto.graph.initializer]
+    assert len(numbers) == len(set(numbers))
+    pairs = {n for node in proto.graph.node if node.op_type.endswith("uantizeLinear") for n in node.output}
+    assert not {info.name for info in proto.graph.value_info} & {
+        *pairs,
+        *(t.name for t in proto.graph.initializer),
+    }
+    after = open_session(path).run(feeds)
+    assert all(relative_error(exact, after[name]) < 2e-2 for name, exact in before.items())

@@ -37,6 +37,11 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
 STEPS: dict[str, list[Any]] = {
     "int8": [Quantize(type="int8")],
     "fp8": [Quantize(type="fp8")],
+    "nvfp4": [Quantize(type="nvfp4")],
+    "nvfp4+fp16": [Quantize(type="nvfp4", rest="fp16")],
+    "mxfp8": [Quantize(type="mxfp8")],
+    "mxfp8+fp16": [Quantize(type="mxfp8", rest="fp16")],
+    "mxfp8+bf16": [Quantize(type="mxfp8", rest="bf16")],
     "int4": [Quantize(type="int4")],
     "int8-weights": [Quantize(type="int8-weights")],
     "int8-weights+fp16": [Quantize(type="int8-weights", rest="fp16")],
@@ -135,7 +140,7 @@ def test_the_rest_is_half_and_both_types_are_recorded() -> None:
 @pytest.mark.parametrize(
     ("type_", "rest", "words"),
     [
-        ("int8", "int4", "rest is one of fp16, bf16, beside int8, int4 or fp8"),
+        ("int8", "int4", "rest is one of fp16, bf16, beside int8, int4, fp8, nvfp4 or mxfp8"),
         ("fp16", "bf16", "rest 'bf16' beside 'fp16'"),
         ("int8", "fp4", "does not accelerate 'fp4'"),
     ],

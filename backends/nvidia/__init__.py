@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsecc.targets import Target
 
-_TYPES = frozenset({"int8", "int8-weights", "int4", "fp8", "fp16", "bf16"})
+_TYPES = frozenset({"int8", "int8-weights", "int4", "fp8", "nvfp4", "mxfp8", "fp16", "bf16"})
 _FLOAT_OR_HALF = "GRU HardSwish Mish LpNormalization MeanVarianceNormalization LpPool GlobalLpPool".split()
 _NO_KERNEL = {
     ("bf16", operator): f"TensorRT's parser takes no {operator} in bf16" for operator in _FLOAT_OR_HALF

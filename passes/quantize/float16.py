@@ -35,6 +35,7 @@ from sparsecc.passes.weights.linear_layers import constant_array
 from sparsecc.remarks import Remark
 from sparsecc.rules import Trait, traits_of
 from sparsecc.rules.value_types import _type_string, value_types
+from sparsecc.runtime.emulated_blocks import DOMAIN, FROM_MXFP8, TO_MXFP8, unblocked
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -95,16 +96,18 @@ def _overflowing(model: ir.Model, compilation: Compilation) -> dict[str, str]:
 
     Infinity is no such value: masks and logarithms of zero have it on purpose, and fp16 has it too.
     """
-    types = value_types(model)
+    run = model.clone()
+    unblocked(run)
+    types = value_types(run)
     floats = [
         output.name
-        for node in model.graph.all_nodes()
+        for node in run.graph.all_nodes()
         for output in node.outputs
         if output.name and types.get(output) == ir.DataType.FLOAT
     ]
     if not floats:
         return {}
-    stats = collect(model, floats, compilation, histogram=False, level="none", infinite=True)
+    stats = collect(run, floats, compilation, histogram=False, level="none", infinite=True)
     large = {name for name, seen in stats.items() if max(-seen.low, seen.high) > LARGE}
     reason = f"a value it touches exceeds {LARGE:.0f}: too near the limit of fp16"
     return {
@@ -156,6 +159,9 @@ class _HalfConversion:
                 cast.type, value.type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(self.half)
 
     def _convert(self, node: ir.Node) -> None:
+        if _restores_blocks(node):
+            self._meet_blocks(node)
+            return
         reason = self._why_not(node)
         if reason:
             if any(self._is_float(value) for value in (*node.inputs, *node.outputs)):
@@ -178,6 +184,17 @@ class _HalfConversion:
                 self._retype(output)
         if any(self.types.get(value) == self.half for value in node.outputs):
             self.converted.append(node.name or "")
+
+    def _meet_blocks(self, node: ir.Node) -> None:
+        """NVFP4 comes of float32 and becomes it, as halves hold no scales of scales; MXFP8 is of halves throughout:
+        TensorRT-RTX's builder breaks down at a Cast between its DequantizeLinear and a product."""
+        if node.op_type == FROM_MXFP8:
+            node.attributes["output_dtype"] = ir.Attr("output_dtype", ir.AttributeType.INT, self.half.value)
+            self._retype(node.outputs[0])
+        elif node.op_type == TO_MXFP8:
+            self._feed(node, 0, node.inputs[0], self.half)
+        else:
+            self._keep(node)
 
     def _keep(self, node: ir.Node, *, bodies: bool = True) -> None:
         """Let a node, with all in its bodies, read float32."""
@@ -302,6 +319,17 @@ class _HalfConversion:
 
     def _was_float(self, value: ir.Value | None) -> bool:
         return value is not None and self.types.get(value) in (ir.DataType.FLOAT, self.half)
+
+
+def _restores_blocks(node: ir.Node) -> bool:
+    """Whether a node turns NVFP4 or MXFP8, or scales of theirs, into floats, or floats into them."""
+    if node.domain == DOMAIN:
+        return True
+    stored = node.inputs[0] if node.op_type == "DequantizeLinear" and not node.domain else None
+    if stored is None:
+        return False
+    readers = (use for use in node.outputs[0].uses() if use.idx == 1)
+    return stored.dtype == ir.DataType.FLOAT4E2M1 or any(_restores_blocks(use.node) for use in readers)
 
 
 def _told_of_clipping(clipped: dict[str, float]) -> str:

@@ -12,8 +12,10 @@ import onnx_ir as ir
 from sparsecc.compilation import Compilation
 from sparsecc.errors import GoalError, InputError
 from sparsecc.graph.patterns import nodes_named, require_nodes
+from sparsecc.ir.constants import share_equal
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.passes.base import Pass, PassResult, require_data
+from sparsecc.passes.quantize.block_float import BlockFloat
 from sparsecc.passes.quantize.by_hand import read_layers
 from sparsecc.passes.quantize.embeddings import Tables, quantize_tables
 from sparsecc.passes.quantize.float16 import HALF_TYPES, convert_to_half
@@ -47,6 +49,8 @@ KINDS: dict[str, Kind] = {
     "int8-dynamic": DynamicInt8(),
     "int4": Int4(),
     "int8-weights": Int4(),
+    "nvfp4": BlockFloat(),
+    "mxfp8": BlockFloat(),
     "fp16": Half(),
     "bf16": Half(),
     "mixed": Mixed(),
@@ -58,7 +62,7 @@ KINDS: dict[str, Kind] = {
 class Quantize(Pass):
     """Give a model fewer bits, in the form that the target's kernels accelerate.
 
-    type: int8 | int8-dynamic | int8-weights | int4 | fp16 | bf16 | fp8 | mixed.
+    type: int8 | int8-dynamic | int8-weights | int4 | fp16 | bf16 | fp8 | nvfp4 | mxfp8 | mixed.
     method: how int8 and fp8 activation ranges are chosen: minmax, percentile, entropy, mse.
     scheme: auto picks what the target runs fastest; qdq only standard operators; qoperator integer operators.
     reduce_range: 7-bit weights, for x64 processors without VNNI.
@@ -75,7 +79,7 @@ class Quantize(Pass):
     exclude: the layers left in float; force: those that are quantized though they do not pay (see `nodes_named`).
     only_what_pays: whether integers leave layers in float that they make no faster.
     keep_io: fp16 and bf16 keep float32 inputs and outputs; false is refused.
-    rest: fp16 or bf16 for what int8, int4 and fp8 leave in float; "" leaves it in float32.
+    rest: fp16 or bf16 for what int8, int4, fp8, nvfp4 and mxfp8 leave in float; "" leaves it in float32.
     """
 
     name: ClassVar[str] = "quantize"
@@ -146,6 +150,8 @@ class Quantize(Pass):
             model.graph, folded, left = original.graph, 0, []  # nothing is folded or made newer for nothing
             result.facts.pop("lifted", None)
             result = replace(result, in_float=None)
+        else:
+            share_equal(model)
         lost = fidelity(model, before, compilation, kind.advice)
         if not kind.keeps_loss:
             self._refuse_loss(lost.get("output_quality_db") or {})
@@ -177,7 +183,7 @@ class Quantize(Pass):
         if self.rest and (self.rest not in HALF_TYPES or not kind.leaves_rest):
             raise InputError(
                 f"quantize: rest '{self.rest}' beside '{self.type}': "
-                f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4 or fp8"
+                f"rest is one of {', '.join(HALF_TYPES)}, beside int8, int4, fp8, nvfp4 or mxfp8"
             )
         if not self.keep_io:
             raise InputError(

@@ -10,12 +10,14 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.loss.judge import use_of
+from sparsecc.loss.judge import unanswered_quality, use_of
 from sparsecc.loss.measure import Outputs
 from sparsecc.loss.quality import told
 from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import open_session
 
+WARNED_DB = 20.0
+"""A hundredth of the energy is lost."""
 FEEDS = 32
 """Sets of calibration inputs that outputs are compared on at most."""
 
@@ -37,8 +39,8 @@ def float_outputs(model: ir.Model, compilation: Compilation, *, rounds: bool = F
 def fidelity(
     model: ir.Model, before: Sequence[Outputs], compilation: Compilation, advice: str
 ) -> dict[str, Any]:
-    """Decibels of every part of the outputs, and a warning with `advice` where the worst is of doubtful use; None
-    where ONNX Runtime cannot run the model.
+    """Decibels of every part of the outputs, and a warning with `advice` where the worst is of doubtful use, or keeps
+    less than WARNED_DB and no answers of it are known; None where ONNX Runtime cannot run the model.
 
     An output whose size follows from values, as a list of what was found, may have another size now: that is said
     instead.
@@ -56,7 +58,7 @@ def fidelity(
     parts = tuple(part for part in compilation.judged_parts if part.output in kept[0])
     asked = tuple(question for question in compilation.judged_answers if question.part.output in kept[0])
     close = told(kept, after, parts, asked) if kept[0] else {}
-    if use_of(close) != "usable":
+    if use_of(close) != "usable" or unanswered_quality(close) < WARNED_DB:
         worst = close.get("worst", {})
         warnings.append(
             f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB: {advice}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO
 
+import onnx
 import onnx_ir as ir
 
 from sparsecc.ir.apart import is_apart, large, outline
@@ -12,6 +13,7 @@ from sparsecc.system import memory
 
 _BESIDE = 1024
 """Bytes of a weight that lies beside the model, where weights do."""
+_KEEP_SHAPE = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _GRAPH, _INITIALIZER, _RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
 """Tags of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data, each of some length (onnx.proto)."""
 
@@ -43,6 +45,7 @@ def _write_inline(model: ir.Model, file: IO[bytes]) -> None:
         heads.append(tensor.SerializeToString() + (_RAW_DATA + varint(length) if length else b""))
         sizes.append(len(heads[-1]) + length)
     names = [tensor.name for tensor in proto.graph.initializer]
+    _drop_needless(proto.graph)
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
@@ -53,6 +56,15 @@ def _write_inline(model: ir.Model, file: IO[bytes]) -> None:
         file.write(_INITIALIZER + varint(size) + head)
         if size > len(head):
             _write_bytes(weights[name], file)
+
+
+def _drop_needless(graph: onnx.GraphProto) -> None:
+    """Take out types and shapes that stand in the file already, or follow from one operand alone."""
+    needless = {tensor.name for tensor in graph.initializer}
+    needless |= {name for node in graph.node if node.op_type in _KEEP_SHAPE for name in node.output}
+    kept = [info for info in graph.value_info if info.name not in needless]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _write_bytes(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:

@@ -67,7 +67,15 @@ LAYER_CRITERIA = ("output", "divergence", "angular", "span")
 """How layers to leave out are chosen: by a distance of the outputs, or as a span of the residual stream."""
 CHOOSY = ("int8", "int8-dynamic", "int8-weights", "int4")
 """Types that leave layers in float which they make no faster; followed by ! they do not."""
-TYPES = (*(f"{one}{end}" for one in CHOOSY for end in ("", "!")), "fp16", "bf16", "fp8", "mixed")
+TYPES = (
+    *(f"{one}{end}" for one in CHOOSY for end in ("", "!")),
+    "fp16",
+    "bf16",
+    "fp8",
+    "nvfp4",
+    "mxfp8",
+    "mixed",
+)
 """Of --quantize."""
 FORMS = ("onnx", "ort", "engine")
 LEVERS = ("channels", "types", "layers", "tokens")

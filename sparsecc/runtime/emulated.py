@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from sparsecc.runtime.emulated_blocks import unblocked
+
 if TYPE_CHECKING:
     from sparsecc.ir.graph_editor import GraphEditor
 
@@ -18,7 +20,8 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def emulated(model: ir.Model) -> ir.Model | None:
-    """The model itself with its 16-bit nodes, in bodies too, in float32 between casts, or None when it has none.
+    """The model itself with its 16-bit nodes, in bodies too, in float32 between casts, and what
+    is rounded to blocks of small floats in standard operators, or None when it has neither.
 
     Every value still holds what its type holds: only the sums inside a node are wider, as they are in the
     kernels of GPUs.
@@ -27,9 +30,9 @@ def emulated(model: ir.Model) -> ir.Model | None:
     from sparsecc.ir.subgraphs import has_body
     from sparsecc.rules.value_types import value_types
 
-    types = value_types(model)
+    had_blocks, types = unblocked(model), value_types(model)
     if not set(HALVES) & set(types.values()):
-        return None
+        return model if had_blocks else None
     editor = GraphEditor(model)
     wide: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph.all_nodes()):

@@ -216,11 +216,12 @@ def _options(threads: int, level: str, entries: Mapping[str, str]) -> ort.Sessio
 
 
 def _session(source: Source, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
-    """As it is, or where the CPU lacks a kernel and the model is in bfloat16, emulated."""
+    """As it is, or where the CPU lacks a kernel and the model is in bfloat16 or small floats in blocks, emulated."""
     try:
         return _made(source, options, providers)
     except RuntimeFailure as e:
-        if not isinstance(e, _state.NotImplemented) or tuple(providers) != CPU:
+        lacks_kernel = isinstance(e, _state.NotImplemented) or "TRT_" in str(e)
+        if not lacks_kernel or tuple(providers) != CPU:
             raise
         if (wide := _emulated(source)) is None:
             raise

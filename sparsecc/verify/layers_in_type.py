@@ -18,6 +18,7 @@ from sparsecc.ir.apart import FED
 from sparsecc.ir.subgraphs import show
 from sparsecc.passes.quantize.float16_range import saturates
 from sparsecc.passes.quantize.scale_inputs import SCALED
+from sparsecc.runtime.block_floats import FORMATS
 from sparsecc.runtime.numerics import TOLERANCE
 from sparsecc.runtime.part_errors import part_errors
 from sparsecc.runtime.partitioned import PartedRunner
@@ -256,6 +257,8 @@ def _rounded(weight: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
     type_, axis = how["type"], how.get("axis")
     if type_ in ("fp16", "bf16"):
         return _halved(weight, type_)
+    if type_ in FORMATS:
+        return FORMATS[type_].rounded(weight, how["axis"])
     bits, block = _BITS.get(type_, 8), how.get("block")
     if axis is None:
         return _on_grid(weight, bits, None)
@@ -295,7 +298,9 @@ def _on_grid(array: np.ndarray, bits: int, axes: tuple[int, ...] | None) -> np.n
 
 
 def _rounded_data(data: np.ndarray, type_: str) -> np.ndarray:
-    """A layer's input as the type may round it: halves, or 8 bits over its range."""
+    """A layer's input as the type may round it: halves, small floats in blocks, or 8 bits over its range."""
+    if type_ in FORMATS:
+        return FORMATS[type_].rounded(data, -1)
     return _halved(data, type_) if type_ in ("fp16", "bf16") else _on_grid(data, 8, None)
 
 
