@@ -22,6 +22,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.caches import caches
 from sparsecc.graph.decoder_sizes import DecoderSizes
+from sparsecc.loading.chain import Chain
 from sparsecc.loading.identity import identity_of, identity_with
 from sparsecc.loading.models import FILES
 from sparsecc.loading.package import Package, package_at
@@ -74,7 +75,10 @@ class Compilation(Announced):
     package: Package | None = None
     """The folder that the model came in, with what its runtime reads beside it; None where a file was named."""
     original: Path | None = None
-    """The user's model where `file` was made of it (`--vocabulary`); None where it is `file`."""
+    """The user's model where `file` was made of it (`--vocabulary`, a package of several files); None where it is
+    `file`."""
+    chain: Chain | None = None
+    """The files that `file` was joined of; None where it is one."""
     vocabulary: Mapping[str, Any] | None = None
     """{"before", "after", "exact", "bytes", "kept"}: how many words there were and are; None where all stayed."""
     goal: Mapping[str, Any] | None = None

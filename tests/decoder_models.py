@@ -30,6 +30,8 @@ class Decoder:
     seed: int = 0
     window: int = 0
     """Positions that the caches of every other layer, from the first on, have room for; 0 where all grow."""
+    embeds: bool = False
+    """Whether it takes `inputs_embeds` in place of tokens, as behind a vision model."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -39,19 +41,20 @@ class Decoder:
     def model(self) -> onnx.ModelProto:
         """The model, with names for the widths of its caches."""
         cached: list[str | int | None] = ["batch_size", self.kv_heads, "past_sequence_length", "head_dim"]
+        first = ("inputs_embeds", FLOAT, [self.hidden]) if self.embeds else ("input_ids", INT, [])
         inputs = [
-            helper.make_tensor_value_info("input_ids", INT, ["batch_size", "sequence_length"]),
+            helper.make_tensor_value_info(*first[:2], ["batch_size", "sequence_length", *first[2]]),
             helper.make_tensor_value_info("attention_mask", INT, ["batch_size", "total_sequence_length"]),
         ]
         outputs = [
             helper.make_tensor_value_info("logits", FLOAT, ["batch_size", "sequence_length", self.words])
         ]
         self._mask()
-        self._weight("model.embed_tokens.weight", self.words, self.hidden, scale=1.0)
         self._rotation()
-        stream = self._node(
-            "Gather", ["model.embed_tokens.weight", "input_ids"], "/model/embed_tokens/Gather"
-        )
+        stream = "inputs_embeds"
+        if not self.embeds:
+            table = self._weight("model.embed_tokens.weight", self.words, self.hidden, scale=1.0)
+            stream = self._node("Gather", [table, "input_ids"], "/model/embed_tokens/Gather")
         normed = self._norm("/model/layers.0/input_layernorm", stream)
         for layer in range(self.layers):
             for part in ("key", "value"):

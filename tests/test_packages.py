@@ -216,7 +216,11 @@ def test_nothing_in_the_folder_runs_or_leads_out(tmp_path: Path) -> None:
     [
         ({"model": {"decoder": {"filename": "../model.onnx"}}}, "names no model in it but"),
         ({"model": {"decoder": {"filename": "gone.onnx"}}}, "names no model in it but"),
-        ({"model": {"decoder": {"filename": "a.onnx"}, "encoder": {"filename": "b.onnx"}}}, "several models"),
+        (
+            {"model": {"decoder": {"filename": "a.onnx"}, "encoder": {"filename": "b.onnx"}}},
+            "names no model in it but",
+        ),
+        ({"model": {"decoder": {"filename": "a.onnx", "pipeline": []}}}, "that code puts together"),
         ({"model": 3}, "names no model in it"),
         ([], "holds no JSON object"),
     ],

@@ -133,7 +133,13 @@ def _package(report: Mapping[str, Any]) -> list[Block]:
     sizes = [f"{key} {before} to {after}" for key, (before, after) in package["sizes"].items()]
     told = f"{quoted(package['config'])} says {', '.join(sizes)}" if sizes else quoted(package["config"])
     copied = f", with {plural(len(package['copied']), 'file')} beside it" if package["copied"] else ""
-    lines: list[Block] = [Line(f"For its runtime: {told}{copied}.")]
+    lines: list[Block] = [Line(f"For its runtime: {told}{copied}.")] if package["config"] else []
+    less = [
+        f"{quoted(one['name'])} of {quoted(one['file'])} axis {axis}: {before} to {after}"
+        for one in package.get("handed", ())
+        for axis, (before, after) in one["axes"].items()
+    ]
+    lines += [Line(f"Its files hand each other less: {less[0]}{_more(less)}.")] if less else []
     if dropped := package.get("dropped"):
         lines.append(Line(f"Left out, as it would load code: {quoted(dropped[0])}{_more(dropped)}.", "warn"))
     return [*_words(report), *lines]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Atom, Axis, Cat, Space, atoms_of, parts_of, resolve
 from sparsecc.axes.sizes import at, is_static, is_unknown
-from sparsecc.graph.caches import Cache, cache_sizes, caches, relate
+from sparsecc.graph.caches import Cache, cache_sizes, caches, relate, relate_crosses
 from sparsecc.graph.coordinates import pin_coordinates
 from sparsecc.graph.patterns import matches
 from sparsecc.graph.single_slots import gather_single_slots
@@ -79,6 +79,7 @@ def _analysed(model: ir.Model, shapes: Shapes, prune_io: Sequence[str], found: S
     enter_inputs(analysis, free)
     _follow_all(analysis, graph)
     relate(found, analysis.space, analysis.record)
+    relate_crosses(model, analysis.space, analysis.record)
     leave_outputs(analysis, free)
     settle(analysis.space, analysis.record)
     pin_coordinates(model, analysis.space, analysis.record)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from sparsecc.axes.algebra import Space
 from sparsecc.axes.sizes import is_static
+from sparsecc.ir.graph_editor import BORDER
 from sparsecc.rules.site import Record
 from sparsecc.rules.table import caches_of
 from sparsecc.shapes.contrib_ops import ShapeTable
@@ -28,6 +29,8 @@ LENGTHS = (
 Kernels that take several new positions behind a cache take one text alone."""
 ENCODED = 2
 """So many more positions than new ones has what an encoder gave."""
+CROSS = "cross"
+"""The mark of what an encoder hands on as the cache of a decoder whose runtime knows one size for all layers."""
 _CARRIER = "sparsecc.left_out"
 """What a node is marked with that hands a cache back: an input that a file of its own hands out is none."""
 
@@ -66,13 +69,21 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
         if past is None or present is None or past.shape is None:
             continue
         rank = len(past.shape)
-        if not (past.is_graph_input() and present.is_graph_output()) or past.is_initializer() or rank < 4:
+        if not (_comes_in(past) and present.is_graph_output()) or rank < 4:
             continue
         if node.op_type == "Concat" and (rank != 4 or node.attributes.get_int("axis", 0) not in (2, -2)):
             continue
         slides = node.attributes.get_int("sliding_window_cache", 0)
         room = node.attributes.get_int("local_window_size", 0) if slides else 0
         yield Cache(past, present, node, operand, rank - 2, max(room, 0))
+
+
+def _comes_in(value: ir.Value) -> bool:
+    """Whether a value is fed: by the caller, or by another file of the package."""
+    if value.is_graph_input():
+        return not value.is_initializer()
+    node = value.producer()
+    return node is not None and BORDER in node.metadata_props
 
 
 def hand_back(cache: Cache) -> None:
@@ -111,6 +122,16 @@ def relate(found: Sequence[Cache], space: Space, record: Record) -> None:
                 space.pin(after, f"the positions of cache '{cache.past.name}'")
             else:
                 space.unify(before, after)
+
+
+def relate_crosses(model: ir.Model, space: Space, record: Record) -> None:
+    """Caches that a runtime makes of one size for all layers lose the same heads and widths."""
+    marked = [node for node in model.graph if node.metadata_props.get(BORDER) == CROSS]
+    found = [axes for node in marked if len(axes := record.axes.get(node.outputs[0], [])) == 4]
+    for node, axes in zip(marked, found, strict=False):
+        space.cause = node
+        for place in (1, 3):
+            space.unify(found[0][place], axes[place])
 
 
 def cache_sizes(model: ir.Model, found: Sequence[Cache]) -> Iterator[list[dict[str, tuple[int, ...]]]]:

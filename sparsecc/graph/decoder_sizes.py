@@ -12,7 +12,8 @@ from sparsecc.graph.caches import Cache, caches
 @dataclass(frozen=True)
 class DecoderSizes:
     """What a configuration says of a decoder; None is what its graph does not say. `heads` and `kv_heads` are those of
-    each layer with a cache, in order; `sliding` are the numbers of those that read the last positions alone."""
+    each layer with a cache, in order, without any those of each attention; `sliding` are the numbers of those that
+    read the last positions alone."""
 
     layers: int
     heads: tuple[int, ...]
@@ -28,14 +29,16 @@ class DecoderSizes:
         found = caches(model)
         keys = _one_of_each_layer(found)
         widths = {size for cache in found if (size := _dim(cache.past, cache.positions + 1)) is not None}
+        alone = [] if found else [node for node in model.graph if "num_heads" in node.attributes]
+        counts = [node.attributes.get_int("num_heads", 0) for node in alone]
         logits = next((v for v in model.graph.outputs if v not in {c.present for c in found}), None)
         return DecoderSizes(
-            layers=len(keys),
-            heads=tuple(c.node.attributes.get_int("num_heads", 0) for c in keys),
-            kv_heads=tuple(_dim(c.past, c.positions - 1) or 0 for c in keys),
+            layers=len(keys) or len(alone),
+            heads=(*(c.node.attributes.get_int("num_heads", 0) for c in keys), *counts),
+            kv_heads=(*(_dim(c.past, c.positions - 1) or 0 for c in keys), *counts),
             width=max(widths, default=None),
             hidden=_hidden(model),
-            words=_dim(logits, -1) if logits is not None else None,
+            words=_dim(logits, -1) if found and logits is not None else None,
             sliding=tuple(
                 number
                 for number, cache in enumerate(keys)

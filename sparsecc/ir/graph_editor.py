@@ -11,6 +11,9 @@ from onnx_ir.passes import common as ir_passes
 
 from sparsecc.ir.mapped import Spool
 
+BORDER = "sparsecc.handed_on"
+"""What the Identity is marked with whose output one file of a package gives and others take (`loading/chain.py`)."""
+
 
 class GraphEditor:
     """Adds constants to the main graph of `model`, and nodes to it or to the body of the node beside which they stand,
@@ -167,9 +170,10 @@ def prepare(model: ir.Model) -> None:
 
 def drop_identities(model: ir.Model) -> None:
     """Take out Identity nodes, in bodies too, but for those that keep two outputs of a graph apart, or hand on an
-    input, a constant or a value from around a body: an output is a value of its own, made where it is given."""
+    input, a constant or a value from around a body: an output is a value of its own, made where it is given. Those
+    between the files of a package stay."""
     for node in list(model.graph.all_nodes()):
-        if node.op_type != "Identity" or node.domain:
+        if node.op_type != "Identity" or node.domain or BORDER in node.metadata_props:
             continue
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None

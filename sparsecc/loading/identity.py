@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsecc.loading.external import ExternalFiles
 from sparsecc.loading.open_model import open_model
+from sparsecc.loading.package import package_at
 from sparsecc.system.files import file_sha256
 
 _PIECE = 4 << 20
@@ -21,8 +22,14 @@ _PIECE = 4 << 20
 def identity_of(path: Path) -> dict[str, Any]:
     """{"sha256": of the file}, and where it has external data {"data": {location: sha256}}, in hex.
 
+    Of the folder of a package of several files "data" has each file too, and "sha256" is that of their hashes.
     InputError for what the front door refuses. Bundles of version 0.1 have no "data".
     """
+    if path.is_dir() and (package := package_at(path)) is not None:
+        files = {file.name: identity_of(file) for file in package.models}
+        data = {n: h for one in files.values() for n, h in one.get("data", {}).items()}
+        data |= {name: one["sha256"] for name, one in files.items()}
+        return {"sha256": hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(), "data": data}
     return identity_with(path, open_model(path).files)
 
 

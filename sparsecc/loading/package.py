@@ -1,4 +1,4 @@
-"""Folders that hold a language model as its runtime loads it: the model, its configuration, its tokenizer.
+"""Folders that hold a model as its runtime loads it: its files, its configuration, its tokenizer.
 
 All of it is data of a stranger's: JSON is read bounded and never evaluated, names of files are plain ones in the same
 folder, links are not followed, and what a configuration says that a runtime would load as code is left out.
@@ -23,9 +23,12 @@ LARGEST = 256 << 20
 JSON_LARGEST = 16 << 20
 """Bytes of a configuration."""
 GENAI, HUGGING_FACE = "genai_config.json", "config.json"
-DECODERS = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx", "decoder_model.onnx")
-"""What a decoder is called beside a Hugging Face configuration, the likeliest first."""
-ENCODER = "encoder_model.onnx"
+ENCODER, MERGED, PLAIN = "encoder_model.onnx", "decoder_model_merged.onnx", "model.onnx"
+STEPS = ("decoder_model.onnx", "decoder_with_past_model.onnx")
+"""What optimum calls the first step of a decoder and those behind it, where they are not merged."""
+_IN_CODE = ("embed_tokens.onnx", "vision_encoder.onnx", "audio_encoder.onnx")
+"""Files whose outputs the caller's code joins: no file says which axes are the same."""
+_ARTEFACTS = ("model.ort", "model.onnx")
 _DATA = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe"})
 """Endings of the files that runtimes read beside a model."""
 _CODE = ("library", "path", "auto_map", "plugin")
@@ -43,14 +46,29 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Package:
-    """A folder, the name of its configuration and what that says, and its one model."""
+    """A folder, the name of its configuration ("" without one) and what that says, and the files of its model."""
 
     folder: Path
     config: str
     settings: Mapping[str, Any]
-    model: Path
+    models: tuple[Path, ...]
     dropped: tuple[str, ...] = ()
     """Keys of the configuration that were left out, as they would make a runtime load code."""
+
+    @property
+    def model(self) -> Path:
+        """Its one file. InputError where it has several."""
+        if self.is_chain:
+            raise InputError(
+                f"{one_line(str(self.folder), 120)} holds several models ({_listed(self.models)}) that share axes: "
+                "compile, inspect and verify take them together; here name one of the files"
+            )
+        return self.models[0]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether files of it take what others give."""
+        return len(self.models) > 1
 
     @property
     def is_genai(self) -> bool:
@@ -74,7 +92,9 @@ class Package:
         carried: list[str] = []
         left: list[str] = []
         for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-            if entry.name in (self.config, self.model.name) or entry.name.startswith("."):
+            if entry.name in (self.config, *(path.name for path in self.models)) or entry.name.startswith(
+                "."
+            ):
                 continue
             is_data = Path(entry.name).suffix.lower() in _DATA or entry.name.upper().startswith(
                 ("LICENSE", "NOTICE")
@@ -103,17 +123,24 @@ class Package:
 
 
 def package_at(path: Path) -> Package | None:
-    """The package in a folder; None for a file. InputError for a folder without a model that it says, and for several
-    models that share axes."""
+    """The package in a folder; None for a file. InputError for a folder without models that it says."""
     if not path.is_dir():
         return None
     for config in (GENAI, HUGGING_FACE):
         if (path / config).is_file():
             settings, dropped = _without_code(_json(path / config))
-            return Package(path, config, settings, _model(path, config, settings), tuple(dropped))
+            return Package(path, config, settings, _models(path, config, settings), tuple(dropped))
+    models = sorted(file for file in path.glob("*.onnx") if file.is_file() and not file.is_symlink())
+    if len(models) > 1:
+        return Package(path, "", {}, tuple(models))
     raise InputError(
         f"{one_line(str(path), 120)} is a folder without {GENAI} or {HUGGING_FACE}: name the .onnx file in it"
     )
+
+
+def is_bundle_of_one(path: Path) -> bool:
+    """Whether a folder holds one model under the name that a compile gives it."""
+    return any((path / name).is_file() for name in _ARTEFACTS)
 
 
 def model_file(path: Path) -> Path:
@@ -122,7 +149,7 @@ def model_file(path: Path) -> Path:
         if not path.is_file():
             raise InputError(f"{path}: no such file: check the path")
         return path
-    for name in ("model.ort", "model.onnx"):
+    for name in _ARTEFACTS:
         if (path / name).is_file():
             return path / name
     package = package_at(path)
@@ -130,28 +157,45 @@ def model_file(path: Path) -> Path:
     return package.model
 
 
-def _model(folder: Path, config: str, settings: Mapping[str, Any]) -> Path:
-    if config == GENAI:
-        parts = settings.get("model")
-        named = {
-            part: about["filename"]
-            for part, about in (parts if isinstance(parts, dict) else {}).items()
-            if isinstance(about, dict) and isinstance(about.get("filename"), str)
-        }
-        parts_of_it = [*named, *(["pipeline"] if "pipeline" in _decoder(settings) else [])]
-        names = [named["decoder"]] if "decoder" in named else []
-    else:
-        parts_of_it = [name for name in (*DECODERS, ENCODER) if (folder / name).is_file()]
-        names = parts_of_it[:1]
-    if len(parts_of_it) > 1:
+def _models(folder: Path, config: str, settings: Mapping[str, Any]) -> tuple[Path, ...]:
+    names = _named(settings) if config == GENAI else _beside(folder)
+    if not names:
         raise InputError(
-            f"{one_line(str(folder), 120)} holds several models ({', '.join(map(one_line, parts_of_it))}) that share "
-            "axes: name one of their files, and only what is its own will be cut"
+            f"{one_line(str(folder / config), 120)} names no model in it: name the .onnx file itself"
         )
-    if not names or Path(names[0]).name != names[0] or not (folder / names[0]).is_file():
-        told = f"names no model in it but {quoted(names[0])}" if names else "names no model in it"
-        raise InputError(f"{one_line(str(folder / config), 120)} {told}: name the .onnx file itself")
-    return folder / str(names[0])
+    if (config == GENAI and "pipeline" in _decoder(settings)) or {*names} & {*_IN_CODE}:
+        raise InputError(
+            f"{one_line(str(folder), 120)} holds several models ({one_line(', '.join(names), 200)}) that code puts "
+            "together: name one of their files, and only what is its own will be cut"
+        )
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InputError(
+                f"{one_line(str(folder / config), 120)} names no model in it but {quoted(name)}: name the .onnx file "
+                "itself"
+            )
+    return tuple(folder / name for name in names)
+
+
+def _named(settings: Mapping[str, Any]) -> list[str]:
+    """The files that `genai_config.json` names."""
+    parts = settings.get("model")
+    named = [
+        about["filename"]
+        for about in (parts if isinstance(parts, dict) else {}).values()
+        if isinstance(about, dict) and isinstance(about.get("filename"), str)
+    ]
+    return list(dict.fromkeys(named))
+
+
+def _beside(folder: Path) -> list[str]:
+    """The files beside a Hugging Face configuration that make up its model; a merged decoder stands for its steps."""
+    there = [name for name in (ENCODER, MERGED, *STEPS, PLAIN, *_IN_CODE) if (folder / name).is_file()]
+    return [name for name in there if name not in STEPS] if MERGED in there else there
+
+
+def _listed(models: tuple[Path, ...]) -> str:
+    return one_line(", ".join(path.name for path in models), 200)
 
 
 def _decoder(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,7 +25,8 @@ class CompileResult:
 
     @property
     def model(self) -> Path | None:
-        """The file to load: ONNX, ORT format or an engine. None on a dry run."""
+        """The file to load: ONNX, ORT format or an engine. None on a dry run, and of a package of several files, which
+        `report["package"]["files"]` names in the order in which they run."""
         files = [] if self.bundle is None else [self.bundle / name for name in MODELS]
         return next((file for file in files if file.is_file()), None)
 

@@ -147,6 +147,8 @@ def _multi_head(site: Site, bias: int, mask: int, past: int) -> None:
     for a, b in ((query, key), (query, value)):
         site.space.unify(a[1], b[1])
         site.same(a[0], b[0])
+    if site.has(past):
+        site.space.unify(key[3], value[3])  # kernels take cached values of no other width
     heads = Heads(query[1], query[1], query[3], value[3])
     total = key[2]
     if site.has(past):

@@ -16,6 +16,16 @@ class Scratch:
     folder: Path
 
     @property
+    def chain(self) -> Path:
+        """All files of a package as one."""
+        return self.folder / "chain" / "model.onnx"
+
+    @property
+    def chain_of_result(self) -> Path:
+        """All files of a bundle as one, where it is held against those of a package."""
+        return self.folder / "chain_of_result" / "model.onnx"
+
+    @property
     def dense(self) -> Path:
         """The model as it was given, normalised, where something needs a file; never where it is run by parts."""
         return self.folder / "dense" / "model.onnx"

@@ -18,6 +18,7 @@ from sparsecc.decide.channels import require_methods
 from sparsecc.decide.passes import require_passes
 from sparsecc.errors import GoalError
 from sparsecc.graph.decoder_sizes import DecoderSizes
+from sparsecc.loading.package import Package
 from sparsecc.options import CompileOptions
 from sparsecc.plan import Plan
 from sparsecc.report import assemble
@@ -28,6 +29,7 @@ from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
+from sparsecc.tasks.chain import write_files
 from sparsecc.tasks.fewer_words import WORDS, compilation_of
 from sparsecc.tasks.stages import DECIDING, Work, walk
 from sparsecc.verify.stored_probes import PROBES
@@ -57,17 +59,15 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
         work = Work(compilation, bundle.folder)
         work.backend.require(work.backend.build_options(compilation.options))
         walk(work)
+        chained = write_files(work) if compilation.chain is not None else {}
         plan = work.decision.plan
         report = assemble.report(compilation, work.decision, work.verification, _figures(work), work.accuracy)
         options = compilation.options
         if refused := refusal(report, options.min_quality, options.min_agreement):
             advice = report["verdict"]["advice"] or "lower it, or take less with a lower --ratio"
             raise GoalError(f"nothing was written: {refused}: {advice}")
-        if compilation.package is not None and compilation.decoder is not None:
-            left = DecoderSizes.of(work.analysis.model)
-            report["package"] = carry(
-                compilation.package, bundle.folder, work.artefact.main, compilation.decoder, left
-            )
+        if compilation.package is not None:
+            report["package"] = chained | _carry(compilation.package, work)
         if compilation.vocabulary is not None:
             report["vocabulary"] = {n: v for n, v in compilation.vocabulary.items() if n != "kept"}
         work.probes.keep(work.backend, work.compiled, bundle.folder / PROBES)
@@ -76,12 +76,25 @@ def compiled(compilation: Compilation, request: Mapping[str, Any]) -> dict[str, 
     return {**made, "facts": bundle.facts}
 
 
+def _carry(package: Package, work: Work) -> dict[str, Any]:
+    """Write what stands beside the model in its package."""
+    chain, dense = work.compilation.chain, work.compilation.decoder
+    if chain is not None:
+        sizes = {name: (chain.dense[name], left) for name, left in chain.left.items()}
+        return carry(package, work.folder, sizes, cross=chain.cross)
+    assert dense is not None  # of a package
+    both = dense, DecoderSizes.of(work.analysis.model)
+    return carry(package, work.folder, {package.model.name: both}, work.artefact.main)
+
+
 def _figures(work: Work) -> dict[str, Any]:
     """What was measured, with sizes and what the backend says of its build; no time in a compile that measures
     nothing."""
     is_timed = work.compilation.options.measure
     built = {k: v for k, v in work.artefact.facts.items() if is_timed or k != "build_seconds"}
-    sizes = {"before": work.compilation.dense.bytes, "after": size_of(work.folder)}
+    chain = work.compilation.chain
+    before = work.compilation.dense.bytes if chain is None else chain.bytes
+    sizes = {"before": before, "after": size_of(work.folder)}
     figures = {**work.measured, "bytes": sizes, "built": built}
     if work.artefact.weights is not None:
         figures["weights"] = {"before": work.compilation.dense.weights, "after": work.artefact.weights}

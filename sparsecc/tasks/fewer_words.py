@@ -22,6 +22,7 @@ from sparsecc.loading.package import Package, package_at
 from sparsecc.options import CompileOptions
 from sparsecc.system.progress import Emit
 from sparsecc.system.scratch import Scratch
+from sparsecc.tasks.chain import compilation_of_chain
 
 WORDS = "given_vocabulary.json"
 """The numbers before of the words that stayed, in a bundle."""
@@ -53,14 +54,16 @@ class FewerWords:
 
 
 def compilation_of(path: Path, options: CompileOptions, scratch: Scratch, emit: Emit) -> Compilation:
-    """A compile of the model at `path`, after `--vocabulary` left words out of it."""
+    """A compile of the model at `path`, after `--vocabulary` left words out of it; of all files of a package."""
+    package = package_at(path)
+    if package is not None and package.is_chain:
+        return compilation_of_chain(package, options, scratch, emit)
     if options.vocabulary is None:
         return Compilation.opened_at(path, options, scratch, emit)
     require_text(options)
     emit({"stage": "vocabulary", "share": 0.0})
     fewer = with_fewer_words(path, options, scratch)
     compilation = Compilation.opened_at(fewer.model, options, scratch, emit)
-    package = package_at(path)
     compilation.original = path if package is None else package.model
     compilation.vocabulary = {**fewer.facts(), "kept": fewer.kept}
     return compilation

@@ -17,9 +17,10 @@ from sparsecc.graph.explain import explain
 from sparsecc.graph.groups import Group, find_groups, known_names, nodes_holding, pinned_reasons, reason_of
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
+from sparsecc.loading.chain import Chain
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
-from sparsecc.loading.package import model_file
+from sparsecc.loading.package import is_bundle_of_one, model_file, package_at
 from sparsecc.loading.skip_norms import split_skip_norms
 from sparsecc.options import CompileOptions
 from sparsecc.report.inspect_page import topology
@@ -29,9 +30,14 @@ Emit = Callable[[dict[str, Any]], None]
 
 def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Groups, members, what can go, and what is pinned and why."""
-    path, options = model_file(Path(request["model"])), CompileOptions.of(request["options"])
+    path, options = Path(request["model"]), CompileOptions.of(request["options"])
     emit({"stage": "load", "share": 0.0})
-    model = normalise(load_ir(path))
+    package = None if is_bundle_of_one(path) else package_at(path)
+    if package is not None and package.is_chain:
+        model = Chain.of(package).model
+    else:
+        path = model_file(path)
+        model = normalise(load_ir(path))
     split_skip_norms(model)
     emit({"stage": "analyse", "share": 0.4})
     analysis = analyse(model, options.dims, prune_io=options.prune_io)

@@ -37,6 +37,7 @@ from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.system import memory
 from sparsecc.tasks import siblings
 from sparsecc.tasks.ablation import has_parts
+from sparsecc.tasks.chain import require_whole
 from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
 from sparsecc.verify.probes import Probes
@@ -100,10 +101,8 @@ class Stage:
 def load(work: Work) -> None:
     """Load, normalise and analyse the input, at input sizes it really runs at."""
     compilation = work.compilation
-    if compilation.has_begun:
-        work.analysis = compilation.analysed(loaded(compilation))
-    else:
-        work.analysis = begin(compilation)
+    has_begun = compilation.has_begun
+    work.analysis = compilation.analysed(loaded(compilation)) if has_begun else begin(compilation)
     work.probes = Probes(compilation)
 
 
@@ -117,6 +116,7 @@ def choose(work: Work) -> None:
     analysis, depth = thin(work.compilation, *shorten(work.compilation, work.analysis))
     analysis, depth = bury(work.compilation, analysis, depth)
     work.analysis, work.decision = analysis, decide(work.compilation, analysis, depth)
+    require_whole(work.compilation)
     options, method = work.compilation.options, work.decision.choice.method
     for name in ("criterion", "allocator"):
         if getattr(options, name) == "auto" and name in method:

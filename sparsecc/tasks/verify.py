@@ -34,6 +34,7 @@ from sparsecc.system import memory
 from sparsecc.system.files import size_of
 from sparsecc.system.scratch import Scratch
 from sparsecc.system.temp_folders import temporary_folder
+from sparsecc.tasks.chain import as_one_file
 from sparsecc.tasks.fewer_words import WORDS, with_fewer_words
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
@@ -79,7 +80,7 @@ def _verified(checks: list[Check]) -> dict[str, Any]:
 
 def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch: Scratch) -> list[Check]:
     """What takes opening the model, which passes the front door first."""
-    compiled = model_file(bundle.folder)
+    compiled = as_one_file(bundle.folder, scratch.chain_of_result)
     by_parts = not memory.fits(size_of(bundle.folder))
     runner = (
         PartedRunner(load_ir(compiled)) if by_parts else open_session(private_copy(compiled, scratch.folder))
@@ -90,9 +91,11 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
         missing = "give the model it was compiled from with --model"
         return [*checks, *(_checked(name, None, missing) for name in ("original", "numerics"))]
     emit({"stage": "compare", "share": 0.5})
-    original = model_file(Path(request["model"]))
+    named = Path(request["model"])
+    original = as_one_file(named, scratch.chain)
+    whole = named if original == scratch.chain else original
     plan = read_plan(bundle.plan)
-    checks.append(_is_original(plan, original))
+    checks.append(_is_original(plan, whole))
     if not checks[-1]["ok"]:
         return checks
     dense = original
@@ -104,7 +107,8 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
     numerics = against.zeroing()
     if given.get("calib"):
         numerics = against.samples(str(given["calib"])) if numerics["ok"] is not False else numerics
-    whole = original.parent if {GENAI, HUGGING_FACE} & bundle.manifest["files"].keys() else original
+    if {GENAI, HUGGING_FACE} & bundle.manifest["files"].keys() and whole is original:
+        whole = original.parent
     again = [reproduced(bundle, whole, given, emit)] if request.get("reproduce") else []
     if again and numerics["ok"] is None and again[0]["ok"]:
         numerics = _checked("numerics", True, "by compiling again")
