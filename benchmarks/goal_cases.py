@@ -1,7 +1,7 @@
-"""Six models of unlike kinds with samples, and what their users would look at, for `benchmarks/goals.py`.
+"""Models of six kinds with samples, and what their users would look at, for `benchmarks/goals.py`.
 
-Five are of the shared materials (SPARSECC_SHARED or ../shared), on photographs, rendered plates and text; the sentence
-encoder is trained here on plays in a few minutes and kept under out/benchmarks/.
+Five are of the shared materials (SPARSECC_SHARED or ../shared), on photographs, rendered plates and text; a detector
+and the sentence encoder are trained here in a few minutes and kept under out/benchmarks/.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import DEVIATION, MEAN, ROOT, SHARED, cifar_batch
+from benchmarks.goal_detector import DETECTOR, scenes, train
 
 Feeds = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
+Decode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Turns what a detector gives for an image into boxes (n, 4), centre and sides in pixels, and scores (n, classes)."""
 LETTERS = np.array(list("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"))
 ENCODER = ROOT / "out" / "benchmarks" / "sentence_encoder.onnx"
 
@@ -58,21 +62,39 @@ def _only(outputs: Outputs) -> np.ndarray:
     return next(iter(outputs.values()))
 
 
-# A detector with boxes and scores in one output
+# Detectors with boxes and scores in one output
 
 
 def detector() -> Case:
+    """One of residual blocks with SiLU on shapes over photographs, trained here (`benchmarks/goal_detector.py`)."""
+    if not DETECTOR.exists():
+        train()
+    images, unseen = scenes(48, seed=100_000)[0], scenes(200, seed=200_000)[0]
+    alike = partial(_boxes_alike, lambda found: (found[:4].T, found[4:].T))
+    return Case(DETECTOR, {"image": images}, _one_by_one("image", unseen), alike, "F1 of boxes")
+
+
+def yolox() -> Case:
     """YOLOX-Nano on photographs."""
     images, file = _channels_first(_photos(416, 112, step=4)[..., ::-1]), SHARED / "det/yolox_nano.onnx"
     unseen = _one_by_one("images", images[48:])
-    return Case(file, {"images": images[:48]}, unseen, _boxes_alike, "F1 of boxes")
+    return Case(file, {"images": images[:48]}, unseen, partial(_boxes_alike, _on_grids), "F1 of boxes")
 
 
-def _boxes_alike(dense: Sequence[Outputs], other: Sequence[Outputs]) -> float:
+def _on_grids(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes (n, 4): centre and sides in pixels, scores (n, classes)) of offsets on three grids."""
+    cells = [(x, y, s) for s in (8, 16, 32) for y in range(416 // s) for x in range(416 // s)]
+    x, y, stride = np.array(cells, np.float32).T
+    centre = (found[:, :2] + np.stack([x, y], 1)) * stride[:, None]
+    sides = np.exp(np.minimum(found[:, 2:4], 10)) * stride[:, None]
+    return np.column_stack([centre, sides]), found[:, 4:5] * found[:, 5:]
+
+
+def _boxes_alike(decode: Decode, dense: Sequence[Outputs], other: Sequence[Outputs]) -> float:
     """F1 of detections against the dense model's: same class, IoU of a half or more."""
     hits, told, wanted = 0, 0, 0
     for one, two in zip(dense, other, strict=True):
-        a, b = _detections(_only(one)[0]), _detections(_only(two)[0])
+        a, b = (_detections(*decode(_only(found)[0])) for found in (one, two))
         told, wanted, free = told + len(b), wanted + len(a), set(range(len(a)))
         for box in b:
             near = [i for i in free if a[i][5] == box[5] and _iou(a[i], box) >= 0.5]
@@ -82,13 +104,9 @@ def _boxes_alike(dense: Sequence[Outputs], other: Sequence[Outputs]) -> float:
     return 2 * hits / max(told + wanted, 1)
 
 
-def _detections(found: np.ndarray) -> list[np.ndarray]:
+def _detections(boxes: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
     """(x0, y0, x1, y1, score, class) from 0.25 on, overlapping ones of a class once."""
-    cells = [(x, y, s) for s in (8, 16, 32) for y in range(416 // s) for x in range(416 // s)]
-    x, y, stride = np.array(cells, np.float32).T
-    centre = (found[:, :2] + np.stack([x, y], 1)) * stride[:, None]
-    half = np.exp(np.minimum(found[:, 2:4], 10)) * stride[:, None] / 2
-    scores = found[:, 4:5] * found[:, 5:]
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
     rows = np.column_stack([centre - half, centre + half, scores.max(1), scores.argmax(1)])
     kept: list[np.ndarray] = []
     for row in sorted(rows[rows[:, 4] >= 0.25], key=lambda r: -r[4]):
@@ -305,4 +323,5 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "sentence encoder": encoder,
     "residual classifier": residual,
     "text detector": text_detector,
+    "YOLOX-Nano": yolox,
 }

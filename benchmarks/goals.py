@@ -45,7 +45,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 PART = {"quantize": "int8", "quantize_options": {"max_drop": "0.002"}}
 BY_HAND: Mapping[str, Mapping[str, Any]] = {
-    "detector": {"ratio": 0.1, "quantize": "int8", "quantize_options": {"max_drop": "0.02"}},
+    "detector": {"ratio": 0.1, **PART},
+    "YOLOX-Nano": {"ratio": 0.1, "quantize": "int8", "quantize_options": {"max_drop": "0.02"}},
     "text recogniser": {
         "quantize": "int8",
         "quantize_options": {"exclude": "/feature/feature.0/Conv,/feature/feature.3/Conv,/newCnn/Conv"},

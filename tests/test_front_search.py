@@ -82,6 +82,14 @@ def test_layers_join_the_fastest_that_is_of_use() -> None:
     assert {"int8 layers 0.2", "int8 tokens 0.7 0.2"} <= set(waves[3])
 
 
+def test_without_channels_nothing_goes_but_layers() -> None:
+    search = FrontSearch([INT8], [{"prune": ("layers",)}], rounds=1, removes=False)
+    names = [name for wave in made(search, {**GOOD, "int8 layers": (2.0, 35, 30)}) for name in wave]
+    assert names[:2] == ["int8 0", "int8 but for the worst layers 0"]
+    assert len(names) > 2
+    assert all("layers" in name for name in names[2:])
+
+
 def test_ordered_ratios_are_all_that_is_made_of_every_way() -> None:
     search = FrontSearch([INT8, {}, {"criterion": "l1"}], [{"tokens": 0.7}], (0.0, 0.2, 0.5), rounds=0)
     assert made(search, GOOD) == [

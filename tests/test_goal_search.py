@@ -239,6 +239,66 @@ def test_spare_speed_goes_to_the_worst_layers_first() -> None:
     assert made.count("int8 but for the worst layers 0.00") == 1
 
 
+def test_eight_bits_in_part_that_are_faster_take_the_place_of_all() -> None:
+    """Conversions that a lone layer pays for can cost more than its kernel saves."""
+    made: list[str] = []
+    ways = {"": Way(1.0, 30, lost=60), "int8": Way(1.25, 25), "int8 but for the worst layers": Way(1.4, 29)}
+    parts = {"int8": PART}
+
+    def settle(speedup: float) -> Settled:
+        safer: Callable[[Trial], Family | None] = lambda t: parts.get(" ".join(words_of(t.levers)))  # noqa: E731
+        return Search(Goal(speedup=speedup), among(ways, made), [INT8, {}], safer=safer).settle()
+
+    assert settle(1.4).best.levers == PART
+    assert made[:2] == ["int8 0.00", "int8 but for the worst layers 0.00"]
+    made.clear()
+    found = settle(1.6)
+    assert (found.best.levers, sum(name.startswith("int8 0.") for name in made)) == (PART, 1)
+    assert found.best.ratio > 0
+
+
+@pytest.mark.parametrize("goal", [Goal(speedup=1.5), Goal(min_quality=20.0)])
+def test_eight_bits_in_part_that_are_of_no_use_either_end_there(goal: Goal) -> None:
+    """What would be safer than a part is the same part once more."""
+    made: list[str] = []
+    ways = {"": Way(1.0, 60, lost=20), "int8": Way(3.0, 2), "int8 but for the worst layers": Way(3.0, 3)}
+    found = Search(goal, among(ways, made), [INT8, {}], safer=lambda t: PART).settle()
+    assert found.best.levers == {}
+    assert sum(name.startswith("int8") for name in made) == 2
+
+
+@pytest.mark.parametrize("goal", [Goal(speedup=1.7), Goal(min_quality=25.0)])
+def test_where_channels_are_no_lever_nothing_is_removed(goal: Goal) -> None:
+    made: list[str] = []
+    ways = {"": Way(1.0, 90), "int8": Way(1.4, 36), "int8 layers": Way(1.4, 36)}
+    search = Search(goal, among(ways, made), [INT8], [LAYERS], keeps_all=lambda family: "prune" not in family)
+    assert search.settle().best.levers in (INT8, {**INT8, **LAYERS})
+    assert [name for name in made if name.startswith("int8 0.")] == ["int8 0.00"]
+
+
+def test_more_layers_go_back_to_float_while_speed_is_to_spare() -> None:
+    """Each part gives up 0.2x for 4 dB, until less than 8 % is to spare."""
+
+    def part(trial: Trial) -> Family:
+        step = 1 + sum(t.ratio == 0 and "quantize_options" in t.levers for t in search.trials)
+        return {"quantize": "int8", "quantize_options": {"max_drop": str(step)}}
+
+    def attempt(family: Family, ratio: float) -> Trial:
+        step = int(family.get("quantize_options", {}).get("max_drop", 0))
+        speed, kept = (2.2 - 0.2 * step, 25 + 4 * step) if family else (1 + ratio, 30 - 60 * ratio)
+        return Trial(ratio, ratio, 1, 1, levers=family, speedup=speed, dense_ms=10.0, quality_db=kept)
+
+    search = Search(Goal(speedup=1.7), attempt, [INT8, {}], safer=part)
+    assert search.settle().best.levers["quantize_options"] == {"max_drop": "2"}  # 1.8x: 6 % is left
+
+
+def test_a_score_above_the_original_is_chance() -> None:
+    def trial(score: float, quality: float) -> Trial:
+        return Trial(0, 0, 1, 1, score=score, dense_score=0.992, quality_db=quality)
+
+    assert trial(0.992, 38).merit > trial(0.994, 20).merit > trial(0.990, 40).merit
+
+
 def test_a_little_is_removed_from_eight_bits_in_part_where_that_loses_less() -> None:
     ways = {"": Way(1.0, 60, lost=80), "int8": Way(1.5, 25), "int8 but for the worst layers": Way(1.35, 33)}
     search = Search(
@@ -285,6 +345,14 @@ def test_when_time_is_over_what_meets_the_goal_is_taken() -> None:
     slow = {"": Way(1.0, 90, lost=1), "int8": Way(1.2, 36)}
     found = Search(Goal(speedup=2), among(slow), [INT8, {}], is_over=lambda: True).settle()
     assert found.best.speedup == pytest.approx(2, rel=0.05)
+
+
+def test_a_search_that_is_late_takes_what_comes_nearest() -> None:
+    made: list[str] = []
+    ways = {"": Way(1.0, 90, slope=0.2), "int8": Way(1.2, 36, slope=0.2)}
+    found = Search(Goal(speedup=2), among(ways, made), [INT8, {}], is_late=lambda: len(made) > 1).settle()
+    assert len(made) == len(found.trials) == 2
+    assert found.excess == pytest.approx(math.log(2 / max(t.speedup or 0 for t in found.trials)))
 
 
 def test_a_search_that_was_ended_is_settled_by_what_was_tried() -> None:

@@ -202,6 +202,13 @@ def test_a_point_that_ends_its_worker_does_not_end_the_others(tmp_path: Path) ->
     assert "worker" in found["failed"][0]["error"]
 
 
+def test_a_point_beyond_a_limit_is_named_and_left_out(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**QUICK, "calib": DIGITS, "quantizes": (None,), "min_quality": 8.0}
+    found = sparsecc.search(LSTM, output=tmp_path, ratios=(0.1, 0.8), **options)
+    assert [p["ratio"] for p in found["points"]] == [0.1]
+    assert "dB loses more than --min-quality 8 allows" in found["failed"][0]["error"]
+
+
 def test_a_killed_search_goes_on_where_it_was(models_dir: Path, tmp_path: Path) -> None:
     words = [
         sys.executable,

@@ -38,6 +38,8 @@ class FrontSearch:
     rounds: int = 1
     times_types: bool = False
     """Whether types for each layer can be chosen by timing them."""
+    removes: bool = True
+    """Whether channels may go; else layers alone."""
     trials: list[Trial] = field(default_factory=list)
 
     def waves(self) -> Iterator[list[Point]]:
@@ -151,7 +153,10 @@ class FrontSearch:
         return last is None or self._is_useless(family) or self._is_beaten(last)
 
     def _new(self, points: Sequence[Point]) -> list[Point]:
-        """Without what was tried, or nearly was."""
+        """Without what was tried, or nearly was, and what nothing may be removed of."""
+        points = [
+            (f, r) for f, r in points if self.removes or self.ratios is not None or not r or "prune" in f
+        ]
         found: list[Point] = []
         known = [(t.levers, t.ratio) for t in self.trials]
         for family, ratio in points:

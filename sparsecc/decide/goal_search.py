@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsecc.decide.goals import NEAR, Goal, Trial
 from sparsecc.errors import GoalError, InputError
@@ -26,12 +26,17 @@ SLACK = math.log(1.08)
 """What is faster than asked by more than this may give speed back for less loss."""
 PAYS = 1.02
 """The least speed at which a change is worth having for speed alone."""
+STEPS = 3
+"""How often more layers may go back to float."""
+REMOVING = ("prune", "metric")
+"""Options that change what a ratio removes: with nothing removed they change nothing."""
 START = 0.35
 """The ratio to begin with where nothing is known of the speed."""
 
 _GOOD = (-0.035, 0.015)
 _CLOSE = 0.008
 
+Made = TypeVar("Made")
 Family = Mapping[str, Any]
 """Options of a compile besides its ratio."""
 Attempt = Callable[[Family, float], Trial]
@@ -63,8 +68,9 @@ class Search:
     with the levers of the best so far.
 
     `finer` is the family that gives back the speed of a trial that nobody asked for, `safer` that of its levers where
-    they lose least, if there are such; `is_over` ends the search once something meets the goal. `ceiling` is the
-    largest ratio allowed (`--ratio`). `refused` says why families had no model.
+    they lose least, if there are such; `is_over` ends the search once something meets the goal, `is_late` whatever was
+    found. `ceiling` is the largest ratio allowed (`--ratio`), `keeps_all` says of a family that nothing may be removed
+    besides. `refused` says why families had no model.
     """
 
     goal: Goal
@@ -72,9 +78,11 @@ class Search:
     families: Sequence[Family] = ({},)
     more: Sequence[Family] = ()
     ceiling: float | None = None
+    keeps_all: Callable[[Family], bool] = lambda _: False
     finer: Callable[[Trial], Family | None] = lambda _: None
     safer: Callable[[Trial], Family | None] = lambda _: None
     is_over: Callable[[], bool] = lambda: False
+    is_late: Callable[[], bool] = lambda: False
     trials: list[Trial] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -82,7 +90,7 @@ class Search:
         """The trial that meets the goal and loses least, or comes nearest. InputError or GoalError where no family
         has any model."""
         for number, family in enumerate(self._ways()):
-            if number and (len(self.trials) >= MOST or (self.is_over() and self._within())):
+            if number and self._has_ended():
                 break
             try:
                 (self._reach if self.goal.has_target else self._farthest)(family)
@@ -103,12 +111,17 @@ class Search:
         notes = () if excess <= NEAR else (self.goal.short(best, excess),)
         return Settled(best, tuple(self.trials), notes, excess)
 
+    def _has_ended(self) -> bool:
+        """Whether no more models are made: there are enough, or the time is over."""
+        is_over = self.is_late() or (self.is_over() and bool(self._within()))
+        return bool(self.trials) and (is_over or len(self.trials) >= MOST)
+
     def _ways(self) -> Iterator[Family]:
         """The families in turn; each is made when the one before has been tried."""
         yield from self.families
         whole = [t for t in self.trials if t.ratio == 0 and t.levers and not self.goal.loses_too_much(t)]
         safer = self.safer(whole[0]) if self.goal.has_target and whole else None
-        tried = [t for t in self.trials if t.levers == safer and self.goal.excess(t) <= NEAR]
+        tried = [t for t in self.trials if t.levers == safer and (t.ratio > 0 or self.goal.excess(t) <= NEAR)]
         if safer is not None and not tried:
             yield safer
         for family in self.more:
@@ -152,26 +165,30 @@ class Search:
 
     def _reach(self, family: Family) -> None:
         """The smallest ratio of a family that meets the target. The search runs over x = -ln(1 - ratio)."""
-        start = self._without_layers(family)
-        if family and start is None:
-            whole = self._try(family, 0.0)
+        start = self._with_nothing_removed(family)
+        keeps_all = self.keeps_all(family)
+        if keeps_all or (family and start is None):
+            whole = self._alone(family)
             start = self.goal.excess(whole)
             if self.goal.loses_too_much(whole):
-                self._instead(self.safer(whole), self._reach)
+                self._instead(self._untried(self.safer(whole)), self._reach)
                 return
             if start <= NEAR:
-                for other in (self.safer, self.finer) if start <= -SLACK else ():
-                    if not self.is_over():
-                        self._instead(other(whole), lambda family: self._try(family, 0.0))
+                self._give_back(whole)
                 return
+            part = self._instead(self.safer(whole), self._alone)
+            if part is not None and self.goal.excess(part) <= NEAR:
+                return
+            if part is not None and self.goal.excess(part) <= start and part.merit > whole.merit:
+                family, whole, start = part.levers, part, self.goal.excess(part)
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it
-            if self._is_beaten(whole):
+            if self._is_beaten(whole) or keeps_all:
                 return
         known: list[Trial] = []
         low, high = (0.0, math.inf), (math.inf, -math.inf)
-        x = self._first(start)
-        while len(known) < TRIALS and len(self.trials) < MOST:
+        x = self._first(start, by_time=family.get("metric") == "latency")
+        while len(known) < TRIALS and not (known and self._has_ended()):
             trial = self._try(family, -math.expm1(-x))
             known.append(trial)
             off, base = self.goal.excess(trial), start
@@ -190,45 +207,63 @@ class Search:
                 high = (x, off)
             if (off > 0 and trial.exhausted) or x >= self._last or high[0] - low[0] < _CLOSE:
                 return
-            if self.is_over() and self._within():
-                return
             x = min(self._last, _next(low, high, base))
 
-    def _without_layers(self, family: Family) -> float | None:
-        """The excess at ratio 0 of a family that may leave layers out: none goes there, so it is that of the family
-        without. None for other families."""
-        if "prune" not in family:
+    def _with_nothing_removed(self, family: Family) -> float | None:
+        """The excess at ratio 0 of a family that removes otherwise (layers too, by another metric): it is that of the
+        family without. None for other families."""
+        rest = {name: value for name, value in family.items() if name not in REMOVING}
+        if len(rest) == len(family):
             return None
-        rest = {name: value for name, value in family.items() if name != "prune"}
         same = [t for t in self.trials if t.levers == rest and t.ratio == 0]
         found = [self.goal.excess(t) for t in same] or [self.goal.excess_of_dense(t) for t in self.trials]
         return found[0] if found else None
 
-    def _instead(self, family: Family | None, tried: Callable[[Family], object]) -> None:
-        """A family that takes the place of another is tried, where there is one."""
-        if family is None:
-            return
+    def _untried(self, family: Family | None) -> Family | None:
+        return None if any(t.levers == family for t in self.trials) else family
+
+    def _give_back(self, whole: Trial) -> None:
+        """Speed that nobody asked for: layers that lose most go back to float, step by step for as long as there is
+        such speed and that helps; then types at the very speed."""
+        trial: Trial | None = whole
+        for _ in range(STEPS):
+            if trial is None or self.goal.excess(trial) > -SLACK or self.is_over():
+                break
+            before, trial = trial, self._instead(self.safer(trial), self._alone)
+            if trial is not None and trial.merit <= before.merit:
+                break
+        if self.goal.excess(whole) <= -SLACK and not self.is_over():
+            self._instead(self.finer(whole), self._alone)
+
+    def _alone(self, family: Family) -> Trial:
+        """A family with nothing removed besides."""
+        known = [t for t in self.trials if t.levers == family and t.ratio == 0]
+        return known[0] if known else self._try(family, 0.0)
+
+    def _instead(self, family: Family | None, tried: Callable[[Family], Made]) -> Made | None:
+        """A family that takes the place of another is tried, where there is one that has a model."""
         try:
-            tried(family)
+            return None if family is None else tried(family)
         except EndedError:
             raise
         except (InputError, GoalError) as e:
             self.refused.append(str(e))
+            return None
 
     @property
     def _last(self) -> float:
         return -math.log1p(-min(self.ceiling or LARGEST, LARGEST))
 
-    def _first(self, start: float | None) -> float:
+    def _first(self, start: float | None, *, by_time: bool = False) -> float:
         """Where a family starts: where the slope of an earlier one says, else the share of the work that the excess
-        implies."""
+        implies, or of the time, which that is."""
         if start is None:
             speedup = self.goal.speedup
             start = math.log(speedup) if speedup is not None else -math.log1p(-START)
         slopes = [
             (self.goal.excess_of_dense(t) - self.goal.excess(t)) / -math.log1p(-t.ratio)
             for t in self.trials
-            if t.ratio > 0.02 and not t.levers
+            if t.ratio > 0.02 and not t.levers and not by_time
         ]
         slope = min(2.0, max(0.25, slopes[-1])) if slopes and slopes[-1] > 0 else 1.0
         return min(self._last, max(_CLOSE, start / slope))
@@ -240,7 +275,7 @@ class Search:
             best = max(removing, key=lambda t: t.merit, default=best)
         low, high = 0.0, -math.log1p(-best.ratio)
         for _ in range(TRIALS):
-            if high - low < 0.02 or len(self.trials) >= MOST:
+            if high - low < 0.02 or len(self.trials) >= MOST or self.is_late():
                 break
             try:
                 trial = self._try(best.levers, -math.expm1(-(low + high) / 2))
@@ -280,10 +315,12 @@ class Search:
 
     def _farthest(self, family: Family) -> None:
         """The largest ratio of a family that keeps the limits, by halving."""
-        if family:
+        if family or self.keeps_all(family):
             whole = self._try(family, 0.0)
             if self.goal.loses_too_much(whole):
-                self._instead(self.safer(whole), self._farthest)
+                self._instead(self._untried(self.safer(whole)), self._farthest)
+                return
+            if self.keeps_all(family):
                 return
         low, high = 0.0, self._last
         x = min(high, -math.log1p(-0.5))
@@ -295,9 +332,7 @@ class Search:
                 low = x
                 if trial.exhausted:
                     break
-            if high - low < 0.02 or low >= high or len(self.trials) >= MOST:
-                break
-            if self.is_over() and self._within():
+            if high - low < 0.02 or low >= high or self._has_ended():
                 break
             x = (low + high) / 2
 

@@ -69,9 +69,12 @@ class Trial:
     @property
     def merit(self) -> tuple[float, float]:
         """What is left, more being better: by the user's metric first, then by the outputs; without either, the less
-        was removed the better."""
+        was removed the better. A score above that of the dense model is chance: it counts as that."""
         kept = -math.inf if self.quality_db is None else self.quality_db
-        return (0.0 if self.score is None else self.score, kept if math.isfinite(kept) else -self.removed)
+        score = 0.0 if self.score is None else self.score
+        if self.dense_score is not None:
+            score = min(score, self.dense_score)
+        return (score, kept if math.isfinite(kept) else -self.removed)
 
     def served(self, dense: Serving, found: Serving) -> Trial:
         """With how both models serve."""
@@ -103,6 +106,8 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
             words.append("layers")
         elif name == "tokens":
             words.append(f"tokens {value:g}")
+        elif name == "metric":
+            words.append(f"by {value}")
         elif name in ORDERED:
             words.append(f"{name} {value}")
     return words

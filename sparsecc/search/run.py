@@ -70,7 +70,8 @@ def _plan(space: Space, levers: Mapping[str, Any], rounds: int) -> FrontSearch:
     if ratios is not None and not space.names_types:
         ratios = (0.0, *(ratio for ratio in ratios if ratio))
     more = [] if space.ratios is not None or space.names_types else levers["more"]
-    return FrontSearch(space.families(levers["families"]), more, ratios, rounds, times)
+    removes = levers["removes"] or space.ratios is not None
+    return FrontSearch(space.families(levers["families"]), more, ratios, rounds, times, removes)
 
 
 @dataclass

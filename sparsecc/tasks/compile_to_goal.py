@@ -19,7 +19,7 @@ from sparsecc.decide.decision import Decision
 from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import REFUSED, Goal, Trial, found_in, words_of
 from sparsecc.decide.passes import require_passes
-from sparsecc.decide.type_levers import INT8, at_speed, in_part
+from sparsecc.decide.type_levers import AIM, INT8, at_speed, in_part
 from sparsecc.errors import GoalError, UnavailableError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.residual_blocks import find_blocks
@@ -41,6 +41,8 @@ from sparsecc.tasks.trial_figures import Figures
 
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
+LATE = 5.0
+"""After so many times that no model is made any more, although nothing meets the goal."""
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
 
@@ -160,7 +162,8 @@ class Workshop:
     def settle(self) -> Settled:
         """What meets the goal and loses least, or comes nearest."""
         options = self.compilation.options
-        end = self.end = self.end or time.monotonic() + (options.budget or FIRST_ANSWER)
+        budget = options.budget or FIRST_ANSWER
+        end = self.end = self.end or time.monotonic() + budget
         self.made.clear()
         families, more = self.levers()
         search = Search(
@@ -169,9 +172,11 @@ class Workshop:
             families,
             more,
             ceiling=options.ratio,
+            keeps_all=self.keeps_all,
             finer=self.finer,
             safer=self.safer,
             is_over=lambda: time.monotonic() > end,
+            is_late=lambda: time.monotonic() > end + (LATE - 1) * budget,
         )
         settled = search.settle()
         remarks = [Remark("search", reason) for reason in search.refused]
@@ -189,11 +194,24 @@ class Workshop:
         more: list[Family] = []
         if options.samples is None:
             return families, more
+        if "channels" in given and options.metric == "macs" and self.times_layers:
+            more.append({"metric": "latency"})
         if "layers" in given and options.prune == PRUNED and find_blocks(self.analysis):
-            more.append({"prune": (*PRUNED, "layers")})
+            more.append({"prune": (*(PRUNED if "channels" in given else ()), "layers")})
         if "tokens" in given and options.tokens is None and _has_tokens(self.analysis):
             more.append({"tokens": _TOKENS})
         return families, more
+
+    def keeps_all(self, family: Family) -> bool:
+        """Whether the levers allow to remove nothing with these options besides."""
+        is_order = self.compilation.options.ratio is not None
+        return not is_order and "channels" not in self.compilation.options.levers and "prune" not in family
+
+    @property
+    def times_layers(self) -> bool:
+        """Whether the table of this machine's layers says what removal saves on the target."""
+        is_here = self.compilation.target.timed_here and self.compilation.options.device == "local"
+        return is_here and self.figures.times
 
     def types(self) -> list[str]:
         """Types that may pay on the target: 8 bits, which need samples; for all layers where no time is asked for."""
@@ -207,7 +225,7 @@ class Workshop:
         is_free = self.compilation.options.quantize is None and trial.levers == INT8
         if not (is_free and self.goal.is_timed and trial.speedup and self.compilation.target.timed_here):
             return None
-        return at_speed(trial.speedup * math.exp(self.goal.excess(trial)))
+        return at_speed(AIM * trial.speedup * math.exp(self.goal.excess(trial)))
 
     def safer(self, trial: Trial) -> Family | None:
         """8 bits without the layers that lose most, where they are free to choose."""

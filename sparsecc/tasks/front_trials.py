@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.decide.type_levers import INT8
-from sparsecc.errors import SparseccError
+from sparsecc.errors import GoalError, SparseccError
 from sparsecc.loading.identity import digest_of
 from sparsecc.options import CompileOptions
 from sparsecc.system.progress import Emit
@@ -21,14 +21,15 @@ from sparsecc.tasks.known_trials import KnownTrials
 
 
 def survey(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """{"sha256" of the model, "families", "more", "times_types"}: the levers that a search to a goal would pull."""
+    """{"sha256" of the model, "families", "more", "times_types", "removes"}: the levers of a search to a goal."""
     with temporary_folder("scratch") as folder:
         shop = _opened(request, folder, emit)
         families, more = shop.levers()
         sha = digest_of(shop.compilation.identity)
         named = any(family == INT8 for family in families)
         is_timed = shop.figures.times and shop.compilation.target.timed_here
-        return {"sha256": sha, "families": families, "more": more, "times_types": named and is_timed}
+        facts = {"times_types": named and is_timed, "removes": "channels" in shop.compilation.options.levers}
+        return {"sha256": sha, "families": families, "more": more, **facts}
 
 
 def make(request: dict[str, Any], emit: Emit) -> list[dict[str, Any]]:
@@ -62,6 +63,10 @@ def _made(shop: Workshop, point: dict[str, Any]) -> dict[str, Any]:
         name: tuple(value) if isinstance(value, list) else value for name, value in point["levers"].items()
     }
     trial: Trial = shop.attempt(levers, point["ratio"])
+    options = shop.compilation.options
+    limits = Goal(min_quality=options.min_quality, min_agreement=options.min_agreement)
+    if limits.asked and limits.loses_too_much(trial):
+        raise GoalError(f"{trial.words()} loses more than {limits.words()} allows")
     return {
         "trial": trial.to_json(),
         "recipe": shop.resolved(trial).to_recipe(),
