@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsecc.allocators.output_error import WORK, Bench, affordable
+from sparsecc.allocators.output_error import WORK, Bench, affordable, macs_of_sample
 from sparsecc.axes.algebra import Keep
 from sparsecc.cost.model import macs_model
 from sparsecc.data.samples import Samples
@@ -142,6 +142,13 @@ def test_no_more_samples_run_than_the_work_allows(work: float, number: int) -> N
     assert chosen is not None
     assert chosen.number == number
     assert affordable(analysis, BATCH, WORK, 128) is None
+
+
+def test_samples_of_any_length_count_by_their_mean() -> None:
+    """Not by the first, which is the shortest where lines are sorted."""
+    lines = Samples(tuple({"x": normal(1, 3, 8, length)} for length in (16, 64, 640)), True)
+    assert macs_of_sample(300.0, {"x": (2, 3, 8, 16)}, lines) == pytest.approx(300.0 / 2 * 240 / 16)
+    assert macs_of_sample(300.0, {"x": (2, 3, 8, 16)}, Samples((), True)) == 150.0
 
 
 def test_a_batch_of_a_fixed_size_is_never_cut(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from sparsecc.data.samples import CalibrationSet
 from sparsecc.loss.quality import told
 from sparsecc.report.verdict import verdict
 from sparsecc.runtime.session import open_session
+from sparsecc.tasks import siblings
+from sparsecc.tasks.compile import compile_model
 from tests.repair_models import mlp, normal
 
 
@@ -96,6 +98,24 @@ def test_what_would_be_of_use_is_measured(models_dir: Path, tmp_path: Path) -> N
     assert half["quality_db"] == pytest.approx(taken.report["fidelity"]["quality_db"], abs=0.2)
     assert first_lines(made.report)[0].startswith("Not usable: try --quantize int8 instead of pruning (")
     assert "next_steps" not in taken.report or taken.report["verdict"]["judgement"] == "useless"
+
+
+def test_what_takes_too_long_is_not_tried(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Types alone come first, and take less than a lower ratio."""
+    np.savez(tmp_path / "calib.npz", image=images(models_dir)[:40])
+    options: dict[str, Any] = {"criterion": "l2", "allocator": "uniform", "measure": False}
+    asked = {
+        "model": str(models_dir / "digits_lstm.onnx"),
+        "options": {"calib": str(tmp_path / "calib.npz"), "ratio": 0.85, **options},
+    }
+    found = []
+    for work in (1e6, 1e9, 1e12):
+        monkeypatch.setattr(siblings, "AFTERWARDS", work)
+        report = compile_model({**asked, "output": str(tmp_path / f"{work}")}, lambda event: None)["report"]
+        found.append([step["flags"].split()[0] for step in report.get("next_steps", [])])
+    assert found == [[], ["--quantize"], ["--quantize", "--ratio", "--ratio"]]
 
 
 def test_steps_that_do_not_help_are_said_to_be_tried() -> None:

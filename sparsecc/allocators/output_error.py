@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def affordable(
 ) -> Samples | None:
     """As many of the samples as so many runs of the dense model may take within `work`, or FEWEST where these take no
     more than WORK; None where they do."""
-    per_sample = runs * macs_model(analysis).total({}) / _batch_of(analysis) * _longer(analysis, samples)
+    per_sample = runs * macs_of_sample(macs_model(analysis).total({}), analysis.shapes.inputs[0], samples)
     if FEWEST * per_sample > WORK:
         return None
     number = max(FEWEST, int(min(most, work / max(per_sample, 1.0))))
@@ -143,15 +143,13 @@ def _alike(ours: ir.Node, other: ir.Node) -> bool:
     return names[0] == names[1]
 
 
-def _longer(analysis: Analysis, samples: Samples) -> float:
-    """How many times as many elements as the cost model's inputs the first input of a sample has."""
-    name, shape = next(iter(analysis.shapes.inputs[0].items()), ("", (1,)))
-    sample = samples.batches[0].get(name) if samples.batches else None
-    counted = math.prod(shape[1:])
-    return 1.0 if sample is None or not counted else math.prod(sample.shape[1:]) / counted
+def macs_of_sample(macs: float, sizes: Mapping[str, tuple[int, ...]], samples: Samples) -> float:
+    """Multiply-accumulates of a sample, the mean of all, of a model that takes `macs` at these sizes of its inputs.
 
-
-def _batch_of(analysis: Analysis) -> int:
-    """How many samples the cost model's input sizes hold."""
-    shape = next(iter(analysis.shapes.inputs[0].values()), (1,))
-    return max(1, shape[0]) if shape else 1
+    In proportion to the elements of the first input: lines of text, sounds and pictures may be of any length.
+    """
+    name, shape = next(iter(sizes.items()), ("", (1,)))
+    arrays = [batch[name] for batch in samples.batches if name in batch]
+    if not arrays or not math.prod(shape):
+        return macs / max(1, shape[0] if shape else 1)
+    return macs * sum(array.size for array in arrays) / max(1, samples.number) / math.prod(shape)

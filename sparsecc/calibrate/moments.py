@@ -47,7 +47,8 @@ class Moments:
         if targets is not None:
             self.yx += np.matmul(targets.transpose(0, 2, 1), rows)
             self.y += targets.sum(axis=1, dtype=np.float64)
-            self.yy += np.square(targets, dtype=np.float64).sum(axis=1)
+            for start in range(0, targets.shape[1], _ROWS):  # in float64 all at once leave the caches
+                self.yy += np.square(targets[:, start : start + _ROWS], dtype=np.float64).sum(axis=1)
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both's rows."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sparsecc.allocators.output_error import WORK
+from sparsecc.allocators.output_error import WORK, macs_of_sample
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.decide.channels import require_methods
@@ -32,10 +32,12 @@ Make = Callable[[Compilation], "Work"]
 
 FITS = 60
 """Runs of the dense model on all samples in the time that a fold takes, curves and rehearsals with it."""
-TRIES = 30
-"""The same of a next step, whose curves are known."""
+TYPES, TRIES = 6, 30
+"""The same of a next step: of types alone, and of a lower ratio, whose curves are known."""
 STEPS = 3
 """Next steps that are tried at most."""
+AFTERWARDS = WORK / 4
+"""Multiply-accumulates that next steps take in all: about a minute on one core."""
 
 
 def cross_fit(work: Work, make: Make) -> None:
@@ -76,10 +78,14 @@ def try_next_steps(work: Work, make: Make) -> None:
     )
     wanted = is_useless and compilation.options.next_steps and held_out.batches
     number = compilation.samples.number + held_out.number if wanted else 0
-    if not number or compilation.dense.by_parts or not _affordable(work, number, STEPS * TRIES):
+    if not number or compilation.dense.by_parts:
         return
+    left = AFTERWARDS
     steps = islice(_steps(compilation.options, work.decision.choice.advised), STEPS)
     for at, (flags, options) in enumerate(steps):
+        left -= _work(work, number, TRIES if options.ratio else TYPES)
+        if left < 0:
+            break
         compilation.progress(f"not usable: trying {flags}", at / STEPS)
         try:
             require_methods(options)
@@ -161,4 +167,10 @@ def _is_fitted(work: Work) -> bool:
 
 def _affordable(work: Work, samples: int, runs: int) -> bool:
     """Whether so many runs of the dense model on so many samples take some minutes at most."""
-    return float(work.decision.costs["before"]["macs"]) * samples * runs <= WORK
+    return _work(work, samples, runs) <= WORK
+
+
+def _work(work: Work, samples: int, runs: int) -> float:
+    """Multiply-accumulates of so many runs of the dense model on so many samples."""
+    macs, compilation = float(work.decision.costs["before"]["macs"]), work.compilation
+    return macs_of_sample(macs, compilation.sizes[0], compilation.samples) * samples * runs
