@@ -28,6 +28,7 @@ from sparsecc.passes.quantize.int8_dynamic import DynamicInt8
 from sparsecc.passes.quantize.kind import Kind
 from sparsecc.passes.quantize.lift import has_pairs
 from sparsecc.passes.quantize.mixed import Mixed
+from sparsecc.passes.quantize.runtime_fusions import suit_kernels
 from sparsecc.passes.quantize.static import already_quantized, has_float_layers
 from sparsecc.passes.quantize.stopwatch import Stopwatch, is_timed
 from sparsecc.passes.quantize.underflow import UNDERFLOW, too_small
@@ -135,6 +136,8 @@ class Quantize(Pass):
         widened = widen_half(model) if kind.leaves_rest else None
         if kind.leaves_rest:
             fold_gemm_factors(model)
+            if compilation.target.dialect == "onnxruntime" and compilation.target.device == "cpu":
+                suit_kernels(model)
         folded, left = fold_batch_norms(model) if kind.folds_batch_norms else (0, [])
         tiny = too_small(model) if kind.leaves_rest else ()
         given = replace(self, exclude=(*self.exclude, *tiny))
