@@ -11,7 +11,6 @@ nvidia-ml-py, lief and polygraphy, which need no CUDA for this. Models that stan
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -29,7 +28,7 @@ import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quantization_pays import CALIBRATED, inputs
+from benchmarks.quantization_pays import CALIBRATED, arguments, inputs
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Feeds
 from sparsecc.errors import SparseccError
@@ -146,14 +145,7 @@ def _cell(facts: Facts) -> str:
 
 def main() -> None:
     """Make what is missing, or write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, default=OUT)
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--document", action="store_true")
-    parser.add_argument("models", type=Path, nargs="*")
-    given = parser.parse_args()
+    given = arguments(__doc__, OUT)
     logging.disable(logging.WARNING)
     points: dict[str, dict[str, Any]] = json.loads(given.json.read_text()) if given.json.is_file() else {}
     if given.document:

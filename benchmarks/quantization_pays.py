@@ -133,16 +133,20 @@ def table(points: dict[str, dict[str, Facts]], known: dict[str, str]) -> str:
     return "\n".join([head, "|" + "---|" * 6, *(known[model] for model in sorted(known))]) + "\n"
 
 
-def main() -> None:
-    """Make what is missing, or write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, default=OUT)
+def arguments(about: str | None, results: Path) -> argparse.Namespace:
+    """The command line of a benchmark that goes through models and keeps a row of each: `json`, `seconds`, `document`,
+    `models`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=results)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--document", action="store_true")
     parser.add_argument("models", type=Path, nargs="*")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make what is missing, or write the table."""
+    given = arguments(__doc__, OUT)
     logging.disable(logging.WARNING)
     points: dict[str, dict[str, Facts]] = json.loads(given.json.read_text()) if given.json.is_file() else {}
     if given.document:

@@ -212,11 +212,12 @@ def verify(
     from sparsecc.tasks.outside import beyond_sandbox
 
     rows = rows_of(CompileCall)
-    with held(own) as (taken, memory):
+    with held(own) as (taken, memory), ExitStack() as stack:
         given = {name: rows[name].take(taken[name]) for name in named}
+        original = None if model is None else compiled_from(stack.enter_context(file_of(model)))
         request = {
             "bundle": str(bundle),
-            "model": str(model) if model is not None else None,
+            "model": None if original is None else str(original),
             "reproduce": reproduce,
             "key": os.path.abspath(key) if key is not None else None,
             "options": given,

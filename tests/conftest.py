@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the suite runs in parallel already
 
@@ -52,6 +53,29 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test material at {folder}: set SPARSECC_SHARED to its folder")
     return folder
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    """What a user starts from: the model and its data."""
+    made = tmp_path / "user"
+    made.mkdir()
+    shutil.copy(ROOT / "models" / "digits_resnet.onnx", made / "model.onnx")
+    for name in ("digits.py", "digits.npz"):
+        shutil.copy(ROOT / "models" / name, made)
+    return made
+
+
+@pytest.fixture
+def user_home(tmp_path: Path) -> Iterator[Path]:
+    """A home in which the board of the tutorial is an SSH server on the loopback."""
+    pytest.importorskip("asyncssh", reason="needs the extra: pip install 'sparsecc[board]'")
+    from tests.sshd import running_sshd
+
+    sessions = tmp_path / "sshd"
+    sessions.mkdir()
+    with running_sshd(sessions) as server:
+        yield server.home(tmp_path / "home")
 
 
 @pytest.fixture

@@ -265,6 +265,26 @@ def test_detections_of_every_form_are_judged_as_coco_does(form: str, tmp_path: P
     assert scored("map", coco(tmp_path), PICTURE, lambda feeds: forms()[form]) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("name", ["../a.png", "images/../../a.png", "ABSOLUTE", "a\0.png"])
+def test_annotations_name_no_picture_outside_of_their_folder(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    picture(tmp_path / "a.png", (0, 0, 0), (80, 40))
+    file = coco(tmp_path / "data")
+    truth = json.loads(file.read_text())
+    truth["images"][0]["file_name"] = name.replace("ABSOLUTE", str(tmp_path / "a.png"))
+    file.write_text(json.dumps(truth))
+    with pytest.raises(InputError, match="leads out of its folder"):
+        scored("map", file, PICTURE, lambda feeds: forms()["yolo"])
+
+
+def test_pictures_may_lie_behind_a_link_of_the_users(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    file = coco(tmp_path / "data")
+    (tmp_path / "data" / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "elsewhere")
+    assert scored("map", file, PICTURE, lambda feeds: forms()["yolo"]) == pytest.approx(0.5)
+
+
 def test_what_no_metric_knows_is_told() -> None:
     with pytest.raises(InputError, match="detections of this form"):
         decoded({"y": np.zeros((3, 2))}, (4, 4))

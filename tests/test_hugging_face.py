@@ -99,6 +99,10 @@ def test_a_folder_is_exported_by_its_task(kind: str, tmp_path: Path) -> None:
     assert made.is_proved
     assert made.removed > 0.2
     assert made.report["model"]["name"] == f"{kind}.onnx"
+    checked = sparsecc.verify(
+        tmp_path / "out", model=folder, reproduce=True
+    )  # exported once more, to the same bytes
+    assert checked["is_sound"], checked["checks"]
     plain = sparsecc.compile(folder, ratio=0.0, measure=False, output=tmp_path / "plain")
     session = onnxruntime.InferenceSession(str(plain.model))
     random = np.random.default_rng(0)
@@ -268,6 +272,9 @@ def test_a_name_at_the_hub_is_fetched_and_kept(hub: tuple[dict[str, str], list[s
     assert done.returncode == 2
     kept = {path.name for path in (tmp_path / "hf").rglob("snapshots/*/*")}
     assert kept == {"config.json", "model.safetensors"}
+    sparsecc.compile(MODEL, ratio=0.2, measure=False, output=tmp_path / "out")
+    verified = run(environment, "verify", str(tmp_path / "out"), "--model", "hf:tiny/net")
+    assert "names 'Nothing', which transformers has no class for" in verified.stderr
     asked.clear()
     run(environment, "inspect", "hf:tiny/net@main")
     assert not [path for path in asked if "resolve" in path and "model.safetensors" in path]

@@ -16,7 +16,7 @@ LIBRARIES = {"train_on": (), "trainer": ("transformers", "accelerate"), "lightni
 """Example -> what it needs besides torch."""
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", [*LIBRARIES, "ultralytics_yolo"])
 def test_few_lines_are_ours(name: str, root: Path) -> None:
     lines = (root / "examples" / f"{name}.py").read_text().splitlines()
     marked = [line for line in lines if line.rstrip().endswith("# *")]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
-from tests.sshd import running_sshd
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -25,17 +22,6 @@ pytestmark = pytest.mark.slow
 def blocks(name: str) -> list[tuple[str, str]]:
     """(language, text) of the fenced blocks of a tutorial; those that are indented are for other machines."""
     return [(found[1], found[2]) for found in BLOCK.finditer((TUTORIALS / f"{name}.md").read_text())]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a tutorial starts from: the model and its data."""
-    made = tmp_path / "user"
-    made.mkdir()
-    shutil.copy(ROOT / "models" / "digits_resnet.onnx", made / "model.onnx")
-    for name in ("digits.py", "digits.npz"):
-        shutil.copy(ROOT / "models" / name, made)
-    return made
 
 
 @pytest.fixture
@@ -72,27 +58,17 @@ def run(name: str, folder: Path, environment: Mapping[str, str]) -> str:
     return said
 
 
-def test_a_server_with_a_gate(folder: Path, environment: Mapping[str, str]) -> None:
-    said = run("server", folder, environment)
+def test_a_server_with_a_gate(user_folder: Path, environment: Mapping[str, str]) -> None:
+    said = run("server", user_folder, environment)
     assert "x faster" in said
     assert re.search(r"answers: \[[\d, ]+\]", said)
-    assert (folder / "gate.xml").is_file()
+    assert (user_folder / "gate.xml").is_file()
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A home in which the board of the tutorial is an SSH server on the loopback."""
-    pytest.importorskip("asyncssh", reason="needs the extra: pip install 'sparsecc[board]'")
-    sessions = tmp_path / "sshd"
-    sessions.mkdir()
-    with running_sshd(sessions) as server:
-        yield server.home(tmp_path / "home")
-
-
-def test_a_board_over_ssh(folder: Path, environment: Mapping[str, str], home: Path) -> None:
-    said = run("board", folder, {**environment, "HOME": str(home), "BOARD_PYTHON": sys.executable})
+def test_a_board_over_ssh(user_folder: Path, environment: Mapping[str, str], user_home: Path) -> None:
+    said = run("board", user_folder, {**environment, "HOME": str(user_home), "BOARD_PYTHON": sys.executable})
     assert "ssh://" in said
-    assert (folder / "jetson" / "build.sh").is_file()
+    assert (user_folder / "jetson" / "build.sh").is_file()
 
 
 def test_a_notebook_with_torch(

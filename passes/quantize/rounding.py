@@ -84,10 +84,7 @@ def round_to_nearest(
     count = -(-columns // size)
     levels = np.empty((rows, columns), np.uint8)
     scales, zeros = np.empty((rows, count), np.float32), np.empty((rows, count), np.float32)
-    for part in row_blocks(matrix):
-        work = np.zeros((len(matrix[part]), count * size), np.float32)
-        work[:, :columns] = matrix[part]
-        work = work.reshape(len(work), count, size)
+    for part, work in _in_blocks(matrix, size):
         scale, zero = block_scale(work, bits, symmetric=symmetric, stored=stored)
         scales[part], zeros[part] = scale, zero
         work /= scale[:, :, None]
@@ -115,13 +112,9 @@ def round_by_search(
     Scales are fitted to the levels by least squares, numbers weighted by their size plus the root mean square of
     their block, as in the k-quants of llama.cpp (`make_qkx2_quants`). Needs no data.
     """
-    columns = matrix.shape[1]
-    count, top = -(-columns // size), 2**bits - 1
+    columns, top = matrix.shape[1], 2**bits - 1
     best = round_to_nearest(matrix, size, bits, symmetric=symmetric, stored=stored)
-    for part in row_blocks(matrix):
-        work = np.zeros((len(matrix[part]), count * size), np.float32)
-        work[:, :columns] = matrix[part]
-        work = work.reshape(len(work), count, size)
+    for part, work in _in_blocks(matrix, size):
         weight = np.abs(work) + np.sqrt(np.square(work).mean(axis=2, keepdims=True))
         cover, _ = block_scale(work, bits, symmetric=symmetric)
         low = np.minimum(work.min(axis=2), 0)
@@ -144,6 +137,16 @@ def round_by_search(
             best.zero[part] = np.where(is_better, zero, best.zero[part])
         best.levels[part] = found.reshape(len(found), -1)[:, :columns].astype(np.uint8)
     return best
+
+
+def _in_blocks(matrix: np.ndarray, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows at a time: which they are, and their numbers as (rows, blocks, size), zeros behind the last."""
+    columns = matrix.shape[1]
+    count = -(-columns // size)
+    for part in row_blocks(matrix):
+        work = np.zeros((len(matrix[part]), count * size), np.float32)
+        work[:, :columns] = matrix[part]
+        yield part, work.reshape(len(work), count, size)
 
 
 def row_blocks(matrix: np.ndarray) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from sparsecc.report.summary import Reason
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGEST_GRAPH = 500
+LARGEST_GRAPH = 2000
 """Nodes that are drawn; a larger graph is shown as a table."""
 
 HUES = 137.508

@@ -7,7 +7,7 @@ Runtime's custom operators (`RegisterCustomOps`).
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -35,10 +35,12 @@ def register(options: ort.SessionOptions) -> None:
 
 
 @contextmanager
-def loaded(paths: Sequence[str]) -> Iterator[None]:
-    """Inside, sessions have the operators of these libraries. InputError for one that ONNX Runtime does not load."""
+def loaded(paths: Sequence[str], begin: Callable[[str], None] = lambda path: None) -> Iterator[None]:
+    """Inside, sessions have the operators of these libraries. InputError for one that ONNX Runtime does not load.
+    `begin` hears of each before it is loaded."""
     whole = tuple(str(Path(path).absolute()) for path in paths)
     for path in whole:
+        begin(path)
         _require_loads(path)
     before = _LIBRARIES.set(whole)
     try:

@@ -26,10 +26,12 @@ def run(request: dict[str, Any], emit: Emit) -> Any:
             f"--custom-ops: the library runs on this machine alone: leave it out, or --device {device}"
         )
     module, _, function = request["task"].partition(":")
-    names = ", ".join(quoted(Path(path).name) for path in request["libraries"])
-    stage = f"loading --custom-ops {names} (at most {custom_ops.LOADING:g} s each)"
-    emit({"stage": stage, "share": 0.0})
-    with custom_ops.loaded(request["libraries"]):
+
+    def begin(path: str) -> None:
+        limit = f"(at most {custom_ops.LOADING:g} s)"
+        emit({"stage": f"loading --custom-ops {quoted(Path(path).name)} {limit}", "share": 0.0})
+
+    with custom_ops.loaded(request["libraries"], begin):
         before = RUN.set(OperatorOutputs())
         try:
             return getattr(importlib.import_module(module), function)(inner, emit)

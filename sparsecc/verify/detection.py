@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.errors import InputError, MissingPackageError
+from sparsecc.escaping import quoted
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 OVERLAP = 0.7
@@ -40,11 +41,7 @@ def average_precision(run: Run, file: Path, feeds_of: Callable[[Path], Mapping[s
         categories = sorted(truth.getCatIds())
         found: list[dict[str, Any]] = []
         for number, name in pictures:
-            picture = next(
-                (p for p in (file.parent / name, file.parent / "images" / name) if p.is_file()), None
-            )
-            if picture is None:
-                raise InputError(f"--labels {file}: no picture {name} beside it or in images/: add it")
+            picture = _picture(file, str(name))
             found += _rows(number, run, feeds_of(picture), truth.imgs[number], categories)
         if not found:
             return 0.0
@@ -53,6 +50,20 @@ def average_precision(run: Run, file: Path, feeds_of: Callable[[Path], Mapping[s
         judge.accumulate()
         judge.summarize()
     return max(float(judge.stats[0]), 0.0)
+
+
+def _picture(labels: Path, name: str) -> Path:
+    """Where a picture lies that annotations name: beside them or in images/, through links that the user laid there.
+    InputError where it is not there, or where the name itself leads out of their folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise InputError(
+            f"--labels {labels}: picture {quoted(name)} leads out of its folder: lay the pictures beside it"
+        )
+    places = labels.parent / name, labels.parent / "images" / name
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(f"--labels {labels}: no picture {quoted(name)} beside it or in images/: add it")
+    return found
 
 
 def _rows(

@@ -296,9 +296,10 @@ class Worker:
         if code >= 0:
             fault = f"the worker ended with status {code} and no answer"
             return InternalError(fault + _report(child, task, request, fault, ""))
-        name = signal.Signals(-code).name
-        means = SIGNAL_MEANS.get(signal.Signals(-code), "a signal ended it")
-        fault = f"the worker crashed ({name}) while {one_line(child.stage)}: {means}"
+        ended = signal.Signals(-code)
+        means = SIGNAL_MEANS.get(ended, "a signal ended it")
+        how = "was ended" if ended == signal.SIGALRM else f"crashed ({ended.name})"
+        fault = f"the worker {how} while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
 
 
