@@ -22,6 +22,12 @@ SIGNAL_MEANS = {
 """What it mostly means that a signal ended a worker."""
 
 
+def ended_by(sent: signal.Signals) -> tuple[str, str]:
+    """How a signal ended a worker, and what that mostly means; an alarm is our own and no crash."""
+    how = "was ended" if sent == signal.SIGALRM else f"crashed ({sent.name})"
+    return how, SIGNAL_MEANS.get(sent, "a signal ended it")
+
+
 def crash_folder() -> Path:
     """$XDG_STATE_HOME/sparsecc/crashes, or ~/.local/state/sparsecc/crashes."""
     state = os.environ.get("XDG_STATE_HOME", "")

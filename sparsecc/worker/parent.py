@@ -23,7 +23,7 @@ from sparsecc.system import process, sandbox
 from sparsecc.system.memory import default_limit, held_by
 from sparsecc.system.temp_folders import locked_temporary
 from sparsecc.worker.asking import Answer, Question, Reply, nothing_held
-from sparsecc.worker.crash import SIGNAL_MEANS, write_report
+from sparsecc.worker.crash import ended_by, write_report
 from sparsecc.worker.protocol import OUT_OF_MEMORY, RESULT_LIMIT, error_named, is_task
 
 Event = Callable[[dict[str, Any]], None]
@@ -296,9 +296,7 @@ class Worker:
         if code >= 0:
             fault = f"the worker ended with status {code} and no answer"
             return InternalError(fault + _report(child, task, request, fault, ""))
-        ended = signal.Signals(-code)
-        means = SIGNAL_MEANS.get(ended, "a signal ended it")
-        how = "was ended" if ended == signal.SIGALRM else f"crashed ({ended.name})"
+        how, means = ended_by(signal.Signals(-code))
         fault = f"the worker {how} while {one_line(child.stage)}: {means}"
         return WorkerError(fault + _report(child, task, request, fault, ""))
 
