@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+import sparsecc
 from benchmarks.quantization_cases import CASES, shared
 from sparsecc.allocators.dynamic_program import additive_allocate
 from sparsecc.errors import InputError
@@ -318,3 +320,21 @@ def test_ranges_are_judged_on_the_values_of_all_samples() -> None:
     assert seen.clipped(0.0, 5.0) == pytest.approx(1 / 61)
     assert seen.sample.size <= MOST
     assert float((seen.sample == 9.0).mean()) == pytest.approx(1 / 61, rel=0.2)
+
+
+def test_where_a_convolution_stays_in_float_the_sum_after_it_may_be_in_float_too(tmp_path: Path) -> None:
+    """TensorRT's residual operand would be the other one then, whose range nobody saw."""
+    model = Path(__file__).resolve().parent.parent / "models" / "digits_resnet.onnx"
+    samples = np.random.default_rng(0).standard_normal((16, 1, 1, 16, 16)).astype(np.float32)
+    given: dict[str, Any] = {
+        "target": "tensorrt",
+        "emit": "onnx",
+        "quantize": "int8",
+        "measure": False,
+        "next_steps": False,
+    }
+    drop = {"max_drop": "1e-5"}
+    made = sparsecc.compile(
+        model, **given, calib=list(samples), quantize_options=drop, output=tmp_path / "out"
+    )
+    assert made.report["verification"]["status"] == "proved"

@@ -60,6 +60,16 @@ class Decision:
         """Whether a value has a scale."""
         return value is not None and (value.name in self.values or value.name in self.aliases)
 
+    def leave_out(self, unseen: set[str]) -> None:
+        """Add residual operands in float whose range nobody saw: where a convolution stays in float, the other operand
+        of its sum would have been the residual one."""
+        read = {layer.data.name for layer in self.layers}
+        for name in unseen - read:
+            self.followers = [
+                node for node in self.followers if all(v is None or v.name != name for v in node.inputs)
+            ]
+            del self.values[name]
+
     @property
     def names(self) -> list[str]:
         """The nodes that get 8 bits: layers, products, and those of stored weights."""

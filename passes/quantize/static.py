@@ -170,6 +170,7 @@ class StaticQuantizer:
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
         """Write Q/DQ into `model`, leaving the named nodes float. Values without statistics are a bug."""
         decision = self.decide(model, exclude)
+        decision.leave_out({name for name in decision.values if self.whole.root(name) not in self.ranges})
         scales = {name: self.scale(name) for name in decision.values}
         rights = {name: self.right_scale(name) for name in decision.rights}
         if self.is_tensorrt:

@@ -55,7 +55,7 @@ NEAR = 0.5
 def _missed(report: Mapping[str, Any]) -> str | None:
     """What to say where a goal is not met, though what is written is near it."""
     goal = report.get("goal")
-    if goal is None or goal["met"] or not report["bundle"]:
+    if goal is None or goal["met"] is not False or not report["bundle"]:
         return None
     return f"{report['bundle']} is written, but misses the goal by {goal['excess']:.0%}: see what was tried"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,6 +53,27 @@ def test(terminal: Terminal, given: dict[str, Any]) -> None:
         facts = asdict(ask(device))
     found = {"schema": "sparsecc.device/1", "name": given["name"], "address": address, "facts": facts}
     terminal.result(found, device_view)
+
+
+def table(terminal: Terminal, given: dict[str, Any]) -> None:
+    """Measure what a device makes of layers in each type, for goals where it is not at hand."""
+    from sparsecc.cli.device_book import address_of
+    from sparsecc.cli.device_table import device_table
+
+    terminal.note("some minutes: small models are compiled and timed on the device")
+    found = device_table(Path(given["output"]), given["target"], address_of(given["name"]), given["threads"])
+    terminal.result(found, table_view)
+
+
+def table_view(found: Mapping[str, Any]) -> list[Block]:
+    """The rates."""
+    rows = [
+        (f"multiply-accumulates a second in {kind}", f"{rate:.3g}") for kind, rate in found["macs"].items()
+    ]
+    rows += [("bytes of weights a second", f"{found['bytes']:.3g}")]
+    rows += [("seconds of a kernel beside its work", f"{found['launch']:.3g}")]
+    told = f"{found['output']}: give it to compiles elsewhere with --device-table"
+    return [Line(told, "good"), Line(""), Grid(("", f">{found['target']}"), rows)]
 
 
 def devices_view(found: Mapping[str, Any]) -> list[Block]:
@@ -116,6 +138,28 @@ command = click.Group(
             examples=("sparsecc devices test board", "sparsecc devices test ssh://pi@192.0.2.7"),
             arguments=(click.Argument(["name"]),),
             sections={},
+        ),
+        Command(
+            "table",
+            table,
+            about="Measure what NAME (or an address, or local) makes of layers in each type, into a file by which "
+            "goals are foretold where it is not at hand: compile --target T --speedup 2 --device-table FILE.",
+            examples=(
+                "sparsecc devices table board --target onnxruntime-arm64 -o board.json",
+                "sparsecc devices table local --target tensorrt -o gpu.json",
+            ),
+            arguments=(click.Argument(["name"]),),
+            sections={
+                "What to measure": (
+                    click.Option(
+                        ["-t", "--target"], metavar="TARGET", default="onnxruntime", help="Runtime."
+                    ),
+                    click.Option(["--threads"], metavar="N", type=int, default=1, help="Threads of a run."),
+                    click.Option(
+                        ["-o", "--output"], metavar="FILE", required=True, help="The file to write."
+                    ),
+                )
+            },
         ),
     ],
 )

@@ -480,6 +480,14 @@ class CompileOptions(Options):
     seed: int = option(0, whole(0), "Seed of everything random.", DATA)
     target: str = _target_row
     device: str = _device
+    device_table: StrPath | None = option(
+        None,
+        source("FILE"),
+        "Where the target does not run here: what `sparsecc devices table` measured on such a device; --speedup is "
+        "foretold by it, else by rules of the target.",
+        RUNNING,
+        names_code=True,
+    )
     threads: int = _threads
     measure: bool = option(True, FLAG, "Skip the latency measurement.", RUNNING)
     next_steps: bool = option(True, FLAG, "Try nothing else where the result is not usable.", RUNNING)
@@ -547,7 +555,7 @@ class CompileOptions(Options):
         searched = {row.name: None for row in rows.values() if row.is_goal}
         if self.mixes_types:
             del searched["size"]
-        how = {name: getattr(other, name) for name in ("levers", "budget")}
+        how = {name: getattr(other, name) for name in ("levers", "budget", "device_table")}
         return replace(self, **{"ratio": ratio, **searched, **how, **levers})
 
     @property

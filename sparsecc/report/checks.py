@@ -84,4 +84,7 @@ def _fidelity(report: Mapping[str, Any]) -> Iterator[Check]:
 
 def _goal(report: Mapping[str, Any]) -> Iterator[Check]:
     if goal := report.get("goal"):
-        yield Check("goal", "met" if goal["met"] else "missed", "passed" if goal["met"] else "failed")
+        if goal["met"] is None:
+            yield Check("goal", "foretold, not measured")
+        else:
+            yield Check("goal", "met" if goal["met"] else "missed", "passed" if goal["met"] else "failed")

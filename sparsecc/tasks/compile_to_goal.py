@@ -42,7 +42,7 @@ from sparsecc.tasks.trial_figures import Figures
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
 LATE = 5.0
-"""After so many times that no model is made any more, although nothing meets the goal."""
+"""After so many times that, of a minute at least, no model is made any more, although nothing meets the goal."""
 _TOKENS = 0.7
 """The share of an image's patches that a trial with fewer of them keeps."""
 
@@ -106,6 +106,8 @@ def _compiled(
         "chosen": {"ratio": settled.ratio, "levers": dict(settled.best.levers)},
         "notes": settled.notes if is_asked else (),
     }
+    if (rates := shop.figures.rates) is not None:
+        compilation.goal["foretold"] = {"speedup": settled.best.speedup, "by": rates.source}
     made = pipeline.compiled(compilation, request)
     if request.get("dry_run"):  # the chosen trial was made: its size is known
         for side, size in (("before", settled.best.dense_bytes), ("after", settled.best.bytes)):
@@ -147,9 +149,11 @@ class Workshop:
         `known` finds earlier trials, by what else they depend on.
         """
         options, backend = compilation.options, backend_named(compilation.target.backend)
-        if (goal.is_timed or goal.footprint) and not backend.runs_here:
+        is_foretold = goal.speedup is not None and goal.footprint is None
+        if (goal.is_timed or goal.footprint) and not backend.runs_here and not is_foretold:
             raise UnavailableError(
-                f"target {options.target} cannot be measured here: give --ratio instead of {goal.words()}"
+                f"target {options.target} cannot be measured here: give --speedup, which is foretold, or --ratio "
+                f"instead of {goal.words()}"
             )
         compilation.emit({"stage": "load", "share": 0.0})
         analysis = begin(compilation)
@@ -157,7 +161,12 @@ class Workshop:
         if dense.by_parts:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
         figures = Figures.of(compilation, goal)
-        return Workshop(compilation, goal, analysis, figures, known(figures.dense_score), has_ended)
+        if figures.rates is not None:
+            compilation.say(
+                f"{options.target} does not run here: speeds are foretold by {figures.rates.source}"
+            )
+        trials = known(figures.dense_score, figures.rates)
+        return Workshop(compilation, goal, analysis, figures, trials, has_ended)
 
     def settle(self) -> Settled:
         """What meets the goal and loses least, or comes nearest."""
@@ -176,7 +185,7 @@ class Workshop:
             finer=self.finer,
             safer=self.safer,
             is_over=lambda: time.monotonic() > end,
-            is_late=lambda: time.monotonic() > end + (LATE - 1) * budget,
+            is_late=lambda: time.monotonic() > end + (LATE - 1) * max(budget, FIRST_ANSWER),
         )
         settled = search.settle()
         remarks = [Remark("search", reason) for reason in search.refused]
@@ -214,11 +223,13 @@ class Workshop:
         return is_here and self.figures.times
 
     def types(self) -> list[str]:
-        """Types that may pay on the target: 8 bits, which need samples; for all layers where no time is asked for."""
+        """Types that may pay on the target: 8 bits, which need samples, for all layers where no time is asked for; 16
+        bits on GPUs."""
         options, target = self.compilation.options, self.compilation.target
         if options.quantize is not None or options.samples is None or "int8" not in target.types:
             return []
-        return ["int8" if self.figures.times else "int8!"]
+        halves = ["fp16"] if target.device == "gpu" and "fp16" in target.types else []
+        return ["int8" if self.figures.times else "int8!", *halves]
 
     def finer(self, trial: Trial) -> Family | None:
         """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
@@ -288,7 +299,7 @@ class Workshop:
 
     def is_missed_by(self, trial: Trial, report: Mapping[str, Any]) -> bool:
         """Whether the compile of a trial missed the goal after all; from there on the trial is what it measured."""
-        if report["goal"]["met"] or not self.goal.is_timed or self.has_ended:
+        if report["goal"]["met"] is not False or not self.goal.is_timed or self.has_ended:
             return False
         trial = replace(found_in(report, trial, throughput=self.goal.throughput is not None), is_fine=True)
         self.known.keep(self.pulled(trial.levers, trial.ratio), trial, self.chose(trial))

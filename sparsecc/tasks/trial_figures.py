@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsecc.backends import backend_named
 from sparsecc.compilation import Compilation
+from sparsecc.cost.device_rates import FLOAT, DeviceRates, rates_for, types_of
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, worst_quality
@@ -36,11 +37,15 @@ class Figures:
     dense_score: float | None = None
     dense_memory: int | None = None
     dense_serving: Serving | None = None
+    rates: DeviceRates | None = None
+    """By what speeds are foretold, where the target does not run here."""
 
     @staticmethod
     def of(compilation: Compilation, goal: Goal) -> Figures:
         """Measures the dense model first."""
         figures, dense = Figures(compilation, goal), compilation.dense.path
+        if goal.is_timed and not backend_named(compilation.target.backend).runs_here:
+            figures.rates = rates_for(compilation.target, compilation.options.device_table)
         if compilation.options.evaluate is not None:
             figures.dense_score = metric_score(compilation, dense)
         if goal.footprint is not None:
@@ -71,6 +76,8 @@ class Figures:
         feeds = compilation.narrow(compilation.timed) or compilation.timed
         if self.dense_serving is not None:
             trial = trial.served(self.dense_serving, serving_of(compilation, work.compiled, feeds))
+        elif self.rates is not None:
+            trial = replace(trial, speedup=foretold(self.rates, work, trial.dense_bytes), is_fine=True)
         elif self.times:
             trial = self.timed(trial, work, _COARSE, 4)
             if self.is_near(trial):
@@ -111,6 +118,15 @@ class Figures:
         interval = (float(np.exp(-ratio.high)), float(np.exp(-ratio.low)))
         dense = told.before.p50
         return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
+
+
+def foretold(rates: DeviceRates, work: Work, dense_bytes: int) -> float:
+    """How much faster a model that was made should be than the dense one, whose weights take so many bytes."""
+    rows, types, params = work.decision.layers, types_of(work.analysis.model), work.decision.costs
+    left = params["after"]["params"] / (params["before"]["params"] or 1)
+    before = [(FLOAT, float(row["macs_before"])) for row in rows]
+    after = [(types.get(row["name"], FLOAT), float(row["macs_after"])) for row in rows]
+    return rates.seconds(before, dense_bytes) / rates.seconds(after, dense_bytes * left)
 
 
 def serving_of(compilation: Compilation, model: Path, feeds: Feeds) -> Serving:

@@ -1,0 +1,95 @@
+"""How much faster a model should be on a device that is not here: products at the rate of their types, weights at the
+rate of the memory, kernels one by one. By a table that was made on such a device, or by rules of the target.
+
+The rules are those of a roofline (Williams et al., 2009) with round figures of common devices: a GPU with tensor cores
+(twice the rate in 16 bits, four times in 8), a processor with 8-bit dot products. Only ratios of times are told.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from sparsecc.errors import InputError
+from sparsecc.system.plain_json import read_json
+from sparsecc.targets import Target
+
+SCHEMA = "sparsecc.device_table/1"
+FLOAT, BYTES = "float", {"float": 4.0, "fp16": 2.0, "int8": 1.0}
+"""The type of a product that has no other, and what a weight takes in each."""
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """`macs` are multiply-accumulates a second by type, `bytes` those a second that weights are read with, `launch`
+    the seconds that a kernel takes beside its work; `source` says whose these are."""
+
+    source: str
+    macs: Mapping[str, float]
+    bytes: float
+    launch: float
+
+    def seconds(self, products: Sequence[tuple[str, float]], weights: float) -> float:
+        """Of a run of these products, (type, multiply-accumulates), whose weights take so many bytes in float."""
+        work = [(kind if kind in self.macs else FLOAT, macs) for kind, macs in products if macs > 0]
+        total = math.fsum(macs for _, macs in work) or 1.0
+        size = math.fsum(BYTES[kind] * macs for kind, macs in work) / (BYTES[FLOAT] * total)
+        rated = math.fsum(macs / self.macs[kind] + self.launch for kind, macs in work)
+        return rated + weights * size / self.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a table; its reader names the source."""
+        return {"macs": dict(self.macs), "bytes": self.bytes, "launch": self.launch}
+
+
+RULES = {
+    "gpu": DeviceRates("rules for a GPU", {"float": 3e13, "fp16": 6e13, "int8": 1.2e14}, 6e11, 4e-6),
+    "cpu": DeviceRates("rules for a processor", {"float": 5e10, "int8": 1.5e11}, 1.5e10, 3e-6),
+}
+"""By the device of a target, where no table is given."""
+
+
+def rates_for(target: Target, table: str | os.PathLike[str] | None) -> DeviceRates:
+    """Those of a table (`sparsecc devices table`), else those of rules. InputError where it is none, or one of another
+    kind of device."""
+    if table is None:
+        return RULES[target.device]
+    path, remedy = Path(table), "give the file that `sparsecc devices table` wrote on such a device"
+    data = read_json(path, remedy)
+    macs, numbers = data.get("macs"), [data.get("bytes"), data.get("launch")]
+    if isinstance(macs, dict):
+        numbers += macs.values()
+    sound = (
+        isinstance(macs, dict) and FLOAT in macs and set(macs) <= set(BYTES) and all(map(_is_rate, numbers))
+    )
+    if data.get("schema") != SCHEMA or not sound:
+        raise InputError(f"{path} is no table of a device: {remedy}")
+    if data.get("target") != target.name:
+        raise InputError(f"{path} is a table of another target than {target.name}: {remedy}")
+    assert isinstance(macs, dict)
+    return DeviceRates(f"the table {path.name}", macs, float(data["bytes"]), float(data["launch"]))
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def types_of(model: ir.Model) -> dict[str, str]:
+    """Node -> the type it computes in, of those that are not in float."""
+    return {node.name or "": kind for node in model.graph if (kind := _type(node)) != FLOAT}
+
+
+def _type(node: ir.Node) -> str:
+    if node.op_type.startswith("QLinear") or "Integer" in node.op_type:
+        return "int8"
+    operands = [value for value in node.inputs[:2] if value is not None]
+    producers = [value.producer() for value in operands]
+    if len(operands) == 2 and all(one is not None and one.op_type == "DequantizeLinear" for one in producers):
+        return "int8"
+    return "fp16" if any(value.dtype == ir.DataType.FLOAT16 for value in operands) else FLOAT
