@@ -1,12 +1,12 @@
 """Is what a compile tells of its result true of inputs that it was never given?
 
-    python benchmarks/told_quality.py [--pairs resnet20,...] [--seconds 240] [--json FILE]
+    python benchmarks/told_quality.py [--pairs resnet20,...] [--splits 0,1] [--seconds 240] [--json FILE]
 
 Besides the pairs, models of the shared materials on photographs, text and digits in the size and range that they were
-made for. Of the samples, shuffled, five eighths are given as `--calib`; the rest, and what a pair's metric is measured
-on, no compile sees. Every model is compiled at ratios 0.1, 0.3 and 0.5, to int8, and both. A row is right where the
-quality on the unseen inputs is within 2 dB of what the report told, or within its interval; a warning, where the same
-thresholds say the same of the unseen inputs. Rows are stored as they come and not made again.
+made for. Of the samples, shuffled by the split's number, five eighths are given as `--calib`; the rest, and what a
+pair's metric is measured on, no compile sees. Every model is compiled at ratios 0.1, 0.3 and 0.5, to int8, and both. A
+row is right where the quality on the unseen inputs is within 2 dB of what the report told, or within its interval; a
+warning, where the same thresholds say the same of the unseen inputs. Rows are stored as they come and not made again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +254,15 @@ CLOSE, EQUAL = 2.0, 100.0
 """Decibels between what was told and what is true that count as right, and from which on nothing differs."""
 
 
-def row(name: str, how: str) -> dict[str, Any]:
+def row(name: str, how: str, split: int) -> dict[str, Any]:
     """One compile: what is told of it, with its interval, and the same of inputs that were never given."""
-    path, given, unseen = samples_of(name)
+    path, given, unseen = samples_of(name, split)
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"calib": given, "measure": False, "next_steps": False, **HOW[how]}
         try:
             made = sparsecc.compile(path, output=f"{folder}/out", **options)
         except SparseccError as e:
-            return {"pair": name, "how": how, "error": str(e)}
+            return {"pair": name, "how": how, "split": split, "error": str(e)}
         dense, small = (open_session(file, threads=1) for file in (path, Path(folder, "out/model.onnx")))
         analysis = analyse(normalise(load_ir(path)))
         parts = parts_of_outputs(analysis)
@@ -272,6 +272,7 @@ def row(name: str, how: str) -> dict[str, Any]:
     return {
         "pair": name,
         "how": how,
+        "split": split,
         "samples": facts["samples"],
         "told_db": facts["quality_db"],
         "interval_db": facts.get("interval_db"),
@@ -282,7 +283,7 @@ def row(name: str, how: str) -> dict[str, Any]:
     }
 
 
-def samples_of(name: str) -> tuple[Path, list[Feeds], list[Feeds]]:
+def samples_of(name: str, split: int) -> tuple[Path, list[Feeds], list[Feeds]]:
     """A model, batches that a compile is given, and others, with those that its metric is measured on."""
     if name in MATERIALS:
         model, every = SHARED / MATERIALS[name].file, MATERIALS[name].inputs()
@@ -291,7 +292,7 @@ def samples_of(name: str) -> tuple[Path, list[Feeds], list[Feeds]]:
         pair = PAIRS[name]()
         model, (every, measured) = pair.model, _of_pair(pair)
     number = len(next(iter(every.values())))
-    order = np.random.default_rng(0).permutation(number)  # files lie sorted by class
+    order = np.random.default_rng(split).permutation(number)  # files lie sorted by class
     every = {n: array[order] for n, array in every.items()}
     step = STEP if takes_any_batch(load_ir(model)) else 1
     states = getattr(MATERIALS.get(name), "states", {})
@@ -330,19 +331,20 @@ def main() -> None:
     """Make what is missing, and show all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", default=",".join((*JUDGED, *MATERIALS)))
+    parser.add_argument("--splits", default="0")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
-    done, begun = {(one["pair"], one["how"]) for one in rows}, time.monotonic()
+    done, begun = {(one["pair"], one["how"], one.get("split", 0)) for one in rows}, time.monotonic()
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    for pair in given.pairs.split(","):
-        for how in HOW:
-            if (pair, how) in done or time.monotonic() - begun > given.seconds:
-                continue
-            rows.append(row(pair, how))
-            given.json.write_text(json.dumps(rows, indent=1))
-            print(rows[-1], flush=True)
+    points = product(map(int, given.splits.split(",")), given.pairs.split(","), HOW)
+    for split, pair, how in points:
+        if (pair, how, split) in done or time.monotonic() - begun > given.seconds:
+            continue
+        rows.append(row(pair, how, split))
+        given.json.write_text(json.dumps(rows, indent=1))
+        print(rows[-1], flush=True)
     print(summary(rows))
 
 

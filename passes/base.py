@@ -5,6 +5,7 @@ Of the compilation a pass takes what it needs: the target, the scratch folder, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Patterned:
+    """The graph before a pattern, channels in the order that they have now, and behind it; the method, and the CRC-32
+    of every weight that it made."""
+
+    before: ir.Model
+    after: ir.Model
+    method: str
+    checksums: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class PassResult:
     """What a pass did: facts for the report (plain JSON data), and remarks on what it left alone."""
 
@@ -27,6 +39,7 @@ class PassResult:
     remarks: tuple[Remark, ...] = ()
     in_float: ir.Model | None = None
     """The graph before its types changed, where numbers were moved between layers first: the same function."""
+    patterned: Patterned | None = None
     was_rounded: bool = False
     """Whether the model came in fewer bits than `in_float`, and so is not the same function."""
 

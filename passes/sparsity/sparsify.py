@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,7 @@ from sparsecc.graph.linear_layers import SINGLE_OR_HALF, LinearLayer
 from sparsecc.graph.patterns import nodes_named, require_nodes
 from sparsecc.ir.graph_editor import GraphEditor, prepare
 from sparsecc.ir.mapped import Spool
-from sparsecc.passes.base import Pass, PassResult, require_data
+from sparsecc.passes.base import Pass, PassResult, Patterned, require_data
 from sparsecc.passes.sparsity.masks import magnitude_order, wanda_scores
 from sparsecc.passes.sparsity.pattern import Pattern, parse_pattern
 from sparsecc.passes.sparsity.permute import reorder
@@ -108,13 +109,15 @@ class Sparsify(Pass):
                 chosen.append(layer)
         if self.permute and pattern.is_grouped:
             remarks.extend(job.reorder(chosen))
+        unzeroed = model.clone()
         zeroed = job.zero(chosen)
         for layer in chosen:
             plan.patterns[layer.weight.name or ""] = {"pattern": pattern.text, "axis": layer.in_axis}
         model.graph.sort()
         remarks.extend(job.paths.left)
         facts: dict[str, Any] = {"pattern": pattern.text, "method": job.method, "layers": zeroed}
-        return PassResult(facts, tuple(remarks))
+        patterned = Patterned(unzeroed, model.clone(), job.method, job.checksums)
+        return PassResult(facts, tuple(remarks), patterned=patterned)
 
 
 @dataclass
@@ -125,6 +128,8 @@ class _Job:
     compilation: Compilation
     spool: Spool = field(init=False)
     paths: Paths = field(init=False)
+    checksums: dict[str, int] = field(default_factory=dict)
+    """Of the weights as they were made, by name."""
 
     def __post_init__(self) -> None:
         self.spool = Spool(self.compilation.scratch.folder)
@@ -213,8 +218,9 @@ class _Job:
 
     def _stored(self, layer: LinearLayer, weight: np.ndarray, kept_share: float) -> dict[str, Any]:
         """Put the new weight in its place; the facts about it."""
-        tensor = ir.Tensor(weight.astype(layer.dtype.numpy(), copy=False), name=layer.weight.name)
-        layer.weight.const_value = self.spool.keep(tensor)
+        stored = np.ascontiguousarray(weight.astype(layer.dtype.numpy(), copy=False))
+        self.checksums[layer.weight.name or ""] = zlib.crc32(stored.data)
+        layer.weight.const_value = self.spool.keep(ir.Tensor(stored, name=layer.weight.name))
         wide = min(layer.shape[layer.in_axis], layer.shape[layer.out_axis]) >= PAYS_FROM
         facts: dict[str, Any] = {
             "weight": layer.weight.name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from sparsecc.runtime.rounding import AMPLIFIED
 STEPPED = 4.0
 """How many times what rounding of inputs and weights does an error may be, to be rounding for sure, in a graph that
 computes in integers: numbers move by whole steps there, and 16 steps may be all that an 8-bit number varies by."""
+
+_STEADY, _MORE = 0.01, 1e3
+"""What rounding of all weights moves at most where nothing jumps, or so many times what that of a few moves."""
 
 Errors = Mapping[str, np.ndarray]
 """Output name -> relative errors (float64): of all of it first, then of its channels."""
@@ -109,6 +113,15 @@ def unexplained(
     return found
 
 
+def steady(floors: Errors, first: Errors | None = None) -> dict[str, np.ndarray]:
+    """The errors that rounding makes (`floors`), zero where it made a jump instead: infinite ones (a NaN that came or
+    went), and those far above the `first` draws'."""
+    most = dict.fromkeys(floors, np.inf)
+    if first:
+        most = {name: max(_STEADY, _MORE * float(first[name].max())) for name in floors}
+    return {n: np.where(np.isfinite(e) & (e <= most[n]), e, 0.0) for n, e in floors.items()}
+
+
 def tolerances_of(outputs: Outputs) -> dict[str, float]:
     """The relative error that the type of each output allows without question."""
     return {name: max(TOLERANCE, LOOSE.get(_type_of(output), 0.0)) for name, output in outputs.items()}
@@ -126,3 +139,25 @@ def largest(*errors: Errors) -> dict[str, np.ndarray]:
             same = error.shape == found[name].shape
             found[name] = np.maximum(found[name], error if same else error.max())
     return found
+
+
+@dataclass
+class Rounding:
+    """How far rounding moves values: what a graph gave, and what it gave when its inputs moved by a rounding step."""
+
+    found: Outputs
+    moved: Sequence[Outputs]
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def floors(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The largest errors of these values, part by part; each is worked out when it is first asked for."""
+        new = {name: self.found[name] for name in names if name not in self.known}
+        if new:
+            self.known |= largest(*(part_errors(new, one) for one in self.moved))
+        return self.known
+
+    def leaves(self, wanted: Outputs, found: Outputs, known: Errors) -> dict[str, float]:
+        """The values whose errors are `known` ones and more than rounding explains, with what is more."""
+        with np.errstate(invalid="ignore"):
+            added = {name: error - known[name] for name, error in part_errors(wanted, found).items()}
+        return unexplained(added, tolerances_of(wanted), self.floors(wanted))

@@ -40,7 +40,7 @@ from sparsecc.tasks.ablation import has_parts
 from sparsecc.tasks.chain import require_whole
 from sparsecc.tasks.measure import measure as measured
 from sparsecc.verify import evaluate
-from sparsecc.verify.probes import Probes
+from sparsecc.verify.probes import Passed, Probes, together
 from sparsecc.verify.prove import prove
 from sparsecc.verify.surgery import Removal
 
@@ -64,10 +64,8 @@ class Work:
     """mask: the dense model with the slots masked that go, none where none go; prune: what was cut."""
     verification: dict[str, Any] = field(init=False)
     """prove, verify: the report's `verification`."""
-    in_float: ir.Model | None = None
-    """passes: the graph before its types changed, where every layer can be held against it."""
-    unmoved: ir.Model | None = None
-    """passes: the graph before numbers were moved between its layers for the sake of types; None where none were."""
+    passed: Passed = field(default_factory=Passed)
+    """passes: the graphs before them, where layers can be held against these."""
     artefact: Artefact = field(init=False)
     """build: what the backend wrote into `folder`."""
     measured: dict[str, Any] = field(init=False)
@@ -200,7 +198,7 @@ def close_caches(work: Work) -> None:
         ports = Narrowed(gone=frozenset(gone), renamed=renamed, last=last)
         compilation.narrowed = replace(compilation.narrowed, gone=ports.gone, renamed=renamed, last=last)
         plan.ports = ports.ports()
-        work.probes.pruned = [ports.wanted(outputs) for outputs in work.probes.pruned]
+        work.probes.narrow(ports)
 
 
 def run_passes(work: Work) -> None:
@@ -212,14 +210,12 @@ def run_passes(work: Work) -> None:
     compilation.pass_feeds = compilation.calibration_feeds()
     for one in passes:
         if one.only_rounds:
-            work.in_float = work.analysis.model.clone()
+            work.passed = replace(work.passed, in_float=work.analysis.model.clone())
         begun = time.perf_counter()
         result = one.run(work.analysis.model, work.decision.plan, compilation)
         compilation.remarks.extend((one.name, remark) for remark in result.remarks)
         compilation.warnings.extend(result.facts.get("warnings", ()))
-        if result.in_float is not None:
-            work.unmoved = None if result.was_rounded else work.in_float
-            work.in_float = result.in_float
+        work.passed = work.passed.behind(result)
         compilation.note(str(one), result.facts, begun=begun)
 
 
@@ -240,13 +236,8 @@ def build(work: Work) -> None:
 def verify(work: Work) -> None:
     """What was built computes what the graph does that it was built from."""
     model, plan = work.analysis.model, work.decision.plan
-    work.verification |= work.probes.of_artefact(work.backend, work.compiled, model, plan)
-    if work.in_float is not None:
-        work.verification |= work.probes.of_types(work.in_float, model, plan, work.unmoved)
-        work.in_float = work.unmoved = None  # what has another type now is as large as the model
-    if losses := work.verification.get("losses"):
-        reasons = [work.verification.get("reason"), *losses]
-        work.verification |= {"status": "not proved", "reason": "; ".join(r for r in reasons if r)}
+    checks = work.probes.of_built(work.backend, work.compiled, model, plan, work.passed)
+    work.verification, work.passed = together(work.verification, checks), Passed()  # as large as the model
 
 
 def measure(work: Work) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +15,27 @@ from sparsecc.axes.algebra import Keep
 from sparsecc.compilation import Compilation
 from sparsecc.data.samples import Samples
 from sparsecc.decide.passes import passes_for
+from sparsecc.escaping import quoted
 from sparsecc.graph.analysis import Analysis
 from sparsecc.loading.models import load_ir
 from sparsecc.loss.quality import told
 from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.masked_channels import masked_at
+from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.numerics import Outputs, is_quantized, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import moved_by_rounding
 from sparsecc.runtime.runner import Fed, Runs
 from sparsecc.verify import stored_probes
-from sparsecc.verify.built import require_finite, require_same, unlike_rounding
+from sparsecc.verify.built import changed_constants, require_finite, require_same, unlike_rounding
+from sparsecc.verify.layers_in_pattern import require_in_built, require_patterns, require_unchanged
 from sparsecc.verify.layers_in_type import losses_in_layers, moved_wrongly
 from sparsecc.verify.onnx_checker import check
 from sparsecc.verify.surgery import Removal
 
 if TYPE_CHECKING:
     from sparsecc.backends.base import Backend
+    from sparsecc.passes.base import PassResult, Patterned
     from sparsecc.plan import Plan
 
 Feeds = Mapping[str, np.ndarray]
@@ -40,6 +45,25 @@ HELD_OUT, FITTED, RANDOM = "held-out samples", "the samples it was fitted to", "
 """What results are judged on, as reports say it."""
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What passes leave for the proof: the graph before its types changed, where every layer can be held against it;
+    that before numbers were moved between its layers for the sake of types, None where none were; and those before and
+    behind a pattern."""
+
+    in_float: ir.Model | None = None
+    unmoved: ir.Model | None = None
+    patterned: Patterned | None = None
+
+    def behind(self, result: PassResult) -> Passed:
+        """The same behind one more pass."""
+        found = replace(self, patterned=result.patterned or self.patterned)
+        if result.in_float is None:
+            return found
+        unmoved = None if result.was_rounded else self.in_float
+        return replace(found, unmoved=unmoved, in_float=result.in_float)
+
+
 class Probes:
     """The comparisons of a compile, on the inputs `compilation.feeds`, each a probe."""
 
@@ -47,8 +71,15 @@ class Probes:
         self.compilation = compilation
         self.pruned: list[Outputs] = []
         """What the pruned graph gave for each probe, as it was proved."""
+        self.telling: list[tuple[Feeds, Outputs]] = []
+        """Other inputs of the dense model that show more of its outputs, and what the pruned graph gave."""
         self._artefact: tuple[Path, Any] | None = None
         self._found: Outputs = {}
+
+    def narrow(self, ports: Narrowed) -> None:
+        """From here on what the pruned graph gave lacks the outputs that went, and others have new names."""
+        self.pruned = [ports.wanted(outputs) for outputs in self.pruned]
+        self.telling = [(feeds, ports.wanted(outputs)) for feeds, outputs in self.telling]
 
     def of_removal(self, analysis: Analysis, keep: Keep, layers: Sequence[LayerValue] = ()) -> Removal:
         """The masked dense model per probe: what the pruned one must compute. Read before removal.
@@ -70,6 +101,18 @@ class Probes:
             wanted = runner.run(feeds) if removal.masked else compilation.expected[probe]
             yield feeds, wanted, partial(moved_by_rounding, runner, feeds, wanted)
 
+    def of_built(
+        self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan, passed: Passed
+    ) -> list[dict[str, Any]]:
+        """What passes did, layer by layer, and what was built of it."""
+        checks = [] if passed.patterned is None else [self.of_patterns(passed.patterned, plan)]
+        if passed.patterned is not None and not plan.quantization:
+            require_unchanged(passed.patterned, model)
+        checks.append(self.of_artefact(backend, compiled, model, plan))
+        if passed.in_float is not None:
+            checks.append(self.of_types(passed.in_float, model, plan, passed.unmoved))
+        return checks
+
     def of_artefact(self, backend: Backend, compiled: Path, model: ir.Model, plan: Plan) -> dict[str, Any]:
         """Load and run what was built; how close it is to the pruned graph and to the dense model."""
         compilation = self.compilation
@@ -78,18 +121,33 @@ class Probes:
         plain = cache(lambda: compilation.opened(model))
         checked = {"checker": check(compiled, compilation.file)} if by_parts else {}
         changed = passes_for(compilation.options) or plan.repaired or is_quantized(model) or not self.pruned
-        errors = []
+        errors, doubts = [], dict[str, float]()
+        in_types = bool(plan.quantization)
         for probe, feeds in enumerate(compilation.feeds):
             feeds = compilation.narrowed.feeds(feeds)
             wanted = plain().run(feeds) if changed else self.pruned[probe]
             found = runner.run(feeds)
             self._found = self._found or found
             errors.append(worst_error(wanted, found))
+            doubts |= require_same(model, plain, feeds, wanted, found, self._opened_again, in_types=in_types)
             if self.pruned:
                 require_finite(self.pruned[probe], found, RANDOM, has_samples=self._has_samples)
-            if not plan.quantization:
-                require_same(model, plain, feeds, wanted, found, self._opened_again)
-        return {"runs": True, "artefact_relative_error": unlike_rounding(errors), **checked}
+        for other, pruned in () if in_types else self.telling:
+            smaller = compilation.narrowed.feeds(other)
+            right = plain().run(smaller) if changed else pruned
+            doubts |= require_same(model, plain, smaller, right, runner.run(smaller), self._opened_again)
+        losses = [
+            f"the built model differs from the graph it was built from by {error:.2g} at output {quoted(name)}, more "
+            "than rounding explains for sure"
+            for name, error in doubts.items()
+        ]
+        losses += _constants(backend.numerics_file(compiled), model, plan)
+        return {
+            "runs": True,
+            "artefact_relative_error": unlike_rounding(errors),
+            **({"losses": losses} if losses else {}),
+            **checked,
+        }
 
     def _opened_again(self, model: ir.Model) -> Runs:
         return self.compilation.opened(model, owned=True)
@@ -108,6 +166,13 @@ class Probes:
         if unmoved is not None:
             losses = [*moved_wrongly(unmoved, before, feeds, self._opened_again), *losses]
         return {"layers_in_type": number, **({"losses": losses} if losses else {})}
+
+    def of_patterns(self, found: Patterned, plan: Plan) -> dict[str, Any]:
+        """Every layer in a pattern against what it was: what its method does not explain is no proof."""
+        compilation = self.compilation
+        opened = None if compilation.dense.by_parts else self._opened_again
+        number, losses = require_patterns(found, plan.patterns, compilation.pass_feeds, opened)
+        return {"layers_in_pattern": number, **({"losses": losses} if losses else {})}
 
     def take(self, compiled: Path, runner: Any) -> None:
         """A compiled model that is loaded already."""
@@ -177,3 +242,28 @@ class Probes:
         if compilation.held_out.batches:
             return compilation.held_out, HELD_OUT
         return compilation.samples.first(SAMPLES), FITTED
+
+
+def _constants(path: Path, model: ir.Model, plan: Plan) -> list[str]:
+    """A clause for each constant that holds other numbers in the file that was built than in its graph.
+
+    InternalError where one lost its pattern. Of what is no ONNX file nothing is known.
+    """
+    if path.suffix != ".onnx":
+        return []
+    built = load_ir(path)
+    require_in_built(built, plan.patterns)
+    changed = changed_constants(model, built)
+    return [f"constant {quoted(name)} holds other numbers in the built model" for name in changed]
+
+
+def together(verification: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The proof with what later checks found; their losses are no proof."""
+    losses = [loss for one in found for loss in one.get("losses", ())]
+    merged = dict(verification)
+    for one in found:
+        merged |= one
+    if losses:
+        reasons = [verification.get("reason"), *losses]
+        merged |= {"status": "not proved", "reason": "; ".join(r for r in reasons if r), "losses": losses}
+    return merged

@@ -39,7 +39,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
         Known(compilation.reference, feeds, outputs)
         for feeds, outputs in zip(compilation.feeds, compilation.expected, strict=True)
     ]
-    found, probes.pruned = proven(
+    found, probes.pruned, probes.telling = proven(
         pruned,
         replace(removal, masked=removal.masked or dense),
         plants_of(removal.cuts, compilation.options.seed, number),

@@ -18,7 +18,16 @@ from sparsecc.reference.layer_values import LayerValue
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.runtime.filed import Filed
 from sparsecc.runtime.numerics import Outputs, is_float, is_quantized
-from sparsecc.runtime.part_errors import STEPPED, Errors, largest, part_errors, tolerances_of, unexplained
+from sparsecc.runtime.part_errors import (
+    STEPPED,
+    Errors,
+    Rounding,
+    largest,
+    part_errors,
+    steady,
+    tolerances_of,
+    unexplained,
+)
 from sparsecc.runtime.rounding import AMPLIFIED, nudged, nudged_weights, same_rows, selects
 from sparsecc.runtime.runner import Feeds, Runs
 from sparsecc.system.memory import give_back
@@ -39,8 +48,6 @@ ENOUGH = 0.8
 _DRAWS = 2
 _LAST_DRAWS = 4
 """How often inputs and weights are moved before a difference counts as a fault."""
-_STEADY, _MORE = 0.01, 1e3
-"""What rounding of all weights moves at most where nothing jumps, or so many times what that of a few moves."""
 _PLANT_DRAWS = 1
 """The same before a planted fault counts as noticed."""
 
@@ -70,6 +77,11 @@ class Seen:
     refused: list[str] = field(default_factory=list)
     doubts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> int:
+        """How much outputs have shown: numbers, and more than one."""
+        return len(self.finite) + len(self.varied)
+
     def look_at(self, outputs: Outputs) -> None:
         """Note which outputs hold finite numbers, and which more than one value."""
         for name, output in outputs.items():
@@ -83,28 +95,6 @@ class Seen:
             first = self.values.setdefault(name, numbers[0] if numbers.size else None)
             if isinstance(output, list) or not array.size or (numbers != first).any():
                 self.varied.add(name)
-
-
-@dataclass
-class Rounding:
-    """How far rounding moves values: what a graph gave, and what it gave when its inputs moved by a rounding step."""
-
-    found: Outputs
-    moved: Sequence[Outputs]
-    known: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def floors(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The largest errors of these values, part by part; each is worked out when it is first asked for."""
-        new = {name: self.found[name] for name in names if name not in self.known}
-        if new:
-            self.known |= largest(*(part_errors(new, one) for one in self.moved))
-        return self.known
-
-    def leaves(self, wanted: Outputs, found: Outputs, known: Errors) -> dict[str, float]:
-        """The values whose errors are `known` ones and more than rounding explains, with what is more."""
-        with np.errstate(invalid="ignore"):
-            added = {name: error - known[name] for name, error in part_errors(wanted, found).items()}
-        return unexplained(added, tolerances_of(wanted), self.floors(wanted))
 
 
 class Surgery:
@@ -145,6 +135,8 @@ class Surgery:
         self.selects = selects(pruned)
         self.sure = STEPPED if is_quantized(pruned) else AMPLIFIED
         self.seen = Seen()
+        self.telling: list[tuple[Feeds, Outputs]] = []
+        """The probes that showed a number, or a second one, where an output had shown none, with the outputs."""
 
     def compare(self, reference: Runs, feeds: Feeds, title: str, sides: Sides | None = None) -> Outputs:
         """One probe: the right graph against its reference, then every plant not noticed yet. The outputs."""
@@ -161,7 +153,10 @@ class Surgery:
         told = self._require_explained(reference, {**feeds, **flags}, wanted, found, errors, floors)
         asked = self.names if title in (RANDOM, RESIZED) else set(self.names) - self.seen.finite
         self._note_errors(asked, errors, told)
+        known = self.seen.shown
         self.seen.look_at({name: wanted[name] for name in self.names})
+        if self.seen.shown > known and not sides:
+            self.telling.append((feeds, {name: found[name] for name in self.names}))
         self.seen.probes.append(title)
         self._note_branches(found, sides)
         waiting = [i for i in range(len(self.plants)) if i not in self.seen.at_outputs]
@@ -343,16 +338,11 @@ class Surgery:
         return sure
 
     def _steady(self, floors: Errors, first: Errors | None = None) -> Errors:
-        """The errors that rounding makes, without jumps: infinite ones, and those far above the `first` draws'.
+        """The errors that rounding makes, without jumps.
 
         All of them where the graph selects: rows that change their place are jumps, and right. Integers jump always.
         """
-        if self.selects:
-            return floors
-        most = dict.fromkeys(floors, np.inf)
-        if first and self.sure != STEPPED:
-            most = {name: max(_STEADY, _MORE * float(first[name].max())) for name in floors}
-        return {n: np.where(np.isfinite(e) & (e <= most[n]), e, 0.0) for n, e in floors.items()}
+        return floors if self.selects else steady(floors, None if self.sure == STEPPED else first)
 
     def _told(self, told: Outputs) -> Filed:
         """What the pruned graph must give, of what its reference gave."""
@@ -376,8 +366,9 @@ def proven(
     in_pieces: Opened,
     by_parts: bool = False,
     unsteady: Mapping[str, float] | None = None,
-) -> tuple[dict[str, Any], list[Outputs]]:
-    """The verification of a removal: error, floor, plants, and whether that is a proof; and what it gave on `probes`.
+) -> tuple[dict[str, Any], list[Outputs], list[tuple[Feeds, Outputs]]]:
+    """The verification of a removal: error, floor, plants, and whether that is a proof; what it gave on `probes`; and
+    the others that showed more of the outputs, with these.
 
     `probes` are compared each with its masked model; where the outputs show too little, `others` follow in turn, at
     the sizes of the first probe, and then the other branches. `unsteady` outputs of the dense model (name -> error)
@@ -388,9 +379,10 @@ def proven(
     found = [surgery.compare(first, probes[0], RANDOM)]
     for number, feeds in enumerate(probes[1:], 1):
         found.append(surgery.compare(removal.masked[number], feeds, RESIZED))
+    surgery.telling.clear()
     for title, feeds in others:
         if not surgery.wants_more:
             break
         surgery.try_also(first, feeds, title)
     surgery.turn(first, probes[0])
-    return surgery.verdict(), found
+    return surgery.verdict(), found, surgery.telling
