@@ -50,7 +50,6 @@ COUNTED = (
     "a table made by counting (arange) stays in torch; the exporter computes it and stores it as a weight"
 )
 TWICE = "a tied table is stored a second time, transposed: ONNX may cut the two apart, in torch they are one tensor"
-NORM = "torch keeps a weight as direction and length, and its norm is over the slots that could go; ONNX folds it"
 MERGED = "layers alike at initialisation compute the same constants, which the exporter merges into one value"
 STRIDED = "the exporter makes a mean over positions into a gather with strides (as_strided), which ONNX pins"
 
@@ -61,8 +60,6 @@ DIFFERENCES: dict[str, Difference] = {
     "lstm_tied_lm": Difference(1, 2, TWICE),
     "opt": Difference(1, 2, TWICE),
     "bert_masked_lm": Difference(1, 2, TWICE),
-    "wav2vec2": Difference(0, 2, NORM),
-    "weight_norm_conv": Difference(0, 2, NORM),
     "mamba": Difference(4, 2, MERGED),
     "deberta": Difference(2, 1, MERGED),
     "deepseek_v3": Difference(

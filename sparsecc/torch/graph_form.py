@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparsecc.torch.plan import Indices, sliced
 from sparsecc.torch.program.exported import Program, operator_name
+from sparsecc.torch.reparametrized import lengths, quotient
 from sparsecc.torch.rules.edit import Change, Rescaled
 
 _MODES = {"batch_norm": "training", "dropout": "train", "lstm": "train", "gru": "train", "rnn_tanh": "train",
@@ -61,13 +62,17 @@ def graph_form(program: Program, tensors: Mapping[str, Indices], changes: Iterab
     for change in changes:
         _apply_change(module.graph, change)
     made: dict[int, Tensor] = {}
+    directions = {
+        node: _attribute(module, node.args[0]).detach()
+        for node in module.graph.nodes
+        if node.op == "call_function" and operator_name(node) == "_weight_norm"
+    }
     for node in module.graph.nodes:
         if node.op != "get_attr" or not program.of.get(node):
             continue
         name = program.of[node][0].name or ""
         path, _, last = str(node.target).rpartition(".")
-        holder = module.get_submodule(path)
-        tensor = getattr(holder, last)
+        holder, tensor = module.get_submodule(path), _attribute(module, node)
         indices = tensors.get(program.names.get(name, [name])[0])
         if indices is None:
             continue
@@ -77,8 +82,30 @@ def graph_form(program: Program, tensors: Mapping[str, Indices], changes: Iterab
             made[id(tensor)] = nn.Parameter(small, tensor.requires_grad) if is_parameter else small
         if id(tensor) in made:
             setattr(holder, last, made[id(tensor)])
+    for node, dense in directions.items():
+        name = program.of[node.args[0]][0].name or ""
+        indices = tensors.get(program.names.get(name, [name])[0])
+        if indices is not None:
+            _mend_length(module, node, dense, indices)
     module.graph.lint()
     return PrunedGraph(module, module.graph, "PrunedGraph")
+
+
+def _mend_length(module: fx.GraphModule, node: fx.Node, dense: Tensor, indices: Indices) -> None:
+    """New lengths of a weight norm, so that what is left of the weight is what it was."""
+    given: list[Any] = list(node.args)
+    axis = given[2] if len(given) > 2 else 0
+    direction, length = _attribute(module, given[0]).detach(), _attribute(module, given[1])
+    growth = quotient(lengths(dense, axis, indices), torch.norm_except_dim(direction, 2, axis))
+    path, _, last = str(given[1].target).rpartition(".")
+    new = length.detach() * growth.reshape(length.shape)
+    setattr(module.get_submodule(path), last, nn.Parameter(new, length.requires_grad))
+
+
+def _attribute(module: fx.GraphModule, node: Any) -> Tensor:
+    path, _, last = str(node.target).rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), last)
+    return tensor
 
 
 def _apply_change(graph: fx.Graph, change: Change) -> None:

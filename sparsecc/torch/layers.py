@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsecc.torch.plan import Indices, owned
 from sparsecc.torch.program.exported import operator_name
+from sparsecc.torch.reparametrized import normed_weights
 from sparsecc.torch.rules.edit import Change
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -151,6 +152,9 @@ def _new_shapes(module: nn.Module, tensors: Mapping[str, Indices]) -> dict[str, 
         slots = tensors.get(full, {})
         shape = tuple(len(slots[i]) if i in slots else int(s) for i, s in enumerate(tensor.shape))
         found.setdefault(full.removesuffix(name).rstrip("."), {})[name] = shape
+    for one in normed_weights(module):
+        path, _, name = one.source.rpartition(".")
+        found.setdefault(one.layer, {})[one.name] = found[path][name]
     return found
 
 

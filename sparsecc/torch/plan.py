@@ -16,6 +16,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.torch.program.exported import Program
+from sparsecc.torch.reparametrized import dense_norms, hold_norms
 from sparsecc.torch.rules.catalogue import rule_for
 from sparsecc.torch.rules.edit import AtenEdit, Change
 
@@ -166,8 +167,11 @@ def owned(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
 
 
 def replace_tensors(module: nn.Module, tensors: Mapping[str, Indices]) -> None:
-    """Slice parameters and buffers of a module in place; tensors that were shared stay shared."""
+    """Slice parameters and buffers of a module in place; tensors that were shared stay shared.
+
+    Weights that a norm computes stay what they were."""
     made: dict[int, Tensor] = {}
+    dense = dense_norms(module, tensors)
     for full, part, name, tensor in list(owned(module)):
         if full not in tensors:
             continue
@@ -177,3 +181,4 @@ def replace_tensors(module: nn.Module, tensors: Mapping[str, Indices]) -> None:
                 nn.Parameter(small, tensor.requires_grad) if name in part._parameters else small
             )
         setattr(part, name, made[id(tensor)])
+    hold_norms(module, dense)

@@ -14,6 +14,7 @@ from sparsecc.axes.algebra import Atom, atoms_of, mask
 from sparsecc.errors import InputError
 from sparsecc.torch.plan import TorchPlan, owned
 from sparsecc.torch.pruning import Loss, decide, fresh_scores, planned, realise, study
+from sparsecc.torch.reparametrized import normed_weights, quotient
 from sparsecc.torch.scores.regularisers import REGULARISERS, Regulariser, owned_by
 
 Schedule = Callable[[float], float]
@@ -93,6 +94,10 @@ class Pruner:
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._doomed: dict[Atom, Tensor] | None = None
         self._early = self._weights() if rewind == 0 else []
+        live = self._live()
+        self._normed = [
+            (live[one.source], live[one.length], one.axis) for one in normed_weights(module) if one.length
+        ]
         self._owned = owned_by(self.study.free, self.study.analysis, self.study.program, self._live())
 
     @property
@@ -116,11 +121,14 @@ class Pruner:
 
     @torch.no_grad()
     def apply_masks(self) -> None:
-        """Set every masked slot to zero."""
+        """Set every masked slot to zero; a weight norm's lengths keep what is left of its weights as it was."""
+        before = [torch.norm_except_dim(vector, 2, axis) for vector, _, axis in self._normed]
         for tensor, axis, stays in self._tensors:
             shape = [1] * tensor.dim()
             shape[axis] = len(stays)
             tensor.mul_(stays.to(tensor.device, tensor.dtype).reshape(shape))
+        for (vector, length, axis), norm in zip(self._normed, before, strict=True):
+            length.mul_(quotient(norm, torch.norm_except_dim(vector, 2, axis)).reshape(length.shape))
 
     def penalty(self) -> Tensor:
         """What the regulariser says, averaged over slots."""
@@ -194,12 +202,15 @@ class Pruner:
 
     def _masked_tensors(self) -> list[tuple[Tensor, int, Tensor]]:
         live, program = self._live(), self.study.program
+        own_length = {(id(vector), axis) for vector, _, axis in self._normed}
         found: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}
         for value, axes in self.study.analysis.weights():
             for name in program.names[value.name or ""]:
                 for position, axis in enumerate(axes):
                     touched = any(a in self.masks for a in atoms_of(axis))
                     slots = mask(axis, self.masks) if touched and name in live else None
+                    if (id(live.get(name)), position) in own_length:
+                        continue  # a vector of length 0 has no direction
                     if slots is not None and live[name].is_floating_point():
                         found[id(live[name]), position] = (live[name], position, torch.from_numpy(slots))
         return list(found.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -26,7 +25,8 @@ from sparsecc.torch.layers import Edit, apply_edits, attribute_edits
 from sparsecc.torch.limits import limits_of
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
-from sparsecc.torch.program.exported import Program, trace
+from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
+from sparsecc.torch.reparametrized import copied, vectors_kept
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
 
@@ -276,6 +276,7 @@ def planned(found: Study, masks: Mapping[Atom, np.ndarray], *, reached: bool = T
     cost = cost_of(found.analysis, found.free, found.options.metric)
     left = cost.total({atom: int(slots.sum()) for atom, slots in masks.items()})
     tensors = kept_slots(found.program, found.analysis, masks)
+    tensors |= vectors_kept(found.module, tensors)
     rows = described(found.groups, masks)
     return TorchPlan(tensors, rows, found.options.metric, cost.total({}), left, reached)
 
@@ -284,11 +285,12 @@ def realise(
     found: Study, masks: dict[Atom, np.ndarray], plan: TorchPlan, *, form: str = "auto", inplace: bool = False
 ) -> nn.Module:
     """Remove what the masks say, physically, and check the result against the masked dense module."""
+    renew_spectral_norms(found.program, found.module)
     changes = changes_of(found.program, found.analysis, masks)
     wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
     name, reason = type(found.module).__name__, ""
     if form != "graph":
-        small = copy.deepcopy(found.module)
+        small = copied(found.module)
         edits = attribute_edits(small, plan.tensors, changes)
         replace_tensors(small, plan.tensors)
         apply_edits(small, edits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from sparsecc.system.files import replace_whole
 from sparsecc.torch.layers import apply_edits, foreign_edit
 from sparsecc.torch.plan import TorchPlan, owned, replace_tensors
 from sparsecc.torch.pruning import labelled, plan_of, planned, realise, study
+from sparsecc.torch.reparametrized import copied
 
 SCHEMA = "sparsecc.torch/1"
 _HEADER = "sparsecc"
@@ -97,7 +97,7 @@ def apply_plan(module: nn.Module, plan: TorchPlan, example_inputs: Any = None, *
     if plan.form == "graph":
         return _exported(module, plan, example_inputs, options)
     _require_fit(module, plan)
-    small = copy.deepcopy(module)
+    small = copied(module)
     replace_tensors(small, plan.tensors)
     apply_edits(small, plan.attributes)
     return labelled(small, plan)
@@ -122,7 +122,7 @@ def _exported(
     """The graph form: the same groups are found again, and lose the same slots."""
     if example_inputs is None:
         raise InputError("it was saved in the graph form, which is exported again: give example_inputs")
-    found = study(copy.deepcopy(module), example_inputs, **options)
+    found = study(copied(module), example_inputs, **options)
     of_class = [_identity(row) for row in planned(found, {}).groups]
     fits = of_class == [_identity(row) for row in plan.groups]
     if not fits or any(row["slots"] and row["slots"][-1] >= row["size"] for row in plan.groups):

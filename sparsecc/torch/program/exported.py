@@ -24,6 +24,7 @@ from sparsecc.axes.sizes import Size, joined
 from sparsecc.errors import InputError
 from sparsecc.shapes.infer import Shapes
 from sparsecc.torch.program.inline import inline_regions
+from sparsecc.torch.reparametrized import normed_weights, spectral_norm_of, spectral_norms_held
 
 DOMAIN = "aten"
 _OPERATORS = {
@@ -137,13 +138,32 @@ def trace(
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        graph_module = _exported(module, tuple(args), dict(kwargs or {}), dynamic_shapes)
+        with spectral_norms_held(module):
+            graph_module = _exported(module, tuple(args), dict(kwargs or {}), dynamic_shapes)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for part, before in attributes.items():
             part.__dict__.clear()
             part.__dict__.update(before)
     return _program(module, graph_module)
+
+
+def renew_spectral_norms(program: Program, module: nn.Module) -> None:
+    """Let the graph divide by the spectral norms that the module's weights have by now."""
+    norms = {
+        one.source: norm
+        for one in normed_weights(module)
+        if one.left
+        for norm in [spectral_norm_of(module, one)]
+    }
+    for node in program.graph_module.graph.nodes if norms else ():
+        if node.op == "call_function" and operator_name(node) == "div" and isinstance(node.args[1], float):
+            values = program.of.get(node.args[0], []) if isinstance(node.args[0], fx.Node) else []
+            names = program.names.get(values[0].name or "", []) if len(values) == 1 else []
+            found = next((norms[name] for name in names if name in norms), None)
+            if found is not None:
+                node.args = (node.args[0], found)
+    program.graph_module.recompile()
 
 
 def _exported(

@@ -35,10 +35,11 @@ def instance_norm(site: AtenSite) -> None:
 
 @aten("_weight_norm")
 def weight_norm(site: AtenSite) -> None:
-    """A weight given as direction and length along one axis; the norm is over the others, which stay."""
-    direction, length, axis = site.of("v"), site.of("g"), site.dim()
-    site.same(direction[axis], length[axis])
-    site.pin([a for i, a in enumerate(direction) if i != axis], "the length is a norm over the axis")
+    """A weight given as direction and length along one axis. Lengths are mended for what goes along the others
+    (`sparsecc/torch/reparametrized.py`)."""
+    direction, length = site.of("v"), site.of("g")
+    if length:
+        site.same(direction[site.dim()], length[site.dim()])
     site.set(direction)
 
 
