@@ -20,10 +20,12 @@ FED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 
 @dataclass(frozen=True)
 class Apart:
-    """A model whose large weights are inputs, by name, behind its own: `graph`, serialized, and these `weights`."""
+    """A model whose large weights are inputs, by name, behind its own: `graph`, serialized, and these `weights`.
+    `outputs` says how many it has."""
 
     graph: bytes
     weights: Mapping[str, ir.TensorProtocol]
+    outputs: int
 
     @staticmethod
     def of(model: ir.Model) -> Apart:
@@ -41,7 +43,7 @@ class Apart:
             )
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(within)
-        return Apart(proto.SerializeToString(), weights)
+        return Apart(proto.SerializeToString(), weights, len(model.graph.outputs))
 
     def model(self) -> ir.Model:
         """The model again, with its weights as constants."""

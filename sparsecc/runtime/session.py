@@ -155,6 +155,9 @@ def open_graph(graph: ir.Model | Apart, *, threads: int = 1) -> OrtRunner:
     apart = graph if isinstance(graph, Apart) else Apart.of(graph)
     options = _options(threads, "none", {})
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    if apart.outputs == 1 and any(t.dtype == ir.DataType.FLOAT16 for t in apart.weights.values()):
+        # else most halves are cast before one is used; where there are many outputs, it is the other way round
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     try:
         session = _made(apart.graph, options, CPU)
     except RuntimeFailure:

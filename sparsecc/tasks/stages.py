@@ -228,9 +228,10 @@ def build(work: Work) -> None:
         for value in (*model.graph.inputs, *model.graph.outputs):
             value.doc_string = None
     options = work.backend.build_options(asked)
-    work.artefact = work.backend.build(model, work.folder, options, compilation.progress)
-    if work.artefact.runner is not None and asked.threads == 1:
-        work.probes.take(work.compiled, work.artefact.runner)
+    made = work.backend.build(model, work.folder, options, compilation.progress)
+    work.artefact = replace(made, runner=None)  # the probes alone hold it, and let it go
+    if made.runner is not None and asked.threads == 1:
+        work.probes.take(work.compiled, made.runner)
 
 
 def verify(work: Work) -> None:

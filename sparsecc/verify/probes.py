@@ -26,6 +26,7 @@ from sparsecc.runtime.numerics import Outputs, is_quantized, worst_error
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.rounding import moved_by_rounding
 from sparsecc.runtime.runner import Fed, Runs
+from sparsecc.system.memory import give_back
 from sparsecc.verify import stored_probes
 from sparsecc.verify.built import changed_constants, require_finite, require_same, unlike_rounding
 from sparsecc.verify.layers_in_pattern import require_in_built, require_patterns, require_unchanged
@@ -223,13 +224,19 @@ class Probes:
         return wanted, [runner.run(narrowed.feeds(feeds)) for feeds in samples.batches]
 
     def keep(self, backend: Backend, compiled: Path, path: Path) -> None:
-        """Write a few inputs with the outputs of the original and of the compiled model, for outsiders to check."""
+        """Write a few inputs with the outputs of the original and of the compiled model, for outsiders to check.
+
+        The compiled model, which is as large as the original that runs then, is let go of.
+        """
         compilation, narrowed = self.compilation, self.compilation.narrowed
         if compilation.dense.by_parts:
             return
         feeds = stored_probes.rounded(compilation.feeds[0])
-        dense, smaller = narrowed.wanted(compilation.dense.runner.run(feeds)), narrowed.feeds(feeds)
-        stored_probes.keep(path, smaller, dense, self.artefact(backend, compiled).run(smaller))
+        smaller = narrowed.feeds(feeds)
+        found, self._artefact = self.artefact(backend, compiled).run(smaller), None
+        give_back()
+        dense = narrowed.wanted(compilation.dense.runner.run(feeds))
+        stored_probes.keep(path, smaller, dense, found)
 
     @property
     def _has_samples(self) -> bool:

@@ -144,7 +144,9 @@ class Surgery:
         flags = {flag: np.asarray(side) for flag, side in sides.items()}
         small = {**self.narrowed.feeds(feeds), **flags}
         names = self.shown if title == RESIZED else None  # layers are known at the size of the first probe
+        give_back()
         wanted = self._told(reference.run({**feeds, **flags}, names=names))
+        give_back()  # one of the two models at a time: each casts or holds as much as its weights
         found = self.runner.run(small, names=names)
         errors = part_errors(wanted, found)
         is_clear = not unexplained(errors, tolerances_of(wanted))
