@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError
-from sparsecc.loss.judge import unanswered_quality, use_of
+from sparsecc.loss.judge import lowest_agreement, use_of
 from sparsecc.loss.measure import Outputs
 from sparsecc.loss.quality import told
 from sparsecc.runtime.runner import Feeds
@@ -40,7 +40,7 @@ def fidelity(
     model: ir.Model, before: Sequence[Outputs], compilation: Compilation, advice: str
 ) -> dict[str, Any]:
     """Decibels of every part of the outputs, and a warning with `advice` where the worst is of doubtful use, or keeps
-    less than WARNED_DB and no answers of it are known; None where ONNX Runtime cannot run the model.
+    less than WARNED_DB; None where ONNX Runtime cannot run the model.
 
     An output whose size follows from values, as a list of what was found, may have another size now: that is said
     instead.
@@ -58,10 +58,12 @@ def fidelity(
     parts = tuple(part for part in compilation.judged_parts if part.output in kept[0])
     asked = tuple(question for question in compilation.judged_answers if question.part.output in kept[0])
     close = told(kept, after, parts, asked) if kept[0] else {}
-    if use_of(close) != "usable" or unanswered_quality(close) < WARNED_DB:
-        worst = close.get("worst", {})
+    worst = close.get("worst", {})
+    if use_of(close) != "usable" or worst.get("quality_db", WARNED_DB) < WARNED_DB:
+        answers = close.get("agreement", ())
+        same = f", and {lowest_agreement(close):.1%} of the answers" if answers else ""
         warnings.append(
-            f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB: {advice}"
+            f"after this, output '{worst.get('part')}' keeps {worst.get('quality_db', 0.0):.1f} dB{same}: {advice}"
         )
     return {"output_quality_db": dict(close.get("parts", {})), "warnings": warnings}
 

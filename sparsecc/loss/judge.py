@@ -40,22 +40,12 @@ def use_of_text(text: Mapping[str, Any]) -> Use | None:
 
 def use_of(facts: Mapping[str, Any]) -> Use:
     """What the worst part of `quality.told` is worth: by its answers where these are known, else by its decibels."""
-    found = [_agreed(**answer) for answer in facts.get("agreement", ())]
-    found += [_use(quality, USELESS_DB, DOUBTFUL_DB) for quality in _unanswered(facts)]
+    answers = {answer["part"]: answer for answer in facts.get("agreement", ())}
+    found = [_agreed(**answer) for answer in answers.values()]
+    for part, quality in facts.get("parts", {}).items():
+        if not any(part == name or part.startswith(f"{name}[") for name in answers):
+            found.append(_use(quality, USELESS_DB, DOUBTFUL_DB))
     return min(found, key=_ORDER.index, default="usable")
-
-
-def unanswered_quality(facts: Mapping[str, Any]) -> float:
-    """The decibels of the worst part whose answers are not known; infinite where there is none."""
-    return min(_unanswered(facts), default=math.inf)
-
-
-def _unanswered(facts: Mapping[str, Any]) -> list[float]:
-    names = [answer["part"] for answer in facts.get("agreement", ())]
-    parts = facts.get("parts", {}).items()
-    return [
-        db for part, db in parts if not any(part == name or part.startswith(f"{name}[") for name in names)
-    ]
 
 
 def _agreed(*, share: float, interval: Sequence[float], **_: Any) -> Use:
