@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparsecc.torch.plan import Indices, sliced
 from sparsecc.torch.program.exported import Program, operator_name
-from sparsecc.torch.reparametrized import lengths, quotient
+from sparsecc.torch.program.reparametrized import lengths, quotient
 from sparsecc.torch.rules.edit import Change, Rescaled
 
 _MODES = {"batch_norm": "training", "dropout": "train", "lstm": "train", "gru": "train", "rnn_tanh": "train",

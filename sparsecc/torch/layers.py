@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsecc.torch.plan import Indices, owned
 from sparsecc.torch.program.exported import operator_name
-from sparsecc.torch.reparametrized import normed_weights
+from sparsecc.torch.program.reparametrized import normed_weights
 from sparsecc.torch.rules.edit import Change
 
 Shapes = Mapping[str, tuple[int, ...]]

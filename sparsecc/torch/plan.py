@@ -16,7 +16,7 @@ from sparsecc.errors import InputError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group
 from sparsecc.torch.program.exported import Program
-from sparsecc.torch.reparametrized import dense_norms, hold_norms
+from sparsecc.torch.program.reparametrized import dense_norms, hold_norms
 from sparsecc.torch.rules.catalogue import rule_for
 from sparsecc.torch.rules.edit import AtenEdit, Change
 

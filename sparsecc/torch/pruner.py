@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparsecc.axes.algebra import Atom, atoms_of, mask
 from sparsecc.errors import InputError
 from sparsecc.torch.plan import TorchPlan, owned
+from sparsecc.torch.program.reparametrized import normed_weights, quotient
 from sparsecc.torch.pruning import Loss, decide, fresh_scores, planned, realise, study
-from sparsecc.torch.reparametrized import normed_weights, quotient
 from sparsecc.torch.scores.regularisers import REGULARISERS, Regulariser, owned_by
 
 Schedule = Callable[[float], float]

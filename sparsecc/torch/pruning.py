@@ -26,7 +26,7 @@ from sparsecc.torch.limits import limits_of
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
-from sparsecc.torch.reparametrized import copied, vectors_kept
+from sparsecc.torch.program.reparametrized import copied, vectors_kept
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
 

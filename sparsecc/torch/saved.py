@@ -18,8 +18,8 @@ from sparsecc.escaping import one_line, quoted
 from sparsecc.system.files import replace_whole
 from sparsecc.torch.layers import apply_edits, foreign_edit
 from sparsecc.torch.plan import TorchPlan, owned, replace_tensors
+from sparsecc.torch.program.reparametrized import copied
 from sparsecc.torch.pruning import labelled, plan_of, planned, realise, study
-from sparsecc.torch.reparametrized import copied
 
 SCHEMA = "sparsecc.torch/1"
 _HEADER = "sparsecc"

@@ -24,7 +24,7 @@ from sparsecc.axes.sizes import Size, joined
 from sparsecc.errors import InputError
 from sparsecc.shapes.infer import Shapes
 from sparsecc.torch.program.inline import inline_regions
-from sparsecc.torch.reparametrized import normed_weights, spectral_norm_of, spectral_norms_held
+from sparsecc.torch.program.reparametrized import normed_weights, spectral_norm_of, spectral_norms_held
 
 DOMAIN = "aten"
 _OPERATORS = {

@@ -36,7 +36,7 @@ def instance_norm(site: AtenSite) -> None:
 @aten("_weight_norm")
 def weight_norm(site: AtenSite) -> None:
     """A weight given as direction and length along one axis. Lengths are mended for what goes along the others
-    (`sparsecc/torch/reparametrized.py`)."""
+    (`sparsecc/torch/program/reparametrized.py`)."""
     direction, length = site.of("v"), site.of("g")
     if length:
         site.same(direction[site.dim()], length[site.dim()])
