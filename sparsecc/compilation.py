@@ -26,7 +26,7 @@ from sparsecc.loading.chain import Chain
 from sparsecc.loading.identity import identity_of, identity_with
 from sparsecc.loading.models import FILES
 from sparsecc.loading.package import Package, package_at
-from sparsecc.loss.answers import Question, questions
+from sparsecc.loss.answers import Question, named_io, questions
 from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SELF, SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
@@ -203,7 +203,7 @@ class Compilation(Announced):
         return analyse(
             model,
             asked.dims,
-            prune_io=asked.prune_io,
+            prune_io=named_io(model, asked.prune_io)[0],
             runs=self.runs,
             sample=sample or None,
             known=self.sizes,
@@ -247,6 +247,7 @@ class Compilation(Announced):
         ran = [self._ran[_key(sizes)] for sizes in analysis.shapes.inputs]
         self._ran = {}
         self.sizes = [dict(sizes) for sizes in analysis.shapes.inputs]
+        self.warnings.extend(named_io(analysis.model, self.options.prune_io)[1])
         self.parts = parts_of_outputs(analysis)
         self.asked = questions(analysis.model, self.parts)
         kept = caches(analysis.model)

@@ -38,7 +38,7 @@ PLAIN = """
 
 
 def compiled(file: Path, folder: Path, **options: object) -> CompileResult:
-    given = {"ratio": 0.4, "measure": False, "calib": "none", **options}
+    given = {"ratio": 0.4, "measure": False, "calib": "none", "next_steps": False, **options}
     return api.compile(file, output=folder / "out", **given)  # type: ignore[arg-type]
 
 
@@ -97,6 +97,46 @@ def test_a_cache_of_plain_operators_is_one_axis_with_what_leaves() -> None:
         for place in (1, 3):
             assert resolve(axes[past][place]) is resolve(axes[present][place])
             assert resolve(axes[past][place]).pin is None  # type: ignore[attr-defined]
+
+
+BEHIND = """
+(int64[B,S] input_ids, float[B,P,4,8] past_key, float[B,P,4,8] past_value, float[64,32] w0, float[32,32] w1,
+ float[32,32] w2, float[32,32] w3, float[32,32] w4, float[32,64] w5, float[32,48] w6, float[48,32] w7,
+ float[32,48] w8, float[48,32] w9)
+=> (float[B,S,64] logits, float[B,T,4,8] key, float[B,T,4,8] value)
+{ shape = Constant<value_ints=[0, 0, 4, 8]>() flat = Constant<value_ints=[0, 0, -1]>()
+  e = Gather(w0, input_ids) f = MatMul(e, w8) g = Relu(f) i = MatMul(g, w9) x = Add(e, i)
+  a = MatMul(x, w1) a4 = Reshape(a, shape) at = Transpose<perm=[0,2,1,3]>(a4)
+  b = MatMul(x, w2) b4 = Reshape(b, shape) key = Concat<axis=1>(past_key, b4)
+  c = MatMul(x, w3) c4 = Reshape(c, shape) value = Concat<axis=-3>(past_value, c4)
+  turned = Transpose<perm=[0,2,3,1]>(key) scores = MatMul(at, turned) p = Softmax<axis=-1>(scores)
+  values = Transpose<perm=[0,2,1,3]>(value) mixed = MatMul(p, values) back = Transpose<perm=[0,2,1,3]>(mixed)
+  joined = Reshape(back, flat) y = MatMul(joined, w4) z = Add(x, y)
+  u = MatMul(z, w6) r = Relu(u) d = MatMul(r, w7) t = Add(z, d) logits = MatMul(t, w5) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({"prune": ["heads"], "metric": "kv"}, 2), ({"prune": ["layers"], "metric": "kv"}, 0)],
+    ids=["heads", "layers"],
+)
+def test_heads_may_stand_behind_the_positions(options: dict[str, object], left: int, tmp_path: Path) -> None:
+    """(batch, positions, heads, width): counted by `--metric kv`, fed with text, and gone with its attention."""
+    onnx.save(model_of(BEHIND), tmp_path / "m.onnx")
+    result = compiled(tmp_path / "m.onnx", tmp_path, calib="self", **options)
+    assert result.report["verification"]["status"] == "proved"
+    assert result.report["before"]["kv"] == 2 * 4 * 4 * 8
+    assert result.report["after"]["kv"] == 2 * 4 * left * 8
+    assert result.report["text"]["tokens"] > 0
+    inputs = onnx.load(tmp_path / "out" / "model.onnx").graph.input
+    kept = [v for v in inputs if v.name.startswith("past")]
+    assert [v.type.tensor_type.shape.dim[2].dim_value for v in kept] == [left, left][: 2 * bool(left)]
+
+
+def test_a_concat_of_channels_is_no_cache() -> None:
+    text = "(float[N,3,8,8] x, float[N,4,8,8] more) => (float[N,7,8,8] y) { y = Concat<axis=1>(x, more) }"
+    assert not caches(normalise(ir.from_proto(model_of(text))))
 
 
 def test_an_output_that_is_no_cache_stays() -> None:

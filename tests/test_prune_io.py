@@ -24,7 +24,7 @@ EVAL = (
 def compiled(folder: Path, **options: Any) -> CompileResult:
     onnx.save(model_of(TEXT), folder / "m.onnx")
     given: dict[str, Any] = {"ratio": 0.5, "recover": "none", "align": 1, **options}
-    return api.compile(folder / "m.onnx", output=folder / "out", prune_io=("*",), **given)
+    return api.compile(folder / "m.onnx", output=folder / "out", prune_io=("x", "y"), **given)
 
 
 def test_what_is_left_of_inputs_and_outputs_is_right(tmp_path: Path) -> None:
@@ -61,6 +61,29 @@ def test_the_batch_stays_and_so_does_what_is_dynamic(tmp_path: Path) -> None:
         tmp_path / "m.onnx", output=tmp_path / "out", ratio=0.5, align=1, prune_io=("*",), measure=False
     )
     assert {axis for side in result.plan["io"].values() for axes in side.values() for axis in axes} == {"2"}
+
+
+WORDS = """(int64[N,M] ids, float[20,8] w1, float[8,8] w2, float[8,20] w3) => (float[N,M,20] out, float[N,M,8] h)
+{ e = Gather(w1, ids) h = MatMul(e, w2) out = MatMul(h, w3) }"""
+CLASSES = """(float[N,8] x, float[8,16] w1, float[16,6] w2) => (float[N,6] scores, float[N,16] r)
+{ h = MatMul(x, w1) r = Relu(h) scores = MatMul(r, w2) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "weight"),
+    [(WORDS, "out", "w3:1"), (CLASSES, "scores", "w2:1")],
+    ids=["words", "classes"],
+)
+def test_answers_go_by_name_alone(text: str, answers: str, weight: str, tmp_path: Path) -> None:
+    """A glob does not ask for words and classes."""
+    onnx.save(model_of(text), tmp_path / "m.onnx")
+    options: dict[str, Any] = {"ratio": 0.5, "metric": "channels", "align": 1, "measure": False}
+    result = api.compile(tmp_path / "m.onnx", output=tmp_path / "all", prune_io=("*",), **options)
+    assert answers not in result.plan["io"].get("outputs", {})
+    assert any(f"leaves '{answers}' whole" in told for told in result.report["warnings"])
+    options |= {"prune_io": ("*", answers), "only": [weight]}
+    named = api.compile(tmp_path / "m.onnx", output=tmp_path / "named", **options)
+    assert answers in named.plan["io"]["outputs"]
 
 
 def test_without_the_flag_inputs_and_outputs_stay(tmp_path: Path) -> None:

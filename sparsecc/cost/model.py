@@ -129,7 +129,7 @@ def cache_model(analysis: Analysis) -> CostModel:
     for cache in caches(analysis.model):
         axes = analysis.record.axes.get(cache.past)
         if axes is not None:
-            own = [axes[cache.positions - 1], axes[cache.positions + 1], *axes[: cache.positions - 2]]
+            own = [axes[cache.heads], axes[cache.width], *axes[: cache.batch]]
             counted, size = _product(own), 1 if cache.past.dtype is None else cache.past.dtype.itemsize
             terms.append(Term(_scaled(counted, size), _atoms(own)))
     return CostModel("kv", terms)

@@ -51,6 +51,13 @@ class Cached:
     dtype: np.dtype
     room: int = 0
     """Positions that it has room for from the start; 0 where it grows."""
+    positions: int = 2
+    """The axis of positions: behind the heads, or before them."""
+
+    def shape(self, texts: int, length: int) -> tuple[int, ...]:
+        """Of so many texts, each with so many positions."""
+        both = (self.heads, length) if self.positions == 2 else (length, self.heads)
+        return texts, *both, self.width
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class TextModel:
     def feeds(self, ids: np.ndarray, kept: Mapping[str, np.ndarray] | None = None, before: int = 0) -> Feeds:
         """Inputs for tokens (texts, new) behind what is `kept` of `before` earlier ones, by past input."""
         rows, new = ids.shape
-        empty = {c.past: np.zeros((rows, c.heads, c.room, c.width), c.dtype) for c in self.caches}
+        empty = {c.past: np.zeros(c.shape(rows, c.room), c.dtype) for c in self.caches}
         past = dict(kept) if kept is not None else empty
         own = {
             IDS: ids,
@@ -120,7 +127,7 @@ class TextModel:
     def step(self, seed: int) -> Feeds:
         """One token behind a cache of TIMED others, or as many as the model knows, drawn at random."""
         generator, before = np.random.default_rng(seed), min(TIMED, self.window - 1)
-        shapes = {c.past: (c, (1, c.heads, c.room or before, c.width)) for c in self.caches}
+        shapes = {c.past: (c, c.shape(1, c.room or before)) for c in self.caches}
         kept = {n: generator.standard_normal(shape).astype(c.dtype) for n, (c, shape) in shapes.items()}
         return self.feeds(generator.integers(0, self.words, (1, 1)), kept, before)
 
@@ -191,10 +198,11 @@ def _cached(cache: Cache) -> Cached | None:
     sizes, dtype = list(cache.past.shape or ()), cache.past.dtype
     if len(sizes) != 4 or dtype is None:
         return None
-    heads, width = sizes[1], sizes[3]
+    heads, width = sizes[cache.heads], sizes[cache.width]
     if not (is_fixed(heads) and is_fixed(width)):
         return None
-    return Cached(cache.past.name or "", cache.present.name or "", heads, width, dtype.numpy(), cache.room)
+    names = cache.past.name or "", cache.present.name or ""
+    return Cached(*names, heads, width, dtype.numpy(), cache.room, cache.positions)
 
 
 def _drawn(logits: np.ndarray, generator: np.random.Generator) -> np.ndarray:

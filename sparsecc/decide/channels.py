@@ -99,6 +99,8 @@ def choose(
     options = compilation.options
     require_methods(options)
     cost = cost_model(analysis, groups, options.metric, threads=options.threads)
+    if options.metric == "kv" and not compilation.caches:  # layers may have taken them all
+        require_caches(cost)
     counts = {g.atom for g in groups if options.metric != "kv" or cost.at_stake(g.atom)}
     free = [g for g in groups if g.is_free and g.atom in counts]  # what no cache holds would go in vain
     before = cost.total({})
@@ -305,7 +307,7 @@ def cost_model(analysis: Analysis, groups: Sequence[Group], metric: str, *, thre
     if metric == "channels":
         return slots_model(analysis, [g.atom for g in groups if g.atom.pin is None])
     if metric == "kv":
-        return require_caches(cache_model(analysis))
+        return cache_model(analysis)
     if metric == "latency":
         from sparsecc.cost.latency import latency_model
         from sparsecc.cost.latency_table import LatencyTable

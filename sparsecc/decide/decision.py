@@ -48,6 +48,8 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     warn_of_choice(compilation, choice, is_free)
     costs = summary.costs(analysis, choice.keep)
     costs["before"].update(depth.before)
+    if "kv" in costs["before"]:
+        costs["after"].setdefault("kv", 0)  # every attention with a cache may be gone
     facts = {
         **compilation.identity,
         "nodes": len(analysis.model.graph) - depth.added + len(depth.nodes),

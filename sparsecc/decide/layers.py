@@ -82,11 +82,11 @@ class Depth:
 
     def ratio_left(self, ratio: float) -> float:
         """The ratio to take from what is left, so that `ratio` of the dense model goes."""
-        return max(0.0, 1 - (1 - ratio) / (1 - self.removed))
+        return 1 - (1 - ratio) / (1 - self.removed) if self.removed < ratio else 0.0
 
     def joined(self, choice: Choice, ratio: float | None) -> Choice:
         """A choice among what is left, as a choice among what the dense model had."""
-        before = choice.before / (1 - self.removed)
+        before = choice.before / (1 - self.removed) if self.removed < 1 else 1.0  # of which nothing is left
         reached = choice.reached or choice.after <= (1 - (ratio or 0.0)) * before
         return replace(choice, asked=ratio or 0.0, before=before, reached=reached)
 
@@ -155,7 +155,7 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     after = summary.costs(left, {})["before"]
     gone = set(plan.dropped_nodes)
     rows = [{**y, "after": 0, "macs_after": 0} for y in layers if y["name"] in gone]
-    removed = 1 - after[metric] / (before[metric] or 1)
+    removed = 1 - after.get(metric, 0) / (before[metric] or 1)  # the last cache may be gone
     return left, replace(
         asked,
         blocks=blocks,

@@ -48,12 +48,27 @@ class Cache:
     positions: int
     room: int = 0
 
+    @property
+    def batch(self) -> int:
+        """The axis of texts."""
+        return self.heads - 1 if self.heads < self.positions else self.positions - 1
+
+    @property
+    def heads(self) -> int:
+        """The axis of heads: before the positions, or behind them where these follow on the batch."""
+        return 2 if self.positions == 1 else self.positions - 1
+
+    @property
+    def width(self) -> int:
+        """The axis of widths, the last."""
+        return 3 if self.positions == 1 else self.positions + 1
+
 
 def caches(model: ir.Model | ir.Graph) -> list[Cache]:
     """The caches of a model, in the order of its nodes.
 
-    Of attention operators by their table; elsewhere a Concat of a graph input (batch, heads, positions, width) with
-    new positions that is an output.
+    Of attention operators by their table; elsewhere a Concat of a graph input (batch, heads, positions, width), or
+    (batch, positions, heads, width) of dynamic length, with new positions that is an output.
     """
     graph = model.graph if isinstance(model, ir.Model) else model
     return [cache for node in graph for cache in _caches_at(node)]
@@ -71,11 +86,14 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
         rank = len(past.shape)
         if not (_comes_in(past) and present.is_graph_output()) or rank < 4:
             continue
-        if node.op_type == "Concat" and (rank != 4 or node.attributes.get_int("axis", 0) not in (2, -2)):
-            continue
+        positions = rank - 2
+        if node.op_type == "Concat":
+            positions = node.attributes.get_int("axis", 0) % 4 if rank == 4 else -1
+            if positions not in (1, 2) or (positions == 1 and is_fixed(past.shape[1])):
+                continue  # a fixed size is one of channels
         slides = node.attributes.get_int("sliding_window_cache", 0)
         room = node.attributes.get_int("local_window_size", 0) if slides else 0
-        yield Cache(past, present, node, operand, rank - 2, max(room, 0))
+        yield Cache(past, present, node, operand, positions, max(room, 0))
 
 
 def _comes_in(value: ir.Value) -> bool:
@@ -144,7 +162,7 @@ def cache_sizes(model: ir.Model, found: Sequence[Cache]) -> Iterator[list[dict[s
     if not found:
         return
     rooms = {dim_key(cache.past, cache.positions): cache.room for cache in found}
-    batches = [dim_key(cache.past, cache.positions - 2) for cache in found]
+    batches = [dim_key(cache.past, cache.batch) for cache in found]
     full = max(rooms.values())
     for settings in LENGTHS:
         probes = []
@@ -192,7 +210,7 @@ def size_caches(model: ir.Model, table: ShapeTable) -> None:
 def _widths_of(cache: Cache) -> list[int | ir.SymbolicDim]:
     """The declared number of heads and width."""
     dims = list(cache.past.shape or ())
-    return [dims[cache.positions - 1], dims[cache.positions + 1]]
+    return [dims[cache.heads], dims[cache.width]]
 
 
 def _widths(cache: Cache, rough: Shapes) -> dict[int, int]:

@@ -28,14 +28,14 @@ class DecoderSizes:
         """Read from a model's caches, norms and logits."""
         found = caches(model)
         keys = _one_of_each_layer(found)
-        widths = {size for cache in found if (size := _dim(cache.past, cache.positions + 1)) is not None}
+        widths = {size for cache in found if (size := _dim(cache.past, cache.width)) is not None}
         alone = [] if found else [node for node in model.graph if "num_heads" in node.attributes]
         counts = [node.attributes.get_int("num_heads", 0) for node in alone]
         logits = next((v for v in model.graph.outputs if v not in {c.present for c in found}), None)
         return DecoderSizes(
             layers=len(keys) or len(alone),
             heads=(*(c.node.attributes.get_int("num_heads", 0) for c in keys), *counts),
-            kv_heads=(*(_dim(c.past, c.positions - 1) or 0 for c in keys), *counts),
+            kv_heads=(*(_dim(c.past, c.heads) or 0 for c in keys), *counts),
             width=max(widths, default=None),
             hidden=_hidden(model),
             words=_dim(logits, -1) if found and logits is not None else None,

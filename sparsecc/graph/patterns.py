@@ -18,7 +18,8 @@ NODE = "node:"
 """What one begins with that means nodes by their own names alone."""
 NEAREST = 3
 """Names that an error suggests at most."""
-_WILD = re.compile(r"[*?\[]")
+WILD = re.compile(r"[*?\[]")
+"""What makes a pattern a glob."""
 
 
 def module_of(node: str) -> str:
@@ -45,7 +46,7 @@ def matches(name: str, pattern: str) -> bool:
     """Whether a shell pattern matches a name; one without wildcards names its module with all that is below, too."""
     if name == pattern or fnmatch.fnmatchcase(name, pattern):
         return True
-    return not _WILD.search(pattern) and name.startswith((f"{pattern}.", f"{pattern}/"))
+    return not WILD.search(pattern) and name.startswith((f"{pattern}.", f"{pattern}/"))
 
 
 def held(names: Iterable[str], keep: Sequence[str], only: Sequence[str]) -> str | None:
@@ -87,7 +88,7 @@ def require_matches(
 
 def _nearest(pattern: str, known: Sequence[str]) -> str:
     """The names closest to a pattern: of whole modules and tensors, and of the parts that such names begin with."""
-    text = _WILD.sub("", pattern).strip("./")
+    text = WILD.sub("", pattern).strip("./")
     heads = {
         name[:end]
         for name in known

@@ -20,6 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from sparsecc.errors import InputError
+from sparsecc.escaping import quoted
+from sparsecc.graph.patterns import WILD, matches
+from sparsecc.graph.vocabulary import vocabulary_of
 from sparsecc.loss.parts import Part, pieces_of, source_of
 from sparsecc.rules import Trait, traits_of
 
@@ -52,6 +56,38 @@ def questions(model: ir.Model, parts: Sequence[Part]) -> tuple[Question, ...]:
     values = {value.name or "": value for value in model.graph.outputs}
     asked = [_question(values[part.output], part) for part in parts if part.output in values]
     return tuple(question for question in asked if question is not None)
+
+
+def named_io(model: ir.Model, patterns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(inputs and outputs that `--prune-io` may cut, a sentence on each that it names by a glob alone and that stays).
+
+    Those hold answers: words, classes, labels. Who cuts them names them.
+    """
+    inputs = [value.name or "" for value in model.graph.inputs]
+    answers = {v.name or "" for v in model.graph.outputs if _answers(v)} | _words(model)
+    free: list[str] = []
+    stay: list[str] = []
+    for name in (*inputs, *(value.name or "" for value in model.graph.outputs)):
+        found = [pattern for pattern in patterns if matches(name, pattern)]
+        is_named = any(name == pattern or not WILD.search(pattern) for pattern in found)
+        if found:
+            (stay if name in answers and not is_named else free).append(name)
+    why = "whole: its slots are answers, name it to cut it"
+    return tuple(free), tuple(f"--prune-io leaves {quoted(name)} {why}" for name in stay)
+
+
+def _answers(value: ir.Value) -> bool:
+    question = _question(value, Part(value.name or ""))
+    return question is not None and question.kind != "embedding"
+
+
+def _words(model: ir.Model) -> set[str]:
+    """The outputs that score words."""
+    try:
+        scores = vocabulary_of(model).scores
+    except InputError:
+        return set()
+    return {value.name or "" for value in scores if value.is_graph_output()}
 
 
 def _question(value: ir.Value, part: Part) -> Question | None:

@@ -165,7 +165,8 @@ _only: Sequence[str] = option((), PATTERNS, "Touch nothing but these. May be rep
 _prune_io: Sequence[str] = option(
     (),
     NAMED_IO,
-    "Inputs and outputs whose sizes may change, by name or glob; caches of decoders may unasked. May be repeated.",
+    "Inputs and outputs whose sizes may change, by name or glob; words and classes by name alone, caches unasked. May "
+    "be repeated.",
     REMOVAL,
 )
 _inputs: Inputs = option(

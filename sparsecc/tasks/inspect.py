@@ -22,6 +22,7 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.loading.package import is_bundle_of_one, model_file, package_at
 from sparsecc.loading.skip_norms import split_skip_norms
+from sparsecc.loss.answers import named_io
 from sparsecc.options import CompileOptions
 from sparsecc.report.inspect_page import topology
 
@@ -40,7 +41,7 @@ def inspect(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         model = normalise(load_ir(path))
     split_skip_norms(model)
     emit({"stage": "analyse", "share": 0.4})
-    analysis = analyse(model, options.dims, prune_io=options.prune_io)
+    analysis = analyse(model, options.dims, prune_io=named_io(model, options.prune_io)[0])
     groups = find_groups(analysis, keep=options.keep, only=options.only)
     blocks = find_blocks(analysis, len(groups), keep=options.keep, only=options.only)
     asked = {"keep": options.keep, "only": options.only}
