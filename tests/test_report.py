@@ -159,6 +159,15 @@ def test_many_layers_fold_away() -> None:
     assert "layer199" in page.text
 
 
+def test_sizes_that_a_pass_foresees_are_not_taken_for_those_of_the_file() -> None:
+    report = result("compile")
+    report["passes"] = [
+        {"name": "quantize", "facts": {"bytes": 147_123, "float_bytes": 832_000, "error": 0.01}}
+    ]
+    page = Page(compiled(report)).text
+    assert "quantize the graph before it is built: 147 kB, the same in float: 832 kB, error: 0.01" in page
+
+
 def test_bars_keep_the_order_of_channels() -> None:
     text = compiled()
     widths = [float(w) for w in re.findall(r'<rect width="([\d.]+)"', text)]

@@ -43,7 +43,11 @@ class SideTimes:
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Medians by the wall clock over `runs` runs of each. Tracing takes time as well: no sum of these is a latency."""
+    """The shortest by the wall clock of `runs` runs of each, which other work on the machine disturbs least.
+
+    Medians on a busy machine told of a layer what the others did. Tracing takes time as well: no sum of these is a
+    latency.
+    """
 
     before: SideTimes
     after: SideTimes
@@ -107,7 +111,7 @@ class _Traced:
         self.kernels = {node.name or "": node for node in nodes}
 
     def times(self) -> list[LayerTime]:
-        return typical_times(self.runner.traced(), warm_up=_WARM_UP)
+        return typical_times(self.runner.traced(), warm_up=_WARM_UP, typical=min)
 
 
 class _Layers:

@@ -65,7 +65,7 @@ def times_note(report: Mapping[str, Any]) -> str:
         return ""
     rest = _time(facts["rest"]["before_ms"], facts["rest"]["after_ms"])
     return (
-        f"Time is the median of {facts['runs']} runs of each model in turn, by {facts['how']} ({facts['clock']} "
+        f"Time is the shortest of {facts['runs']} runs of each model in turn, by {facts['how']} ({facts['clock']} "
         "clock), which itself takes time: the sum is no latency. A dash: computed by the kernel of another layer. "
         f"All that is in no layer takes {rest}."
     )

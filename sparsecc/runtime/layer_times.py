@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -62,10 +62,13 @@ def traced_events(path: Path, feeds: Feeds, *, threads: int, runs: int) -> list[
         return runner.traced()
 
 
-def typical_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[LayerTime]:
+def typical_times(
+    events: Iterable[Mapping[str, Any]], *, warm_up: int, typical: Callable[[list[float]], float] = median
+) -> list[LayerTime]:
     """The median time of the nodes in a trace times how often they run within a run; `warm_up` runs left out.
 
-    The median, because a run in which the system took the processor away for 20 ms says nothing of a layer.
+    The median, because a run in which the system took the processor away for 20 ms says nothing of a layer; `min`
+    where it does so most of the time.
     """
     events = list(events)
     runs = sorted(e["ts"] for e in events if e.get("cat") == "Session" and e.get("name") == "model_run")
@@ -85,7 +88,7 @@ def typical_times(events: Iterable[Mapping[str, Any]], *, warm_up: int) -> list[
         layers.setdefault(key, _layer(name.removesuffix(_SUFFIX), facts))
         times.setdefault(key, []).append(float(event["dur"]))
     return [
-        replace(layer, microseconds=median(times[key]) * len(times[key]) / counted)
+        replace(layer, microseconds=typical(times[key]) * len(times[key]) / counted)
         for key, layer in layers.items()
     ]
 
