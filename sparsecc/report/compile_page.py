@@ -191,7 +191,9 @@ def _census(census: Mapping[str, Any]) -> list[CensusRow]:
 def _pass(one: Mapping[str, Any]) -> tuple[str, str, str]:
     foreseen = FORESEEN if str(one["name"]).startswith("quantize") else {}
     facts = [
-        f"{foreseen.get(key) or key.replace('_', ' ')}: {numbers.size(value) if key in foreseen else text(value)}"
+        f"{foreseen[key]}: {numbers.size(float(value))}"
+        if key in foreseen
+        else f"{key.replace('_', ' ')}: {text(value)}"
         for key, value in (one.get("facts") or {}).items()
         if isinstance(value, str | int | float | bool)
     ]
