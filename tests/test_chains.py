@@ -150,6 +150,9 @@ def test_without_a_configuration_names_tell(tmp_path: Path) -> None:
     folder = front_and_head(tmp_path / "dense")
     result = compiled(folder, tmp_path / "out", ratio=0.4)
     assert result.report["package"]["files"] == ["front.onnx", "head.onnx"]
+    assert result.report["model"]["name"] == "dense"
+    again = compiled(tmp_path / "out", tmp_path / "again", ratio=0.2)
+    assert again.report["before"]["params"] == result.report["after"]["params"]
     assert weights(tmp_path / "out" / "front.onnx")["front"].shape[1] < 64
     shutil.rmtree(folder)
     found = open_session(tmp_path / "out" / "front.onnx").run({"x": np.ones((3, 16), np.float32)})

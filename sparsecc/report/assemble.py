@@ -36,7 +36,7 @@ def report(
     options, plan, choice = compilation.options, decision.plan, decision.choice
     made: dict[str, Any] = {
         "schema": SCHEMA,
-        "model": {"name": compilation.file.name, **plan.model},
+        "model": {"name": (compilation.original or compilation.file).name, **plan.model},
         "asked": {
             "ratio": options.ratio,
             "metric": options.metric,

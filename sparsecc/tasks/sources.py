@@ -42,10 +42,13 @@ def located(name: str | os.PathLike[str], run: Run) -> Iterator[Path]:
 
 
 def compiled_from(path: Path) -> Path:
-    """The file that a compile reads: of a bundle its model. InputError for a bundle without one."""
+    """What a compile reads: of a bundle its model, or itself where it holds several files. InputError for a bundle
+    without a model."""
     if not (path / MANIFEST).is_file() or any((path / name).is_file() for name in (GENAI, HUGGING_FACE)):
         return path
     if not (path / "model.onnx").is_file():
+        if len(list(path.glob("*.onnx"))) > 1:
+            return path
         raise InputError(f"{path} is a bundle without model.onnx: compile the model that it was made from")
     return path / "model.onnx"
 
