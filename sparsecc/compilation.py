@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from sparsecc.data.language import TextModel, samples_of
 from sparsecc.data.plan_file import read_plan
-from sparsecc.data.random_inputs import random_feeds, require_known_inputs, why_not
+from sparsecc.data.random_inputs import random_feeds, require_known_inputs
 from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
 from sparsecc.data.slot_files import read_slots
 from sparsecc.errors import InputError
@@ -31,7 +31,7 @@ from sparsecc.loss.parts import Part, parts_of_outputs
 from sparsecc.options import SELF, SYNTHETIC, CompileOptions
 from sparsecc.reference.pruned_io import Narrowed
 from sparsecc.remarks import Remark
-from sparsecc.runtime.dense import Dense
+from sparsecc.runtime.dense import Dense, dense_of, refusal
 from sparsecc.runtime.numerics import Outputs
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.piecewise import PiecewiseRunner, opened, pieces_of
@@ -52,7 +52,6 @@ PROBE_SECONDS = 30.0
 
 _DRAWS = (None, 1, 0)
 """What the integers of random inputs are, in the order tried: drawn, or all this number (`random_feeds`)."""
-_TOO_LARGE = "its values need too much memory at every size that was tried"
 
 
 @dataclass
@@ -113,6 +112,8 @@ class Compilation(Announced):
     """The inputs of the pruned model that passes calibrate on; () until stage `passes` begins, and without any."""
     sizes: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False)
     """The shapes of the inputs at the (two, where axes are dynamic) sizes that the dense model was seen to run at."""
+    samples_flag: str = "--calib"
+    """The option of the command that samples come by, for its advice."""
     plain: int | None = None
     """How random inputs are drawn so that the model runs, as `random_feeds` takes it."""
     parts: tuple[Part, ...] = ()
@@ -135,7 +136,7 @@ class Compilation(Announced):
     def __post_init__(self) -> None:
         self._drawn: list[Samples] = []  # random samples; a trial shares this list with its compile
         self._ran: dict[object, tuple[Feeds, Outputs]] = {}
-        self._failures: list[str] = []
+        self._failures: list[tuple[str, Feeds]] = []
 
     @classmethod
     def opened_at(
@@ -183,7 +184,7 @@ class Compilation(Announced):
         options = self.options
         require_known_inputs(options, model)
         self.decoder = DecoderSizes.of(model) if self.package is not None else None
-        self.dense = Dense(model, options, self.scratch)
+        self.dense = dense_of(self.file, model, options, self.scratch)
         self.reference = self.dense.runner
         self.text = TextModel.of(model)
         if self.text is not None and options.calib is None and not self.dense.by_parts:
@@ -220,7 +221,7 @@ class Compilation(Announced):
         try:
             outputs = self.dense.runner.run(feeds, seconds=PROBE_SECONDS)
         except InputError as e:
-            self._failures.append(str(e))
+            self._failures.append((str(e), feeds))
             return False
         self._ran = {**dict(list(self._ran.items())[-2:]), _key(sizes): (feeds, outputs)}
         return True
@@ -228,7 +229,8 @@ class Compilation(Announced):
     def settled(self) -> Analysis:
         """The dense model analysed; the inputs that everything is compared on, and its outputs for them, are fixed.
 
-        InputError where it ran at no input sizes that were tried, and where samples cannot be read.
+        InputError where it ran at no input sizes that were tried (InternalError where the file itself does), and where
+        samples cannot be read.
         """
         for plain in (None,) if self.sample else _DRAWS:
             self.plain = plain
@@ -236,11 +238,7 @@ class Compilation(Announced):
             if analysis.shapes.works:
                 break
         else:
-            reason = why_not(self.dense.model, self._failures[0]) if self._failures else _TOO_LARGE
-            raise InputError(
-                f"the model does not run on random inputs ({reason}): "
-                "give sizes with --input name:1x3x224x224 or samples with --calib"
-            )
+            raise refusal(self.file, self.dense.model, self._failures, self.samples_flag)
         for sizes in analysis.shapes.inputs:
             if _key(sizes) not in self._ran:
                 self.runs(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sparsecc.compilation import Compilation
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.rewrite import Cut, remove
 from sparsecc.ir.versions import at_versions
+from sparsecc.loading.models import load_ir
+from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.session import open_session
 from sparsecc.system.scratch import Scratch
@@ -131,3 +134,49 @@ def test_sizes_of_a_traced_example_are_not_handed_on(tmp_path: Path) -> None:
     assert made.report["verification"]["status"] == "proved"
     found = open_session(tmp_path / "out" / "model.onnx").run({"x": np.zeros((5, 6), np.float32)})
     assert found["y"].shape == (5, 2, 4)
+
+
+PICKED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,c] x) => (float[n,2] y) { y = Gather<axis=1>(x, places) }"""
+WHOSE = [
+    (MLP, "w2", np.zeros((7, 3), np.float32), "refuses it"),
+    (PICKED, "places", np.array([1, 10**7]), "does not run on random inputs .*--input"),
+]
+
+
+@pytest.mark.parametrize("breaks", ["ours", "the file"])
+@pytest.mark.parametrize(("text", "name", "wrong", "told"), WHOSE, ids=["does not load", "does not run"])
+def test_a_model_that_normalisation_broke_is_our_fault_at_every_door(
+    tmp_path: Path, text: str, name: str, wrong: np.ndarray, told: str, breaks: str
+) -> None:
+    """Every command that runs a model begins here (`Compilation.begin`)."""
+    right = {"w1": normal(6, 8), "w2": normal(8, 3, seed=2)} if text == MLP else {"places": np.array([1, 3])}
+    weights = right if breaks == "ours" else right | {name: wrong}
+    path = saved(tmp_path / "m.onnx", text, **weights)
+    model = normalise(load_ir(path))
+    model.graph.initializers[name].const_value = ir.Tensor(wrong, name=name)
+    compilation = Compilation(path, CompileOptions(), Scratch(tmp_path))
+    ours = r"the file runs, what was made of it does not .*please report it"
+    error, line = (InternalError, ours) if breaks == "ours" else (InputError, told)
+    with pytest.raises(error, match=line):
+        compilation.begin(model)
+
+
+NEVER = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,6] x, int64[k] rows) => (float[a,3] y) {
+    far = Add(rows, thousand) r = Gather(x, far) y = MatMul(r, w) }"""
+
+
+@pytest.mark.parametrize("command", ["compile", "profile", "compare", "gate", "search", "verify"])
+def test_advice_names_options_that_the_command_has(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that runs on no inputs that anybody makes up."""
+    path = saved(tmp_path / "m.onnx", NEVER, w=normal(6, 3), thousand=np.array(1000, np.int64))
+    several = [str(path)] * (2 if command in ("compare", "gate") else 1)
+    more = {"compile": ["--no-measure"], "search": ["--ratios", "0.5"], "verify": ["--model", str(path)]}
+    assert main([command, *several, *more.get(command, [])]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert main([command, "--help-all" if command in ("compile", "search") else "--help"]) == 0
+    known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z][a-z-]+", told)) <= known

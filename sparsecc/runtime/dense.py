@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from sparsecc.data.random_inputs import why_not
+from sparsecc.errors import InputError, InternalError, RuntimeRefusalError, SparseccError
 from sparsecc.ir.apart import Apart
 from sparsecc.ir.save import write
 from sparsecc.options import CompileOptions
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.piecewise import opened
-from sparsecc.runtime.runner import Runs
+from sparsecc.runtime.runner import Feeds, Runs
+from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.scratch import Scratch
 
@@ -55,3 +59,50 @@ class Dense:
         """Why the model is run by parts."""
         limit = memory.gigabytes(memory.ceiling())
         return f"the weights take {memory.gigabytes(self.weights)}, too much to run whole within {limit}"
+
+
+_TOO_LARGE = "its values need too much memory at every size that was tried"
+_MOST_TRIED = 8
+"""Of the inputs that a model did not run on, how many the file itself is tried on."""
+
+
+def dense_of(file: Path, model: ir.Model, options: CompileOptions, scratch: Scratch) -> Dense:
+    """The normalised model of a file, ready to run. InternalError where the runtime takes the file alone."""
+    try:
+        return Dense(model, options, scratch)
+    except RuntimeRefusalError as e:
+        if _runs(file, None):
+            raise _ours(str(e)) from e
+        raise
+
+
+def refusal(
+    file: Path, model: ir.Model, failures: Sequence[tuple[str, Feeds]], samples_flag: str
+) -> SparseccError:
+    """What to tell where a normalised model ran on none of these inputs: our fault where its file runs on any."""
+    if any(_runs(file, feeds) for _, feeds in failures[:_MOST_TRIED]):
+        return _ours(failures[0][0])
+    reason = why_not(model, failures[0][0]) if failures else _TOO_LARGE
+    return InputError(
+        f"the model does not run on random inputs ({reason}): "
+        f"give sizes with --input name:1x3x224x224 or samples with {samples_flag}"
+    )
+
+
+def _ours(failure: str) -> InternalError:
+    reason = failure.rsplit(": ", 1)[0]  # without the advice, which is for files of the user's
+    return InternalError(
+        f"the file runs, what was made of it does not ({reason}): please report it with the file, or with what "
+        "--debug keeps"
+    )
+
+
+def _runs(file: Path, feeds: Feeds | None) -> bool:
+    """Whether the runtime takes a file, and where there are inputs, runs it on them."""
+    try:
+        runner = open_session(file)
+        if feeds is not None:
+            runner.run(feeds)
+    except InputError:
+        return False
+    return True

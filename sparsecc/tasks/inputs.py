@@ -23,6 +23,6 @@ def feeds_of(path: Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
         return dict(next(iter(feeds_from(request["data"], model, path.parent))))
     options = CompileOptions.of({"inputs": request.get("inputs") or {}})
     with temporary_folder("scratch") as scratch:
-        compilation = Compilation(path, options, Scratch(Path(scratch)))
+        compilation = Compilation(path, options, Scratch(Path(scratch)), samples_flag="--data")
         compilation.begin(model)
         return compilation.feeds[0]
