@@ -32,7 +32,7 @@ Make = Callable[[Compilation], "Work"]
 
 FITS = 60
 """Runs of the dense model on all samples in the time that a fold takes, curves and rehearsals with it."""
-TYPES, TRIES = 6, 30
+TYPES, TRIES = 6, 20
 """The same of a next step: of types alone, and of a lower ratio, whose curves are known."""
 STEPS = 3
 """Next steps that are tried at most."""
