@@ -318,7 +318,7 @@ class OrtRunner:
         return list(self._session.get_providers())
 
     def traced(self) -> list[dict[str, Any]]:
-        """The events of a session opened with `trace`, which ends with this (a Chrome trace; `dur` in microseconds)."""
+        """Events of a session opened with `trace`, which ends with this (a Chrome trace, `dur` in microseconds)."""
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
         return events
 
