@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -144,6 +145,14 @@ def test_nvfp4_needs_samples_mxfp8_does_not_and_other_targets_have_neither() -> 
     apply(Quantize(type="mxfp8"), transformer(), "tensorrt", [])
     with pytest.raises(InputError, match="does not accelerate 'mxfp8'"):
         apply(Quantize(type="mxfp8"), convolutions(), "onnxruntime", [])
+
+
+@pytest.mark.parametrize(
+    "options", [{"block": 16}, {"algorithm": "gptq"}, {"smooth": 0.5}, {"method": "mse"}]
+)
+def test_options_that_do_nothing_for_it_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="does nothing for mxfp8: leave it out"):
+        apply(Quantize(type="mxfp8", **options), transformer(), "tensorrt", [])
 
 
 def test_a_compile_judges_it_on_samples_writes_it_and_warns(tmp_path: Path) -> None:

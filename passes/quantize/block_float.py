@@ -8,13 +8,14 @@ quantization, for which NVFP4 needs one scale per tensor of the samples.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
+from sparsecc.errors import InputError
 from sparsecc.graph.linear_layers import LinearLayer
 from sparsecc.ir.graph_editor import GraphEditor
 from sparsecc.ir.versions import raise_opset
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from sparsecc.passes.quantize.quantize import Quantize
     from sparsecc.plan import Plan
 
+_UNUSED = frozenset(
+    "method percentile scheme per_channel reduce_range algorithm block smooth equalize correct_bias".split()
+)
+"""Options of the pass that other types have; blocks are of the type's own size."""
 OPSET, IR_VERSION = 23, 11
 """The first with FLOAT4E2M1."""
 
@@ -45,6 +50,11 @@ class BlockFloat(Kind):
     folds_batch_norms = False
     stores_tables = False
     advice = "--quantize-option exclude=LAYER leaves what is sensitive in float, --quantize fp8 loses less"
+
+    def require(self, options: Quantize) -> None:
+        unused = (field for field in fields(options) if field.name in _UNUSED)
+        if given := next((one.name for one in unused if getattr(options, one.name) != one.default), None):
+            raise InputError(f"quantize: {given} does nothing for {options.type}: leave it out")
 
     def needs_data(self, options: Quantize) -> str:
         return options.type if FORMATS[options.type].has_tensor_scale else super().needs_data(options)
