@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sparsecc.graph.analysis import analyse
 from sparsecc.graph.groups import find_groups
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.rules import shapes_of
+from sparsecc.shapes.infer import _inferring, infer
 from tests.repair_models import normal
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
@@ -228,3 +231,118 @@ def test_an_identity_of_four_bits_needs_no_kernel(tmp_path: Path) -> None:
         tmp_path / "m.onnx",
     )
     assert compiled(tmp_path / "m.onnx", tmp_path)["verification"]
+
+
+def test_every_operator_that_onnx_does_not_infer_has_shapes_here() -> None:
+    """At each opset at which its schema has no inference of its own."""
+    schemas = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and not s.deprecated]
+    left_out = [(s.name, s.since_version) for s in schemas if not s.has_type_and_shape_inference_function]
+    assert ("LessOrEqual", 12) in left_out
+    for name, opset in left_out:
+        own = shapes_of("", name)
+        has_own = own is not None and own.of is not None
+        assert has_own or _inferring(name, opset, "").has_type_and_shape_inference_function, (name, opset)
+
+
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (18, "y = CenterCropPad<axes = [1]>(x, six)"),
+        (17, "w = HannWindow(six_0) y = Mul(x, w)"),
+        (17, "w = BlackmanWindow(six_0) y = Mul(x, w)"),
+        (17, "w = HammingWindow(six_0) y = Mul(x, w)"),
+        (17, "y = LayerNormalization(x, scale)"),
+        (14, "y = LayerNormalization(x, scale)"),
+        (12, "c = GreaterOrEqual(x, x) y = Where(c, x, x)"),
+        (14, "c = LessOrEqual(x, x) y = Where(c, x, x)"),
+    ],
+)
+def test_shapes_of_operators_that_onnx_leaves_out(tmp_path: Path, opset: int, node: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+    g (float[n,6] x) => (float[a,b] z) {{ {node} z = Relu(y) }}"""
+    every: dict[str, np.ndarray] = {
+        "six": np.array([6], np.int64),
+        "six_0": np.array(6, np.int64),
+        "scale": np.ones(6, np.float32),
+    }
+    used = {name: array for name, array in every.items() if re.search(rf"\b{name}\b", text)}
+    model = load_ir(saved(tmp_path / "m.onnx", text, **used))
+    shapes = infer(model, shapes_of)
+    (output,) = model.graph.outputs
+    found = shapes.of(output)
+    assert shapes.failure(output) is None
+    assert found is not None
+    assert found[1] == 6
+
+
+def test_the_default_domain_has_two_spellings_in_bodies_and_functions(tmp_path: Path) -> None:
+    """A branch and a function of the file's, their nodes in `ai.onnx`, the function's imports too."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+    g (float[n,6] x, bool turn) => (float[n,3] y) {
+        a = own.layer(x, w1)
+        h = If(turn) <then_branch = t () => (float[n,8] p) { p = Relu(a) },
+                      else_branch = e () => (float[n,8] q) { q = Tanh(a) }>
+        y = MatMul(h, w2) }
+    <domain: "own", opset_import: ["" : 17]> layer (v, w) => (o) { o = MatMul(v, w) }"""
+    path = saved(tmp_path / "m.onnx", text, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    plain, model = shares(path), onnx.load(path)
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    for node in [n for body in (*bodies, model.functions[0]) for n in body.node]:
+        node.domain = "ai.onnx"
+    model.functions[0].opset_import[0].domain = "ai.onnx"
+    onnx.save(model, path)
+    assert shares(path) == plain
+    assert plain["channel of 8"]
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "c = Slice(b, zero_1, far, two, two)",
+        "c, rest = Split<axis=2, num_outputs=2>(b)",
+        "c = AveragePool<kernel_shape=[3], strides=[3]>(b)",
+        "t = Transpose<perm=[0,2,1]>(b) u = Slice(t, one_1, far, one_1) c = Transpose<perm=[0,2,1]>(u)",
+    ],
+    ids=["steps", "halves", "a pool", "turned and cut"],
+)
+def test_a_length_that_only_the_data_knows_survives_cuts(tmp_path: Path, moved: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[1,12] x) => (float[1,8,t] y) {{
+        s = Sigmoid(x) n = ReduceSum<keepdims=0>(s) k = Cast<to=7>(n) m = Add(k, sixteen)
+        r = Range(zero, m, one) f = Cast<to=1>(r) u0 = Reshape(f, shape)
+        a = Conv<pads=[1,1]>(u0, w1) b = Relu(a) {moved} y = Conv<pads=[1,1]>(c, w2) }}"""
+    whole = {"sixteen": 16, "zero": 0, "one": 1, "zero_1": [0], "one_1": [1], "two": [2], "far": [10**9]}
+    used = {
+        name: np.array(value, np.int64) for name, value in whole.items() if re.search(rf"\b{name}\b", text)
+    }
+    path = saved(
+        tmp_path / "m.onnx", text, w1=normal(16, 1, 3), w2=normal(8, 16, 3, seed=2),
+        shape=np.array([1, 1, -1], np.int64), **used,
+    )  # fmt: skip
+    assert shares(path)["channel of 16"]
+
+
+@pytest.mark.parametrize("kind", ["BeamSearch", "GreedySearch", "Sampling"])
+def test_every_search_keeps_the_names_of_its_bodies_inputs(kind: str) -> None:
+    import onnx_ir as ir
+
+    from sparsecc.ir.subgraphs import bodies_of, one_scope
+
+    names = ["input_ids", "position_ids", "attention_mask"]
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT32, [1, 4]) for name in names]
+    out = helper.make_tensor_value_info("logits", TensorProto.INT32, [1, 4])
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["input_ids"], ["logits"])], "decoder", ids, [out]
+    )
+    node = helper.make_node(
+        kind, ["input_ids", "length"], ["sequences"], domain="com.microsoft", decoder=inner
+    )
+    graph = helper.make_graph(
+        [node], "g", ids[:1], [helper.make_tensor_value_info("sequences", TensorProto.INT32, [1, 8])],
+        [numpy_helper.from_array(np.array([8], np.int32), "length")],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=imports))
+    one_scope(model)
+    (body,) = bodies_of(next(iter(model.graph)))
+    assert [value.name for value in body.inputs] == names
