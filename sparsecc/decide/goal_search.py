@@ -33,6 +33,9 @@ REMOVING = ("prune", "metric")
 START = 0.35
 """The ratio to begin with where nothing is known of the speed."""
 
+MET = 0.03
+"""A trial that misses by no more than this is taken as what meets the goal: the end measures it again."""
+
 _GOOD = (-0.035, 0.015)
 _CLOSE = 0.008
 
@@ -141,7 +144,7 @@ class Search:
     def _within(self) -> list[Trial]:
         """Trials that meet the goal: exactly, or where none does, nearly."""
         kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
-        exactly = [t for t in kept if self.goal.excess(t) <= _GOOD[1]]
+        exactly = [t for t in kept if self.goal.excess(t) <= MET]
         return exactly or [t for t in kept if self.goal.excess(t) <= NEAR]
 
     def _best(self) -> Trial:
@@ -173,14 +176,17 @@ class Search:
             if self.goal.loses_too_much(whole):
                 self._instead(self._untried(self.safer(whole)), self._reach)
                 return
-            if start <= NEAR:
+            if start <= -SLACK:
                 self._give_back(whole)
                 return
-            part = self._instead(self.safer(whole), self._alone)
-            if part is not None and self.goal.excess(part) <= NEAR:
+            part = None if self._has_ended() else self._instead(self.safer(whole), self._alone)
+            if part is not None and part.merit > whole.merit:
+                if self.goal.excess(part) <= NEAR:
+                    return
+                if self.goal.excess(part) <= max(start, NEAR + SLACK):
+                    family, whole, start = part.levers, part, self.goal.excess(part)
+            if start <= NEAR or self._has_ended():
                 return
-            if part is not None and self.goal.excess(part) <= start and part.merit > whole.merit:
-                family, whole, start = part.levers, part, self.goal.excess(part)
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it
             if self._is_beaten(whole) or keeps_all:
