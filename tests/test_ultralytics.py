@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -58,9 +59,9 @@ def macs_of(network: str, folder: Path) -> float:
     import torch
 
     import sparsecc
-    from examples.ultralytics_yolo import network as built
 
-    dense = built(network).eval()
+    example = runpy.run_path(str(ROOT / "examples" / "ultralytics_yolo.py"), run_name="example")
+    dense = example["network"](network).eval()
     dense.model[-1].export, dense.model[-1].format = True, "onnx"
     found = sparsecc.compile(
         dense, example_inputs=(torch.zeros(1, 3, 64, 64),), measure=False, output=folder / "d"
