@@ -173,6 +173,8 @@ class Workshop:
         options = self.compilation.options
         budget = options.budget or FIRST_ANSWER
         end = self.end = self.end or time.monotonic() + budget
+        # after the end of a search, what it found is looked at once more
+        late = max(end + (LATE - 1) * max(budget, FIRST_ANSWER), time.monotonic() + FIRST_ANSWER)
         self.made.clear()
         families, more = self.levers()
         search = Search(
@@ -185,7 +187,7 @@ class Workshop:
             finer=self.finer,
             safer=self.safer,
             is_over=lambda: time.monotonic() > end,
-            is_late=lambda: time.monotonic() > end + (LATE - 1) * max(budget, FIRST_ANSWER),
+            is_late=lambda: time.monotonic() > late,
         )
         settled = search.settle()
         remarks = [Remark("search", reason) for reason in search.refused]
