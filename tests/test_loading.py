@@ -346,3 +346,13 @@ def test_every_search_keeps_the_names_of_its_bodies_inputs(kind: str) -> None:
     one_scope(model)
     (body,) = bodies_of(next(iter(model.graph)))
     assert [value.name for value in body.inputs] == names
+
+
+@pytest.mark.parametrize("number", ["float", "float16", "double", "int64"])
+def test_an_output_that_is_one_number_is_proved(tmp_path: Path, number: str) -> None:
+    """Of no axes, not of one: held in a file on the way, it once came back with an axis."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[4,6] x) => ({number} y) {{
+        a = MatMul(x, w1) h = Relu(a) b = MatMul(h, w2) s = ReduceMean<keepdims=0>(b)
+        y = Cast<to={getattr(TensorProto, number.upper())}>(s) }}"""
+    path = saved(tmp_path / "m.onnx", text, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    assert compiled(path, tmp_path, ratio=0.5)["verification"]

@@ -22,7 +22,7 @@ class Filed(Mapping[str, np.ndarray]):
 
     def put(self, name: str, array: np.ndarray) -> None:
         is_plain = isinstance(array, np.ndarray) and array.dtype.kind == "f"
-        self._held[name] = self._spool.keep(ir.Tensor(np.ascontiguousarray(array))) if is_plain else array
+        self._held[name] = self._spool.keep(ir.Tensor(np.asarray(array, order="C"))) if is_plain else array
 
     def only(self, names: Iterable[str]) -> Filed:
         """Those of these names."""

@@ -249,4 +249,4 @@ def _bytes(value: ir.Value) -> int:
 
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
-    return np.ascontiguousarray(value.const_value.numpy())
+    return np.asarray(value.const_value.numpy(), order="C")

@@ -176,7 +176,7 @@ def optimize(model: ir.Model, path: Path, level: str) -> Path:
         1, level, {"session.disable_prepacking": "1"}
     )  # nothing is run: no second form of weights
     _write_optimized(options, path, weights_beside=True)
-    arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in weights.values()]
+    arrays = [np.asarray(tensor.numpy(), order="C") for tensor in weights.values()]
     options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays])
     try:
         _made(outline(model, weights).SerializeToString(), options, CPU)
@@ -295,7 +295,7 @@ class OrtRunner:
         InputError when it fails or takes longer than `seconds`."""
         options = ort.RunOptions() if seconds is not None else None
         if self._weights:
-            apart = {n: np.ascontiguousarray(t.numpy()) for n, t in self._weights.items() if n not in feeds}
+            apart = {n: np.asarray(t.numpy(), order="C") for n, t in self._weights.items() if n not in feeds}
             feeds = {**apart, **feeds}
         with _ended_after(seconds, options):
             wanted = [name for name in self._outputs if names is None or name in names]
@@ -333,7 +333,7 @@ class OrtRunner:
         return any(self._types.get(name, "")[7:-1] in _FOREIGN for name in feeds)
 
     def _values(self, feeds: Feeds) -> dict[str, ort.OrtValue]:
-        return {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        return {name: _to_value(np.asarray(array, order="C")) for name, array in feeds.items()}
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
