@@ -165,6 +165,14 @@ def test_the_branch_that_no_probe_takes_is_turned(tmp_path: Path) -> None:
     assert found["planted"]["tried"] == found["planted"]["noticed"] == 4
 
 
+@pytest.mark.parametrize("asked", [{"ratio": 0.0, "quantize": "fp16"}, {"keep": ["*"]}])
+def test_branches_are_turned_where_nothing_is_removed(asked: dict[str, Any], tmp_path: Path) -> None:
+    found = verification(branching(), tmp_path, **asked)
+    assert found["status"] == "proved", found.get("reason")
+    assert "the other branch" in found["probes"]
+    assert found["oracle"] == "dense model"
+
+
 @pytest.mark.parametrize("name", ["w1", "w3", "v1", "v3"])
 def test_a_wrong_cut_in_either_branch_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

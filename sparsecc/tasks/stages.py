@@ -124,8 +124,10 @@ def choose(work: Work) -> None:
 def mask(work: Work) -> None:
     """What the pruned model must compute."""
     keep, analysis = work.decision.choice.keep, work.analysis
-    if keep:
-        layers = [] if work.compilation.dense.by_parts else layer_values(analysis, keep)
+    by_parts = work.compilation.dense.by_parts
+    turns = not by_parts and any(node.op_type == "If" for node in analysis.model.graph.all_nodes())
+    if keep or turns:  # whatever was removed, both sides of an If are run
+        layers = [] if by_parts else layer_values(analysis, keep)
         work.removal = work.probes.of_removal(analysis, keep, layers)
 
 

@@ -53,7 +53,7 @@ def prove(pruned: ir.Model, probes: Probes, removal: Removal) -> dict[str, Any]:
     )
     one_size = _tried_at_one_size(compilation)
     return {
-        "oracle": "masked dense model" if removal.masked else "dense model",
+        "oracle": "masked dense model" if removal.cuts else "dense model",
         **found,
         "inputs": [{n: list(a.shape) for n, a in feeds.items()} for feeds in compilation.feeds],
         **({"one_size": one_size} if one_size else {}),
