@@ -37,6 +37,7 @@ SEPARATE = {
     "sparsecc/runtime/kernel_census.py": "kernels of one runtime: into which it fuses an activation or a product",
     "sparsecc/graph/constant_channels.py": "operators that give one number for each channel",
     "passes/quantize/float16_range.py": "operators on whose result a tiny or a huge operand has a bounded effect",
+    "sparsecc/shapes/demands.py": "what each operator asks of the sizes of its operands",
     "sparsecc/decide/data_free.py": "models that keep the same share everywhere where nothing can be tried",
     "passes/quantize/expand_qoperators.py": "integer operators that one function takes apart",
     "passes/quantize/lift.py": "readers whose weights are kept small, and results that are never negative",
