@@ -153,3 +153,20 @@ def test_a_compile_halves_the_file_and_is_proved(tmp_path: Path) -> None:
     assert "losses" not in made.report["verification"]
     before, after = ((tmp_path / name).stat().st_size for name in ("model.onnx", "out/model.onnx"))
     assert after < 0.6 * before
+
+
+SUMS = """g (float[8,4] x, float[4] start) => (float[4] last, float[8,4] all) {
+    last, all = Scan<num_scan_inputs = 1, body = b (float[4] s, float[4] t) => (float[4] s2, float[4] o) {
+        s2 = Add(s, t)
+        o = Identity(s2)
+    }>(start, x)
+}"""
+
+
+def test_a_body_without_weights_is_explained_by_its_type(tmp_path: Path) -> None:
+    """What is rounded are its activations alone."""
+    model = ir.serde.serialize_model(weighted(SUMS, {}))
+    onnx.save(model, tmp_path / "sums.onnx")
+    result = sparsecc.compile(tmp_path / "sums.onnx", quantize="fp16", output=tmp_path / "out", measure=False)
+    found = result.report["verification"]
+    assert found["status"] == "proved", found.get("reason")

@@ -88,8 +88,15 @@ def losses_in_layers(
     for ready, values in _in_turn(opened(shown), layers, feeds):
         found |= {name: array for name, array in values.items() if name in outputs}
         told += _beyond_types(before, ready, values, opened)
-    clipped = _clipped(before, after)
-    return len(layers), [*clipped, *_beyond_outputs(before, found, quantization, feeds, opened), *told]
+    is_rounded = bool(quantization) or _halvings(after) > _halvings(before)
+    beyond = _beyond_outputs(before, found, quantization, feeds, opened, is_rounded=is_rounded)
+    return len(layers), [*_clipped(before, after), *beyond, *told]
+
+
+def _halvings(model: ir.Model) -> int:
+    """How many values are rounded to 16 bits: activations may be where no weight is."""
+    casts = (node for node in model.graph.all_nodes() if node.op_type == "Cast")
+    return sum(node.attributes.get_int("to", 0) in _STEPS for node in casts)
 
 
 def _in_turn(
@@ -146,6 +153,8 @@ def _beyond_outputs(
     quantization: Mapping[str, Any],
     feeds: Feeds,
     opened: Callable[[ir.Model], Runs],
+    *,
+    is_rounded: bool,
 ) -> Iterator[str]:
     """Outputs that moved by far more than rounding the weights in the float graph moves them."""
     rounded = before.clone()
@@ -158,7 +167,7 @@ def _beyond_outputs(
     plain = opened(before).run(feeds)
     explained = part_errors(plain, opened(rounded).run(feeds))
     halves = {how["type"] for how in quantization.values()} <= {"fp16", "bf16"}
-    slack = (_HALF_OUTPUT if quantization else TOLERANCE) if halves else _BYTE_OUTPUT
+    slack = (_HALF_OUTPUT if is_rounded else TOLERANCE) if halves else _BYTE_OUTPUT
     for name, error in part_errors(plain, now).items():
         if error[0] > slack and error[0] > AMPLIFIED * explained[name][0]:
             yield (
