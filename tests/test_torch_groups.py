@@ -34,7 +34,8 @@ def check(name: str, scratch: Path) -> None:
     known = DIFFERENCES.get(name)
     assert both.extra == ((known.torch_only, known.onnx_only) if known else (0, 0))
     assert both.torch_groups
-    assert plan_error(both, ZOO[name].build().example(), scratch) <= 1e-4
+    error = plan_error(both, ZOO[name].build().example(), scratch)
+    assert error <= 1e-4 or (known is not None and not known.same)
 
 
 @pytest.mark.parametrize("name", HERE)
