@@ -182,6 +182,25 @@ def test_a_wrong_cut_in_either_branch_is_found(
         verification(branching(), tmp_path)
 
 
+ROUNDING = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> g (float[4,64] x) => (float[4,64] y)
+< uint8[64,2,16] w, float[128] s > {
+    a = com.microsoft.MatMulNBits<K = 64, N = 64, bits = 4, block_size = 32, accuracy_level = 4>(x, w, s)
+    y = Tanh(a)
+}"""
+
+
+def test_kernels_that_round_activations_do_not_where_nothing_is_removed(tmp_path: Path) -> None:
+    """`accuracy_level` 4 rounds them to 8 bits: on both sides of the comparison or on none."""
+    model, generator = parser.parse_model(ROUNDING), np.random.default_rng(7)
+    arrays = {
+        "w": generator.integers(0, 256, (64, 2, 16)).astype(np.uint8),
+        "s": np.full(128, 0.01, np.float32),
+    }
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    assert verification(model, tmp_path, ratio=0.0, target="onnxruntime")["status"] == "proved"
+
+
 LOOPED = """<ir_version: 8, opset_import: ["": 17]> g (float[n,16] x) => (float[n,8] y) {
     m = Constant<value = int64 {2}>()
     k = Constant<value = int64 {1000}>()

@@ -93,3 +93,11 @@ def in_full_precision(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if node.attributes.get_int("accuracy_level", 0):
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+
+
+def readied(model: ir.Model) -> bool:
+    """Whether a proof runs another graph than this one, be anything removed or not."""
+    return any(
+        node.op_type == "If" or node.attributes.get_int("accuracy_level", 0)
+        for node in model.graph.all_nodes()
+    )

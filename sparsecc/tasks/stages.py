@@ -25,6 +25,7 @@ from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.ports import close_ports
 from sparsecc.graph.rewrite import remove
 from sparsecc.ir.save import write
+from sparsecc.ir.switches import readied
 from sparsecc.ir.versions import at_versions
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import CLEARED, FIXED, GUARDED, UNBIASED, normalise
@@ -124,10 +125,8 @@ def choose(work: Work) -> None:
 def mask(work: Work) -> None:
     """What the pruned model must compute."""
     keep, analysis = work.decision.choice.keep, work.analysis
-    by_parts = work.compilation.dense.by_parts
-    turns = not by_parts and any(node.op_type == "If" for node in analysis.model.graph.all_nodes())
-    if keep or turns:  # whatever was removed, both sides of an If are run
-        layers = [] if by_parts else layer_values(analysis, keep)
+    if keep or readied(analysis.model):
+        layers = [] if work.compilation.dense.by_parts else layer_values(analysis, keep)
         work.removal = work.probes.of_removal(analysis, keep, layers)
 
 
