@@ -185,6 +185,20 @@ def test_an_ended_search_writes_what_was_made(tmp_path: Path) -> None:
     assert "<circle" in (tmp_path / "front.html").read_text()
 
 
+def test_points_of_other_samples_or_of_no_metric_stand_on_no_front_of_this_search(tmp_path: Path) -> None:
+    """A folder keeps them; their figures compare with no others: decibels beside scores, or of other samples."""
+    score = tmp_path / "score.py"
+    score.write_text("def score(run):\n    return 0.75\n")
+    others: tuple[dict[str, Any], ...] = ({"evaluate": f"{score}:score"}, {"calib": DIGITS})
+    options: dict[str, Any] = {**QUICK, "output": tmp_path / "front", "quantizes": (None,)}
+    for ratio, more in zip((0.2, 0.4), others, strict=True):
+        found = sparsecc.search(LSTM, ratios=(ratio,), **{**options, **more})
+        assert [point["ratio"] for point in found["points"]] == [ratio]
+    assert found["quality"] == "quality_db"
+    again = sparsecc.search(LSTM, ratios=(0.3,), **{**options, **others[1]})
+    assert [point["ratio"] for point in again["points"]] == [0.3, 0.4]
+
+
 def test_a_point_that_ends_its_worker_does_not_end_the_others(tmp_path: Path) -> None:
     score = tmp_path / "score.py"
     score.write_text(

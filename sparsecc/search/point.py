@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sparsecc.data.origin import texts_of
 from sparsecc.decide.goal_search import Family
 from sparsecc.decide.type_levers import INT8
 from sparsecc.errors import InternalError, SparseccError, WorkerError
-from sparsecc.options import CompileOptions
+from sparsecc.options import CompileOptions, rows_of
 from sparsecc.system.temp_folders import temporary_folder
 from sparsecc.system.versions import versions
 from sparsecc.tasks.calls import DEADLINE, held, run_task
@@ -31,6 +32,16 @@ def point_of(sha: str, options: CompileOptions, data: str, family: Family, ratio
     parts = [sha, sorted(asked.items()), data, sorted(versions().items())]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return {"id": name, "ratio": ratio, "levers": dict(family)}
+
+
+def question_of(options: CompileOptions, data: str) -> str:
+    """What the figures of points must share to stand on one front: samples, metric, runtime, machine, versions. What a
+    search may vary is not among it."""
+    rows, asked = rows_of(CompileOptions), options.to_recipe()
+    named = {name: texts_of(getattr(options, name)) for name, row in rows.items() if row.names_code}
+    place = [asked.get(name) for name in ("target", "device", "threads", "measure", "metric", "inputs")]
+    text = json.dumps([named, place, data, sorted(versions().items())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def surveyed(request: Request, folder: Path) -> dict[str, Any]:

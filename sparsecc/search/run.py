@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sparsecc.errors import GoalError, InputError
 from sparsecc.options import NO_SAMPLES, SELF, SYNTHETIC, CompileOptions, rows_of
 from sparsecc.search.front import COSTS, fronts
 from sparsecc.search.ledger import Ledger
-from sparsecc.search.point import Request, paying, point_of, surveyed
+from sparsecc.search.point import Request, paying, point_of, question_of, surveyed
 from sparsecc.search.runners import Runner
 from sparsecc.search.space import Space
 from sparsecc.system.files import replace_whole
@@ -92,7 +93,17 @@ class Search:
     def made(self) -> list[dict[str, Any]]:
         """The points that could be made, of earlier searches too, in an order that does not depend on which was
         quicker."""
-        return sorted((row for row in self.ledger.rows.values() if "error" not in row), key=_order)
+        return sorted((row for row in self.rows if "error" not in row), key=_order)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The points whose figures compare with those of this search; the ledger may hold those of other samples."""
+        wanted, rows = frozenset(self.asked), self.ledger.rows.values()
+        return [row for row in rows if row["id"] in wanted or row.get("question") == self.question]
+
+    @cached_property
+    def question(self) -> str:
+        return question_of(self.options, self.data)
 
     def run(self, plan: FrontSearch) -> None:
         """Every wave in turn, until the budget is spent."""
@@ -117,9 +128,10 @@ class Search:
         if not missing:
             return
         self._tell(wave, done, number)
-        request = {**self.request, "points": missing, "paying": paying([*self.ledger.rows.values()])}
+        request = {**self.request, "points": missing, "paying": paying(self.rows)}
+        about = {"model_sha256": self.ledger.model, "question": self.question}
         for row in self.runner(request):
-            self.ledger.add({**row, "model_sha256": self.ledger.model})
+            self.ledger.add({**row, **about})
             done += 1
             self._tell(wave, done, number, _note(row))
 
@@ -161,7 +173,7 @@ def _written(folder: Path, model: Path, found: Search, base: Mapping[str, Any]) 
     from sparsecc.report.html import front_page
 
     ledger, rows = found.ledger, found.made
-    failed = [row for row in ledger.rows.values() if "error" in row]
+    failed = [row for row in found.rows if "error" in row]
     if not rows:
         why = f": {failed[0]['error']}" if failed else ""
         raise GoalError(f"no point of the search could be made{why}")
