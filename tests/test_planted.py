@@ -192,7 +192,7 @@ ROUNDING = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> g (flo
 def test_kernels_that_round_activations_do_not_where_nothing_is_removed(tmp_path: Path) -> None:
     """`accuracy_level` 4 rounds them to 8 bits: on both sides of the comparison or on none."""
     model, generator = parser.parse_model(ROUNDING), np.random.default_rng(7)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "w": generator.integers(0, 256, (64, 2, 16)).astype(np.uint8),
         "s": np.full(128, 0.01, np.float32),
     }
