@@ -35,6 +35,11 @@ PLAIN = """
   mixed = MatMul(p, value) back = Transpose<perm=[0,2,1,3]>(mixed) joined = Reshape(back, flat)
   y = MatMul(joined, w4) z = Add(x, y) logits = MatMul(z, w5) }
 """
+HANDED = (
+    PLAIN.replace("key = Concat", "k = Concat").replace("value = Concat", "v = Concat")
+    .replace("Transpose<perm=[0,1,3,2]>(key)", "Transpose<perm=[0,1,3,2]>(k)").replace("(p, value)", "(p, v)")
+    .replace("logits = MatMul", "key = Identity(k) once = Identity(v) value = Identity(once) logits = MatMul")
+)  # fmt: skip
 
 
 def compiled(file: Path, folder: Path, **options: object) -> CompileResult:
@@ -90,8 +95,10 @@ def test_widths_follow_from_the_attention() -> None:
             assert (value.shape[1], value.shape[3]) == (2, 24)
 
 
-def test_a_cache_of_plain_operators_is_one_axis_with_what_leaves() -> None:
-    analysis = analyse(normalise(ir.from_proto(model_of(PLAIN))))
+@pytest.mark.parametrize("text", [PLAIN, HANDED], ids=["as it is", "behind Identities"])
+def test_a_cache_of_plain_operators_is_one_axis_with_what_leaves(text: str) -> None:
+    analysis = analyse(normalise(ir.from_proto(model_of(text))))
+    assert [cache.present.name for cache in caches(analysis.model)] == ["key", "value"]
     axes = {value.name: found for value, found in analysis.record.axes.items()}
     for past, present in (("past_key", "key"), ("past_value", "value")):
         for place in (1, 3):

@@ -68,7 +68,8 @@ def caches(model: ir.Model | ir.Graph) -> list[Cache]:
     """The caches of a model, in the order of its nodes.
 
     Of attention operators by their table; elsewhere a Concat of a graph input (batch, heads, positions, width), or
-    (batch, positions, heads, width) of dynamic length, with new positions that is an output.
+    (batch, positions, heads, width) of dynamic length, with new positions that is an output. Identities may stand
+    before the output.
     """
     graph = model.graph if isinstance(model, ir.Model) else model
     return [cache for node in graph for cache in _caches_at(node)]
@@ -81,10 +82,11 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
     for operand, output in kept.items():
         past = node.inputs[operand] if operand < len(node.inputs) else None
         present = node.outputs[output] if output < len(node.outputs) else None
+        present = None if present is None else _as_it_leaves(present)
         if past is None or present is None or past.shape is None:
             continue
         rank = len(past.shape)
-        if not (_comes_in(past) and present.is_graph_output()) or rank < 4:
+        if not _comes_in(past) or rank < 4:
             continue
         positions = rank - 2
         if node.op_type == "Concat":
@@ -94,6 +96,22 @@ def _caches_at(node: ir.Node) -> Iterator[Cache]:
         slides = node.attributes.get_int("sliding_window_cache", 0)
         room = node.attributes.get_int("local_window_size", 0) if slides else 0
         yield Cache(past, present, node, operand, positions, max(room, 0))
+
+
+def _as_it_leaves(value: ir.Value) -> ir.Value | None:
+    """The graph output that a value is, or that Identities make of it."""
+    if value.is_graph_output():
+        return value
+    made, marks = value.producer(), (BORDER, _CARRIER)
+    handed = (
+        use.node
+        for use in value.uses()
+        if (use.node.op_type, use.node.domain) == ("Identity", "")
+        and made is not None
+        and use.node.graph is made.graph
+        and not any(mark in use.node.metadata_props for mark in marks)
+    )
+    return next((found for node in handed if (found := _as_it_leaves(node.outputs[0]))), None)
 
 
 def _comes_in(value: ir.Value) -> bool:
