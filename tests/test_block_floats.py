@@ -172,3 +172,10 @@ def test_a_compile_judges_it_on_samples_writes_it_and_warns(tmp_path: Path) -> N
         "checks"
     ]
     assert all(row["ok"] for row in checks)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_numbers_too_small_for_a_scale_become_zero_and_never_nan(form: BlockFormat) -> None:
+    array = np.zeros((1, 2 * form.size), np.float32)
+    array[0, 0] = 1e-42
+    assert not form.rounded(array, 1).any()

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.errors import InputError
+from sparsecc.ir.constants import share_equal
 from sparsecc.ir.save import write
 from sparsecc.passes.base import PassResult
 from sparsecc.passes.quantize import Quantize
@@ -385,3 +386,12 @@ def test_equal_constants_are_stored_once_and_no_shape_twice(tmp_path: Path) -> N
     }
     after = open_session(path).run(feeds)
     assert all(relative_error(exact, after[name]) < 2e-2 for name, exact in before.items())
+
+
+def test_equal_texts_stay_two() -> None:
+    texts = [
+        onnx.helper.make_tensor(name, onnx.TensorProto.STRING, [1], [b"text"]) for name in ("one", "other")
+    ]
+    graph = onnx.helper.make_graph([], "g", [], [], texts)
+    assert share_equal(model := ir.from_proto(onnx.helper.make_model(graph))) == 0
+    assert list(model.graph.initializers) == ["one", "other"]

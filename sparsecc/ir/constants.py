@@ -24,12 +24,13 @@ def add_constant(graph: ir.Graph, stem: str, values: np.ndarray) -> ir.Value:
 def share_equal(model: ir.Model) -> int:
     """Let all who read constants of the main graph that are equal bit by bit read the first; the bytes that are saved.
 
-    Constants that are inputs or outputs too keep their names, and so stay.
+    Constants that are inputs or outputs too keep their names, and so stay; so do texts.
     """
     alike: dict[tuple[ir.DataType, tuple[int, ...]], list[ir.Value]] = defaultdict(list)
     for value in model.graph.initializers.values():
-        if value.const_value is not None and not value.is_graph_input() and not value.is_graph_output():
-            alike[value.const_value.dtype, tuple(value.const_value.shape.numpy())].append(value)
+        tensor, is_seen = value.const_value, value.is_graph_input() or value.is_graph_output()
+        if tensor is not None and not is_seen and tensor.dtype != ir.DataType.STRING:
+            alike[tensor.dtype, tuple(tensor.shape.numpy())].append(value)
     saved = 0
     for values in (some for some in alike.values() if len(some) > 1):
         known: dict[bytes, ir.Value] = {}

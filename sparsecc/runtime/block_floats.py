@@ -35,8 +35,11 @@ class BlockFormat:
         return self.scale is ml_dtypes.float8_e4m3fn
 
     def tensor_scale(self, largest: float) -> float:
-        """The scale of the blocks' scales for a tensor whose largest magnitude this is; 1 for zeros."""
-        return largest / self.largest / E4M3_MAX if self.has_tensor_scale and largest > 0 else 1.0
+        """The scale of the blocks' scales for a tensor whose largest magnitude this is: a normal number of float32, 1
+        for zeros."""
+        if not self.has_tensor_scale or largest <= 0:
+            return 1.0
+        return max(largest / self.largest / E4M3_MAX, float(np.finfo(np.float32).tiny))
 
     def encode(self, array: np.ndarray, axis: int, tensor_scale: float = 1.0) -> Encoded:
         """The nearest elements, ties to even, of a float array whose `axis` whole blocks divide."""
