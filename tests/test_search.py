@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from sparsecc.decide.goals import Trial
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.options import CompileOptions
 from sparsecc.search.front import front, fronts
-from sparsecc.search.run import best_of
+from sparsecc.search.run import _order, _public, best_of
 from sparsecc.search.space import Space
 
 QUICK: dict[str, Any] = {"measure": False, "rounds": 0}
@@ -67,6 +68,19 @@ def test_the_best_is_what_a_compile_without_a_goal_takes() -> None:
     assert best_of(trials, CompileOptions(calib="x.npz")) == trials[1]
     assert best_of(trials[:1], CompileOptions(calib="x.npz")) is None
     assert best_of(trials, CompileOptions()) is None
+
+
+def test_points_are_in_one_order_whether_made_now_or_read_again(tmp_path: Path) -> None:
+    """A ledger writes names in the order of the alphabet."""
+    made = {"id": "a", "options": {"ratio": 0.5, "criterion": "l2", "quantize": "int8"}}
+    assert _order(made) == _order(json.loads(json.dumps(made, sort_keys=True)))
+
+
+def test_the_words_of_a_point_are_those_of_a_shell(tmp_path: Path) -> None:
+    row = {"id": "a", "trial": {}, "seconds": 1.0}
+    words = _public(row, {"calib": "my data.py:samples"}, folder := tmp_path / "a front")["compile"]
+    recipe = f"{folder}/points/a.json"
+    assert shlex.split(words) == ["--recipe", recipe, "--calib", "my data.py:samples"]
 
 
 # Whole searches -------------------------------------------------------------------------------------

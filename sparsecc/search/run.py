@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -144,8 +145,8 @@ class Search:
 
 
 def best_of(trials: Sequence[Trial], options: CompileOptions) -> Trial | None:
-    """What `sparsecc compile` without a goal takes: the fastest that loses nothing measurable; where nothing was
-    timed, the smallest. None where nothing pays."""
+    """What `sparsecc compile` without a goal takes: the fastest that loses nothing measurable. None where nothing was
+    timed or judged, and where nothing pays."""
     goal = Goal.unasked(replace(options, budget=None))
     if goal is None:
         return None
@@ -166,7 +167,11 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _order(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (f"{row['options']['ratio']:.6f}", *(str(v) for v in row["options"].values()), row["id"])
+    return (
+        f"{row['options']['ratio']:.6f}",
+        *(str(option) for option in sorted(row["options"].items())),
+        row["id"],
+    )
 
 
 def _written(folder: Path, model: Path, found: Search, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,13 +212,13 @@ def _public(row: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> di
     """The trial of a row with the options that make it again from where the search was started; `recipe` is within
     `folder`, `quality` is the user's metric where there is one, else decibels of the part that lost most."""
     trial = row["trial"]
-    again = [f"--recipe {folder}/points/{row['id']}.json"]
+    again = ["--recipe", f"{folder}/points/{row['id']}.json"]
     for name, option in rows_of(CompileOptions).items():
         value = base.get(name)
         if value not in (None, SYNTHETIC, SELF, NO_SAMPLES) and (
             option.names_code or option.is_refused_in_a_file(value)
         ):
-            again += [f"{option.flag} {text}" for text in texts_of(value)]
+            again += [word for text in texts_of(value) for word in (option.flag, text)]
     quality = trial.get("score", trial.get("quality_db"))
     told = {"id": row["id"], **trial, "quality": quality, "seconds": row["seconds"]}
-    return {**told, "recipe": f"points/{row['id']}.json", "compile": " ".join(again)}
+    return {**told, "recipe": f"points/{row['id']}.json", "compile": shlex.join(again)}
