@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,10 +14,12 @@ import pytest
 
 import sparsecc
 from sparsecc.cli import main
-from sparsecc.cli.device_table import _convolutions
+from sparsecc.cli.device_table import _convolutions, _products, _seconds
 from sparsecc.cost.device_rates import RULES, DeviceRates, rates_for, types_of
 from sparsecc.errors import GoalError, InputError, UnavailableError
-from sparsecc.targets import target_named
+from sparsecc.targets import Target, target_named
+from sparsecc.tasks.stages import Work
+from sparsecc.tasks.trial_figures import foretold
 
 TABLE = {
     "schema": "sparsecc.device_table/1",
@@ -47,6 +50,35 @@ def test_a_node_has_the_type_of_its_operands() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("g (bfloat16[1,32] x, bfloat16[32,32] w) => (bfloat16[1,32] y) { y = MatMul(x, w) }", "fp16"),
+        (
+            "g (uint8[1,32] x, uint8[32,32] w) => (float[1,32] y) "
+            "{ d = trt.TRT_MXFP8DequantizeLinear(x, x) u = trt.TRT_MXFP8DequantizeLinear(w, w) y = MatMul(d, u) }",
+            "int8",
+        ),
+    ],
+    ids=["bf16", "mxfp8"],
+)
+def test_types_have_the_rate_of_those_of_their_size(text: str, kind: str) -> None:
+    model = ir.from_onnx_text(f'<ir_version: 9, opset_import: ["": 18, "trt": 1]> {text}')
+    model.graph[-1].name = "product"
+    assert types_of(model) == {"product": kind}
+
+
+def test_a_model_that_came_in_halves_gains_nothing_by_staying_so() -> None:
+    text = "g (float16[1,64] x, float16[64,64] w) => (float16[1,64] y) { y = MatMul(x, w) }"
+    model = ir.from_onnx_text(f'<ir_version: 9, opset_import: ["": 18]> {text}')
+    model.graph[-1].name = "product"
+    layer = {"name": "product", "macs_before": 4096, "macs_after": 4096}
+    decision = SimpleNamespace(layers=[layer], costs={side: {"params": 4096} for side in ("before", "after")})
+    dense = SimpleNamespace(dense=SimpleNamespace(model=model))
+    work = SimpleNamespace(decision=decision, compilation=dense, analysis=SimpleNamespace(model=model))
+    assert foretold(RULES["gpu"], cast(Work, work), 8192) == 1.0
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"schema": "sparsecc.device_table/2"},
@@ -73,6 +105,8 @@ def test_what_is_no_table_is_refused(wrong: dict[str, Any], tmp_path: Path) -> N
 def test_without_a_table_the_rules_of_the_kind_of_device_hold() -> None:
     assert rates_for(target_named("tensorrt"), None) is RULES["gpu"]
     assert rates_for(target_named("onnxruntime-arm64"), None) is RULES["cpu"]
+    with pytest.raises(InputError, match=r"no rules foretell speeds on npu: .* --device-table"):
+        rates_for(Target("npu", "npu", frozenset(), device="npu"), None)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +156,15 @@ def test_a_speed_is_foretold_by_rules_where_there_is_no_table(
     for goal in goals:
         with pytest.raises(UnavailableError, match="give --speedup, which is foretold, or --ratio"):
             sparsecc.compile(model, **options, **goal, output=tmp_path / "b")
+
+
+def test_no_table_is_made_where_the_target_does_not_run(tmp_path: Path) -> None:
+    types = SimpleNamespace(types=frozenset[str](), name="npu")
+    with pytest.raises(InputError, match="npu has neither fp16 nor int8"):
+        _seconds(_products(4, 1), tmp_path, cast(Target, types), "local", 1)
+    halves = Target("absent", "absent", frozenset({"fp16"}))
+    with pytest.raises(InputError, match="absent"):
+        _seconds(_products(4, 1), tmp_path, halves, "local", 1)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from sparsecc.targets import Target, target_named
 
 LAYERS = 6
 SIDES = {"cpu": (128, 28), "gpu": (256, 56)}
-"""(channels, height and width) of the convolutions that show the rate of a type, by the kind of device."""
+"""(channels, height and width) of the convolutions that show the rate of a type, by the kind of device; others take a
+processor's."""
 WIDTH, SMALL = 2048, 16
 """Of the products whose weights show the memory, and of those that show what a kernel takes."""
 
@@ -32,7 +33,7 @@ def device_table(output: Path, target: str, device: str, threads: int) -> dict[s
         launch = _seconds(_products(SMALL, 1), folder, asked, device, threads)[FLOAT] / LAYERS
         heavy, (channels, side) = (
             _seconds(_products(WIDTH, 1), folder, asked, device, threads),
-            SIDES[asked.device],
+            SIDES.get(asked.device, SIDES["cpu"]),
         )
         convolved = _seconds(_convolutions(channels, side), folder, asked, device, threads)
     macs = LAYERS * 9 * channels**2 * side**2
@@ -51,10 +52,14 @@ def device_table(output: Path, target: str, device: str, threads: int) -> dict[s
 def _seconds(
     model: onnx.ModelProto, folder: Path, target: Target, device: str, threads: int
 ) -> dict[str, float]:
-    """Type -> seconds of a run; types that the target cannot give the model are left out."""
+    """Type -> seconds of a run; types that the target cannot give the model are left out. What it says of the last one
+    where it can give none."""
     from sparsecc.api import compile as compile_for
 
     path, found = folder / "model.onnx", dict[str, float]()
+    refused: SparseccError = InputError(
+        f"{target.name} has neither fp16 nor int8: there is no table to make of it"
+    )
     onnx.save(model, path)
     for kind in ("fp16", "int8"):
         if kind not in target.types:
@@ -69,12 +74,13 @@ def _seconds(
         options |= {"quantize": name, "calib": "synthetic", "output": folder / kind, "force": True}
         try:
             latency = compile_for(path, **options).report["latency"]
-        except SparseccError:
-            if found or kind == "fp16":
-                continue
-            raise
+        except SparseccError as e:
+            refused = e
+            continue
         before = latency["before_ms"]["p50"] / 1e3
         found |= {FLOAT: found.get(FLOAT, before), kind: before / latency["speedup"]["estimate"]}
+    if not found:
+        raise refused
     return found
 
 

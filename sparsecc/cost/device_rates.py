@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsecc.errors import InputError
+from sparsecc.runtime.emulated_blocks import FROM_MXFP8
 from sparsecc.system.plain_json import read_json
 from sparsecc.targets import Target
 
@@ -37,11 +38,19 @@ class DeviceRates:
 
     def seconds(self, products: Sequence[tuple[str, float]], weights: float) -> float:
         """Of a run of these products, (type, multiply-accumulates), whose weights take so many bytes in float."""
-        work = [(kind if kind in self.macs else FLOAT, macs) for kind, macs in products if macs > 0]
-        total = math.fsum(macs for _, macs in work) or 1.0
-        size = math.fsum(BYTES[kind] * macs for kind, macs in work) / (BYTES[FLOAT] * total)
+        work = self._rated(products)
         rated = math.fsum(macs / self.macs[kind] + self.launch for kind, macs in work)
-        return rated + weights * size / self.bytes
+        return rated + weights * self.share(products) / self.bytes
+
+    def share(self, products: Sequence[tuple[str, float]]) -> float:
+        """Of the bytes that weights take in float, those that they take in these types."""
+        work = self._rated(products)
+        total = math.fsum(macs for _, macs in work)
+        return math.fsum(BYTES[kind] * macs for kind, macs in work) / (BYTES[FLOAT] * total) if total else 1.0
+
+    def _rated(self, products: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+        """A type without a rate is float."""
+        return [(kind if kind in self.macs else FLOAT, macs) for kind, macs in products if macs > 0]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a table; its reader names the source."""
@@ -57,8 +66,12 @@ RULES = {
 
 def rates_for(target: Target, table: str | os.PathLike[str] | None) -> DeviceRates:
     """Those of a table (`sparsecc devices table`), else those of rules. InputError where it is none, or one of another
-    kind of device."""
+    kind of device, and where there are no rules."""
     if table is None:
+        if target.device not in RULES:
+            raise InputError(
+                f"no rules foretell speeds on {target.name}: give a table of it with --device-table"
+            )
         return RULES[target.device]
     path, remedy = Path(table), "give the file that `sparsecc devices table` wrote on such a device"
     data = read_json(path, remedy)
@@ -80,8 +93,12 @@ def _is_rate(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+_RESTORES = frozenset({"DequantizeLinear", FROM_MXFP8})
+_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
 def types_of(model: ir.Model) -> dict[str, str]:
-    """Node -> the type it computes in, of those that are not in float."""
+    """Node -> the type whose rate it has, of those that are not in float: all of 16 bits are one, and all of fewer."""
     return {node.name or "": kind for node in model.graph if (kind := _type(node)) != FLOAT}
 
 
@@ -90,6 +107,6 @@ def _type(node: ir.Node) -> str:
         return "int8"
     operands = [value for value in node.inputs[:2] if value is not None]
     producers = [value.producer() for value in operands]
-    if len(operands) == 2 and all(one is not None and one.op_type == "DequantizeLinear" for one in producers):
+    if len(operands) == 2 and all(one is not None and one.op_type in _RESTORES for one in producers):
         return "int8"
-    return "fp16" if any(value.dtype == ir.DataType.FLOAT16 for value in operands) else FLOAT
+    return "fp16" if any(value.dtype in _HALVES for value in operands) else FLOAT

@@ -121,12 +121,17 @@ class Figures:
 
 
 def foretold(rates: DeviceRates, work: Work, dense_bytes: int) -> float:
-    """How much faster a model that was made should be than the dense one, whose weights take so many bytes."""
-    rows, types, params = work.decision.layers, types_of(work.analysis.model), work.decision.costs
+    """How much faster a model that was made should be than the dense one, whose weights take so many bytes as they
+    came."""
+    rows, params = work.decision.layers, work.decision.costs
     left = params["after"]["params"] / (params["before"]["params"] or 1)
-    before = [(FLOAT, float(row["macs_before"])) for row in rows]
-    after = [(types.get(row["name"], FLOAT), float(row["macs_after"])) for row in rows]
-    return rates.seconds(before, dense_bytes) / rates.seconds(after, dense_bytes * left)
+    models = {"before": work.compilation.dense.model, "after": work.analysis.model}
+    products = {}
+    for side, model in models.items():
+        types = types_of(model)
+        products[side] = [(types.get(row["name"], FLOAT), float(row[f"macs_{side}"])) for row in rows]
+    in_float = dense_bytes / rates.share(products["before"])
+    return rates.seconds(products["before"], in_float) / rates.seconds(products["after"], in_float * left)
 
 
 def serving_of(compilation: Compilation, model: Path, feeds: Feeds) -> Serving:
