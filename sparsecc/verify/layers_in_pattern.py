@@ -102,8 +102,7 @@ def require_patterns(
     not run, and what inputs would say is not asked.
     """
     layers = list(_layers(found, patterns))
-    if len(layers) < len(patterns):
-        missing = sorted(set(patterns) - {layer.name for layer in layers})
+    if missing := sorted(set(patterns) - {layer.name for layer in layers}):
         raise InternalError(f"the pattern of {quoted(missing[0])} is read by no layer any more")
     for layer in layers:
         _require_held(layer)
