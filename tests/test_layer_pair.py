@@ -170,8 +170,11 @@ def test_checks_bear_marks() -> None:
         "runs": "passed",
     }
     doubted = {**proved, "status": "not proved", "reason": "why", "planted": {"tried": 3, "noticed": 2}}
-    found = marks(verification=doubted | {"layers_in_type": 4, "losses": ["conv1 lost it"]})
+    found = marks(
+        verification=doubted | {"layers_in_type": 4, "layers_in_pattern": 2, "losses": ["conv1 lost it"]}
+    )
     assert found["status"] == found["planted faults"] == found["layers in type"] == "failed"
+    assert found["layers in pattern"] == "failed"
     assert found["max relative error"] == ""
 
 

@@ -389,9 +389,8 @@ def test_equal_constants_are_stored_once_and_no_shape_twice(tmp_path: Path) -> N
 
 
 def test_equal_texts_stay_two() -> None:
-    texts = [
-        onnx.helper.make_tensor(name, onnx.TensorProto.STRING, [1], [b"text"]) for name in ("one", "other")
-    ]
+    text = np.array(["text"], dtype=object)
+    texts = [onnx.numpy_helper.from_array(text, name) for name in ("one", "other")]
     graph = onnx.helper.make_graph([], "g", [], [], texts)
     assert share_equal(model := ir.from_proto(onnx.helper.make_model(graph))) == 0
     assert list(model.graph.initializers) == ["one", "other"]
