@@ -15,7 +15,7 @@ import pytest
 
 from sparsecc.cost.model import params_model
 from sparsecc.graph.groups import find_groups
-from sparsecc.graph.linear_layers import SINGLE_OR_HALF
+from sparsecc.graph.linear_layers import CONSTANT_FIRST, SINGLE_OR_HALF
 from sparsecc.ir.graph_editor import prepare
 from sparsecc.loading.constant_weights import LARGEST, MOST_NODES, store_operands
 from sparsecc.loading.models import load_ir
@@ -276,3 +276,19 @@ def test_gates_that_a_graph_sorts_are_one_weight() -> None:
     params = params_model(analysis)
     assert params.total({}) == 16 * 6 + 16 * 4
     assert params.total({units.atom: 2}) == 8 * 6 + 8 * 2
+
+
+def test_a_constant_on_the_left_is_not_called_an_activation() -> None:
+    """A graph convolution: adjacency times features, after features times weights."""
+    ones = [", ".join(["1"] * size) for size in (36, 32)]
+    constants = f"<float[6,6] adjacency = {{{ones[0]}}}, float[4,8] w = {{{ones[1]}}}>"
+    model = ir.from_onnx_text(
+        f"""{HEAD} net (float[b,6,4] x, float[b,8,6] z) => (float[b,6,6] y) {constants} {{
+        own = MatMul(x, w)
+        mixed = MatMul(adjacency, own)
+        y = MatMul(mixed, z)
+        }}"""
+    )
+    layers, remarks = find_layers(model)
+    assert len(layers) == 1
+    assert [r.reason for r in remarks] == [CONSTANT_FIRST, "both operands are activations"]

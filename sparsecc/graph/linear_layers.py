@@ -26,6 +26,8 @@ SINGLE = (ir.DataType.FLOAT,)
 SINGLE_OR_HALF = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 FLOATS = (*SINGLE_OR_HALF, ir.DataType.DOUBLE)
 ACTIVATIONS = "both operands are activations"
+CONSTANT_FIRST = "its constant is the left operand, and the right one no weight"
+"""As the adjacency of a graph convolution: a product over places, not over channels."""
 KINDS = ("Conv", "Gemm", "MatMul")
 """Operators that are one matrix. Einsum, ConvTranspose and what runtimes fuse are products of other forms."""
 
@@ -258,7 +260,9 @@ def layer_of(node: ir.Node, types: Collection[ir.DataType] = SINGLE) -> LinearLa
         return None
     data, weight = node.inputs[:2]
     if weight is None or weight.const_value is None:
-        return _why_not_constant(weight, types)
+        first = data is not None and data.const_value is not None
+        reason = _why_not_constant(weight, types)
+        return CONSTANT_FIRST if first and reason == ACTIVATIONS else reason
     if not is_float_constant(weight, types):
         known = " or ".join(dtype.numpy().name for dtype in types)
         return f"its weight '{weight.name}' is not a fixed {known} initializer"
@@ -279,13 +283,13 @@ def layer_of(node: ir.Node, types: Collection[ir.DataType] = SINGLE) -> LinearLa
 
 
 def own_layer_of(node: ir.Node, *, may_share: bool = False) -> LinearLayer | str | None:
-    """As `layer_of`, for weights that nothing else reads, which can be changed; None for products of activations.
+    """As `layer_of`, for weights that nothing else reads, which can be changed; None for products without a weight.
 
     With `may_share`, layers of the same form may read the weight too: a change then changes them all.
     """
     layer = layer_of(node, FLOATS)
     if not isinstance(layer, LinearLayer):
-        return None if layer == ACTIVATIONS else layer
+        return None if layer in (ACTIVATIONS, CONSTANT_FIRST) else layer
     if layer.weight.is_graph_output():
         return "its weight is an output of the model"
     uses = list(layer.weight.uses())
