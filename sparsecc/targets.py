@@ -48,6 +48,10 @@ class Target:
     no_kernel: Mapping[tuple[str, str], str] = field(default_factory=dict, hash=False)
     timed_here: bool = False
 
+    def is_named(self, name: object) -> bool:
+        """Whether a file that names its target means this one."""
+        return name == self.name
+
     @property
     def talks_to_drivers(self) -> bool:
         """Whether its builder and runtime need the drivers of a GPU, which no sandbox can hold."""

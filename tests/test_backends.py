@@ -171,12 +171,12 @@ def test_what_it_does_not_offer_is_refused_in_one_line(
     for flags, told in {
         ("--target", "npu", "--emit", "engine"): "emits onnx or program",
         ("--target", "npu", "--quantize", "fp8"): "it has int8",
-        ("--target", "npu", "--speedup", "2"): "cannot be measured here",
+        ("--target", "npu", "--latency", "5ms"): "cannot be measured here",
         ("--target", "broken"): "a_library_that_is_not_there",
         ("--target", "npi"): "did you mean 'npu'",
     }.items():
         error = sparsecc(
-            ["compile", model, *flags, "-o", out], installed, code=3 if "--speedup" in flags else 2
+            ["compile", model, *flags, "-o", out], installed, code=3 if "--latency" in flags else 2
         )
         assert told in error
         assert not Path(out).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_sums_go_up_where_the_budget_allows_it_else_down(budget: float, total: i
     assert after.counts[own.atom] == 16  # an axis of its own elsewhere
     assert after.cost == pytest.approx(given.cost.total(after.counts))
     assert after.cost <= budget or total == 24
+
+
+def test_the_nearest_multiple_is_paid_for_by_groups_elsewhere() -> None:
+    given, (left, own, right, alone) = problem(3.0)
+    counts = {left.atom: 6, own.atom: 16, right.atom: 8, alone.atom: 16}
+    before = Selection(counts, given.cost.total(counts), True)
+    tight = replace(given, budget=before.cost)
+    after = aligned(
+        tight, before, [Pieces((own.atom,), 0, 8), Pieces((left.atom, own.atom, right.atom), 0, 8)]
+    )
+    assert sum(after.counts[c.atom] for c in (left, own, right)) == 32
+    assert after.counts[alone.atom] == 8  # two of eight slots cost as many as eight of 32
+    assert after.cost <= tight.budget
 
 
 def test_sums_that_are_aligned_stay() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparsecc.allocators.base import Candidate, Problem, Selection, Worth, fill
+from sparsecc.allocators.dynamic_program import loss_at
 from sparsecc.axes.algebra import Atom
 
 
@@ -26,31 +27,59 @@ class Pieces:
 
 
 def aligned(problem: Problem, selection: Selection, axes: Sequence[Pieces]) -> Selection:
-    """The selection with the sums of pieces at multiples: up where the budget allows it, else down; what that frees
-    goes to other groups. Groups that are an axis of their own stay as they are; so do sums that nothing can move."""
+    """The selection with the sums of pieces at the multiple that is nearest, what more slots cost taken from other
+    groups; where those have too little, at the multiple below, and what that frees goes to them.
+
+    Groups that are an axis of their own are no pieces to move; sums that nothing can move stay as they are.
+    """
     of = {c.atom: c for c in problem.candidates}
     fixed = {axis.atoms[0] for axis in axes if len(axis.atoms) == 1 and not axis.others}
-    counts, total, moved = dict(selection.counts), selection.cost, False
-    ranked = {atom: np.sort(c.scores)[::-1] for atom, c in of.items()}
     joint = [axis for axis in axes if len(axis.atoms) > 1 or axis.others]
+    alone = [c for c in problem.candidates if not any(c.atom in axis.atoms for axis in joint)]
+    counts, moved = dict(selection.counts), False
+    ranked = {atom: np.sort(c.scores)[::-1] for atom, c in of.items()}
     for axis in sorted(joint, key=lambda a: a.others + sum(_size(atom) for atom in a.atoms)):
         movable = [of[a] for a in axis.atoms if a in of and a not in fixed]
         over = (axis.others + sum(counts.get(a, _size(a)) for a in axis.atoms)) % axis.step
         fixed.update(axis.atoms)
         if not over or not movable:
             continue
-        for change in (axis.step - over, -over):
+        for change in sorted((axis.step - over, -over), key=abs):
             tried = _moved(movable, counts, ranked, change)
-            cost = problem.cost.total({**counts, **tried}) if tried else 0.0
-            if tried and (change < 0 or cost <= problem.budget):
-                counts, total, moved = {**counts, **tried}, cost, True
+            if tried and change > 0:
+                tried = _paid(problem, alone, {**counts, **tried})
+            if tried:
+                counts, moved = {**counts, **tried}, True
                 break
     if not moved:
         return selection
-    alone = [c for c in problem.candidates if not any(c.atom in axis.atoms for axis in joint)]
     worth: Worth = lambda c, kept: float(ranked[c.atom][kept])  # noqa: E731
-    filled = fill(replace(problem, candidates=alone), counts, total, worth)
+    filled = fill(replace(problem, candidates=alone), counts, problem.cost.total(counts), worth)
     return replace(selection, counts=filled.counts, cost=filled.cost)
+
+
+def _paid(problem: Problem, payers: Sequence[Candidate], counts: dict[Atom, int]) -> dict[Atom, int]:
+    """Counts within the budget, steps taken from the payers in turn: by the loss of a unit of cost where curves tell
+    it, else from whoever keeps the largest share; {} where they have too little."""
+    counts, total = dict(counts), problem.cost.total(counts)
+    while total > problem.budget:
+        steps = []
+        for c in payers:
+            lower = max((n for n in c.counts() if n < counts[c.atom]), default=None)
+            freed = -problem.cost.change(counts, c.atom, lower) if lower is not None else 0.0
+            if lower is not None and freed > 0:
+                steps.append((_price(c, counts[c.atom], lower, freed), -freed, c.atom, lower))
+        if not steps:
+            return {}
+        _, freed, atom, lower = min(steps, key=lambda step: step[:2])
+        counts[atom], total = lower, total + freed
+    return counts
+
+
+def _price(c: Candidate, kept: int, lower: int, freed: float) -> float:
+    if c.curve is None:
+        return -kept / c.size
+    return (loss_at(c.curve, lower) - loss_at(c.curve, kept)) / freed
 
 
 def _size(atom: Atom) -> int:

@@ -83,7 +83,7 @@ def rates_for(target: Target, table: str | os.PathLike[str] | None) -> DeviceRat
     )
     if data.get("schema") != SCHEMA or not sound:
         raise InputError(f"{path} is no table of a device: {remedy}")
-    if data.get("target") != target.name:
+    if not target.is_named(data.get("target")):
         raise InputError(f"{path} is a table of another target than {target.name}: {remedy}")
     assert isinstance(macs, dict)
     return DeviceRates(f"the table {path.name}", macs, float(data["bytes"]), float(data["launch"]))
