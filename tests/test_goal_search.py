@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from sparsecc.decide.goal_search import MOST, TRIALS, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import NEAR, Goal, Trial, words_of
+from sparsecc.decide.type_levers import in_part
 from sparsecc.errors import InputError
 
 
@@ -384,3 +385,9 @@ def test_within_a_limit_the_fastest_is_taken(ways: dict[str, Way], levers: Famil
     assert found.best.levers == levers
     assert found.best.quality_db is not None
     assert 25 <= found.best.quality_db < 27
+
+
+def test_what_loses_nothing_has_no_part_that_loses_less() -> None:
+    whole = Trial(0.0, 0.0, 1, 1, levers={"quantize": "int8"}, quality_db=25.0)
+    assert in_part(Goal(), whole) == {**whole.levers, "quantize_options": {"max_drop": "0.00158"}}
+    assert in_part(Goal(), replace(whole, quality_db=math.inf)) is None

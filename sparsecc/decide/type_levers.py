@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sparsecc.decide.goal_search import Family
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.loss.judge import DOUBTFUL_DB
@@ -22,9 +24,11 @@ def at_speed(speedup: float) -> Family:
 
 def in_part(goal: Goal, trial: Trial) -> Family | None:
     """8 bits without the layers that lose most: so many that the rest is of use, or clearly better than the trial.
-    None unless that is one of 8 bits, in all layers or in part, and was judged."""
+    None unless that is one of 8 bits, in all layers or in part, and was judged to lose something."""
     part = set(trial.levers.get("quantize_options", {})) - {"max_drop"}
     if trial.levers.get("quantize") != "int8" or part or trial.quality_db is None or trial.ratio:
+        return None
+    if trial.quality_db == math.inf:
         return None
     least = max(goal.min_quality or DOUBTFUL_DB, trial.quality_db)
     wanted = least + (_MARGIN if goal.loses_too_much(trial) else _BETTER)
