@@ -252,6 +252,10 @@ def facts(agreement: Sequence[tuple[str, float, int]] = (), **parts: float) -> d
         (facts([("labels", 0.5, 100)]), "useless"),
         (facts([("labels", 0.75, 100)]), "useless"),
         (facts([("labels", 0.75, 8)]), "doubtful"),
+        (facts([("y", 1.0, 15)], y=13.0), "doubtful"),
+        (facts([("y", 1.0, 15)], y=4.0), "doubtful"),
+        (facts([("y", 1.0, 15)], y=20.0), "usable"),
+        (facts([("y", 1.0, 100)], y=13.0), "usable"),
         ({}, "usable"),
     ],
 )

@@ -16,7 +16,8 @@ Use = Literal["usable", "doubtful", "useless"]
 USELESS_DB, DOUBTFUL_DB = 8.0, 14.0
 """Quality in dB of a part whose answers are not known."""
 USELESS_AGREEMENT, DOUBTFUL_AGREEMENT = 0.8, 0.9
-"""Share of answers that stay the same. Few answers whose interval reaches the second make no useless result."""
+"""Share of answers that stay the same. Few answers whose interval reaches the second make no useless result, and few
+whose interval reaches the first no usable one by themselves: decibels have to be good then, too."""
 TENTH = 0.1
 """A metric that fell by more than this share of what it was is that of a useless result."""
 _ORDER: tuple[Use, ...] = ("useless", "doubtful", "usable")
@@ -43,14 +44,23 @@ def use_of(facts: Mapping[str, Any]) -> Use:
     answers = {answer["part"]: answer for answer in facts.get("agreement", ())}
     found = [_agreed(**answer) for answer in answers.values()]
     for part, quality in facts.get("parts", {}).items():
-        if not any(part == name or part.startswith(f"{name}[") for name in answers):
-            found.append(_use(quality, USELESS_DB, DOUBTFUL_DB))
+        of = [one for name, one in answers.items() if part == name or part.startswith(f"{name}[")]
+        use = _use(quality, USELESS_DB, DOUBTFUL_DB)
+        if not of:
+            found.append(use)
+        elif use != "usable" and any(_may_be_useless(**one) for one in of):
+            found.append("doubtful")
     return min(found, key=_ORDER.index, default="usable")
 
 
 def _agreed(*, share: float, interval: Sequence[float], **_: Any) -> Use:
     use = _use(share, USELESS_AGREEMENT, DOUBTFUL_AGREEMENT)
     return "doubtful" if use == "useless" and interval[1] >= DOUBTFUL_AGREEMENT else use
+
+
+def _may_be_useless(*, interval: Sequence[float], **_: Any) -> bool:
+    """Whether the answers are so few that, all alike as they may be, they do not tell it from a useless result."""
+    return interval[0] < USELESS_AGREEMENT
 
 
 def _use(value: float, useless: float, doubtful: float) -> Use:
