@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import onnx.parser
 
 from sparsecc.report.charts import ORIGINAL, Dot, Tick, plot
 from sparsecc.report.compile_page import _setting
+from sparsecc.report.front_page import _dot
 from sparsecc.runtime.layer_times import layer_times
 
 
@@ -47,3 +49,17 @@ def test_the_head_says_where_and_with_what() -> None:
     told = "onnxruntime on local (P, x86_64), 1 thread; a run of x 8x3; sparsecc 0.2.0, onnxruntime 1.31.1; 2026-12-01"
     assert _setting(report) == told
     assert _setting({"target": {"name": "tensorrt"}}) == "tensorrt on local"
+
+
+def test_dots_on_the_front_say_their_plan() -> None:
+    def point(name: str, ratio: float, **levers: str) -> dict[str, Any]:
+        return {"id": name, "ratio": ratio, "levers": levers, "quality": 0.9}
+
+    points = [
+        point("a", 0.6, quantize="int8"),
+        point("b", 0.3, quantize="int8"),
+        point("c", 0.1, quantize="int8"),
+    ]
+    points.append(point("d", 0.4, quantize="int8", recover="reconstruct", criterion="obs"))
+    labels = [_dot(one, 0.5, one["id"] != "c", "a").label for one in points]
+    assert labels == ["ratio 0.6, int8 (chosen)", "ratio 0.3, int8", "", ""]

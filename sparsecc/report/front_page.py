@@ -18,6 +18,9 @@ LABELS = {
 QUALITY = {"score": "score of --evaluate", "quality_db": "worst part of the outputs, dB"}
 CHOSEN = "chosen where nothing is asked for"
 """The fastest point that loses nothing measurable: what a compile without a goal takes."""
+SHORT = "chosen"
+LONGEST = 28
+"""Letters of a label that fit between dots."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,10 @@ def _plot(found: Mapping[str, Any], cost: str) -> Plot:
 
 
 def _dot(point: Mapping[str, Any], price: float, is_on_front: bool, chosen: str | None) -> Dot:
-    levers, is_chosen = point.get("levers") or {}, point["id"] == chosen
-    plain = CHOSEN if is_chosen else name_of(point) if not levers or not point["ratio"] else ""
-    title = f"{name_of(point)}: {point['quality']:.4g} at {price:.3f}"
-    return Dot(
-        price, point["quality"], "after" if is_on_front else "before", title, plain, f"point-{point['id']}"
-    )
+    """The plan beside the dots on the front and those of one lever; a long one is only in the title."""
+    name, is_plain = name_of(point), not point.get("levers") or not point["ratio"]
+    told = f"{name} ({SHORT})" if point["id"] == chosen else name if is_on_front or is_plain else ""
+    label = told if len(told) <= LONGEST else SHORT if point["id"] == chosen else ""
+    title = f"{name}: {point['quality']:.4g} at {price:.3f}"
+    kind = "after" if is_on_front else "before"
+    return Dot(price, point["quality"], kind, title, label, f"point-{point['id']}")
