@@ -74,8 +74,9 @@ def test_the_numbers_stay_the_same_bit_by_bit() -> None:
         "h = Div(w1, root) i = Erf(h) j = Add(i, one) k = Mul(half, j) t = Neg(k) o = Mul(w1, k) g = Add(o, t)",
         "h = Div(w1, root) i = Erf(h) j = Add(i, one) k = Mul(half, j) o = Relu(w1) g = Mul(o, k)",
         "h = Div(w1, root) i = Erf(h) j = Add(i, one) k = Mul(w1, j) g = Mul(k, half)",
+        "h = Div(w1, root) i = Erf(h) j = Add(i, one) k = Mul(root, j) g = Mul(w1, k)",
     ],
-    ids=["read twice", "another factor", "known already"],
+    ids=["read twice", "another factor", "known already", "no power of two"],
 )
 def test_other_uses_of_erf_are_left(gelu: str) -> None:
     model = _model("n = Identity(s)", gelu)

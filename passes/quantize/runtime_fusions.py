@@ -9,6 +9,8 @@ fused. Of GELU it knows (x (1 + erf)) / 2, and not x ((1 + erf) / 2), as torch's
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from sparsecc.loading.skip_norms import split_skip_norms
@@ -51,8 +53,9 @@ def _halve_last(erf: ir.Node) -> int:
     factor = next((value for value in whole.inputs if value is not halved.outputs[0]), None)
     if scaled is None or factor not in scaled.inputs or len(half) != 1 or half[0].const_value is None:
         return 0
-    if half[0].const_value.size != 1 or factor is None:
-        return 0
+    number = half[0].const_value.numpy()
+    if number.size != 1 or math.frexp(float(number.reshape(()).item()))[0] != 0.5 or factor is None:
+        return 0  # another factor than a power of two would round
     sum_ = next(value for value in halved.inputs if value is not half[0])
     for node, operands in ((halved, (factor, sum_)), (whole, (halved.outputs[0], half[0]))):
         for place, value in enumerate(operands):
