@@ -14,8 +14,10 @@ import pytest
 from onnx import numpy_helper
 
 import sparsecc
+from sparsecc.bundle import Bundle
 from sparsecc.cli import main
 from sparsecc.errors import GoalError, InputError
+from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.stored_probes import LARGEST, PROBES, inputs_of, keep, rounded
 from tests.foreign_files import errors_of, seal
 from tests.repair_models import analysed, normal
@@ -99,6 +101,13 @@ def test_what_is_not_checked_is_said_with_why(plain: Path, capsys: pytest.Captur
     assert statuses(found)["numerics"] == statuses(found)["original"] == "not checked"
     assert (found["ok"], found["is_sound"]) == (True, False)
     assert errors_of(capsys, "verify", plain)[0] == 4
+
+
+def test_samples_that_a_compile_had_not_explain_what_comes_out_different(plain: Path, model: Path) -> None:
+    given = {"calib": str(model.with_name("calib.npz"))}
+    again = reproduced(Bundle.open(plain), model, given, lambda event: None)
+    assert again["ok"] is False
+    assert again["detail"].endswith("it was compiled without 'calib', which is given here")
 
 
 @pytest.mark.parametrize("how", [{"calib": "calib.npz"}, {"calib": "calib.npz", "reproduce": True}])

@@ -38,13 +38,15 @@ def reproduced(
     missing = not_given_again(left, given)
     if needed := [one for one in missing if one.option not in UNSEEN]:
         raise InputError(all_left_out("recipe.yaml", needed))
+    added = sorted(given.keys() - UNSEEN - {"build"} - options.keys() - {one.option for one in left})
     options |= {**given, "build": {**options.get("build", {}), **build}, "measure": False}
     with temporary_folder("scratch") as scratch:
         request = {"model": str(original), "output": f"{scratch}/out", "options": options}
         compile_model(request, emit)
         without = "".join(f", without '{one.option}' of its recipe" for one in missing)
         ok, detail = _compared(bundle, Bundle.open(scratch / "out"))
-    return {"check": "reproduce", "ok": ok, "detail": detail + (without if ok else "")}
+    more = "".join(f"; it was compiled without '{name}', which is given here" for name in added)
+    return {"check": "reproduce", "ok": ok, "detail": detail + (without if ok else more)}
 
 
 def _compared(bundle: Bundle, made: Bundle) -> tuple[bool, str]:
