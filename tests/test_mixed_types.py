@@ -280,4 +280,4 @@ def test_a_choice_is_written_so_that_it_is_made_again() -> None:
     for kept in itertools.product(("float", "int8"), repeat=3):
         choice = dict(zip(forms, kept, strict=True))
         text = written_by_hand(choice, names)
-        assert forms_by_hand(model, [part for part in text.split(",") if part], forms) == choice
+        assert forms_by_hand(model, text.split(","), forms) == choice

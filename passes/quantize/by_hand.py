@@ -50,5 +50,7 @@ def forms_by_hand(
 
 
 def written_by_hand(choice: Mapping[str, str], names: Sequence[str]) -> str:
-    """The text that makes this choice again; `names` are those of all nodes."""
-    return ",".join(f"{exactly(name, names)}={form}" for name, form in choice.items() if form != FLOAT)
+    """The text that makes this choice again; `names` are those of all nodes. Where all stay in float, one says so:
+    an empty text is no choice."""
+    said = [(name, form) for name, form in choice.items() if form != FLOAT] or list(choice.items())[:1]
+    return ",".join(f"{exactly(name, names)}={form}" for name, form in said)
