@@ -110,6 +110,13 @@ def test_samples_that_a_compile_had_not_explain_what_comes_out_different(plain: 
     assert again["detail"].endswith("it was compiled without 'calib', which is given here")
 
 
+def test_samples_are_not_held_against_what_random_inputs_told(plain: Path, model: Path) -> None:
+    found = sparsecc.verify(plain, model=model, calib=model.with_name("calib.npz"))
+    numerics = next(check for check in found["checks"] if check["check"] == "numerics")
+    assert numerics["status"] == "ok"
+    assert "largest relative error" in numerics["detail"]
+
+
 @pytest.mark.parametrize("how", [{"calib": "calib.npz"}, {"calib": "calib.npz", "reproduce": True}])
 def test_repaired_weights_are_checked_on_samples_or_by_compiling_again(
     how: dict[str, Any], repaired: Path, model: Path

@@ -38,6 +38,7 @@ from sparsecc.tasks.chain import as_one_file
 from sparsecc.tasks.fewer_words import WORDS, with_fewer_words
 from sparsecc.tasks.reproduce import reproduced
 from sparsecc.verify.plan_check import zeroed
+from sparsecc.verify.probes import RANDOM
 from sparsecc.verify.stored_probes import PROBES, compared, inputs_of
 
 Emit = Callable[[dict[str, Any]], None]
@@ -105,8 +106,8 @@ def _opened_checks(bundle: Bundle, request: dict[str, Any], emit: Emit, scratch:
     given = request.get("options") or {}
     against = _Against(bundle, plan, dense, runner)
     numerics = against.zeroing()
-    if given.get("calib"):
-        numerics = against.samples(str(given["calib"])) if numerics["ok"] is not False else numerics
+    if given.get("calib") and against.was_told_on_samples and numerics["ok"] is not False:
+        numerics = against.samples(str(given["calib"]))
     if {GENAI, HUGGING_FACE} & bundle.manifest["files"].keys() and whole is original:
         whole = original.parent
     again = [reproduced(bundle, whole, given, emit)] if request.get("reproduce") else []
@@ -145,6 +146,11 @@ class _Against:
     plan: Mapping[str, Any]
     original: Path
     runner: Any
+
+    @property
+    def was_told_on_samples(self) -> bool:
+        """Whether the quality in the report is one that samples can be held against: random inputs tell another."""
+        return (self.bundle.report.get("fidelity") or {}).get("data") != RANDOM
 
     def zeroing(self) -> Check:
         """Zero what the plan says in the original, and compare outputs."""
