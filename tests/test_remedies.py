@@ -74,7 +74,7 @@ def test_remedies_name_what_exists() -> None:
 def test_documents_name_what_exists() -> None:
     names = [(path.name, name) for path in DOCUMENTS for name in told(path.read_text())]
     assert len(names) > 15
-    known = WORDS | {"transformers", "numpy", "onnxruntime"}
+    known = WORDS | {"transformers", "numpy", "onnxruntime", "onnxruntime-gpu[cuda,cudnn]"}
     assert [one for one in names if unknown(one[1]) and one[1] not in known] == []
     said = set(re.findall(r"sparsecc\[([\w-]+)\]", (ROOT / "docs" / "install.md").read_text()))
     assert said == set(EXTRAS) - {"bench", "dev", "ssh"}

@@ -125,6 +125,11 @@ class Scratch:
         """The folder of a repair that is only tried."""
         return self.folder / "rehearsal"
 
+    @property
+    def chain_part(self) -> Path:
+        """The folder in which one file of a package is built."""
+        return self.folder / "part"
+
     def trial(self, number: int) -> Path:
         """The folder of an artefact that a search to a goal measures."""
         return self.folder / f"trial{number}"

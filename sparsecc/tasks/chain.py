@@ -137,7 +137,7 @@ def _less(chain: Chain, before: Feeds, after: Feeds) -> Iterator[dict[str, Any]]
 def _built(work: Work, model: ir.Model, name: str) -> Path:
     """One file, as the backend builds it."""
     compilation, asked = work.compilation, work.compilation.options
-    folder = compilation.scratch.folder / "part"
+    folder = compilation.scratch.chain_part
     folder.mkdir()
     options = work.backend.build_options(asked)
     model = at_versions(model, asked.opset, asked.ir_version)
