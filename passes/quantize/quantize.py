@@ -153,7 +153,7 @@ class Quantize(Pass):
             model.graph, folded, left = original.graph, 0, []  # nothing is folded or made newer for nothing
             result.facts.pop("lifted", None)
             result = replace(result, in_float=None)
-        else:
+        elif "bytes" not in result.facts:  # the size that mixed was held to is that of its graph as it is
             share_equal(model)
         lost = fidelity(model, before, compilation, kind.advice)
         if not kind.keeps_loss:
