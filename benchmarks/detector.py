@@ -61,6 +61,16 @@ SHAPES = {
 }  # fmt: skip
 
 
+def shape_of(kind: int, down: np.ndarray, across: np.ndarray, size: float) -> np.ndarray:
+    """Where a square (0), a disk (1) or a cross (2) is, at these distances from its centre."""
+    down, across = np.abs(down), np.abs(across)
+    return [
+        np.maximum(down, across) < size,
+        np.hypot(down, across) < size,
+        (np.minimum(down, across) < size / 3) & (np.maximum(down, across) < size),
+    ][kind]
+
+
 def pictures(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images (n, 3, 32, 32), boxes (n, 4, 4, 4) as shares of the side, answers (n, 4, 4, 4): object, classes).
 
@@ -73,13 +83,7 @@ def pictures(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     for image, box, answer in zip(images, boxes, answers, strict=True):
         y, x, size = *draw.uniform(6, 26, 2), draw.uniform(3, 7)
         kind, color = draw.integers(CLASSES), draw.uniform(0.5, 1.5, (3, 1))
-        down, across = np.abs(rows - y), np.abs(columns - x)
-        inside = [
-            np.maximum(down, across) < size,
-            np.hypot(down, across) < size,
-            (np.minimum(down, across) < size / 3) & (np.maximum(down, across) < size),
-        ][kind]
-        image[:, inside] += color
+        image[:, shape_of(kind, rows - y, columns - x, size)] += color
         cell = int(y * CELLS / SIDE), int(x * CELLS / SIDE)
         box[:, cell[0], cell[1]] = y / SIDE, x / SIDE, 2 * size / SIDE, 2 * size / SIDE
         answer[0, cell[0], cell[1]] = answer[1 + kind, cell[0], cell[1]] = 1

@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy_pairs import ROOT, SHARED
+from benchmarks.detector import shape_of
 
 DETECTOR = ROOT / "out" / "benchmarks" / "goal_detector.onnx"
 SIDE, STRIDE, CLASSES = 128, 8, 3
@@ -41,12 +42,7 @@ def scenes(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         for _ in range(draw.integers(1, 5)):
             y, x, size = *draw.uniform(14, SIDE - 14, 2), draw.uniform(7, 24)
             kind, color = draw.integers(CLASSES), draw.uniform(0, 1, (3, 1))
-            down, across = np.abs(rows - y), np.abs(columns - x)
-            inside = [
-                np.maximum(down, across) < size,
-                np.hypot(down, across) < size,
-                (np.minimum(down, across) < size / 3) & (np.maximum(down, across) < size),
-            ][kind]
+            inside = shape_of(kind, rows - y, columns - x, size)
             image[:, inside] = 0.2 * image[:, inside] + 0.8 * color
             cell = int(y / STRIDE), int(x / STRIDE)
             target[:, cell[0], cell[1]] = x, y, 2 * size, 2 * size, *np.eye(CLASSES)[kind]

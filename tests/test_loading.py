@@ -114,31 +114,6 @@ def test_a_length_that_only_the_data_knows_survives_strides(tmp_path: Path) -> N
     assert compiled(path, tmp_path, ratio=0.5)["removed"]
 
 
-def test_inputs_of_bodies_keep_names_that_an_operator_demands() -> None:
-    """BeamSearch finds the inputs of its bodies by name, also where the main graph has the same."""
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, [1, 4])
-    inner = helper.make_graph(
-        [helper.make_node("Identity", ["input_ids"], ["logits"])], "decoder", [ids],
-        [helper.make_tensor_value_info("logits", TensorProto.INT32, [1, 4])],
-    )  # fmt: skip
-    node = helper.make_node("GreedySearch", ["input_ids", "length"], ["sequences"], domain="com.microsoft",
-                            decoder=inner)  # fmt: skip
-    graph = helper.make_graph(
-        [node], "g", [ids], [helper.make_tensor_value_info("sequences", TensorProto.INT32, [1, 8])],
-        [numpy_helper.from_array(np.array([8], np.int32), "length")],
-    )  # fmt: skip
-    import onnx_ir as ir
-
-    from sparsecc.ir.subgraphs import bodies_of, one_scope
-
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = ir.from_proto(helper.make_model(graph, opset_imports=imports))
-    one_scope(model)
-    (body,) = bodies_of(next(iter(model.graph)))
-    assert [value.name for value in body.inputs] == ["input_ids"]
-    assert [value.name for value in model.graph.inputs] == ["input_ids"]
-
-
 def test_an_output_that_stands_twice_and_a_weight_of_no_columns_are_no_faults(tmp_path: Path) -> None:
     """As ONNX Runtime takes them: an adapter of rank 0, as its exporter writes it, and a result listed twice."""
     shape: list[str | int | None] = [2, 8]
@@ -324,6 +299,7 @@ def test_a_length_that_only_the_data_knows_survives_cuts(tmp_path: Path, moved: 
 
 @pytest.mark.parametrize("kind", ["BeamSearch", "GreedySearch", "Sampling"])
 def test_every_search_keeps_the_names_of_its_bodies_inputs(kind: str) -> None:
+    """It finds the inputs of its bodies by name, also where the main graph has the same."""
     import onnx_ir as ir
 
     from sparsecc.ir.subgraphs import bodies_of, one_scope
@@ -346,6 +322,7 @@ def test_every_search_keeps_the_names_of_its_bodies_inputs(kind: str) -> None:
     one_scope(model)
     (body,) = bodies_of(next(iter(model.graph)))
     assert [value.name for value in body.inputs] == names
+    assert [value.name for value in model.graph.inputs] == ["input_ids"]
 
 
 @pytest.mark.parametrize("number", ["float", "float16", "double", "int64"])

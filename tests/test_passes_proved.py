@@ -54,19 +54,9 @@ def net() -> onnx.ModelProto:
     return with_weights(NET, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10))
 
 
-def verification(
-    model: onnx.ModelProto, folder: Path, quantize: str, calib: str | None = "synthetic", **more: str
-) -> dict[str, Any]:
-    """What a compile that changes types alone says of its proof; `more` are options of the pass."""
+def proof_of(model: onnx.ModelProto, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What a compile with these options says of its proof."""
     onnx.save(model, folder / "model.onnx")
-    all_layers = {"force": "*"} if quantize == "int8" else {}
-    options = {
-        "ratio": 0,
-        "quantize": quantize,
-        "calib": calib,
-        "measure": False,
-        "quantize_options": all_layers | more,
-    }
     request = {
         "model": str(folder / "model.onnx"),
         "options": options,
@@ -75,6 +65,21 @@ def verification(
     }
     found: dict[str, Any] = compile_model(request, lambda event: None)["report"]["verification"]
     return found
+
+
+def verification(
+    model: onnx.ModelProto, folder: Path, quantize: str, calib: str | None = "synthetic", **more: str
+) -> dict[str, Any]:
+    """What a compile that changes types alone says of its proof; `more` are options of the pass."""
+    all_layers = {"force": "*"} if quantize == "int8" else {}
+    options = {
+        "ratio": 0,
+        "quantize": quantize,
+        "calib": calib,
+        "measure": False,
+        "quantize_options": all_layers | more,
+    }
+    return proof_of(model, folder, options)
 
 
 def afterwards(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:

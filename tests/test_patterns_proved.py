@@ -14,14 +14,13 @@ import pytest
 from sparsecc.errors import InternalError
 from sparsecc.passes.sparsity import sparsify
 from sparsecc.tasks.compile import compile_model
-from tests.test_passes_proved import afterwards, twice
+from tests.test_passes_proved import afterwards, proof_of, twice
 
 PATTERNS = ("2:4", "1:4", "block4x4@0.5", "unstructured@0.5")
 
 
 def in_pattern(folder: Path, pattern: str, method: str = "auto", **more: str) -> dict[str, Any]:
     """What a compile that makes a pattern alone says of its proof."""
-    onnx.save(twice(), folder / "model.onnx")
     options = {
         "ratio": 0,
         "sparsity": pattern,
@@ -30,14 +29,7 @@ def in_pattern(folder: Path, pattern: str, method: str = "auto", **more: str) ->
         "measure": False,
         "target": "onnx",
     }
-    request = {
-        "model": str(folder / "model.onnx"),
-        "options": options,
-        "output": str(folder / "out"),
-        "force": True,
-    }
-    found: dict[str, Any] = compile_model(request, lambda event: None)["report"]["verification"]
-    return found
+    return proof_of(twice(), folder, options)
 
 
 Spoil = Callable[[np.ndarray, np.ndarray], np.ndarray]

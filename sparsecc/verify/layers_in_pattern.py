@@ -265,7 +265,7 @@ def _by_inputs(
         if found.method != "sparsegpt":
             yield from _chosen(layer, sizes, ABOUT)
         if found.method not in MASKING:
-            yield from _worse(layer, data.pop(layer.name), sizes, opened)
+            yield from _worse(layer, data[layer.name], sizes, opened)
 
 
 def _worse(
