@@ -50,13 +50,16 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
 
 
 def _first(report: Mapping[str, Any]) -> list[Block]:
-    """What was gained and what was lost, in one breath; what is of no use is said before that."""
-    said = verdict(report)
-    first: Block = Line(f"{headline(report)}; {said.lost}", "title")
+    """What was gained and what was lost, in one breath; what is of no use is said before that, and behind it what is
+    doubtful, or not proved."""
+    said, verification = verdict(report), report.get("verification") or {}
+    lines: list[Block] = [Line(f"{headline(report)}; {said.lost}", "title")]
     text, style = said.sentence
-    if not text:
-        return [first]
-    return [Line(text, "bad"), first] if style == "bad" else [first, Line(text, "warn")]
+    if text:
+        lines.insert(0 if style == "bad" else 1, Line(text, style))
+    if verification.get("status", "proved") != "proved":
+        lines.append(Line(f"Not proved: {verification.get('reason')}.", "warn"))
+    return lines
 
 
 def _before_after(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -191,14 +194,13 @@ def _verification(report: Mapping[str, Any]) -> list[Block]:
     verification = report.get("verification") or {}
     if "status" not in verification:
         return []
-    if verification["status"] != "proved":
-        lines: list[Block] = [Line(f"Not proved: {verification.get('reason')}.", "warn")]
-    else:
+    lines: list[Block] = []
+    if verification["status"] == "proved":
         planted = verification["planted"]
         noticed = f"{planted['noticed']} of {planted['tried']} planted faults noticed"
         how = noticed if planted["tried"] else "no slots were cut"
         error = verification["max_relative_error"]
-        lines = [Line(f"Surgery proved ({how}); largest relative error {error:.2g}.", _good(report))]
+        lines.append(Line(f"Surgery proved ({how}); largest relative error {error:.2g}.", _good(report)))
     if constant := verification.get("constant_outputs"):
         lines.append(
             Line(
@@ -208,7 +210,7 @@ def _verification(report: Mapping[str, Any]) -> list[Block]:
         )
     if one_size := verification.get("one_size"):
         lines.append(Line(f"Tried at one size only: {one_size[0]}{_more(one_size)}.", "dim"))
-    return [Line(""), *lines]
+    return [Line(""), *lines] if lines else []
 
 
 def _good(report: Mapping[str, Any]) -> str:
