@@ -142,6 +142,13 @@ def test_compile_page_says_it_all() -> None:
         assert words in text, words
 
 
+def test_what_is_not_proved_is_said_at_the_head() -> None:
+    report = result("compile")
+    assert "Not proved" not in compiled(report)
+    report["verification"] |= {"status": "not proved", "reason": "no probe tells"}
+    assert "Not proved: no probe tells." in compiled(report).partition('class="card"')[0]
+
+
 def test_sections_without_data_are_not_drawn() -> None:
     report = {key: result("compile")[key] for key in ("schema", "before", "after")}
     page = Page(compile_page(report, {}))

@@ -19,6 +19,7 @@ from sparsecc.report.summary import (
     pair,
     prompt_rows,
     reasons,
+    unproved,
 )
 from sparsecc.report.trials import trial_rows
 from sparsecc.report.verdict import verdict
@@ -52,13 +53,13 @@ def compile_view(report: Mapping[str, Any]) -> list[Block]:
 def _first(report: Mapping[str, Any]) -> list[Block]:
     """What was gained and what was lost, in one breath; what is of no use is said before that, and behind it what is
     doubtful, or not proved."""
-    said, verification = verdict(report), report.get("verification") or {}
+    said = verdict(report)
     lines: list[Block] = [Line(f"{headline(report)}; {said.lost}", "title")]
     text, style = said.sentence
     if text:
         lines.insert(0 if style == "bad" else 1, Line(text, style))
-    if verification.get("status", "proved") != "proved":
-        lines.append(Line(f"Not proved: {verification.get('reason')}.", "warn"))
+    if not_proved := unproved(report):
+        lines.append(Line(not_proved, "warn"))
     return lines
 
 

@@ -20,6 +20,7 @@ from sparsecc.report.summary import (
     prompt_rows,
     reasons,
     speedup_text,
+    unproved,
 )
 from sparsecc.report.trials import trial_flags, trial_rows, trials_plot
 from sparsecc.report.verdict import verdict
@@ -65,6 +66,7 @@ class CompilePage:
     judgement: str
     """What must be said of the result before anything else; "" where it may be used as it is."""
     mood: str
+    unproved: str
     cards: Sequence[Card]
     layers: Sequence[LayerBar]
     layers_open: int
@@ -102,6 +104,7 @@ class CompilePage:
             setting=_setting(report),
             judgement=judgement,
             mood=mood,
+            unproved=unproved(report),
             cards=_cards(report),
             layers=layer_bars(report),
             layers_open=LAYERS_OPEN,

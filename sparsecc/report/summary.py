@@ -39,6 +39,12 @@ def headline(report: Mapping[str, Any]) -> str:
     return ", ".join(parts) if parts else "nothing was removed"
 
 
+def unproved(report: Mapping[str, Any]) -> str:
+    """That the surgery is not proved, and why; "" where it is, or where no proof was asked for."""
+    facts = report.get("verification") or {}
+    return f"Not proved: {facts.get('reason')}." if facts.get("status", "proved") != "proved" else ""
+
+
 def held_for(report: Mapping[str, Any]) -> list[str]:
     """The input sizes that figures hold for (`MACs are of one sample (image 1x3x224x224); latency and memory …`), and
     how it serves most."""
