@@ -61,8 +61,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def shape_of(kind: int, down: np.ndarray, across: np.ndarray, size: float) -> np.ndarray:
-    """Where a square (0), a disk (1) or a cross (2) is, at these distances from its centre."""
+def shape_of(kind: int, down: np.ndarray, across: np.ndarray, size: float) -> Any:
+    """Where a square (0), a disk (1) or a cross (2) is, at these distances from its centre (an array of bools)."""
     down, across = np.abs(down), np.abs(across)
     return [
         np.maximum(down, across) < size,
@@ -82,7 +82,7 @@ def pictures(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for image, box, answer in zip(images, boxes, answers, strict=True):
         y, x, size = *draw.uniform(6, 26, 2), draw.uniform(3, 7)
-        kind, color = draw.integers(CLASSES), draw.uniform(0.5, 1.5, (3, 1))
+        kind, color = int(draw.integers(CLASSES)), draw.uniform(0.5, 1.5, (3, 1))
         image[:, shape_of(kind, rows - y, columns - x, size)] += color
         cell = int(y * CELLS / SIDE), int(x * CELLS / SIDE)
         box[:, cell[0], cell[1]] = y / SIDE, x / SIDE, 2 * size / SIDE, 2 * size / SIDE
