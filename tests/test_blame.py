@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -180,3 +183,33 @@ def test_advice_names_options_that_the_command_has(
     assert main([command, "--help-all" if command in ("compile", "search") else "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z][a-z-]+", told)) <= known
+
+
+def test_a_fault_that_reading_mends_is_reduced_all_the_same(tmp_path: Path) -> None:
+    """Nodes out of order: what we read is sorted and does not fail."""
+    model = onnx.parser.parse_model(MLP)
+    model.graph.node.insert(0, model.graph.node.pop())
+    for name, array in {"w1": normal(6, 8), "w2": normal(8, 3, seed=2)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    check = f'{sys.executable} -c "import onnx, sys; onnx.checker.check_model(sys.argv[1])" {{}}'
+    made = sparsecc.reduce(tmp_path / "m.onnx", check=check, output=tmp_path / "small.onnx")
+    assert made["exit_code"] == 1
+    assert made["nodes"]["after"] == 2
+
+
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        ("cmp -s {} FOLDER/other.onnx && exit 3", "another for the same model written anew"),
+        ("mkdir FOLDER/seen && exit 3", "other exit codes for m.onnx each time"),
+    ],
+)
+def test_what_reduce_cannot_show_is_told_as_it_is(tmp_path: Path, check: str, told: str) -> None:
+    """A field twice, of which the last counts: other bytes, and the same model."""
+    path = saved(tmp_path / "m.onnx", MLP, w1=normal(6, 8), w2=normal(8, 3, seed=2))
+    path.write_bytes(onnx.ModelProto(producer_name="first").SerializeToString() + path.read_bytes())
+    (tmp_path / "other.onnx").write_bytes(path.read_bytes())
+    words = f"sh -c '{check.replace('FOLDER', str(tmp_path))} 2>/dev/null; exit 0'"
+    with pytest.raises(InputError, match=told):
+        sparsecc.reduce(path, check=words, output=tmp_path / "small.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.axes.algebra import Axis, mul
+from sparsecc.axes.sizes import Size, quotient
 from sparsecc.rules.edit import Edit
 from sparsecc.rules.output_shapes import FUSED_MATMUL
 from sparsecc.rules.site import SPATIAL, CannotFollowError, Site, broadcast
@@ -19,15 +20,15 @@ def mend_group(edit: Edit) -> None:
         edit.set_attribute("group", edit.left(edit.memo))
 
 
-def _grouped(site: Site, axis: Axis, groups: int, what: str) -> list[Axis]:
+def _grouped(site: Site, axis: Axis, groups: Size, what: str) -> list[Axis]:
     """The groups and the channels of each; both stay where another grouping of the same channels is in the way."""
-    size = axis.size
-    if not isinstance(size, int) or size % groups:
+    each = quotient(axis.size, groups)
+    if each is None:
         raise CannotFollowError(f"{what} are not a multiple of group={groups}")
-    found = site.space.factored(axis, (groups, size // groups))
+    found = site.space.factored(axis, (groups, each))
     if found is None:
         reason = f"{what} that cannot be seen as {groups} groups"
-        return [site.fixed(groups, reason), site.fixed(size // groups, reason)]
+        return [site.fixed(groups, reason), site.fixed(each, reason)]
     return found
 
 
@@ -49,8 +50,11 @@ def conv(site: Site) -> None:
     site.multiplies(data[0], out, *spatial, *weight[1:])
 
 
-def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
-    """The output channels of a convolution, whose input and weights (out, in/group, *kernel) are related."""
+def convolved(site: Site, data: list[Axis], weight: list[Axis], groups: Size) -> Axis:
+    """The output channels of a convolution, whose input and weights (out, in/group, *kernel) are related.
+
+    As many groups as samples are a convolution with weights of its own for each sample.
+    """
     site.pin_kernel(weight[2:])
     site.pin(data[2:], SPATIAL)
     if groups == 1:
@@ -76,7 +80,7 @@ def conv_transpose(site: Site) -> None:
     site.multiplies(*data, *weight[1:])
 
 
-def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: int) -> Axis:
+def deconvolved(site: Site, data: list[Axis], weight: list[Axis], groups: Size) -> Axis:
     """The output channels of a transposed convolution with weights (in, out/group, *kernel)."""
     site.pin_kernel(weight[2:])
     site.pin(data[2:], SPATIAL)

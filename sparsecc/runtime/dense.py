@@ -15,7 +15,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.runtime.partitioned import PartedRunner
 from sparsecc.runtime.piecewise import opened
 from sparsecc.runtime.runner import Feeds, Runs
-from sparsecc.runtime.session import open_session
+from sparsecc.runtime.session import Source, open_session
 from sparsecc.system import memory
 from sparsecc.system.scratch import Scratch
 
@@ -71,7 +71,7 @@ def dense_of(file: Path, model: ir.Model, options: CompileOptions, scratch: Scra
     try:
         return Dense(model, options, scratch)
     except RuntimeRefusalError as e:
-        if _runs(file, None):
+        if does_run(file, None):
             raise _ours(str(e)) from e
         raise
 
@@ -80,7 +80,7 @@ def refusal(
     file: Path, model: ir.Model, failures: Sequence[tuple[str, Feeds]], samples_flag: str
 ) -> SparseccError:
     """What to tell where a normalised model ran on none of these inputs: our fault where its file runs on any."""
-    if any(_runs(file, feeds) for _, feeds in failures[:_MOST_TRIED]):
+    if any(does_run(file, feeds) for _, feeds in failures[:_MOST_TRIED]):
         return _ours(failures[0][0])
     reason = why_not(model, failures[0][0]) if failures else _TOO_LARGE
     return InputError(
@@ -97,7 +97,7 @@ def _ours(failure: str) -> InternalError:
     )
 
 
-def _runs(file: Path, feeds: Feeds | None) -> bool:
+def does_run(file: Source, feeds: Feeds | None) -> bool:
     """Whether the runtime takes a file, and where there are inputs, runs it on them."""
     try:
         runner = open_session(file)

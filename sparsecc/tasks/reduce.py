@@ -18,7 +18,8 @@ import onnx
 from sparsecc.errors import InputError, SystemFailureError
 from sparsecc.escaping import one_line
 from sparsecc.ir.extract import cut_out
-from sparsecc.loading.open_model import open_model
+from sparsecc.loading.limits import DEFAULT_LIMITS
+from sparsecc.loading.open_model import open_model, read_plain
 from sparsecc.system.files import file_sha256, replace_whole
 from sparsecc.system.process import start_program
 from sparsecc.system.temp_folders import temporary_folder
@@ -39,20 +40,22 @@ class Reduced:
 def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Reduce `request["model"]` by `request["check"]`, a command in which {} stands for the candidate's path.
 
-    The failure is the exit code that the command gives for the whole model, which must not be 0; a candidate
-    shows it when the command gives the same. InputError where the whole model does not fail.
+    The failure is the exit code that the command gives for a copy of the file, which must not be 0; a candidate
+    shows it when the command gives the same. InputError where that does not fail, or not every time.
     """
     path, output = Path(request["model"]), Path(request["output"])
     _require_place(output)
     opened = open_model(path)
     if opened.files.names():
         raise InputError(f"{path.name} has external data: save it in one file first")
+    given = read_plain(path, DEFAULT_LIMITS)
+    model = onnx.ModelProto.FromString(given)  # not `opened.proto`, in which what is wrong may be mended
     with temporary_folder("scratch") as scratch:
         command = _Command(str(request["check"]), Path(scratch), float(request.get("seconds") or 60.0))
-        wanted = command.run(opened.proto)
-        if wanted == 0:
-            raise InputError(f"the check gives exit code 0 for {path.name}: it must fail there")
-        result = reduce_nodes(opened.proto, lambda model: command.run(model) == wanted, emit)
+        wanted = _failure(command, given, path.name)
+        if command.run(model.SerializeToString()) != wanted:
+            raise InputError(_not_in_the_nodes(command, given, wanted, path.name))
+        result = reduce_nodes(model, lambda part: command.run(part.SerializeToString()) == wanted, emit)
     try:
         replace_whole(output, result.model.SerializeToString())
     except OSError as e:
@@ -67,6 +70,26 @@ def reduce_model(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]
         "nodes": {"before": result.before, "after": len(result.model.graph.node)},
         "trials": result.trials,
     }
+
+
+def _failure(command: _Command, given: bytes, name: str) -> int:
+    """The exit code for a file's own bytes. InputError where it is 0."""
+    code = command.run(given)
+    if code == 0:
+        raise InputError(f"the check gives exit code 0 for a copy of {name}: it must fail there")
+    return code
+
+
+def _not_in_the_nodes(command: _Command, given: bytes, wanted: int, name: str) -> str:
+    """Why the same model, written anew, does not fail as its file did."""
+    if command.run(given) != wanted:
+        return (
+            f"the check gives other exit codes for {name} each time: it must give the same for the same file"
+        )
+    return (
+        f"the check gives exit code {wanted} for {name}, and another for the same model written anew: it is the bytes "
+        "of the file that fail, not its nodes: report the file as it is"
+    )
 
 
 def _require_place(output: Path) -> None:
@@ -88,10 +111,10 @@ class _Command:
     scratch: Path
     seconds: float
 
-    def run(self, model: onnx.ModelProto) -> int:
+    def run(self, model: bytes) -> int:
         """Exit code for a candidate; 124 where it took too long."""
         candidate = self.scratch / "candidate.onnx"
-        candidate.write_bytes(model.SerializeToString())
+        candidate.write_bytes(model)
         words = _words(self.text, candidate)
         # no pipes: what the command leaves running would hold them open, and one that prints without end fill us
         with start_program(words) as command:

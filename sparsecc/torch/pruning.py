@@ -14,7 +14,7 @@ from sparsecc.allocators import Problem, allocator_named
 from sparsecc.axes.algebra import Atom
 from sparsecc.decide.data_free import keep_of
 from sparsecc.decide.limits import Limits, patterns_of
-from sparsecc.errors import GoalError, InputError
+from sparsecc.errors import GoalError, InputError, InternalError
 from sparsecc.graph.analysis import Analysis
 from sparsecc.graph.groups import Group, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
@@ -26,6 +26,7 @@ from sparsecc.torch.limits import limits_of
 from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
+from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of
 from sparsecc.torch.program.reparametrized import copied, vectors_kept
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 FORMS = ("auto", "module", "graph")
-RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What a user's forward raises when it holds sizes that no longer fit."""
 _PLAN = "sparsecc_plan"
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -82,7 +81,8 @@ def study(
     own = criterion if criterion in WEIGHT_CRITERIA else "auto"
     given = CompileOptions(criterion=own, keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
     program = trace(module, args, kwargs, dynamic_shapes)
-    analysis = analyse(program)
+    with made_by_us(type(module).__name__):
+        analysis = analyse(program)
     before = TorchPlan.of_json(plan) if isinstance(plan, Mapping) else plan
     said = slots or {}, before
     return _grouped(Study(module, args, dict(kwargs or {}), program, analysis, [], given, said=said))
@@ -284,11 +284,15 @@ def planned(found: Study, masks: Mapping[Atom, np.ndarray], *, reached: bool = T
 def realise(
     found: Study, masks: dict[Atom, np.ndarray], plan: TorchPlan, *, form: str = "auto", inplace: bool = False
 ) -> nn.Module:
-    """Remove what the masks say, physically, and check the result against the masked dense module."""
-    renew_spectral_norms(found.program, found.module)
-    changes = changes_of(found.program, found.analysis, masks)
-    wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
+    """Remove what the masks say, physically, and check the result against the masked dense module.
+
+    InternalError where the graph form is wrong; InputError for a module that nothing can be checked against.
+    """
     name, reason = type(found.module).__name__, ""
+    with made_by_us(name):
+        renew_spectral_norms(found.program, found.module)
+        changes = changes_of(found.program, found.analysis, masks)
+        wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
     if form != "graph":
         small = copied(found.module)
         edits = attribute_edits(small, plan.tensors, changes)
@@ -299,17 +303,33 @@ def realise(
             plan = replace(plan, error=error, attributes=edits)
             return _in_place(found.module, plan, edits) if inplace else labelled(small, plan)
         if form == "module" or inplace:
+            _require_repeatable(found)
             raise GoalError(
                 f"{name}: its own forward does not allow these sizes ({reason}): "
                 "use form='graph', or keep what it names"
             )
-    graph = graph_form(found.program, plan.tensors, changes)
+    with made_by_us(name):
+        graph = graph_form(found.program, plan.tensors, changes)
     graph.eval()
     error, failure = _error(graph, found, wanted)
     if error > TOLERANCE:
-        raise GoalError(f"{name}: the pruned graph is wrong ({failure}): please report it")
+        _require_repeatable(found)
+        raise InternalError(
+            f"{name}: the pruned graph is wrong ({failure}): please report it with the module, or with the "
+            "program that torch.export makes of it"
+        )
     graph.train(found.module.training)
     return labelled(graph, replace(plan, form="graph", error=error, reason=reason))
+
+
+def _require_repeatable(found: Study) -> None:
+    """InputError for a module that answers otherwise each time: nothing can be checked against it."""
+    first, second = (_run(found.module, found) for _ in range(2))
+    if difference(first, second) > TOLERANCE:
+        raise InputError(
+            f"{type(found.module).__name__} gives other outputs each time it runs on the same inputs: take the random "
+            "numbers out of its forward in eval mode"
+        )
 
 
 def _in_place(module: nn.Module, plan: TorchPlan, edits: list[Edit]) -> nn.Module:
@@ -339,16 +359,21 @@ def groups_of(module: nn.Module, example_inputs: Any, **options: Any) -> list[Gr
 
 def _error(small: nn.Module, found: Study, wanted: Any) -> tuple[float, str]:
     """(largest relative difference to the wanted outputs, why it is infinite or too large)."""
-    modes = {path: part.training for path, part in small.named_modules()}
-    small.eval()
     try:
-        with torch.no_grad():
-            outputs = small(*found.args, **found.kwargs)
-    except RUN_FAILURES as e:
-        line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        return float("inf"), line[:160]
-    finally:
-        for path, part in small.named_modules():
-            part.training = modes[path]
+        outputs = _run(small, found)
+    except TORCH_FAILURES as e:
+        return float("inf"), reason_of(e)
     error = difference(outputs, wanted)
     return error, "" if error <= TOLERANCE else f"outputs differ by {error:.1e}"
+
+
+@torch.no_grad()
+def _run(module: nn.Module, found: Study) -> Any:
+    """What a module gives for the example inputs in eval mode; its modes stay what they were."""
+    modes = {path: part.training for path, part in module.named_modules()}
+    module.eval()
+    try:
+        return module(*found.args, **found.kwargs)
+    finally:
+        for path, part in module.named_modules():
+            part.training = modes[path]

@@ -11,11 +11,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from sparsecc.errors import InputError
+from sparsecc.errors import InputError, InternalError, SparseccError
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
+from sparsecc.runtime.dense import does_run
 from sparsecc.torch.onnx_ops import elementwise, layers, recurrent, shape  # noqa: F401
 from sparsecc.torch.onnx_ops.call import OPS, Call
+from sparsecc.torch.program.failures import TORCH_FAILURES, reason_of
 
 LARGEST = 1e4
 """Constants with larger values are masks, not weights."""
@@ -25,7 +27,6 @@ _FIXED: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Operands that are never trained."""
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class OnnxModule(nn.Module):
@@ -78,7 +79,10 @@ class OnnxModule(nn.Module):
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Outputs (and asked-for features) by name. InputError names the node that failed."""
+        """Outputs (and asked-for features) by name.
+
+        What fails names the node: InternalError where ONNX Runtime takes the inputs, InputError where it does not.
+        """
         given: Mapping[str, Any] = (
             args[0]
             if args and isinstance(args[0], Mapping)
@@ -94,7 +98,8 @@ class OnnxModule(nn.Module):
         wanted = set(self.output_names) | set(self.features)
         found = {v.name: t for v, t in values.items() if v.name in wanted and t is not None}
         for place, (node, call) in enumerate(zip(self.nodes, self.calls, strict=True)):
-            results = self._run(node, call, [None if v is None else values[v] for v in node.inputs])
+            operands = [None if v is None else values[v] for v in node.inputs]
+            results = self._run(node, call, operands, given)
             if str(place) in self.norms:
                 results = (self.norms[str(place)](results[0]), *results[1:])
             for value, result in zip(node.outputs, results, strict=False):
@@ -103,15 +108,24 @@ class OnnxModule(nn.Module):
                     found[value.name] = result
         return {name: found[name] for name in (*self.output_names, *self.features)}
 
-    def _run(self, node: ir.Node, call: Call, operands: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    def _run(
+        self, node: ir.Node, call: Call, operands: Sequence[Tensor | None], given: Mapping[str, Any]
+    ) -> Sequence[Tensor | None]:
         function = OPS[call.op]
         try:
             results = function(call, *operands)
-        except RUN_FAILURES as e:
-            raise InputError(
-                f"{call.op} '{node.name}' does not run in torch: {str(e).splitlines()[:1]}"
+        except TORCH_FAILURES as e:
+            raise self._refusal(
+                f"{call.op} '{node.name}' does not run in torch ({reason_of(e)})", given
             ) from e
         return results if isinstance(results, tuple) else (results,)
+
+    def _refusal(self, told: str, given: Mapping[str, Any]) -> SparseccError:
+        """Whose fault it is that a node does not run: ours where the file runs on the same inputs."""
+        feeds = {name: torch.as_tensor(given[name]).detach().cpu().numpy() for name in self.input_names}
+        if does_run(self.source or self.model, feeds):
+            return InternalError(f"{told}, the file does in ONNX Runtime: please report it with the file")
+        return InputError(f"{told}, nor does the file in ONNX Runtime: give inputs that it takes")
 
 
 def from_onnx(path: str | os.PathLike[str]) -> OnnxModule:

@@ -23,6 +23,7 @@ from torch import fx, nn
 from sparsecc.axes.sizes import Size, joined
 from sparsecc.errors import InputError
 from sparsecc.shapes.infer import Shapes
+from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of, why_it_does_not_run
 from sparsecc.torch.program.inline import inline_regions
 from sparsecc.torch.program.reparametrized import normed_weights, spectral_norm_of, spectral_norms_held
 
@@ -145,7 +146,8 @@ def trace(
         for part, before in attributes.items():
             part.__dict__.clear()
             part.__dict__.update(before)
-    return _program(module, graph_module)
+    with made_by_us(type(module).__name__):
+        return _program(module, graph_module)
 
 
 def renew_spectral_norms(program: Program, module: nn.Module) -> None:
@@ -179,18 +181,19 @@ def _exported(
                 )  # of export about its own treatment of RNN weights
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
                 exported = program.module(check_guards=False)
-        except EXPORT_FAILURES as e:
+        except TORCH_FAILURES as e:
             failure = e
             continue
         assert isinstance(exported, fx.GraphModule)
         inline_regions(exported)
         return exported
-    line = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-    raise InputError(f"{type(module).__name__}: torch.export cannot follow it: {line[:200]}") from failure
-
-
-EXPORT_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What torch.export raises for modules it cannot follow."""
+    assert failure is not None
+    name = type(module).__name__
+    if reason := why_it_does_not_run(module, args, kwargs):
+        raise InputError(
+            f"{name} does not run on these example inputs ({reason}): give inputs that its forward takes"
+        ) from failure
+    raise InputError(f"{name}: torch.export cannot follow it: {reason_of(failure)}") from failure
 
 
 def _all_free(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | tuple[Any, ...]:

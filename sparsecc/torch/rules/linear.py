@@ -19,7 +19,7 @@ def mend_groups(edit: AtenEdit) -> None:
 @aten("conv1d conv2d conv3d", fix=mend_groups)
 def conv(site: AtenSite) -> None:
     """Weights (out, in/group, *kernel): inputs are summed; whole groups or equal offsets go together."""
-    data, weight, groups = site.of("input"), site.of("weight"), site.integer("groups", 1)
+    data, weight, groups = site.of("input"), site.of("weight"), site.size("groups", 1)
     if len(data) != len(weight):
         raise CannotFollowError("its input has no batch axis")
     out = convolved(site, data, weight, groups)
@@ -30,7 +30,7 @@ def conv(site: AtenSite) -> None:
 @aten("conv_transpose1d conv_transpose2d conv_transpose3d", fix=mend_groups)
 def conv_transpose(site: AtenSite) -> None:
     """Weights (in, out/group, *kernel): input channels are summed; groups go as in conv."""
-    data, weight, groups = site.of("input"), site.of("weight"), site.integer("groups", 1)
+    data, weight, groups = site.of("input"), site.of("weight"), site.size("groups", 1)
     _finish(site, data, deconvolved(site, data, weight, groups), weight, 0)
     site.multiplies(*data, *weight[1:])
 

@@ -27,12 +27,14 @@ class AtenSite(Site):
         """An argument as it stands in the fx node; its default where it was left out."""
         return self.given.get(name, default)
 
+    def size(self, name: str, default: int) -> Size:
+        """An integer argument, a dynamic one with a value per probe."""
+        value = self.given.get(name)
+        return default if value is None else size_of(value)
+
     def integer(self, name: str, default: int = 0) -> int:
         """A static integer argument."""
-        value = self.given.get(name)
-        if value is None:
-            return default
-        size = size_of(value)
+        size = self.size(name, default)
         if not isinstance(size, int):
             raise CannotFollowError(f"its argument {name} is dynamic")
         return size
