@@ -18,7 +18,7 @@ from sparsecc.axes.algebra import Atom
 from sparsecc.axes.sizes import at
 from sparsecc.cost.model import CostModel, Term
 from sparsecc.data.samples import Samples
-from sparsecc.decide.channels import POOR, choose
+from sparsecc.decide.channels import POOR, Choice, choose, foreseen
 from sparsecc.graph.groups import find_groups
 from tests.compilations import compilation
 from tests.repair_models import analysed, normal
@@ -155,6 +155,23 @@ def test_curves_of_a_real_model_find_the_layer_that_matters_least(tmp_path: Path
     assert harsh.predicted > POOR
     assert harsh.advised is not None
     assert 0.4 <= harsh.advised < 0.88
+
+
+def test_a_rehearsal_corrects_what_curves_advise() -> None:
+    """Curves know no repair: their sum of 0.9 advises less, a rehearsal that found a twentieth of it does not."""
+    atom = Atom(20)
+    candidate = Candidate(atom, 20, np.ones(20), 1, 1, curve={20: 0.0, 10: 0.5, 1: 1.8})
+    cost = CostModel("slots", [Term(lambda kept: float(kept.get(atom, 20)), (atom,))])
+    asked, counts = Problem([candidate], cost, 4.0), {atom: 4}
+    choice = Choice({}, 0.8, 20.0, 4.0, reached=True)
+    alone = foreseen(choice, asked, counts)
+    assert alone.predicted is not None
+    assert alone.predicted > POOR
+    assert alone.advised == 0.4
+    assert foreseen(replace(choice, rehearsed=0.05), asked, counts).advised is None
+    worse = foreseen(replace(choice, rehearsed=0.5), asked, counts)
+    assert worse.advised is not None
+    assert worse.advised > 0.4
 
 
 def test_where_curves_would_take_too_long_a_threshold_over_fluctuations_stands_in(

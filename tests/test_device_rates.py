@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,7 @@ from sparsecc.cost.device_rates import RULES, DeviceRates, rates_for, types_of
 from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.targets import Target, target_named
 from sparsecc.tasks.stages import Work
-from sparsecc.tasks.trial_figures import foretold
+from sparsecc.tasks.trial_figures import Products, products_of
 
 TABLE = {
     "schema": "sparsecc.device_table/1",
@@ -35,6 +36,9 @@ def test_seconds_are_those_of_products_weights_and_kernels() -> None:
     assert rates.seconds([("float", 1e9), ("float", 0)], 1e6) == pytest.approx(1 + 0.5 + 1)
     assert rates.seconds([("int8", 4e9)], 4e6) == pytest.approx(1 + 0.5 + 1)  # a byte for a weight of four
     assert rates.seconds([("fp16", 1e9)], 0) == pytest.approx(1.5), "a type without a rate is float"
+    assert rates.seconds([("int8/2:4", 4e9)], 0) == pytest.approx(1.5), "a pattern without one is its type"
+    sparse = DeviceRates("ours", {"float": 1e9, "int8": 4e9, "int8/2:4": 8e9}, 1e6, 0.5)
+    assert sparse.seconds([("int8/2:4", 4e9)], 4e6) == pytest.approx(0.5 + 0.5 + 0.625)
 
 
 def test_a_node_has_the_type_of_its_operands() -> None:
@@ -74,8 +78,10 @@ def test_a_model_that_came_in_halves_gains_nothing_by_staying_so() -> None:
     layer = {"name": "product", "macs_before": 4096, "macs_after": 4096}
     decision = SimpleNamespace(layers=[layer], costs={side: {"params": 4096} for side in ("before", "after")})
     dense = SimpleNamespace(dense=SimpleNamespace(model=model))
+    dense.records = []
     work = SimpleNamespace(decision=decision, compilation=dense, analysis=SimpleNamespace(model=model))
-    assert foretold(RULES["gpu"], cast(Work, work), 8192) == 1.0
+    before, after = products_of(RULES["gpu"], cast(Work, work), 8192)
+    assert before.seconds(RULES["gpu"]) == after.seconds(RULES["gpu"])
 
 
 @pytest.mark.parametrize(
@@ -152,14 +158,87 @@ def test_a_speed_is_foretold_by_rules_where_there_is_no_table(
             on_event=lambda event: said.append(str(event.get("say"))),
         )
     assert "tensorrt does not run here: speeds are foretold by rules for a GPU" in said
-    goals: list[dict[str, Any]] = [{"latency": 1.0}, {"fps": 100.0}, {"speedup": 2.0, "footprint": 1e6}]
-    for goal in goals:
-        with pytest.raises(UnavailableError, match="give --speedup, which is foretold, or --ratio"):
+    table = tmp_path / "slow.json"
+    table.write_text(json.dumps({**TABLE, "launch": 1e-3}))
+    with pytest.raises(GoalError, match=r"out of reach: .*: 100% of its time there is launches of kernels"):
+        sparsecc.compile(
+            model, **{**options, "calib": None}, speedup=3.0, device_table=table, output=tmp_path / "a"
+        )
+    goals: list[tuple[dict[str, Any], str]] = [
+        ({"latency": 1.0}, "--latency 1 needs a table of such a device .* with --device-table"),
+        ({"fps": 100.0}, "--fps 100 needs a table"),
+        ({"throughput": 100.0}, "--throughput 100 needs a table"),
+        ({"speedup": 2.0, "footprint": 1e6}, "give --size or --ratio instead"),
+    ]
+    for goal, why in goals:
+        with pytest.raises(UnavailableError, match=why):
             sparsecc.compile(model, **options, **goal, output=tmp_path / "b")
 
 
+def test_times_and_rates_of_samples_are_foretold_by_a_table(
+    work: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Six convolutions of 64 * 64 * 9 * 256 multiply-accumulates, 0.9 MB of weights: 58 us in float, 15 in 8 bits."""
+    (model, options), table = work, tmp_path / "board.json"
+    table.write_text(json.dumps(TABLE))
+    asked = {**options, "device_table": table, "budget": 0.01}
+    dense = 6 * (64 * 64 * 9 * 256 / 1e12 + 1e-7) * 1e3 + 6 * 64 * 64 * 9 * 4 / 1e12 * 1e3
+    goals: list[dict[str, Any]] = [{"latency": dense / 2}, {"fps": 2e3 / dense}, {"throughput": 2e3 / dense}]
+    for goal in goals:
+        made = sparsecc.compile(model, **asked, **goal, output=tmp_path / "a")
+        told = made.report["goal"]["foretold"]
+        assert told["speedup"] >= 1.95
+        if "throughput" in goal:
+            assert told["serving"]["rate"] == pytest.approx(told["speedup"] * 1e3 / dense, rel=0.02)
+            assert any("a second is foretold by the table" in w for w in made.report["warnings"])
+        else:
+            assert told["ms"] == pytest.approx(dense / told["speedup"], rel=0.02)
+            assert any(f"{told['ms']:.3g} ms is foretold" in w for w in made.report["warnings"])
+
+
+def test_the_batch_that_serves_most_is_taken_and_the_smallest_that_is_as_good() -> None:
+    rates = DeviceRates("ours", {"float": 1e9}, 1e9, 1e-3, is_measured=True)
+    light, heavy = Products([("float", 1e5)], 0.0), Products([("float", 1e8)], 0.0)
+    assert light.serving(rates, (1, 2, 4, 8)).batch == 8, (
+        "a kernel takes ten times as long as the work of a sample"
+    )
+    assert heavy.serving(rates, (1, 2, 4, 8)).batch == 1
+    assert heavy.serving(rates, (1, 2, 4, 8)).rate == pytest.approx(1 / 0.101)
+
+
+def test_two_of_four_weights_zero_are_pulled_where_the_target_has_kernels(
+    work: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Random weights lose much by it: what is shown is that it is tried where 8 bits alone are too slow, and told."""
+    (model, options), table = work, tmp_path / "board.json"
+    table.write_text(json.dumps({**TABLE, "macs": {**TABLE["macs"], "int8/2:4": 1.6e13}}))  # type: ignore[dict-item]
+    said = list[str]()
+    asked = {**options, "device_table": table, "budget": 60, "output": tmp_path / "a"}
+    with suppress(GoalError):
+        sparsecc.compile(
+            model,
+            **asked,
+            speedup=6.0,
+            levers=["types", "patterns"],
+            on_event=lambda event: said.append(str(event.get("say"))),
+        )
+    trials = [line for line in said if line.startswith("trial ")]
+    alone, sparse = (next(t for t in trials if text in t) for text in (" int8: ", " int8, 2:4: "))
+    assert _speed(sparse) > 2 * _speed(alone), trials
+    said.clear()
+    with suppress(GoalError):
+        sparsecc.compile(
+            model, **asked, speedup=6.0, levers=["types"], on_event=lambda e: said.append(str(e.get("say")))
+        )
+    assert not any("2:4" in line for line in said)
+
+
+def _speed(line: str) -> float:
+    return float(line.rpartition(": ")[2].split("x")[0])
+
+
 def test_no_table_is_made_where_the_target_does_not_run(tmp_path: Path) -> None:
-    types = SimpleNamespace(types=frozenset[str](), name="npu")
+    types = SimpleNamespace(types=frozenset[str](), patterns=frozenset[str](), name="npu")
     with pytest.raises(InputError, match="npu has neither fp16 nor int8"):
         _seconds(_products(4, 1), tmp_path, cast(Target, types), "local", 1)
     halves = Target("absent", "absent", frozenset({"fp16"}))

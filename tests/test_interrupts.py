@@ -105,6 +105,9 @@ def test_a_message_says_what_was_written_already(tmp_path: Path) -> None:
     assert trail.what_was_written() == "nothing was written"
     out.mkdir()
     assert trail.what_was_written() == f"{out} was already written"
+    trail.will_write(page := tmp_path / "front.html")
+    page.touch()
+    assert trail.what_was_written() == f"{out} and {page} were already written"
     again = Trail(())
     again.will_write(out)
     assert again.written() == []

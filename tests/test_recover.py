@@ -87,6 +87,11 @@ def test_what_is_known_before_long_work_is_said_then(model: Path, tmp_path: Path
     (forecast,) = [event for event in heard if "say" in event]
     assert forecast["forecast"]["quality_db"] < 20
     assert "forecast by loss curves: outputs about" in forecast["say"]
+    assert "dB at ratio 0.8, before repair, which gives back" in forecast["say"]
+    heard.clear()
+    sparsecc.compile(model, ratio=0.8, calib=SAMPLES, allocator="distortion", recover="none", **options)
+    (forecast,) = [event for event in heard if "say" in event]
+    assert "before repair" not in forecast["say"]
 
 
 def test_samples_that_never_vary_are_survived(model: Path, tmp_path: Path) -> None:

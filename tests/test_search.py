@@ -302,7 +302,7 @@ def test_the_command_line_shows_the_front(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, found = searched
-    monkeypatch.setenv("COLUMNS", "200")  # narrower tables break lines
+    monkeypatch.setenv("COLUMNS", "110")  # narrower tables break lines
     words = [
         "search",
         str(models_dir / "digits_lstm.onnx"),
@@ -326,8 +326,15 @@ def test_the_command_line_shows_the_front(
     shown = capsys.readouterr().out
     assert f"of {len(found['points'])} points on the front by macs" in shown
     assert "ratio 0.2, criterion l2" in shown
+    assert all(name in shown for name in found["fronts"]["macs"]), "a point is named whole"
+    assert f"digits_lstm.onnx --recipe {folder}/points/POINT.json" in shown.replace("\n", " ")
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fronts"] == found["fronts"]
+
+
+def test_a_folder_is_none_that_a_search_takes(models_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: a search takes one ONNX file"):
+        sparsecc.search(models_dir, output=tmp_path / "front", **QUICK)
 
 
 def test_a_search_follows_no_link_to_or_in_its_folder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +21,26 @@ FLOAT_COST, INTEGER_COST = 1.0, 0.36
 """Time per multiply-accumulate, float and int8: the ratio measured for ResNet-50 on x64 with VNNI."""
 
 ROUNDS = 8
+NEAR = 0.7
+"""An error of so much of what is allowed, or more, uses it well."""
+STEP = 2.0
+"""Decibels between levels of loss that are foreseen."""
+LEVELS = 14
+
+Level = tuple[float, float]
+"""(the output error that is foreseen, the share of the 8-bit layers' work that then stays in 8 bits)."""
 
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """Layers left in float, the output error with and without them quantized, and each layer's own."""
+    """Layers left in float, the output error with and without them quantized, each layer's own, and the levels of
+    loss that other choices of layers would have."""
 
     left_in_float: tuple[str, ...] = ()
     error: float = 0.0
     error_of_all: float = 0.0
     sensitivity: dict[str, float] = field(default_factory=dict)
+    levels: tuple[Level, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -36,6 +48,7 @@ class MixedPrecision:
             "error": self.error,
             "error_of_all": self.error_of_all,
             "sensitivity": self.sensitivity,
+            "levels": [list(level) for level in self.levels],
         }
 
 
@@ -46,7 +59,7 @@ def choose_float_layers(
 
     The error is the energy of the difference over the energy of the float outputs on the calibration data.
     Every layer is measured alone, the set is chosen by dynamic programming as if losses added up, and the
-    result is measured again; when they add up to more, the budget is tightened.
+    result is measured again: where they add up to more or to less, the budget is corrected by bisection.
     """
     meter = Meter(quantizer.model, quantizer.compilation)
 
@@ -67,18 +80,60 @@ def choose_float_layers(
         *(work_of_product(quantizer, node) for node in decision.products),
         *(float(sum(constant_array(value).size for value in weights_of(node))) for node in decision.stored),
     ]
-    cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
-    loss = [[value, 0.0] for value in alone]
     sensitivity = dict(zip(names, alone, strict=True))
-    budget = max_drop
+
+    def left_at(budget: float) -> tuple[str, ...]:
+        """The layers that stay in float so that the others' own errors sum to at most a budget."""
+        options = _least_work(work, alone, budget)
+        return tuple(name for name, option in zip(names, options, strict=True) if option)
+
+    left, error = _within(left_at, error_beside, max_drop)
+    return MixedPrecision(left, error, whole, sensitivity, _levels(work, alone, whole))
+
+
+def _within(
+    left_at: Callable[[float], tuple[str, ...]], error_beside: Callable[[tuple[str, ...]], float], most: float
+) -> tuple[tuple[str, ...], float]:
+    """The layers left in float at the largest budget that was found to keep the error within `most`; that error."""
+    best, found, low, high, budget = left_at(-1.0), 0.0, 0.0, math.inf, most
     for _ in range(ROUNDS):
-        options = additive_allocate(cost, loss, budget)
-        left = tuple(name for name, option in zip(names, options or [1] * len(names), strict=True) if option)
+        left = left_at(budget)
+        if low and left == best:
+            break
         error = error_beside(left)
-        if error <= max_drop:
-            return MixedPrecision(left, error, whole, sensitivity)
-        budget *= min(0.7, 0.9 * max_drop / error)
-    return MixedPrecision(tuple(names), 0.0, whole, sensitivity)
+        if error <= most:
+            best, found, low = left, error, budget
+            if error >= NEAR * most:
+                break
+        else:
+            high = budget
+        if low and high < math.inf:
+            budget = math.sqrt(low * high)
+        elif low:
+            budget *= max(1.4, 0.9 * most / max(error, 1e-3 * most))
+        else:
+            budget *= min(0.7, 0.9 * most / error)
+    return best, found
+
+
+def _least_work(work: Sequence[float], alone: Sequence[float], budget: float) -> list[int]:
+    """1 for each layer that stays in float: the least time in all of layers whose errors sum to at most the budget;
+    all of them where that is negative."""
+    cost = [[INTEGER_COST * w, FLOAT_COST * w] for w in work]
+    return additive_allocate(cost, [[value, 0.0] for value in alone], budget) or [1] * len(work)
+
+
+def _levels(work: Sequence[float], alone: Sequence[float], whole: float) -> tuple[Level, ...]:
+    """Choices of layers from all in 8 bits downwards; their summed errors are scaled to the error of all."""
+    total, scale = sum(work) or 1.0, whole / (sum(alone) or 1.0)
+    levels = [(whole, 1.0)]
+    for number in range(1, LEVELS):
+        loss = whole * 10 ** (-number * STEP / 10)
+        options = _least_work(work, alone, loss / scale)
+        share = sum(w for w, option in zip(work, options, strict=True) if not option) / total
+        if 0 < share < levels[-1][1]:
+            levels.append((float(f"{loss:.4g}"), round(share, 4)))
+    return tuple(levels)
 
 
 def work_of(quantizer: StaticQuantizer | None, layer: LinearLayer) -> float:

@@ -35,8 +35,8 @@ THIN = 32.0
 """Multiply-accumulates per value moved under which a layer between float ones converts longer than it gains."""
 GAINS = 1.25
 """The speed relative to float from which on groups that are not thin are no suspects."""
-SECONDS = 12.0
-"""How long groups are tried one after the other; the others stay as they are then."""
+SECONDS, LATEST = 12.0, 45.0
+"""Processor time, and time, for which groups are tried one after the other; the others stay as they are then."""
 
 Written = Callable[[Collection[str]], ir.Model]
 """A copy of the model in the type, but for the named nodes."""
@@ -196,13 +196,13 @@ class Trial:
 
     def run(self) -> Paying:
         whole = self.watch.ratio(self.watch.in_float, self.best)
-        end = time.monotonic() + SECONDS
+        begun, spent = time.monotonic(), time.process_time()
         extra, first = list(self.left), self.best
         others = [group for group in self.groups if group not in extra]
         thin = [group for group in others if group.is_thin]
         suspects = thin if math.exp(-whole.high) > GAINS else others
         for number, group in enumerate([*suspects, *extra]):
-            if time.monotonic() < end:
+            if time.monotonic() - begun < LATEST and time.process_time() - spent < SECONDS:
                 self._add(group) if group in extra else self._try([group])
             self.compilation.progress("time types", (number + 1) / (len(suspects) + len(extra)))
         if self.left == extra and len(thin) > 1:

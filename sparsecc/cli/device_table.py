@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from sparsecc.cost.device_rates import FLOAT, SCHEMA, DeviceRates
+from sparsecc.cost.device_rates import FLOAT, SCHEMA, SPARSE, DeviceRates
 from sparsecc.errors import InputError, SparseccError
 from sparsecc.system.files import replace_whole
 from sparsecc.system.temp_folders import temporary_folder
@@ -52,8 +53,8 @@ def device_table(output: Path, target: str, device: str, threads: int) -> dict[s
 def _seconds(
     model: onnx.ModelProto, folder: Path, target: Target, device: str, threads: int
 ) -> dict[str, float]:
-    """Type -> seconds of a run; types that the target cannot give the model are left out. What it says of the last one
-    where it can give none."""
+    """Type -> seconds of a run, with 2:4 too where the target has kernels for it; types that it cannot give the
+    model are left out. What it says of the last one where it can give none."""
     from sparsecc.api import compile as compile_for
 
     path, found = folder / "model.onnx", dict[str, float]()
@@ -61,24 +62,25 @@ def _seconds(
         f"{target.name} has neither fp16 nor int8: there is no table to make of it"
     )
     onnx.save(model, path)
-    for kind in ("fp16", "int8"):
+    where: dict[str, Any] = {"target": target.name, "device": device, "threads": threads, "next_steps": False}
+    patterns = (None, "2:4") if "2:4" in target.patterns else (None,)
+    for kind, pattern in itertools.product(("fp16", "int8"), patterns):
         if kind not in target.types:
             continue
-        options: dict[str, Any] = {
-            "target": target.name,
-            "device": device,
-            "threads": threads,
-            "next_steps": False,
+        how: dict[str, Any] = {
+            "quantize": "int8!" if kind == "int8" else kind,
+            "sparsity": pattern,
+            "calib": "synthetic",
         }
-        name = "int8!" if kind == "int8" else kind
-        options |= {"quantize": name, "calib": "synthetic", "output": folder / kind, "force": True}
         try:
-            latency = compile_for(path, **options).report["latency"]
+            made = compile_for(path, **where, **how, output=folder / "made", force=True)
         except SparseccError as e:
             refused = e
             continue
+        latency = made.report["latency"]
         before = latency["before_ms"]["p50"] / 1e3
-        found |= {FLOAT: found.get(FLOAT, before), kind: before / latency["speedup"]["estimate"]}
+        name = f"{kind}{SPARSE if pattern else ''}"
+        found |= {FLOAT: found.get(FLOAT, before), name: before / latency["speedup"]["estimate"]}
     if not found:
         raise refused
     return found

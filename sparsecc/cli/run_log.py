@@ -48,8 +48,10 @@ class Trail:
 
     def what_was_written(self) -> str:
         """The end of a message about a command that was ended."""
-        written = ", ".join(self.written())
-        return f"{written} was already written" if written else "nothing was written"
+        written = self.written()
+        if not written:
+            return "nothing was written"
+        return f"{' and '.join(written)} {'were' if len(written) > 1 else 'was'} already written"
 
     @property
     def speaks_json(self) -> bool:

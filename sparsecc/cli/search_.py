@@ -24,7 +24,8 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     from sparsecc.search.ledger import NAME
 
     folder = Path(given.get("output") or default_search(given["model"]))
-    trail().will_write(folder / NAME)  # a line for each finished point
+    for name in (NAME, "front.html"):  # a line for each finished point, and all of them, ended or not
+        trail().will_write(folder / name)
     with terminal.progress() as on_event:
         found = search(given.pop("model"), **given, on_event=on_event)
     terminal.result(found, search_view)
@@ -36,13 +37,18 @@ def search_view(found: Mapping[str, Any]) -> list[Block]:
 
     page = FrontPage.of(found)
     cost, names = next(iter(found["fronts"].items()), ("macs", []))
-    columns = [f">{name}" if 0 < place < 5 else name for place, name in enumerate(page.columns)]
+    points = {point["id"]: point for point in found["points"]}
+    columns = [f">{name}" if place else name for place, name in enumerate(page.columns[:-1])]
+    rows = [[*row[:-1], name] for row, name in zip(page.rows, page.ids[: len(names)], strict=False)]
     blocks: list[Block] = [
         Line(f"{page.title}: {len(names)} of {len(found['points'])} points on the front by {cost}", "title"),
         Line(""),
-        Grid(columns, page.rows[: len(names)]),
+        Grid([*columns, "point"], rows),
     ]
     blocks += [Line(f"not made: {what}: {why}", "warn") for what, why in page.failed]
+    if names:
+        again = points[names[0]]["compile"].replace(names[0], "POINT")
+        blocks.append(Line(f"compile one again: sparsecc compile {found['model']['name']} {again}", "dim"))
     return [*blocks, Line(f"all points: {found['folder']}/front.html", "dim")]
 
 

@@ -2,7 +2,8 @@
 rate of the memory, kernels one by one. By a table that was made on such a device, or by rules of the target.
 
 The rules are those of a roofline (Williams et al., 2009) with round figures of common devices: a GPU with tensor cores
-(twice the rate in 16 bits, four times in 8), a processor with 8-bit dot products. Only ratios of times are told.
+(twice the rate in 16 bits, four times in 8, half as much again with two of four weights zero, which is half of what
+the hardware promises), a processor with 8-bit dot products. By rules only ratios of times are told, by a table times.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from sparsecc.system.plain_json import read_json
 from sparsecc.targets import Target
 
 SCHEMA = "sparsecc.device_table/1"
-FLOAT, BYTES = "float", {"float": 4.0, "fp16": 2.0, "int8": 1.0}
-"""The type of a product that has no other, and what a weight takes in each."""
+FLOAT, SPARSE = "float", "/2:4"
+"""The type of a product that has no other, and what a type ends with whose weights have that pattern."""
+BYTES = {FLOAT: 4.0, "fp16": 2.0, "int8": 1.0, f"fp16{SPARSE}": 1.125, f"int8{SPARSE}": 0.625}
+"""What a weight takes in each: of four, two are kept, with two bits each for its place."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,21 @@ class DeviceRates:
     macs: Mapping[str, float]
     bytes: float
     launch: float
+    is_measured: bool = False
+    """Whether a table holds them: then times are told, and not only how they compare."""
 
     def seconds(self, products: Sequence[tuple[str, float]], weights: float) -> float:
         """Of a run of these products, (type, multiply-accumulates), whose weights take so many bytes in float."""
+        return math.fsum(self.parts(products, weights).values())
+
+    def parts(self, products: Sequence[tuple[str, float]], weights: float) -> dict[str, float]:
+        """The seconds of a run by what takes them."""
         work = self._rated(products)
-        rated = math.fsum(macs / self.macs[kind] + self.launch for kind, macs in work)
-        return rated + weights * self.share(products) / self.bytes
+        return {
+            "multiply-accumulates": math.fsum(macs / self.macs[kind] for kind, macs in work),
+            "launches of kernels": self.launch * len(work),
+            "reading weights": weights * self.share(products) / self.bytes,
+        }
 
     def share(self, products: Sequence[tuple[str, float]]) -> float:
         """Of the bytes that weights take in float, those that they take in these types."""
@@ -49,8 +61,11 @@ class DeviceRates:
         return math.fsum(BYTES[kind] * macs for kind, macs in work) / (BYTES[FLOAT] * total) if total else 1.0
 
     def _rated(self, products: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-        """A type without a rate is float."""
-        return [(kind if kind in self.macs else FLOAT, macs) for kind, macs in products if macs > 0]
+        """A pattern without a rate has that of its type, a type without a rate is float."""
+        known = ((kind, kind.removesuffix(SPARSE), macs) for kind, macs in products if macs > 0)
+        return [
+            (next((k for k in (kind, dense) if k in self.macs), FLOAT), macs) for kind, dense, macs in known
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a table; its reader names the source."""
@@ -58,7 +73,12 @@ class DeviceRates:
 
 
 RULES = {
-    "gpu": DeviceRates("rules for a GPU", {"float": 3e13, "fp16": 6e13, "int8": 1.2e14}, 6e11, 4e-6),
+    "gpu": DeviceRates(
+        "rules for a GPU",
+        {"float": 3e13, "fp16": 6e13, "int8": 1.2e14, f"fp16{SPARSE}": 9e13, f"int8{SPARSE}": 1.8e14},
+        6e11,
+        4e-6,
+    ),
     "cpu": DeviceRates("rules for a processor", {"float": 5e10, "int8": 1.5e11}, 1.5e10, 3e-6),
 }
 """By the device of a target, where no table is given."""
@@ -86,7 +106,8 @@ def rates_for(target: Target, table: str | os.PathLike[str] | None) -> DeviceRat
     if not target.is_named(data.get("target")):
         raise InputError(f"{path} is a table of another target than {target.name}: {remedy}")
     assert isinstance(macs, dict)
-    return DeviceRates(f"the table {path.name}", macs, float(data["bytes"]), float(data["launch"]))
+    launch = float(data["launch"])
+    return DeviceRates(f"the table {path.name}", macs, float(data["bytes"]), launch, is_measured=True)
 
 
 def _is_rate(value: Any) -> bool:

@@ -56,7 +56,7 @@ class Choice:
     `method` says how it was chosen, `calibration` what was collected for that; `predicted` is the relative
     output error that measured curves add up to, for the plan by curves where that was beaten, None without them;
     `rehearsed` that of the plan as it was removed and repaired on other samples, None where it was not;
-    `advised` is the largest ratio found at which `predicted` stays below POOR, where it does not.
+    `advised` is the largest ratio found at which the loss that is foreseen stays below POOR, where it does not.
     """
 
     keep: dict[Atom, np.ndarray]
@@ -275,14 +275,17 @@ def cut_losses(
 
 
 def foreseen(choice: Choice, problem: Problem, counts: Mapping[Atom, int]) -> Choice:
-    """With the error that the curves predict; where it is poor, with the largest ratio that keeps it."""
+    """With the error that the curves predict; where it is poor, with the largest ratio that keeps it. The curves know
+    no repair: where this plan was rehearsed, they are scaled to what that found."""
     predicted = _predicted(problem.candidates, counts)
-    if predicted <= POOR:
+    known = predicted if choice.rehearsed is None else choice.rehearsed
+    if known <= POOR:
         return replace(choice, predicted=predicted)
+    scale = known / predicted if predicted > 0 else 1.0
     for twentieth in range(int(choice.asked * 20), 0, -1):
         ratio = twentieth / 20
         tried = least_sum(replace(problem, budget=(1 - ratio) * choice.before))
-        if ratio < choice.asked and _predicted(problem.candidates, tried.counts) <= POOR:
+        if ratio < choice.asked and scale * _predicted(problem.candidates, tried.counts) <= POOR:
             return replace(choice, predicted=predicted, advised=ratio)
     return replace(choice, predicted=predicted, advised=0.0)
 

@@ -81,13 +81,15 @@ def note_choice(compilation: Compilation, choice: Choice) -> None:
 def foretell(compilation: Compilation, choice: Choice) -> None:
     """Say what loss curves or a rehearsal foresee, before the long work that would only find it out.
 
-    Curves do not know what options take of single groups besides.
+    Curves do not know what options take of single groups besides, nor what repair gives back.
     """
-    loss = choice.predicted if choice.rehearsed is None else choice.rehearsed
-    if loss is None or compilation.options.names_slots:
+    options, loss = compilation.options, choice.predicted if choice.rehearsed is None else choice.rehearsed
+    if loss is None or options.names_slots:
         return
     by = "a rehearsal" if choice.rehearsed is not None else "loss curves"
-    text = f"forecast by {by}: outputs about {quality(loss):.0f} dB at ratio {choice.asked:g}"
+    is_repaired = choice.rehearsed is None and options.samples is not None and options.recover != "none"
+    before = ", before repair, which gives back an unknown part" if is_repaired else ""
+    text = f"forecast by {by}: outputs about {quality(loss):.0f} dB at ratio {choice.asked:g}{before}"
     if choice.advised is not None:
         text += f"; {advised(choice)}"
     compilation.say(text, forecast={"quality_db": quality(loss), "by": by, "advised_ratio": choice.advised})

@@ -171,7 +171,7 @@ def _points(families: Sequence[Family], ratios: Sequence[float]) -> list[Point]:
 
 def _acts_alone(family: Family) -> bool:
     """Whether it makes another model although nothing is removed."""
-    return "quantize" in family or "tokens" in family
+    return not {"quantize", "tokens", "sparsity"}.isdisjoint(family)
 
 
 def _gain(trial: Trial) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from sparsecc.decide.goals import NEAR, Goal, Trial
@@ -27,7 +28,7 @@ SLACK = math.log(1.08)
 PAYS = 1.02
 """The least speed at which a change is worth having for speed alone."""
 STEPS = 3
-"""How often more layers may go back to float."""
+"""How often more layers may go back to float, and types and a ratio be chosen together."""
 REMOVING = ("prune", "metric")
 """Options that change what a ratio removes: with nothing removed they change nothing."""
 START = 0.35
@@ -71,7 +72,8 @@ class Search:
     with the levers of the best so far.
 
     `finer` is the family that gives back the speed of a trial that nobody asked for, `safer` that of its levers where
-    they lose least, if there are such; `is_over` ends the search once something meets the goal, `is_late` whatever was
+    they lose least, if there are such; `together` says which types and ratio should lose least by what trials have
+    shown (`joint_levers.py`); `is_over` ends the search once something meets the goal, `is_late` whatever was
     found. `ceiling` is the largest ratio allowed (`--ratio`), `keeps_all` says of a family that nothing may be removed
     besides. `refused` says why families had no model.
     """
@@ -84,6 +86,7 @@ class Search:
     keeps_all: Callable[[Family], bool] = lambda _: False
     finer: Callable[[Trial], Family | None] = lambda _: None
     safer: Callable[[Trial], Family | None] = lambda _: None
+    together: Callable[[Sequence[Trial]], tuple[Family, float] | None] = lambda _: None
     is_over: Callable[[], bool] = lambda: False
     is_late: Callable[[], bool] = lambda: False
     trials: list[Trial] = field(default_factory=list)
@@ -178,8 +181,11 @@ class Search:
                 return
             if start <= -SLACK:
                 self._give_back(whole)
+                self._join(keeps_all=keeps_all)
                 return
-            part = None if self._has_ended() else self._instead(self.safer(whole), self._alone)
+            is_known = self._has_ended() or self.together(self.trials) is not None
+            part = None if is_known else self._instead(self.safer(whole), self._alone)
+            self._join(keeps_all=keeps_all)
             if part is not None and part.merit > whole.merit:
                 if self.goal.excess(part) <= NEAR:
                     return
@@ -240,6 +246,14 @@ class Search:
                 break
         if self.goal.excess(whole) <= -SLACK and not self.is_over():
             self._instead(self.finer(whole), self._alone)
+
+    def _join(self, *, keeps_all: bool) -> None:
+        """8 bits in part and a ratio that were chosen together, for as long as that promises less loss."""
+        for _ in range(STEPS):
+            point = None if self._has_ended() or self.is_over() else self.together(self.trials)
+            if point is None or (keeps_all and point[1]) or point[1] > -math.expm1(-self._last):
+                return
+            self._instead(point[0], partial(self._try, ratio=point[1]))
 
     def _alone(self, family: Family) -> Trial:
         """A family with nothing removed besides."""

@@ -65,6 +65,9 @@ class Trial:
     """The share of the multiply-accumulates that is left."""
     sha256: str = ""
     """The hash of the model's file, by which a compile to the same is known again."""
+    levels: tuple[tuple[float, float], ...] = ()
+    """Of 8 bits without the layers that lose most: what other choices of layers would lose, and the share of the
+    work that they would leave in 8 bits (`passes/quantize/sensitivity.py`)."""
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -92,7 +95,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         told = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
-        return {name: value for name, value in told.items() if value is not False and value != ""}
+        return {name: value for name, value in told.items() if value is not False and value not in ("", ())}
 
 
 def words_of(levers: Mapping[str, Any]) -> list[str]:
@@ -104,6 +107,8 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
             words.append(f"{value}{part}")
         elif name == "prune":
             words.append("layers")
+        elif name == "sparsity":
+            words.append(str(value))
         elif name == "tokens":
             words.append(f"tokens {value:g}")
         elif name == "metric":

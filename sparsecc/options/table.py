@@ -78,8 +78,9 @@ TYPES = (
 )
 """Of --quantize."""
 FORMS = ("onnx", "ort", "engine")
-LEVERS = ("channels", "types", "layers", "tokens")
-"""What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image."""
+LEVERS = ("channels", "types", "layers", "tokens", "patterns")
+"""What a search to a goal may pull: removal of channels and heads, 8-bit types, whole layers, tokens of an image, 2:4
+where the target has kernels for it."""
 PRUNED = ("channels", "heads", "head_dims")
 """What may go unless --prune says otherwise."""
 SCORES = ("top1", "map", "miou", "wer", "perplexity")
@@ -484,8 +485,8 @@ class CompileOptions(Options):
     device_table: StrPath | None = option(
         None,
         source("FILE"),
-        "Where the target does not run here: what `sparsecc devices table` measured on such a device; --speedup is "
-        "foretold by it, else by rules of the target.",
+        "Where the target does not run here: what `sparsecc devices table` measured on such a device, by which "
+        "goals of time are foretold; without one, --speedup is by rules of the target.",
         RUNNING,
         names_code=True,
     )

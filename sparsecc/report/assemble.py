@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsecc.compilation import Compilation
 from sparsecc.decide.decision import Decision, advised
-from sparsecc.decide.goals import judge
+from sparsecc.decide.goals import judge, words_of_serving
 from sparsecc.graph.groups import pinned_reasons
 from sparsecc.report.types_used import advice_for, larger_than, outside_blocks, slower_than, type_warnings
 from sparsecc.report.verdict import verdict
@@ -153,7 +153,12 @@ def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mappin
     if measured:
         made["goal"] = judge(goal, measured)
         if told := made["goal"].get("foretold"):
-            speed = f"{told['speedup']:.2f}x is foretold by {told['by']}, not measured"
+            reached = [f"{told['speedup']:.2f}x"]
+            if "serving" in told:
+                reached.append(words_of_serving(told["serving"]))
+            elif "ms" in told:
+                reached.append(f"{told['ms']:.3g} ms")
+            speed = f"{', '.join(reached)} is foretold by {told['by']}, not measured"
             made["warnings"].append(
                 f"{speed}: measure it where {made['target']['name']} runs, with sparsecc profile"
             )

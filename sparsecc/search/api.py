@@ -34,6 +34,11 @@ def search(model: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     from sparsecc.search.space import Space
 
     path = compiled_from(Path(os.path.abspath(model)))
+    if path.is_dir():
+        raise InputError(
+            f"{model} is a folder: a search takes one ONNX file, name that in it (what a language model loses is told "
+            "in nats a token, which no point measures: give compile a --ratio)"
+        )
     if not path.is_file():
         raise InputError(f"{model}: no such file: a search needs a model on disk")
     with held(warned(options, 2)) as (given, memory):

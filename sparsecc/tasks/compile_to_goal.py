@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +18,7 @@ from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import REFUSED, Goal, Trial, found_in, words_of
+from sparsecc.decide.joint_levers import next_together
 from sparsecc.decide.passes import require_passes
 from sparsecc.decide.type_levers import AIM, INT8, at_speed, in_part
 from sparsecc.errors import GoalError, UnavailableError
@@ -107,7 +108,9 @@ def _compiled(
         "notes": settled.notes if is_asked else (),
     }
     if (rates := shop.figures.rates) is not None:
-        compilation.goal["foretold"] = {"speedup": settled.best.speedup, "by": rates.source}
+        best = settled.best
+        told = {"speedup": best.speedup, "ms": best.ms, "serving": best.serving, "by": rates.source}
+        compilation.goal["foretold"] = {name: value for name, value in told.items() if value is not None}
     made = pipeline.compiled(compilation, request)
     if request.get("dry_run"):  # the chosen trial was made: its size is known
         for side, size in (("before", settled.best.dense_bytes), ("after", settled.best.bytes)):
@@ -149,12 +152,8 @@ class Workshop:
         `known` finds earlier trials, by what else they depend on.
         """
         options, backend = compilation.options, backend_named(compilation.target.backend)
-        is_foretold = goal.speedup is not None and goal.footprint is None
-        if (goal.is_timed or goal.footprint) and not backend.runs_here and not is_foretold:
-            raise UnavailableError(
-                f"target {options.target} cannot be measured here: give --speedup, which is foretold, or --ratio "
-                f"instead of {goal.words()}"
-            )
+        if not backend.runs_here:
+            _require_foretold(goal, options)
         compilation.emit({"stage": "load", "share": 0.0})
         analysis = begin(compilation)
         dense = compilation.dense
@@ -186,6 +185,7 @@ class Workshop:
             keeps_all=self.keeps_all,
             finer=self.finer,
             safer=self.safer,
+            together=self.together,
             is_over=lambda: time.monotonic() > end,
             is_late=lambda: time.monotonic() > late,
         )
@@ -205,6 +205,8 @@ class Workshop:
         more: list[Family] = []
         if options.samples is None:
             return families, more
+        if "patterns" in given and options.sparsity is None and "2:4" in self.compilation.target.patterns:
+            more += [{"sparsity": "2:4"}] if self.figures.times else []
         if "channels" in given and options.metric == "macs" and self.times_layers:
             more.append({"metric": "latency"})
         if "layers" in given and options.prune == PRUNED and find_blocks(self.analysis):
@@ -243,6 +245,11 @@ class Workshop:
     def safer(self, trial: Trial) -> Family | None:
         """8 bits without the layers that lose most, where they are free to choose."""
         return None if self.compilation.options.quantize is not None else in_part(self.goal, trial)
+
+    def together(self, trials: Sequence[Trial]) -> tuple[Family, float] | None:
+        """8 bits in part and a ratio that should lose least of all, where types are free and times are known."""
+        is_free = self.compilation.options.quantize is None and self.goal.is_timed
+        return next_together(self.goal, trials) if is_free else None
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
@@ -291,8 +298,10 @@ class Workshop:
             trial = Trial(ratio, choice.removed, *sizes, levers=dict(family))
             cost = {side: totals["macs"] for side, totals in work.decision.costs.items()}
             trial = replace(trial, macs=cost["after"] / (cost["before"] or 1))
-            known = self.figures.measured(replace(trial, sha256=file_sha256(work.compiled)), work)
-        trial = replace(known, exhausted=not choice.reached, held=held_back(work.decision))
+            trial = replace(trial, sha256=file_sha256(work.compiled), levels=levels_of(work))
+            known = self.figures.measured(trial, work)
+        held = self.figures.held_back(work, known.dense_bytes) or held_back(work.decision)
+        trial = replace(known, exhausted=not choice.reached, held=held)
         for file in folder.iterdir():
             file.unlink()
         chosen = work.compilation.measured_options
@@ -340,6 +349,25 @@ def _has_tokens(analysis: Analysis) -> bool:
         return bool(find_site(analysis))
     except CannotReduceError:
         return False
+
+
+def _require_foretold(goal: Goal, options: CompileOptions) -> None:
+    """UnavailableError for what neither a table nor rules tell of a target that does not run here."""
+    cannot = f"target {options.target} cannot be measured here"
+    if goal.footprint is not None:
+        raise UnavailableError(f"{cannot}: give --size or --ratio instead of {goal.words()}")
+    if goal.milliseconds is not None and options.device_table is None:
+        raise UnavailableError(
+            f"{cannot}: {goal.words()} needs a table of such a device (sparsecc devices table) with --device-table; "
+            "--speedup is foretold without one"
+        )
+
+
+def levels_of(work: Work) -> tuple[tuple[float, float], ...]:
+    """What a pass foresaw of 8 bits without other layers."""
+    facts = [record.facts or {} for record in work.compilation.records]
+    found = [levels for row in facts for levels in [row.get("mixed_precision", {}).get("levels")] if levels]
+    return tuple((loss, share) for loss, share in found[-1]) if found else ()
 
 
 def held_back(decision: Decision) -> str:

@@ -76,4 +76,6 @@ def trial_of(found: Mapping[str, Any]) -> Trial:
     given = {one.name: found[one.name] for one in fields(Trial) if one.name in found}
     if "ci95" in given:
         given["ci95"] = tuple(given["ci95"])
+    if "levels" in given:
+        given["levels"] = tuple((float(loss), float(share)) for loss, share in given["levels"])
     return Trial(**given)

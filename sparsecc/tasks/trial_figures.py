@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from sparsecc.backends import backend_named
 from sparsecc.compilation import Compilation
-from sparsecc.cost.device_rates import FLOAT, DeviceRates, rates_for, types_of
+from sparsecc.cost.device_rates import FLOAT, SPARSE, DeviceRates, rates_for, types_of
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, worst_quality
@@ -17,7 +19,7 @@ from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.measure.serving import Serving
-from sparsecc.measure.throughput import best_serving
+from sparsecc.measure.throughput import AS_GOOD, batches_of, best_serving
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.tasks.stages import Work
@@ -44,13 +46,13 @@ class Figures:
     def of(compilation: Compilation, goal: Goal) -> Figures:
         """Measures the dense model first."""
         figures, dense = Figures(compilation, goal), compilation.dense.path
-        if goal.is_timed and not backend_named(compilation.target.backend).runs_here:
-            figures.rates = rates_for(compilation.target, compilation.options.device_table)
         if compilation.options.evaluate is not None:
             figures.dense_score = metric_score(compilation, dense)
         if goal.footprint is not None:
             figures.dense_memory = figures.memory_of(compilation.file, compilation.timed)
-        if goal.throughput is not None:
+        if goal.is_timed and not backend_named(compilation.target.backend).runs_here:
+            figures.rates = rates_for(compilation.target, compilation.options.device_table)
+        elif goal.throughput is not None:
             figures.dense_serving = serving_of(compilation, dense, compilation.timed)
         return figures
 
@@ -77,7 +79,7 @@ class Figures:
         if self.dense_serving is not None:
             trial = trial.served(self.dense_serving, serving_of(compilation, work.compiled, feeds))
         elif self.rates is not None:
-            trial = replace(trial, speedup=foretold(self.rates, work, trial.dense_bytes), is_fine=True)
+            trial = replace(self.foretold(self.rates, trial, work), is_fine=True)
         elif self.times:
             trial = self.timed(trial, work, _COARSE, 4)
             if self.is_near(trial):
@@ -95,6 +97,28 @@ class Figures:
             useless = self.dense_score - found > TENTH * abs(self.dense_score)
             trial = replace(trial, score=found, dense_score=self.dense_score, is_useless=useless)
         return trial
+
+    def foretold(self, rates: DeviceRates, trial: Trial, work: Work) -> Trial:
+        """With its speed beside the dense model as rates tell it; by those of a table with its time, too, and where a
+        rate of samples is asked for with the batch that serves most in one stream."""
+        dense, made = products_of(rates, work, trial.dense_bytes)
+        if self.goal.throughput is not None:
+            any_batch = takes_any_batch(self.compilation.dense.model)
+            batches = batches_of(self.compilation.timed) if any_batch else (1,)
+            return trial.served(dense.serving(rates, batches), made.serving(rates, batches))
+        before, after = dense.seconds(rates), made.seconds(rates)
+        trial = replace(trial, speedup=before / after)
+        return replace(trial, dense_ms=1e3 * before, ms=1e3 * after) if rates.is_measured else trial
+
+    def held_back(self, work: Work, dense_bytes: int) -> str:
+        """What takes most of the time that is foretold, where that is no work, which removal would save; "" else."""
+        if self.rates is None:
+            return ""
+        made = products_of(self.rates, work, dense_bytes)[1]
+        parts = self.rates.parts(made.rows, made.weights)
+        most = max(parts, key=lambda part: parts[part])
+        share = parts[most] / (math.fsum(parts.values()) or 1.0)
+        return "" if most == "multiply-accumulates" else f"{share:.0%} of its time there is {most}"
 
     def memory_of(self, model: Path, feeds: Feeds) -> int:
         """Bytes that loading and running a model once adds to a process."""
@@ -120,18 +144,45 @@ class Figures:
         return replace(trial, speedup=ratio.speedup, ci95=interval, dense_ms=dense, ms=dense / ratio.speedup)
 
 
-def foretold(rates: DeviceRates, work: Work, dense_bytes: int) -> float:
-    """How much faster a model that was made should be than the dense one, whose weights take so many bytes as they
-    came."""
+@dataclass(frozen=True)
+class Products:
+    """Of one sample: (type, multiply-accumulates) of each product of a model; the bytes of its weights in float."""
+
+    rows: Sequence[tuple[str, float]]
+    weights: float
+
+    def seconds(self, rates: DeviceRates, batch: int = 1) -> float:
+        """Of a run of so many samples."""
+        return rates.seconds([(kind, batch * macs) for kind, macs in self.rows], self.weights)
+
+    def serving(self, rates: DeviceRates, batches: Sequence[int]) -> Serving:
+        """How it serves most in one stream, in the smallest batch that is as good."""
+        served = [Serving(batch / self.seconds(rates, batch), batch, 1) for batch in batches]
+        most = max(one.rate for one in served)
+        return next(one for one in served if one.rate >= AS_GOOD * most)
+
+
+def products_of(rates: DeviceRates, work: Work, dense_bytes: int) -> tuple[Products, Products]:
+    """Those of the dense model, whose weights take so many bytes as they came, and of one that was made."""
     rows, params = work.decision.layers, work.decision.costs
     left = params["after"]["params"] / (params["before"]["params"] or 1)
     models = {"before": work.compilation.dense.model, "after": work.analysis.model}
-    products = {}
+    found = {}
     for side, model in models.items():
-        types = types_of(model)
-        products[side] = [(types.get(row["name"], FLOAT), float(row[f"macs_{side}"])) for row in rows]
-    in_float = dense_bytes / rates.share(products["before"])
-    return rates.seconds(products["before"], in_float) / rates.seconds(products["after"], in_float * left)
+        types, zeroed = types_of(model), patterned(work) if side == "after" else frozenset[str]()
+        found[side] = [
+            (types.get(name, FLOAT) + (SPARSE if name in zeroed else ""), float(row[f"macs_{side}"]))
+            for row in rows
+            for name in [row["name"]]
+        ]
+    in_float = dense_bytes / rates.share(found["before"])
+    return Products(found["before"], in_float), Products(found["after"], in_float * left)
+
+
+def patterned(work: Work) -> frozenset[str]:
+    """The layers that a pass gave two zeros in four weights."""
+    facts = [record.facts or {} for record in work.compilation.records]
+    return frozenset(name for row in facts if row.get("pattern") == "2:4" for name in row["layers"])
 
 
 def serving_of(compilation: Compilation, model: Path, feeds: Feeds) -> Serving:
