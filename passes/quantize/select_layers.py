@@ -92,10 +92,12 @@ def decide_onnxruntime(
     told: Collection[str] = (),
     *,
     in_bodies: bool = False,
+    swishes: bool = False,
 ) -> Decision:
     """Integer chains for ONNX Runtime: inputs and outputs of weighted nodes, and what stays between; of the products
     of two activations those named. `told` are the values that the model came with ranges of, where it has any.
-    `in_bodies` goes into the bodies of If, Loop and Scan; a chain ends where one begins."""
+    `in_bodies` goes into the bodies of If, Loop and Scan; a chain ends where one begins. `swishes` takes
+    x * sigmoid(x) between layers, too."""
     decision = Decision()
     chosen = {}
     for layer in layers:
@@ -111,6 +113,8 @@ def decide_onnxruntime(
         elif node.domain in ("", "ai.onnx") and node.name not in exclude:
             if node.name in products:
                 _take_product(decision, node)
+            elif swishes and node.op_type == "Sigmoid":
+                _take_swish(decision, node, chosen, exclude, told)
             else:
                 _follow(decision, node, chosen, told)
     return decision
@@ -157,6 +161,32 @@ def _follow(decision: Decision, node: ir.Node, chosen: Collection[ir.Node], told
         for output in outputs:
             decision.aliases[output.name or ""] = source.name or ""
             decision.full.add(output.name or "")
+
+
+def _take_swish(
+    decision: Decision,
+    sigmoid: ir.Node,
+    chosen: Collection[ir.Node],
+    exclude: Collection[str],
+    told: Collection[str],
+) -> None:
+    """x * sigmoid(x) between integers: ONNX Runtime looks both up or multiplies bytes, where float kernels would
+    convert there and back around an exponential of each number."""
+    x, gate = sigmoid.inputs[0], sigmoid.outputs[0]
+    readers = gate.consumers()
+    if x is None or x.name not in decision.full or len(readers) != 1 or gate.is_graph_output():
+        return
+    (product,) = readers
+    is_swish = product.op_type == "Mul" and {*product.inputs} == {x, gate} and product.name not in exclude
+    result = product.outputs[0]
+    is_told = not told or {gate.name, result.name} <= {*told}
+    if not is_swish or product.graph is not sigmoid.graph or not is_told:
+        return
+    if _read_by_integers(result, chosen):
+        decision.followers += [sigmoid, product]
+        for value in (gate, result):
+            decision.values[value.name or ""] = value
+            decision.full.add(value.name or "")
 
 
 def _why_not_follower(node: ir.Node, chosen: Collection[ir.Node], told: Collection[str]) -> str:

@@ -158,7 +158,14 @@ class StaticQuantizer:
         else:
             outputs = QUANTIZED_OUTPUTS if self.fuses_matmul else QUANTIZED_OUTPUTS | {"MatMul"}
             decision = decide_onnxruntime(
-                model, layers, exclude, outputs, self.products, self.lifted, in_bodies=in_bodies
+                model,
+                layers,
+                exclude,
+                outputs,
+                self.products,
+                self.lifted,
+                in_bodies=in_bodies,
+                swishes=self.fuses_matmul,
             )
             decision.stored = stored_nodes(model, exclude) if self.options.beyond_layers else []
         taken = {node.name for node in (*decision.products, *decision.stored)}
