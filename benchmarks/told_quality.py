@@ -1,6 +1,6 @@
 """Is what a compile tells of its result true of inputs that it was never given?
 
-    python benchmarks/told_quality.py [--pairs resnet20,...] [--splits 0,1] [--seconds 240] [--json FILE]
+    python benchmarks/told_quality.py [--pairs resnet20,...] [--how 0.3,int8] [--splits 0,1] [--seconds 240] [--json F]
 
 Besides the pairs, models of the shared materials on photographs, text and digits in the size and range that they were
 made for. Of the samples, shuffled by the split's number, five eighths are given as `--calib`; the rest, and what a
@@ -213,34 +213,41 @@ MATERIALS: Mapping[str, Photos | Texts | Digits] = {
         "lm/export/charrnn_lstm_ts13.onnx", "ids", 48, characters, {"h": (2, 1, 128), "c": (2, 1, 128)}
     ),
     "byte_lstm": Texts("lm/tract_byte_sb_bidi_lstm.onnx", "input", 64, raw),
-    "babyllama": Texts("lm/export/babyllama105_dy18.onnx", "ids", 48, written, number=64),
-    "magika": Texts("misc/magika_standard_v2_0.onnx", "bytes", 4096, files, number=64),
+    "babyllama": Texts("lm/export/babyllama105_dy18.onnx", "ids", 48, written, number=32),
+    "magika": Texts("misc/magika_standard_v2_0.onnx", "bytes", 4096, files, number=32),
     "fsanet_var": _photos("face/fsanet-var.onnx", "input", 64, 127.5, 127.5),
     "text_angle": _photos("ocr/ppocr_cls.onnx", "x", (48, 192), 127.5, 127.5, text=True),
     "espcn": _photos("sr/espcn_subpixel_float.onnx", "input", 4),
     "dncnn": _photos("sr/dncnn25_ts13.onnx", "x", 48, layout="gray", number=64),
     "super_resolution": _photos(
-        "sr/super_resolution_224_caffe2.onnx", "input", 224, layout="gray", number=64
+        "sr/super_resolution_224_caffe2.onnx", "input", 224, layout="gray", number=32
     ),
     "ultraface": _photos("face/ultraface-slim-320.onnx", "input", (240, 320), 127.0, 128.0),
     "ultraface_rfb": _photos("face/ultraface-RFB-320.onnx", "input", (240, 320), 127.0, 128.0, number=64),
-    "sinet": _photos("seg/sinet_softmax.onnx", "data", 320, 110.0, 65.0, number=64),
+    "sinet": _photos("seg/sinet_softmax.onnx", "data", 320, 110.0, 65.0, number=32),
     "yunet": _photos("face/yunet_n_320_320.onnx", "input", 320, 0.0, 1.0),
     "palm": _photos("pose/mp_palm_detection_lite.onnx", "input_1", 192, number=64, **NHWC),
-    "hand": _photos("pose/mp_hand_landmark_lite.onnx", "input_1", 224, number=64, **NHWC),
-    "prisma": _photos("seg/prisma_nchw.onnx", "input_3", 256, number=64),
+    "hand": _photos("pose/mp_hand_landmark_lite.onnx", "input_1", 224, number=32, **NHWC),
+    "prisma": _photos("seg/prisma_nchw.onnx", "input_3", 256, number=32),
     "tracker": Photos(
         "det/vitTracker.onnx", {"search": (256, 256), "template": (128, 128)}, 120, 57, number=64
     ),
-    "text": _photos("ocr/ch_mobile_v1.1_det.onnx", "image", 320, 120.0, 57.0, number=64, text=True),
-    "text_v3": _photos("ocr/ppocrv3_det_ch_opencv.onnx", "x", 320, 120.0, 57.0, number=64, text=True),
+    "text": _photos("ocr/ch_mobile_v1.1_det.onnx", "image", 320, 120.0, 57.0, number=32, text=True),
+    "text_v3": _photos("ocr/ppocrv3_det_ch_opencv.onnx", "x", 320, 120.0, 57.0, number=32, text=True),
     "mobilenet_v1": _photos(
-        "imagenet1000/mobilenet_v1_0.75_192_quant_tf2onnx17.onnx", "input", 192, 0.0, 1.0, dtype="u1", **NHWC
+        "imagenet1000/mobilenet_v1_0.75_192_quant_tf2onnx17.onnx",
+        "input",
+        192,
+        0.0,
+        1.0,
+        dtype="u1",
+        number=32,
+        **NHWC,
     ),
     "squeezenet_fp16": _photos(
-        "imagenet1000/squeezenet_winml_fp16.onnx", "data_0", 224, 120.0, 57.0, dtype="f2", number=64
+        "imagenet1000/squeezenet_winml_fp16.onnx", "data_0", 224, 120.0, 57.0, dtype="f2", number=32
     ),
-    "yolox": _photos("det/yolox_nano.onnx", "images", 416, 0.0, 1.0, number=48),
+    "yolox": _photos("det/yolox_nano.onnx", "images", 416, 0.0, 1.0, number=32),
 }
 """Models of the shared materials that have no labelled data, smallest work first."""
 HOW: Mapping[str, Mapping[str, Any]] = {
@@ -331,6 +338,7 @@ def main() -> None:
     """Make what is missing, and show all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", default=",".join((*JUDGED, *MATERIALS)))
+    parser.add_argument("--how", default=",".join(HOW))
     parser.add_argument("--splits", default="0")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
@@ -338,7 +346,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
     done, begun = {(one["pair"], one["how"], one.get("split", 0)) for one in rows}, time.monotonic()
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    points = product(map(int, given.splits.split(",")), given.pairs.split(","), HOW)
+    points = product(map(int, given.splits.split(",")), given.pairs.split(","), given.how.split(","))
     for split, pair, how in points:
         if (pair, how, split) in done or time.monotonic() - begun > given.seconds:
             continue

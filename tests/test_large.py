@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -35,8 +36,10 @@ from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
 from sparsecc.options import CompileOptions
 from sparsecc.runtime import partitioned as parts
+from sparsecc.runtime.filed import Filed
 from sparsecc.runtime.numerics import worst_error
 from sparsecc.runtime.partitioned import PartedRunner
+from sparsecc.runtime.rounding import nudged
 from sparsecc.runtime.session import open_session
 from sparsecc.system import memory
 from sparsecc.system.scratch import Scratch
@@ -279,6 +282,37 @@ def test_spooled_tensors_are_what_they_were(tmp_path: Path, dtype: ir.DataType) 
         assert np.array_equal(after.numpy(), before.numpy())
         assert after.tobytes() == before.tobytes()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_that_wait_in_a_file_are_read_only_where_they_are_asked_for() -> None:
+    """A look at which there are, as a proof takes at each layer for each planted fault, reads none."""
+    filed, large = Filed(), np.arange(1 << 20, dtype=np.float32).reshape(1024, 1024)
+    for name, array in {"large": large, "turned": large.T, "small": large[:1], "whole": np.arange(3)}.items():
+        filed.put(name, array)
+    with mock.patch.object(MappedFile, "read", side_effect=AssertionError):
+        assert [name in filed for name in ("large", "turned", "whole", "none")] == [True, True, True, False]
+        assert list(filed.only(["whole", "large"])) == ["whole", "large"]
+    assert np.array_equal(filed["large"], large)
+    assert np.array_equal(filed["turned"], large.T)
+    assert np.array_equal(filed["small"], large[:1])
+    assert filed["whole"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+def test_every_entry_of_a_large_array_moves_by_about_a_rounding_step(dtype: str) -> None:
+    array = np.random.default_rng(0).uniform(0.5, 1, (300, 1000)).astype(dtype)
+    array[7, :2] = np.inf, -np.inf
+    moved = nudged({"x": array, "n": np.arange(3)}, 0)
+    assert moved["x"].dtype == array.dtype
+    assert moved["x"][7, :2].tolist() == [np.inf, -np.inf]
+    assert moved["n"].tolist() == [0, 1, 2]
+    after, before = (np.delete(one, 7, axis=0).astype("f8") for one in (moved["x"], array))
+    steps = (after - before) / np.finfo(dtype).eps
+    assert 1 < np.abs(steps).max() <= 2.5
+    assert (steps != 0).mean() > 0.5
+    assert (
+        np.abs(np.corrcoef(steps)[~np.eye(len(steps), dtype=bool)]).max() < 0.5
+    )  # rows move each in its own way
 
 
 def test_raising_the_opset_leaves_large_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:

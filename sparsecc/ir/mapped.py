@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -38,9 +39,9 @@ class MappedFile:
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         return self._map(start, offset + length - start)[offset - start :]
 
-    def append(self, data: bytes) -> int:
+    def append(self, data: bytes | memoryview) -> int:
         """Add bytes at the end; where they begin."""
-        offset, rest = self.size, memoryview(data)
+        offset, rest = self.size, memoryview(data).cast("B")
         while rest:
             written = os.pwrite(self._fd, rest, self.size)
             self.size, rest = self.size + written, rest[written:]
@@ -88,7 +89,14 @@ class Spool:
             with tempfile.TemporaryFile(dir=self._folder) as opened:
                 self._file = MappedFile(os.dup(opened.fileno()), 0)
         file, length = self._file, tensor.nbytes
-        offset = file.append(tensor.tobytes())
+        offset = file.append(_bytes_of(tensor))
         return stored_tensor(
             lambda: file.read(offset, length), tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name
         )
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """As a file has them; of an array in memory, no copy."""
+    if not isinstance(tensor, ir.Tensor) or tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return tensor.tobytes()
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data

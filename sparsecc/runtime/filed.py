@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +18,29 @@ class Filed(Mapping[str, np.ndarray]):
 
     def __init__(self) -> None:
         self._spool = Spool(Path(tempfile.gettempdir()))
-        self._held: dict[str, np.ndarray | ir.TensorProtocol] = {}
+        self._read: dict[str, Callable[[], np.ndarray]] = {}
 
     def put(self, name: str, array: np.ndarray) -> None:
-        is_plain = isinstance(array, np.ndarray) and array.dtype.kind == "f"
-        self._held[name] = self._spool.keep(ir.Tensor(np.asarray(array, order="C"))) if is_plain else array
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            self._read[name] = self._spool.keep(ir.Tensor(np.asarray(array, order="C"))).numpy
+        else:
+            self._read[name] = lambda: array
 
     def only(self, names: Iterable[str]) -> Filed:
         """Those of these names."""
         some = Filed()
-        some._spool, some._held = self._spool, {name: self._held[name] for name in names}
+        some._spool, some._read = self._spool, {name: self._read[name] for name in names}
         return some
 
     def __getitem__(self, name: str) -> np.ndarray:
-        held = self._held[name]
-        return held.numpy() if isinstance(held, ir.TensorProtocol) else held
+        return self._read[name]()
+
+    def __contains__(self, name: object) -> bool:
+        """Mapping's own would read the array."""
+        return name in self._read
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._read)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._read)

@@ -20,6 +20,8 @@ _DRAWS = 3
 
 _MOST_ROWS = 4096
 _LOOKED_AT = 1 << 16
+_DRAWN = 65_521
+"""Numbers drawn for an array; larger ones repeat them. A prime: rows of one length never repeat each other's soon."""
 _EPS = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative steps of the float types; that of float32 where none is given."""
 _SELECTORS = frozenset({"TopK", "NonMaxSuppression", "Unique", "ArgMax", "ArgMin", "Multinomial"})
@@ -69,8 +71,12 @@ def _is_whole(numbers: np.ndarray) -> bool:
 def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     step = 2 * _EPS.get(array.dtype.name, 2.0**-23)
     wide = np.float64 if array.dtype == np.float64 else np.float32
-    factor = 1 + step * generator.uniform(-1, 1, array.shape)
-    return np.asarray((array.astype(wide) * factor).astype(array.dtype))
+    factor = 1 + step * generator.uniform(-1, 1, min(array.size, _DRAWN))
+    flat, moved = array.reshape(-1), np.empty(array.size, array.dtype)
+    for at in range(0, array.size, _DRAWN):
+        some = flat[at : at + _DRAWN].astype(wide, copy=False)
+        moved[at : at + _DRAWN] = some * factor[: some.size]
+    return moved.reshape(array.shape)
 
 
 def selects(model: ir.Model) -> bool:

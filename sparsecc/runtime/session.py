@@ -243,6 +243,8 @@ def _made(source: Source, options: ort.SessionOptions, providers: Sequence[Any])
     if isinstance(source, Path | bytes):
         given = str(source) if isinstance(source, Path) else source
         return ort.InferenceSession(given, sess_options=options, providers=list(providers))
+    if isinstance(source, onnx.ModelProto) and not source.graph.initializer:  # a piece, whose weights are fed
+        return _made(source.SerializeToString(), options, providers)
     model = source if isinstance(source, ir.Model) else ir.from_proto(source)
     if weight_bytes(model) < _INLINE:
         proto = source if isinstance(source, onnx.ModelProto) else ir.to_proto(source)
