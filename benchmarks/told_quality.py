@@ -6,7 +6,8 @@ Besides the pairs, models of the shared materials on photographs, text and digit
 made for. Of the samples, shuffled by the split's number, five eighths are given as `--calib`; the rest, and what a
 pair's metric is measured on, no compile sees. Every model is compiled at ratios 0.1, 0.3 and 0.5, to int8, and both. A
 row is right where the quality on the unseen inputs is within 2 dB of what the report told, or within its interval; a
-warning, where the same thresholds say the same of the unseen inputs. Rows are stored as they come and not made again.
+warning, where the same thresholds say the same of the unseen inputs. Rows are stored as they come and not made again,
+but for errors.
 """
 
 from __future__ import annotations
@@ -281,13 +282,26 @@ def row(name: str, how: str, split: int) -> dict[str, Any]:
         "how": how,
         "split": split,
         "samples": facts["samples"],
-        "told_db": facts["quality_db"],
-        "interval_db": facts.get("interval_db"),
+        **(_of_answers(facts, true) if "quality_db" not in facts else _of_decibels(facts, true)),
         "said": made.report["verdict"]["judgement"],
-        "unseen_db": true["quality_db"],
-        "unseen_interval_db": true.get("interval_db"),
         "unseen_use": use_of(true),
     }
+
+
+def _of_decibels(facts: Mapping[str, Any], true: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "told_db": facts["quality_db"],
+        "interval_db": facts.get("interval_db"),
+        "unseen_db": true["quality_db"],
+        "unseen_interval_db": true.get("interval_db"),
+    }
+
+
+def _of_answers(facts: Mapping[str, Any], true: Mapping[str, Any]) -> dict[str, Any]:
+    """Of outputs that are no floats, whose answers alone are known."""
+    worst = min(facts["agreement"], key=lambda one: one["share"])
+    same = next(one for one in true["agreement"] if one["part"] == worst["part"])
+    return {"told_share": worst["share"], "interval": worst["interval"], "unseen_share": same["share"]}
 
 
 def samples_of(name: str, split: int) -> tuple[Path, list[Feeds], list[Feeds]]:
@@ -328,7 +342,9 @@ def _of_pair(pair: Pair) -> tuple[dict[str, np.ndarray], list[Feeds]]:
 
 
 def is_right(found: Mapping[str, Any]) -> bool:
-    """Whether the told quality holds for unseen inputs."""
+    """Whether the told quality, or the told share of answers, holds for unseen inputs."""
+    if "told_share" in found:
+        return bool(found["interval"][0] <= found["unseen_share"] <= found["interval"][1])
     low, high = found["interval_db"] or (np.inf, -np.inf)
     told_db, unseen_db = (min(found[key], EQUAL) for key in ("told_db", "unseen_db"))
     return abs(told_db - unseen_db) <= CLOSE or low <= unseen_db <= high
@@ -343,7 +359,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
+    stored: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
+    rows = [one for one in stored if "error" not in one]
     done, begun = {(one["pair"], one["how"], one.get("split", 0)) for one in rows}, time.monotonic()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     points = product(map(int, given.splits.split(",")), given.pairs.split(","), given.how.split(","))
@@ -358,7 +375,7 @@ def main() -> None:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many rows were told right, and how many warnings: against what the same thresholds say of unseen inputs."""
-    known = [one for one in rows if "told_db" in one]
+    known = [one for one in rows if "error" not in one]
     wrong = [_name(one) for one in known if not is_right(one)]
     judged = [one for one in known if "unseen_use" in one]
     unwarned = [_name(one) for one in judged if (one["said"], one["unseen_use"]) == ("usable", "useless")]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import sparsecc
 from benchmarks.quantization_cases import CASES, shared
@@ -338,3 +340,43 @@ def test_where_a_convolution_stays_in_float_the_sum_after_it_may_be_in_float_too
         model, **given, calib=list(samples), quantize_options=drop, output=tmp_path / "out"
     )
     assert made.report["verification"]["status"] == "proved"
+
+
+@pytest.mark.parametrize("type_", ["int8", "int4"])
+@pytest.mark.parametrize("opset", [7, 9, 13])
+def test_halves_of_old_opsets_stay_halves_where_a_layer_stays_in_float(
+    tmp_path: Path, opset: int, type_: str
+) -> None:
+    """8 bits need a newer opset, whose conversion makes every value of the graph anew."""
+    random, names = np.random.default_rng(0), ("first", "second", "third")
+    shapes = [(32, 3, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3)]
+    weights = [(random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("f2") for shape in shapes]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", [given, f"{name}.weight"], [name], name=name)
+            for given, name in zip(("x", *names), names, strict=False)
+        ],
+        "halves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("third", TensorProto.FLOAT16, None)],
+        [numpy_helper.from_array(w, f"{name}.weight") for name, w in zip(names, weights, strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    onnx.save(model, tmp_path / "halves.onnx")
+    made = sparsecc.compile(
+        tmp_path / "halves.onnx",
+        output=tmp_path / "out",
+        ratio=0.0,
+        quantize=type_,
+        quantize_options={"exclude": "second"},
+        calib=[{"x": random.standard_normal((1, 3, 16, 16)).astype("f2")} for _ in range(16)],
+        measure=False,
+    )
+    assert made.report["fidelity"]["quality_db"] > 15
+    kept = [
+        tensor
+        for tensor in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+        if len(tensor.dims) == 4
+    ]
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in kept if tensor.dims[:2] == [32, 32]}
+    assert TensorProto.FLOAT not in {tensor.data_type for tensor in kept}

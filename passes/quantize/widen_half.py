@@ -24,29 +24,32 @@ _WORTH_A_CAST = 1024
 
 @dataclass
 class Widened:
-    """The constants of a model that were halves."""
+    """The names of a model's constants that were halves: passes that need a newer opset make all values anew."""
 
     model: ir.Model
-    constants: list[ir.Value]
+    constants: list[str]
 
     def store_halves(self) -> None:
         """Constants that are still what they were are stored as halves again, behind casts."""
         editor = GraphEditor(self.model)
-        for value in self.constants:
-            if not value.is_initializer() or not value.uses() or value.is_graph_output():
+        for name in self.constants:
+            value = self.model.graph.initializers.get(name)
+            if value is None or not value.uses() or value.is_graph_output():
+                continue
+            if value.const_value is None or value.const_value.dtype != FLOAT:
                 continue
             numbers = constant_array(value)
             with np.errstate(over="ignore"):
                 halves = numbers.astype(np.float16)
             if halves.nbytes < _WORTH_A_CAST or not np.array_equal(halves.astype(np.float32), numbers):
                 continue
-            stored = editor.constant(f"{value.name}_fp16", halves)
+            stored = editor.constant(f"{name}_fp16", halves)
             value.replace_all_uses_with(
                 editor.add(
-                    "Cast", [stored], {"to": FLOAT.value}, base=f"{value.name}_fp32", dtype=FLOAT, like=stored
+                    "Cast", [stored], {"to": FLOAT.value}, base=f"{name}_fp32", dtype=FLOAT, like=stored
                 )
             )
-            self.model.graph.initializers.pop(value.name or "")
+            self.model.graph.initializers.pop(name)
 
 
 def widen_half(model: ir.Model) -> Widened | None:
@@ -60,7 +63,7 @@ def widen_half(model: ir.Model) -> Widened | None:
         if value.const_value is not None and value.dtype == HALF and not value.is_graph_input():
             value.const_value = _wide(value.const_value, value.name)
             value.type = ir.TensorType(FLOAT)
-            widened.constants.append(value)
+            widened.constants.append(value.name or "")
     for node in model.graph:
         _widen_attributes(node)
         for output in node.outputs:

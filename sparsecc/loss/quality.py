@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def _interval(reference: Reference, found: Sequence[Outputs], fits: Sequence[int
     ):  # the next such sample may be as much worse
         low = min(low, round(2 * middle - high, 2))
     if rows - 1 <= len(STUDENT) and high < 100:
-        least = min(WIDEST, STUDENT[rows - 2] * SPREAD / np.sqrt(rows))
+        least = min(WIDEST, STUDENT[rows - 2] * SPREAD / math.sqrt(rows))
         low, high = min(low, round(middle - least, 2)), max(high, round(middle + least, 2))
     low, high = max(low, quality(np.inf)), min(high, quality(0.0))
     each = [quality(float(loss)) for loss in np.nan_to_num(apart, nan=np.inf) / len(reference.parts)]
