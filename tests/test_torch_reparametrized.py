@@ -98,6 +98,25 @@ def test_as_many_groups_are_free_as_in_the_plain_module(norm: str) -> None:
     assert sizes[0] == sizes[1] == [16, 20, 24]
 
 
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_same_slots_go_as_of_the_plain_module(norm: str, criterion: str) -> None:
+    """Vectors alone have lengths of any size; what counts is the weight that they make."""
+    module, plain, x = made(norm)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            if "weight norm" in norm and name.endswith(("original1", "_v")):
+                tensor.mul_(torch.linspace(0.5, 3, tensor.shape[0]).reshape(-1, *[1] * (tensor.dim() - 1)))
+        module(x)
+        for path, part in plain.named_modules():
+            for name, tensor in part.named_parameters(recurse=False):
+                tensor.copy_(getattr(module.get_submodule(path), name))
+    plans = [st.plan_of(st.prune(one, x, ratio=0.5, align=1, criterion=criterion)) for one in (module, plain)]
+    kept = [{row["size"]: row["slots"] for row in plan.groups if row["pinned"] is None} for plan in plans]
+    assert kept[0] == kept[1]
+    assert all(0 < len(slots) < size for size, slots in kept[0].items())
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_smaller_module_trains_on_with_its_norms(norm: str) -> None:
     module, _, x = made(norm)

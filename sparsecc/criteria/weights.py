@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,18 +21,22 @@ BLOCK = 1 << 20
 class SlotWeights:
     """Sums of |w|^power over everything a slot owns in each member, cached per tensor.
 
-    Members are uses of initializers; a tensor is read once per power, block by block, and let go at once.
+    Members are uses of initializers; a tensor is read once per power, block by block, and let go at once. `instead`
+    has, of tensors that a weight is computed from, the weight that stands for it, or None where another does.
     """
 
     @collector_paused()
-    def __init__(self, analysis: Analysis, seed: int = 0) -> None:
+    def __init__(
+        self, analysis: Analysis, seed: int = 0, instead: Mapping[ir.Value, np.ndarray | None] | None = None
+    ) -> None:
         self.seed = seed
+        self._instead = instead or {}
         self._cache: dict[tuple[ir.Value, int], dict[int, np.ndarray]] = {}
         self._members: dict[Atom, list[tuple[ir.Value, int, Axis]]] = {}
         self._positions: dict[ir.Value, set[int]] = {}
         for value, axes in analysis.weights():
             tensor = value.const_value
-            if tensor is None or tensor.dtype not in FLOATS:
+            if tensor is None or tensor.dtype not in FLOATS or self._instead.get(value, tensor) is None:
                 continue
             for position, axis in enumerate(axes):
                 for atom in atoms_of(axis):
@@ -59,7 +63,9 @@ class SlotWeights:
         key = (value, power)
         if key not in self._cache:
             assert value.const_value is not None
-            self._cache[key] = axis_sums(value.const_value.numpy(), power, sorted(self._positions[value]))
+            array = self._instead.get(value)
+            array = value.const_value.numpy() if array is None else array
+            self._cache[key] = axis_sums(array, power, sorted(self._positions[value]))
         return self._cache[key]
 
 

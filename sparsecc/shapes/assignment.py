@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,6 +21,17 @@ NO_MEASURE = -math.inf
 """How far off the sizes of a node are where that is not known; most likely they are too small."""
 
 
+class Misfit(NamedTuple):
+    """How far off the sizes of a node are, by the first of its demands that is not met: log(size / size it must be),
+    or NO_MEASURE, and which demand that is."""
+
+    off: float
+    demand: int
+
+
+UNKNOWN = Misfit(NO_MEASURE, 0)
+
+
 class UnknownShapes(dict[ir.Value, str]):
     """Values whose shape could not be inferred, with the reason."""
 
@@ -28,14 +40,14 @@ class UnknownShapes(dict[ir.Value, str]):
 class Probe:
     """What the walk of this number found; `guessed` says whether it met a size that nobody can know.
 
-    `misfits` are the nodes whose inputs do not fit each other, in order: log(size / size it must be), or NO_MEASURE.
+    `misfits` are the nodes whose inputs do not fit each other, in order.
     """
 
     number: int = 0
     types: dict[ir.Value, onnx.TypeProto] = field(default_factory=dict)
     data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
     failures: UnknownShapes = field(default_factory=UnknownShapes)
-    misfits: dict[ir.Node, float] = field(default_factory=dict)
+    misfits: dict[ir.Node, Misfit] = field(default_factory=dict)
     guessed: bool = False
     _next: int = 0
 

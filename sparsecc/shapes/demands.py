@@ -16,8 +16,9 @@ Dims = Sequence[list[int] | None]
 Data = Sequence[np.ndarray | None]
 
 
-def unmet(node: ir.Node, dims: Dims, data: Data) -> Pair | None:
-    """The first two sizes of a node's inputs that must be equal and differ; None where all are, or it is not known.
+def unmet(node: ir.Node, dims: Dims, data: Data) -> tuple[int, Pair] | None:
+    """The first two sizes of a node's inputs that must be equal and differ, and their place among the pairs that must;
+    None where all are equal, or it is not known.
 
     `dims` and `data` are the shapes and small values of the inputs, None where unknown.
     """
@@ -25,14 +26,15 @@ def unmet(node: ir.Node, dims: Dims, data: Data) -> Pair | None:
     if rule is None:
         return None
     known = OPAQUE // DIVIDED
-    return next((p for p in rule(node, dims, data) if p[0] != p[1] and max(p) < known), None)
+    demands = enumerate(rule(node, dims, data))
+    return next(((i, pair) for i, pair in demands if pair[0] != pair[1] and max(pair) < known), None)
 
 
 def _aligned(shapes: Sequence[Sequence[int]]) -> Iterator[Pair]:
-    """Sizes at the same place from the right, of which none is 1 (numpy's broadcasting)."""
+    """Sizes at the same place from the right; one of 1 is that of the others (numpy's broadcasting)."""
     for column in zip_longest(*map(reversed, shapes), fillvalue=1):
-        sizes = [size for size in column if size != 1]
-        yield from ((size, sizes[0]) for size in sizes[1:])
+        wanted = next((size for size in column if size != 1), 1)
+        yield from ((wanted if size == 1 else size, wanted) for size in column[1:])
 
 
 def _broadcast(node: ir.Node, dims: Dims, data: Data) -> Iterator[Pair]:

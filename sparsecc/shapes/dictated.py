@@ -2,8 +2,8 @@
 
 A Flatten before a Gemm, a Reshape to constant sizes, a table of positions that is added: each allows few sizes. The
 first node that some sizes do not fit tells how far off they are; the dimensions that it depends on are moved until
-it fits, then the next such node is looked at. Of sizes that fit alike the roundest are found, as the midpoints of a
-bisection between powers of two are round.
+it fits, one pair of sizes after the other, then the next such node is looked at. Of sizes that fit alike the roundest
+are found, as the midpoints of a bisection between powers of two are round.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from sparsecc.shapes.assignment import NO_MEASURE, Probe
+from sparsecc.shapes.assignment import NO_MEASURE, UNKNOWN, Misfit, Probe
 from sparsecc.shapes.dynamic_dims import Kinds, dim_key, is_fixed
 
 Setting = dict[str, int]
@@ -45,6 +46,13 @@ _MOST_NODES = 100_000
 
 class _GivenUpError(Exception):
     """The search took too long."""
+
+
+class _Demand(NamedTuple):
+    """Two sizes that a node needs to be equal, by their place among those that it does."""
+
+    node: ir.Node
+    number: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class _Search:
         self.never: frozenset[ir.Node] = frozenset()
         """Nodes that nobody can tell anything of, whatever the sizes."""
         broken = [self._walked(self.kinds.setting(*base)) for base in bases]
-        self.never = frozenset(n for n in broken[0] if all(b.get(n) == NO_MEASURE for b in broken))
+        self.never = frozenset(n for n in broken[0] if all(b.get(n) == UNKNOWN for b in broken))
 
     def probes(self) -> Iterator[list[Inputs]]:
         """Two probes, or one where no dimension is free, for each of the first solutions."""
@@ -132,7 +140,7 @@ class _Search:
             yield begin
         elif depth == _DEEPEST or max(setting.values(), default=_LARGEST) >= _LARGEST:
             return
-        elif trouble[1] == NO_MEASURE:
+        elif trouble[1] == UNKNOWN:
             settled = begin.dictated | begin.related | self.kinds.batch
             larger = {key: 2 * size for key, size in setting.items() if key not in settled}
             if larger:
@@ -140,75 +148,77 @@ class _Search:
                     _Solution(setting | larger, begin.dictated, begin.related), held, depth + 1
                 )
         else:
-            for sizes, is_related in self._moves(trouble[0], begin, held):
+            for sizes, is_related in self._moves(_Demand(trouble[0], trouble[1].demand), begin, held):
                 yield from self.solutions(begin.moved(sizes, is_related=is_related), held, depth + 1)
 
-    def _moves(self, node: ir.Node, begin: _Solution, held: frozenset[str]) -> Iterator[tuple[Setting, bool]]:
-        """Sizes that fit a node, and whether they follow from other dimensions."""
+    def _moves(
+        self, demand: _Demand, begin: _Solution, held: frozenset[str]
+    ) -> Iterator[tuple[Setting, bool]]:
+        """Sizes that meet a demand, and whether they follow from other dimensions."""
         settled = begin.dictated | begin.related
-        signs = {key: self._sign(node, begin.setting, key) for key in begin.setting if key not in settled}
+        signs = {key: self._sign(demand, begin.setting, key) for key in begin.setting if key not in settled}
         every = frozenset(key for key, sign in signs.items() if sign)
         batch = self.kinds.batch
         for keys in dict.fromkeys((every - batch - held, every - held, every - batch, every)):
             chosen = {key: signs[key] for key in sorted(keys)}
             is_related = len(set(chosen.values())) > 1
             fits = self._singly if is_related else self._jointly
-            yield from ((sizes, is_related) for sizes in fits(node, begin.setting, chosen))
+            yield from ((sizes, is_related) for sizes in fits(demand, begin.setting, chosen))
 
-    def _sign(self, node: ir.Node, setting: Setting, key: str) -> int:
-        """Whether a node's misfit grows (1) or falls (-1) with a dimension, or does not depend on it (0)."""
-        now = self._misfit(node, setting)
+    def _sign(self, demand: _Demand, setting: Setting, key: str) -> int:
+        """Whether the misfit grows (1) or falls (-1) with a dimension, or does not depend on it (0)."""
+        now = self._misfit(demand, setting)
         for factor in _FACTORS:
-            larger = self._misfit(node, setting | {key: factor * setting[key]})
+            larger = self._misfit(demand, setting | {key: factor * setting[key]})
             if larger != now:
                 return 1 if larger > now else -1
         return 0
 
-    def _singly(self, node: ir.Node, setting: Setting, signs: Mapping[str, int]) -> Iterator[Setting]:
+    def _singly(self, demand: _Demand, setting: Setting, signs: Mapping[str, int]) -> Iterator[Setting]:
         """One dimension moved, the others as they are."""
         for key, sign in signs.items():
-            size, _ = self._bisected(node, setting, (key,), sign, setting[key])
+            size, _ = self._bisected(demand, setting, (key,), sign, setting[key])
             if size is not None:
                 yield {key: size}
 
-    def _jointly(self, node: ir.Node, setting: Setting, signs: Mapping[str, int]) -> Iterator[Setting]:
+    def _jointly(self, demand: _Demand, setting: Setting, signs: Mapping[str, int]) -> Iterator[Setting]:
         """All dimensions of one size, then one of another size than the rest, the least unlike first."""
         keys = tuple(signs)
         if not keys:
             return
         sign = signs[keys[0]]
-        size, middle = self._bisected(node, setting, keys, sign, setting[keys[0]])
+        size, middle = self._bisected(demand, setting, keys, sign, setting[keys[0]])
         if size is not None:
             yield dict.fromkeys(keys, size)
         if len(keys) > 1 and middle:
             for key in keys[: 1 if len(keys) == 2 else None]:
                 rest = tuple(other for other in keys if other != key)
-                yield from self._unlike(node, setting, key, rest, sign, middle)
-            yield from self._singly(node, setting, signs)
+                yield from self._unlike(demand, setting, key, rest, sign, middle)
+            yield from self._singly(demand, setting, signs)
 
     def _unlike(
-        self, node: ir.Node, setting: Setting, key: str, rest: tuple[str, ...], sign: int, middle: int
+        self, demand: _Demand, setting: Setting, key: str, rest: tuple[str, ...], sign: int, middle: int
     ) -> Iterator[Setting]:
         """Sizes of one dimension and of the rest, around the size that all together would have to have."""
         seen: set[float] = set()
         for size in _around(middle):
             whole = setting | dict.fromkeys(rest, middle) | {key: size}
-            misfit = self._misfit(node, whole)
+            misfit = self._misfit(demand, whole)
             if misfit in seen:
                 continue
             seen.add(misfit)
-            other, _ = self._bisected(node, whole, rest, sign, max(1, middle * middle // size))
+            other, _ = self._bisected(demand, whole, rest, sign, max(1, middle * middle // size))
             if other is not None:
                 yield {key: size, **dict.fromkeys(rest, other)}
 
     def _bisected(
-        self, node: ir.Node, setting: Setting, keys: tuple[str, ...], sign: int, guess: int
+        self, demand: _Demand, setting: Setting, keys: tuple[str, ...], sign: int, guess: int
     ) -> tuple[int | None, int | None]:
-        """The roundest size of `keys` that fits a node, None where none does; the size below which it is too small,
+        """The roundest size of `keys` that meets a demand, None where none does; the size below which it is too small,
         None where it is never too large."""
         low, high, size = 0, 0, 1 << (guess.bit_length() - 1)
         while 1 <= size <= _LARGEST and not (low and high):
-            misfit = self._oriented(node, setting, keys, sign, size)
+            misfit = self._oriented(demand, setting, keys, sign, size)
             if misfit == 0:
                 return size, size
             low, high = (size, high) if misfit < 0 else (low, size)
@@ -217,25 +227,30 @@ class _Search:
             return None, None
         while high - low > 1:
             size = (low + high) // 2
-            misfit = self._oriented(node, setting, keys, sign, size)
+            misfit = self._oriented(demand, setting, keys, sign, size)
             if misfit == 0:
                 return size, size
             low, high = (size, high) if misfit < 0 else (low, size)
         return None, low
 
     def _oriented(
-        self, node: ir.Node, setting: Setting, keys: tuple[str, ...], sign: int, size: int
+        self, demand: _Demand, setting: Setting, keys: tuple[str, ...], sign: int, size: int
     ) -> float:
-        """Below 0 where `keys` of this size are too small for a node."""
-        misfit = self._misfit(node, setting | dict.fromkeys(keys, size))
+        """Below 0 where `keys` of this size are too small for a demand."""
+        misfit = self._misfit(demand, setting | dict.fromkeys(keys, size))
         return misfit if misfit == NO_MEASURE else sign * misfit
 
-    def _misfit(self, node: ir.Node, setting: Setting) -> float:
-        """How far off a node's inputs are; where nodes before it do not fit, no measure."""
-        misfits = self._walked(setting, node)
-        return misfits.get(node, NO_MEASURE if misfits else 0.0)
+    def _misfit(self, demand: _Demand, setting: Setting) -> float:
+        """How far off the sizes are that a demand is about; where demands before it are not met, no measure."""
+        misfits = self._walked(setting, demand.node)
+        found = misfits.get(demand.node)
+        if found is None:
+            return NO_MEASURE if misfits else 0.0
+        if found == UNKNOWN or found.demand == demand.number:
+            return found.off
+        return 0.0 if found.demand > demand.number else NO_MEASURE
 
-    def _walked(self, setting: Setting, until: ir.Node | None = None) -> dict[ir.Node, float]:
+    def _walked(self, setting: Setting, until: ir.Node | None = None) -> dict[ir.Node, Misfit]:
         """The nodes that these sizes do not fit, as far as one node or all, in order, and how far off they are."""
         self.left -= self.places.get(until, len(self.places)) if until is not None else len(self.places)
         if self.left < 0:

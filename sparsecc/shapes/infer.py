@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from sparsecc.axes.sizes import Size, joined
-from sparsecc.shapes.assignment import NO_MEASURE, Probe, dims_of, tensor_type
+from sparsecc.shapes.assignment import UNKNOWN, Misfit, Probe, dims_of, tensor_type
 from sparsecc.shapes.candidates import Dims, assignments
 from sparsecc.shapes.contrib_ops import ShapeTable
 from sparsecc.shapes.custom_ops import RUN
@@ -218,7 +218,7 @@ class _Walker:
             types = self._inferred(node, proto, probe)
         except _FAILURES as e:
             types = {}
-            probe.misfits.setdefault(node, NO_MEASURE)
+            probe.misfits.setdefault(node, UNKNOWN)
             reason = " ".join(str(e).split())[:200] or type(e).__name__
             for value in node.outputs:
                 probe.failures[value] = f"onnx cannot infer {node.op_type}: {reason}"
@@ -232,9 +232,10 @@ class _Walker:
     def _fit(self, node: ir.Node, probe: Probe) -> None:
         """Whether the sizes of a node's inputs fit each other."""
         inputs = [v if v is None else (dims_of(probe.types.get(v)), probe.data.get(v)) for v in node.inputs]
-        sizes = unmet(node, [v and v[0] for v in inputs], [v and v[1] for v in inputs])
-        if sizes is not None:
-            probe.misfits[node] = math.log(max(sizes[0], 0.5) / max(sizes[1], 0.5))
+        found = unmet(node, [v and v[0] for v in inputs], [v and v[1] for v in inputs])
+        if found is not None:
+            demand, (size, wanted) = found
+            probe.misfits[node] = Misfit(math.log(max(size, 0.5) / max(wanted, 0.5)), demand)
 
     def _inferred(self, node: ir.Node, proto: onnx.NodeProto, probe: Probe) -> dict[str, onnx.TypeProto]:
         types = {v.name or "": probe.types[v] for v in node.inputs if v is not None and v in probe.types}
@@ -294,7 +295,7 @@ class _Walker:
             elif dim.dim_value < 0:
                 probe.failures[value] = "a negative dimension was inferred"
                 if (maker := value.producer()) is not None:
-                    probe.misfits.setdefault(maker, NO_MEASURE)
+                    probe.misfits.setdefault(maker, UNKNOWN)
         return inferred
 
     def _shape(self, node: ir.Node, probe: Probe) -> None:

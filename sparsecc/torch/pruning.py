@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from sparsecc.torch.masked import difference, masked_outputs
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
 from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of
-from sparsecc.torch.program.reparametrized import copied, vectors_kept
+from sparsecc.torch.program.reparametrized import composed_weights, copied, vectors_kept
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
 
@@ -261,7 +262,7 @@ def decide(
 ) -> tuple[dict[Atom, np.ndarray], TorchPlan]:
     """Keep-masks for a ratio, and the plan of what they mean for every tensor."""
     cost = cost_of(found.analysis, found.free, found.options.metric)
-    offered = candidates(found.analysis, found.free, found.options, scores, found.limits)
+    offered = candidates(found.analysis, found.free, found.options, scores, found.limits, _composed(found))
     if ratio == 0 or not offered:
         named = {c.atom: c.best(c.size) for c in offered if c.gone is not None}
         return named, planned(found, named, reached=ratio == 0)
@@ -269,6 +270,18 @@ def decide(
     selection = allocator_named(found.options.allocator).allocate(problem)
     masks = keep_of(offered, selection)
     return masks, planned(found, masks, reached=selection.reached)
+
+
+def _composed(found: Study) -> dict[ir.Value, np.ndarray | None]:
+    """What weights are scored by instead of the tensors that a weight norm computes them from."""
+    made = composed_weights(found.module)
+    return {
+        value: None if weight is None else weight.cpu().numpy()
+        for value in found.program.model.graph.initializers.values()
+        for name in found.program.names[value.name or ""]
+        if name in made
+        for weight in [made[name]]
+    }
 
 
 def planned(found: Study, masks: Mapping[Atom, np.ndarray], *, reached: bool = True) -> TorchPlan:

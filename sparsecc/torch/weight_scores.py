@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsecc.allocators import Candidate
 from sparsecc.axes.algebra import Atom
@@ -56,10 +57,14 @@ def candidates(
     options: CompileOptions,
     scores: Mapping[Atom, np.ndarray] | None = None,
     limits: Limits | None = None,
+    instead: Mapping[ir.Value, np.ndarray | None] | None = None,
 ) -> list[Candidate]:
-    """The free groups as an allocator sees them, with the given scores or those of the weights, within the limits."""
+    """The free groups as an allocator sees them, with the given scores or those of the weights, within the limits.
+
+    `instead` is that of `SlotWeights`.
+    """
     bounds = limits.of if limits is not None else {}
-    weights = SlotWeights(analysis, options.seed)
+    weights = SlotWeights(analysis, options.seed, instead)
     target = target_named(options.target)
     found = []
     for group in groups:

@@ -71,6 +71,18 @@ def _parametrized(layer: str, name: str, stem: str, how: Any) -> Iterator[Normed
         yield Normed(layer, name, f"{stem}.original", kind.dim, left=f"{stem}.0._u", right=f"{stem}.0._v")
 
 
+@torch.no_grad()
+def composed_weights(module: nn.Module) -> dict[str, Tensor | None]:
+    """By the name of a weight norm's vectors the weight that they make, of its lengths None: the weight has them."""
+    found: dict[str, Tensor | None] = {}
+    for one in normed_weights(module):
+        if one.length:
+            vectors, lengths = _tensor(module, one.source), _tensor(module, one.length)
+            found[one.source] = vectors * (lengths / torch.norm_except_dim(vectors, 2, one.axis))
+            found[one.length] = None
+    return found
+
+
 @contextmanager
 def spectral_norms_held(module: nn.Module) -> Iterator[None]:
     """Within it spectral norms divide by the number that they would compute: exports see no sums over the weight."""
