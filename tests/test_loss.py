@@ -17,7 +17,7 @@ from sparsecc.loss.answers import Agreement, Question, agreement, questions
 from sparsecc.loss.judge import use_of
 from sparsecc.loss.measure import Reference, quality
 from sparsecc.loss.parts import Part, by_scale, parts_of_outputs
-from sparsecc.loss.quality import told
+from sparsecc.loss.quality import CHOSEN, told
 from sparsecc.report.verdict import verdict
 from tests.repair_models import analysed, normal
 
@@ -309,11 +309,23 @@ def test_intervals_are_as_wide_as_the_samples_are_few(number: int, least: float,
     assert least < high - low < most
 
 
+def test_samples_that_plans_were_chosen_on_say_that_others_may_be_worse() -> None:
+    draw = np.random.default_rng(RNG_SEED)
+    dense, error = draw.standard_normal((40, 50)), draw.standard_normal((40, 50))
+    error *= draw.uniform(0.02, 0.2, (40, 1))  # samples are unlike
+    fresh, chosen = (told([{"y": dense}], [{"y": dense + error}], chosen=one) for one in (False, True))
+    (low, high), (lower, same) = fresh["interval_db"], chosen["interval_db"]
+    assert same == high
+    assert fresh["quality_db"] == chosen["quality_db"]
+    assert chosen["quality_db"] - lower == pytest.approx(CHOSEN * (fresh["quality_db"] - low), abs=0.02)
+    assert lower < low
+
+
 def test_where_one_sample_decides_the_next_may_be_as_much_worse() -> None:
     draw = np.random.default_rng(RNG_SEED)
     dense, error = draw.standard_normal((16, 50)), 0.01 * draw.standard_normal((16, 50))
     low, high = told([{"y": dense}], [{"y": dense + error}])["interval_db"]
-    assert 39 < low < 40 < high < 41.5
+    assert 38 < low < 39 < 41 < high < 42
     error[5] *= 30
     found = told([{"y": dense}], [{"y": dense + error}])
     low, high = found["interval_db"]

@@ -121,7 +121,7 @@ def _steps(options: CompileOptions, advised: float | None) -> Iterator[tuple[str
 def _tried(work: Work, made: Work, held_out: Samples) -> dict[str, Any]:
     """How a sibling is judged, and what it keeps."""
     compilation, wanted, found = made.compilation, *_outputs(made, held_out)
-    close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
+    close = told(wanted, found, compilation.judged_parts, compilation.judged_answers, chosen=True)
     close |= {"data": HELD_OUT, "samples": held_out.number}
     text = None
     if reads_text(compilation):

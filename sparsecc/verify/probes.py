@@ -208,7 +208,8 @@ class Probes:
         for before, after in zip(wanted, found, strict=True):
             answers = {n: a for n, a in before.items() if n not in self.compilation.caches}
             require_finite(answers, after, data, has_samples=self._has_samples)
-        close = told(wanted, found, compilation.judged_parts, compilation.judged_answers)
+        parts, asked = compilation.judged_parts, compilation.judged_answers
+        close = told(wanted, found, parts, asked, chosen=data == HELD_OUT)
         return {**close, "data": data, "samples": judged.number}
 
     def outputs(
