@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from sparsecc.errors import InputError
 from sparsecc.escaping import quoted
+from sparsecc.runtime.reasons import plain_reason
 from sparsecc.system.process import end_after
 
 LOADING = 30.0
@@ -50,7 +51,7 @@ def loaded(paths: Sequence[str], begin: Callable[[str], None] = lambda path: Non
 
 
 def _require_loads(path: str) -> None:
-    from sparsecc.runtime.session import RuntimeFailure, plain_reason  # which asks for the libraries here
+    from sparsecc.runtime.session import RuntimeFailure  # which asks for the libraries here
 
     if not Path(path).is_file():
         raise InputError(f"--custom-ops {quoted(path)}: no such file: check the path")

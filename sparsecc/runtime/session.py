@@ -10,7 +10,6 @@ import ctypes
 import errno
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import onnx_ir as ir
 from sparsecc.errors import InputError, MissingPackageError, RuntimeRefusalError
 from sparsecc.ir.apart import FED, Apart, large, outline
 from sparsecc.runtime import custom_ops
+from sparsecc.runtime.reasons import plain_reason
 from sparsecc.runtime.runner import Feeds
 from sparsecc.system.memory import weight_bytes
 from sparsecc.system.runtime_packages import unloadable
@@ -65,32 +65,7 @@ RuntimeFailure: tuple[type[Exception], ...] = (
 )
 """What ONNX Runtime's Python API raises when it refuses a model or its inputs."""
 
-_NOISE = (
-    (re.compile(r"\[ONNXRuntimeError\] : -?\d+ : [A-Z_]+ : "), ""),
-    (re.compile(r"Load model from .*? failed: ?"), ""),
-    (re.compile(r"(?:/[^\s:]*/)?\b\w+\.(?:cc|cpp|h|hpp):\d+ (?:\w+ (?=[\w\[]))?"), " "),
-    (
-        re.compile(
-            r"(?:[\w:<>,&*~]+ )?onnxruntime::[\w:<>~]+\(.*?\)(?: const)?(?: \[with .*?\])? (?=[A-Z\[(])"
-        ),
-        "",
-    ),
-    (re.compile(r"\[ShapeInferenceError\] ?"), ""),
-    (re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+"), " "),
-    (re.compile(r" {2,}"), " "),
-)
-_LONGEST = 400
-
 T = TypeVar("T")
-
-
-def plain_reason(error: Exception) -> str:
-    """The fact in a message of ONNX Runtime: one line without codes, source positions, control characters."""
-    text = str(error)
-    for pattern, replacement in _NOISE:
-        text = pattern.sub(replacement, text)
-    text = text.strip(" .:")
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def available_providers() -> list[str]:
