@@ -28,6 +28,7 @@ import sparsecc
 from benchmarks.accuracy_pairs import ROOT
 from benchmarks.told_quality import samples_of
 from sparsecc.data.array_files import write_arrays
+from sparsecc.data.origin import origin
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
@@ -103,9 +104,10 @@ def settled(path: Path, options: Mapping[str, Any], goal: str) -> dict[str, Any]
             path, CompileOptions.of(dict(options)), Scratch(Path(scratch)), lambda event: None
         )
         try:
-            shop = Workshop.open(
-                asked, Goal(**GOALS[goal]), partial(KnownTrials, asked, f"goal_models {path.name}")
-            )
+            known = partial(
+                KnownTrials, asked, origin(options)
+            )  # the compile of the row takes them from there
+            shop = Workshop.open(asked, Goal(**GOALS[goal]), known)
             best: Trial = shop.settle().best
         except SparseccError as e:
             print(f"{path.name}, {goal}: {e}", flush=True)

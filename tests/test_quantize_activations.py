@@ -35,3 +35,20 @@ def test_a_sigmoid_that_others_read_or_that_gates_another_value_stays_float(tmp_
     apply(Quantize(type="int8"), model, feeds=[feeds_for(model)])
     census = kernels(model, tmp_path)
     assert (census["QLinearSigmoid"], census["QLinearMul"]) == (0, 0)
+
+
+@pytest.mark.parametrize("left", ["one", "other"])
+def test_a_sum_whose_convolution_stays_in_float_needs_no_range_of_the_other_side(left: str) -> None:
+    """TensorRT takes the side of a sum that no convolution in 8 bits makes; where another one stays in float, that is
+    the side whose range nobody looked at."""
+    text = """sums (float[1,16,8,8] x, WEIGHTS) => (float[1,16,8,8] y) {
+        r = Relu(x) a = Conv(r, w) b = Conv(r, v) s = Add(a, b) y = Relu(s) }"""
+    model = weighted(text, dict.fromkeys("wv", (16, 16, 1, 1)))
+    for name, node in zip(("one", "other"), (n for n in model.graph if n.op_type == "Conv"), strict=True):
+        node.name = name
+    feeds = feeds_for(model)
+    before = outputs(model, feeds)
+    result, plan = apply(Quantize(type="int8", exclude=(left,)), model, "tensorrt", [feeds])
+    assert result.facts["nodes"] == [{"one": "other", "other": "one"}[left]]
+    assert set(plan.quantization) <= {"r", "w", "v", "a", "b"}
+    assert relative_error(before, outputs(model, feeds)) < 0.001

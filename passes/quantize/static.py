@@ -87,6 +87,7 @@ class StaticQuantizer:
         takes_products = self.options.beyond_layers and self.fuses_matmul
         self.products = activation_products(self.model) if takes_products else {}
         self.no_scale: dict[str, str] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
         self.whole = self.decide(self.model, ())
         given = self._given()
         names = [name for name in {**self.whole.values, **self.whole.rights} if name not in given]
@@ -146,7 +147,8 @@ class StaticQuantizer:
         return self.compilation.target.dialect == "onnxruntime" and self.options.scheme == "auto"
 
     def decide(self, model: ir.Model, exclude: Collection[str]) -> Decision:
-        """What would be quantized of `model` (this one or a clone) when `exclude` stays float."""
+        """What would be quantized of `model` (this one or a clone) when `exclude` stays float; of values whose range
+        nobody saw nothing is."""
         in_bodies = self.options.beyond_layers and not self.is_tensorrt
         layers, remarks = find_layers(model, in_bodies=in_bodies)
         if in_bodies:
@@ -168,6 +170,8 @@ class StaticQuantizer:
                 swishes=self.fuses_matmul,
             )
             decision.stored = stored_nodes(model, exclude) if self.options.beyond_layers else []
+        if self.ranges:
+            decision.leave_out({name for name in decision.values if self.whole.root(name) not in self.ranges})
         taken = {node.name for node in (*decision.products, *decision.stored)}
         others = (*remarks, *without_kernel(model, ()), *(Remark(*one) for one in self.no_scale.items()))
         kept = [remark for remark in decision.remarks if remark.where not in self.no_scale]
@@ -177,7 +181,6 @@ class StaticQuantizer:
     def lower(self, model: ir.Model, exclude: Collection[str] = ()) -> Decision:
         """Write Q/DQ into `model`, leaving the named nodes float. Values without statistics are a bug."""
         decision = self.decide(model, exclude)
-        decision.leave_out({name for name in decision.values if self.whole.root(name) not in self.ranges})
         scales = {name: self.scale(name) for name in decision.values}
         rights = {name: self.right_scale(name) for name in decision.rights}
         if self.is_tensorrt:

@@ -38,6 +38,8 @@ MET = 0.03
 """A trial that misses by no more than this is taken as what meets the goal: the end measures it again."""
 
 _GOOD = (-0.035, 0.015)
+_MUCH, _LITTLE = 0.9, 0.2
+"""Where so much of x is gone and so little of the way to the target gained, removal is not what takes the time."""
 _CLOSE = 0.008
 
 Made = TypeVar("Made")
@@ -209,7 +211,8 @@ class Search:
                 self._try(family, 0.0)
                 return
             lost = self.goal.loses_too_much(trial) or self._is_beaten(trial)
-            if _GOOD[0] <= off <= _GOOD[1] or (off > 0 and lost):
+            is_vain = x > _MUCH and base - off < _LITTLE * base
+            if _GOOD[0] <= off <= _GOOD[1] or (off > 0 and (lost or is_vain)):
                 return
             if low[0] == 0.0:
                 low = (0.0, base)

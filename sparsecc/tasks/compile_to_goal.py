@@ -247,9 +247,11 @@ class Workshop:
         return None if self.compilation.options.quantize is not None else in_part(self.goal, trial)
 
     def together(self, trials: Sequence[Trial]) -> tuple[Family, float] | None:
-        """8 bits in part and a ratio that should lose least of all, where types are free and times are known."""
-        is_free = self.compilation.options.quantize is None and self.goal.is_timed
-        return next_together(self.goal, trials) if is_free else None
+        """8 bits in part and a ratio that should lose least of all, where types are free and time is all that is to be
+        reached."""
+        is_free, goal = self.compilation.options.quantize is None, self.goal
+        is_of_time = goal.is_timed and goal.size is None and goal.footprint is None
+        return next_together(goal, trials) if is_free and is_of_time else None
 
     def attempt(self, family: Family, ratio: float) -> Trial:
         """Make and measure a model; where the same slots went before, its figures are taken. EndedError where it is
