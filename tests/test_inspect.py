@@ -75,6 +75,15 @@ def test_layers_are_groups_too(models_dir: Path) -> None:
     assert (middle["entry"], middle["exit"]) == (layers[1]["exit"], layers[3]["exit"])
 
 
+def test_layers_that_stay_whole_are_told_with_their_reasons(models_dir: Path) -> None:
+    text = draw(inspect_view(api.inspect(models_dir / "digits_vit.onnx")), width=120, colour=False)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    start = rows.index("layers that stay whole because")
+    assert {"3 the first layer stays", "3 the last layer stays"} <= set(rows[start:])
+    kept = api.inspect(models_dir / "digits_vit.onnx", keep=["layers.1"])
+    assert "layers.1" in draw(inspect_view(kept), width=120, colour=False).split("layers that stay whole")[1]
+
+
 def test_macs_at_stake_are_those_of_the_nodes_that_change(net: Path) -> None:
     found = api.inspect(net)
     stream = next(g for g in found["groups"] if ["wa", 1] in g["members"])
@@ -248,13 +257,18 @@ def test_groups_are_told_by_module_and_cells_of_kernels_are_none(models_dir: Pat
 
 def shares_of(path: Path) -> dict[str, Any]:
     found = api.inspect(path)
+    require_whole(found)
+    return found
+
+
+def require_whole(found: dict[str, Any]) -> None:
+    """Shares of parameters that can go, stay for a reason or have no channels are all of them."""
     shares = [found["prunable"]["params_share"], found["prunable"]["no_channels_share"]]
     assert sum(shares) + sum(pin["share"] for pin in found["pins"]) == pytest.approx(1)
     assert all(pin["share"] >= 0 for pin in found["pins"])
     names = " ".join(group["pinned"] or "" for group in found["groups"])
     assert "spatial" not in names
     assert "kernel" not in names
-    return found
 
 
 def test_a_table_of_places_is_no_pinned_group(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +52,7 @@ def inspect_view(found: Mapping[str, Any]) -> list[Block]:
         *_kinds(found),
         *_groups(found),
         *_pins(found),
+        *_layers(found),
         *_unknown(found),
         *_once(found),
     ]
@@ -123,6 +124,14 @@ def _pins(found: Mapping[str, Any]) -> list[Block]:
     lines: list[Block] = [Line(""), Grid((">groups", ">params that stay", ">share", "because"), rows)]
     more = f"and {plural(len(pins) - TOP, 'more reason')}"
     return [*lines, Line(more, "dim")] if len(pins) > TOP else lines
+
+
+def _layers(found: Mapping[str, Any]) -> list[Block]:
+    """Whole layers that stay, by reason: what is in them may lose channels all the same."""
+    stay = [group for group in found["groups"] if "entry" in group and not group["prunable"]]
+    reasons = Counter(str(layer["pinned"]) for layer in stay).most_common()
+    rows = [(str(number), reason) for reason, number in reasons[:TOP]]
+    return [Line(""), Grid((">layers that stay whole", "because"), rows)] if rows else []
 
 
 def _unknown(found: Mapping[str, Any]) -> list[Block]:
