@@ -302,7 +302,9 @@ class Workshop:
             trial = replace(trial, macs=cost["after"] / (cost["before"] or 1))
             trial = replace(trial, sha256=file_sha256(work.compiled), levels=levels_of(work))
             known = self.figures.measured(trial, work)
-        held = self.figures.held_back(work, known.dense_bytes) or held_back(work.decision)
+        held = self.figures.held_back(work, known.dense_bytes)
+        if ratio and not held:  # where nothing was to go, all that is left stays whole
+            held = held_back(work.decision)
         trial = replace(known, exhausted=not choice.reached, held=held)
         for file in folder.iterdir():
             file.unlink()
