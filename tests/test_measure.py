@@ -180,6 +180,17 @@ def test_short_runs_are_repeated_within_a_sample() -> None:
     assert calls[0] >= 2 * 5 * told.repeats
 
 
+def test_long_runs_are_warmed_up_once() -> None:
+    calls = [0]
+
+    def run() -> None:
+        calls[0] += 1
+        time.sleep(0.051)
+
+    told = compare(run, run, budget=Budget(pairs=5, seconds=5, warmup_seconds=0))
+    assert calls[0] == 2 * (1 + told.pairs)
+
+
 def test_both_orders_occur_and_pairs_stay_pairs() -> None:
     order: list[str] = []
 

@@ -336,3 +336,34 @@ def test_elsewhere_than_linux_and_macos_the_first_import_says_so() -> None:
     code = "import sys; sys.platform = 'win32'; import sparsecc"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Linux and macOS" in done.stderr.splitlines()[-1]
+
+
+_VALUES_IN_TURN = """
+import resource, sys
+import numpy as np
+from sparsecc.system.memory import give_back, held_by, keep_freed
+import os
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def values():
+    return [np.ones(4 << 20, np.float32) for _ in range(4)]  # 16 MiB each
+
+keep_freed()
+values()
+begun = faults()
+for _ in range(20):
+    values()
+again, held = faults() - begun, held_by(os.getpid())
+give_back()
+print(again, held - held_by(os.getpid()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is asked, and /proc")
+def test_freed_memory_is_kept_for_the_next_values_until_it_is_given_back() -> None:
+    run = subprocess.run([sys.executable, "-c", _VALUES_IN_TURN], capture_output=True, text=True, check=True)
+    faults, given = map(int, run.stdout.split())
+    assert faults < 100  # 20 times 64 MiB are 640 pages at least, of 2 MiB each
+    assert given > 48 << 20

@@ -189,11 +189,12 @@ def shortest_ms(run: Run, times: int) -> float:
 
 
 def _warm_up(run: Run, budget: Budget) -> float:
-    """Run for the warm-up time, three times at least; the seconds of the fastest run."""
+    """Run for the warm-up time, three times at least, or once where a run outlasts a sample: later ones are no faster
+    then. The seconds of the fastest run."""
     fastest = math.inf
     end = time.perf_counter() + budget.warmup_seconds
     count = 0
-    while count < 3 or time.perf_counter() < end:
+    while count < (3 if fastest < _LONGEST_SAMPLE else 1) or time.perf_counter() < end:
         start = time.perf_counter()
         run()
         fastest = min(fastest, time.perf_counter() - start)

@@ -17,6 +17,7 @@ from sparsecc.ir.extract import extract, outside
 from sparsecc.ir.subgraphs import reads
 from sparsecc.runtime.runner import Feeds
 from sparsecc.runtime.session import OrtRunner, open_session
+from sparsecc.system.memory import keep_freed
 
 MEMORY = 2 << 30
 """Bytes of values held at once."""
@@ -108,6 +109,7 @@ class Walk:
         level: str = "basic",
         order: Sequence[ir.Node] | None = None,
     ) -> None:
+        keep_freed()
         self.model = model
         self.batches = len(batches)
         self.nodes = list(model.graph if order is None else order)
@@ -220,7 +222,7 @@ class Walk:
     ) -> OrtRunner:
         """A session on the segment alone; its weights are read now, so that changes are seen."""
         proto = extract(model, segment, sample, kept)
-        return open_session(proto, where="calibration", threads=self._threads, level=level)
+        return open_session(proto, where="calibration", threads=self._threads, level=level, arena=False)
 
 
 def activations(

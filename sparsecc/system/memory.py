@@ -18,6 +18,10 @@ HELD = 1 << 20
 BESIDE = 1 << 30
 """Weights of more bytes go into a file beside the model; protobuf ends at twice that."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK = 32 << 20
+"""The largest that glibc takes from its heap."""
+
 _TIMES = 8
 """A whole compile holds several sessions, each with its weights packed or cast: about so many times their bytes."""
 
@@ -42,10 +46,27 @@ def held_by(pid: int) -> int:
     return held
 
 
+def keep_freed() -> None:
+    """Until `give_back`, freed blocks of up to 32 MiB are kept for later ones, whatever their sum.
+
+    Who computes one large value after the other, and lets each go, else waits for the kernel to zero each page again.
+    """
+    _blocks_from(_LARGEST_BLOCK, 1 << 30)
+
+
 def give_back() -> None:
     """Return what was freed to the system: the C library keeps freed blocks, which later ones often do not fit in."""
+    _blocks_from(_LARGEST_BLOCK, 2 * _LARGEST_BLOCK)  # what it comes to by itself where large ones are freed
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _blocks_from(size: int, kept: int) -> None:
+    """Larger blocks come from the kernel; up to `kept` freed bytes may lie at the end of the heap (mallopt(3))."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, size)
+        library.mallopt(_M_TRIM_THRESHOLD, kept)
 
 
 def ceiling() -> int:
