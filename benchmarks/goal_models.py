@@ -1,6 +1,6 @@
 """Does one goal find what the best single lever finds, on twelve models?
 
-    python benchmarks/goal_models.py [--models iris,...] [--seconds 600] [--json FILE] [--markdown]
+    python benchmarks/goal_models.py [--models iris,...] [--seconds 600] [--json FILE] [--markdown] [--picture SVG]
 
 For each model and goal (1.5 and 2 times as fast; the fastest that keeps 25 dB) the choice among all levers
 stands beside that among channels alone, types alone, layers and tokens, by the same search: at the speed that was
@@ -144,6 +144,56 @@ def _cell(found: Mapping[str, Any] | None) -> str:
     return f"{found['speedup']:.2f}x {found.get('quality_db', float('inf')):.1f} dB{missed}"
 
 
+COLOURS = {
+    "all": "#0b6e4f",
+    "channels": "#c84630",
+    "types": "#3066be",
+    "layers": "#e9a03b",
+    "tokens": "#8d6a9f",
+}
+WIDE, LINE, LEFT = 420, 22, 130
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of two panels: decibels at the speeds that were asked, and speeds at 25 dB; a line to a model, a dot to a
+    way, that of all levers the largest. What missed its goal is hollow."""
+    of_speed = [
+        (f"{one['model']} {one['goal']}", one, "quality_db") for one in rows if one["goal"] != "25 dB"
+    ]
+    at_limit = [(one["model"], one, "speedup") for one in rows if one["goal"] == "25 dB"]
+    panels = [("dB of the worst part", 0.0, 50.0, of_speed), ("times as fast at 25 dB", 1.0, 4.0, at_limit)]
+    height, drawn = LINE * (max(len(of_speed), len(at_limit)) + 4), list[str]()
+    for number, (title, low, high, lines) in enumerate(panels):
+        start = number * (WIDE + LEFT) + LEFT
+        drawn.append(_text(start + WIDE / 3, LINE, title))
+        for step in range(6):
+            value = low + step * (high - low) / 5
+            drawn.append(_text(start + (WIDE - 40) * step / 5, 2 * LINE, f"{value:g}"))
+        for place, (name, one, what) in enumerate(lines):
+            y = LINE * (place + 3)
+            drawn.append(_text(start - LEFT + 4, y + 4, name))
+            drawn.append(f'<line x1="{start}" y1="{y}" x2="{start + WIDE - 40}" y2="{y}" stroke="#ddd"/>')
+            for way in reversed(WAYS):
+                found = one.get(way) or {}
+                if what not in found:
+                    continue
+                x = start + (WIDE - 40) * min(max((found[what] - low) / (high - low), 0.0), 1.0)
+                fill = COLOURS[way] if found["met"] else "none"
+                shape = f'cx="{x:.0f}" cy="{y}" r="{6 if way == "all" else 3.5}"'
+                drawn.append(f'<circle {shape} fill="{fill}" stroke="{COLOURS[way]}"/>')
+    for place, (way, colour) in enumerate(COLOURS.items()):
+        x = LEFT + 110 * place
+        drawn.append(f'<circle cx="{x}" cy="{height - 12}" r="5" fill="{colour}"/>')
+        drawn.append(_text(x + 10, height - 8, "all levers" if way == "all" else way))
+    size = f'width="{2 * (WIDE + LEFT)}" height="{height}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(drawn) + "\n</svg>\n"
+
+
+def _text(x: float, y: float, words: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" fill="#333">{words}</text>'
+
+
 def main() -> None:
     """Make what is missing, and show all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -151,11 +201,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--json", type=Path, default=STORE)
     parser.add_argument("--markdown", action="store_true", help="print the table and make nothing")
+    parser.add_argument("--picture", type=Path, help="write the picture and make nothing")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
     os.environ["XDG_CACHE_HOME"] = str(CACHE)
     begun = time.monotonic()
-    for goal in () if given.markdown else GOALS:
+    if given.picture is not None:
+        given.picture.write_text(picture(rows))
+    for goal in () if given.markdown or given.picture is not None else GOALS:
         for name in given.models.split(","):
             is_known = any((one["model"], one["goal"]) == (name, goal) for one in rows)
             if is_known or time.monotonic() - begun > given.seconds:

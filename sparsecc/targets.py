@@ -6,6 +6,7 @@ entry-point group `sparsecc.backends`, holds `TARGETS` and `BACKENDS` (see `Runt
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,7 +32,8 @@ class Target:
 
     `dialect` is how quantized graphs are written: "qdq" in standard Q/DQ, "onnxruntime" with its own operators
     where these are faster, "tensorrt" in Q/DQ where TensorRT fuses it. `no_kernel` is why, by (type, operator),
-    nodes stay in float. `timed_here` says that the CPU of this machine stands for the device.
+    nodes stay in float. `timed_here` says that the CPU of this machine stands for the device. `machines` are the
+    names, as `platform.machine()` gives them, of machines whose times are those of the target; none are any.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Target:
     any_pattern: bool = False
     no_kernel: Mapping[tuple[str, str], str] = field(default_factory=dict, hash=False)
     timed_here: bool = False
+    machines: frozenset[str] = frozenset()
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether a time that is taken here is one of the target."""
+        return not self.machines or platform.machine() in self.machines
 
     def is_named(self, name: object) -> bool:
         """Whether a file that names its target means this one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,10 @@ from sparsecc.cli import main
 from sparsecc.cli.device_table import _convolutions, _products, _seconds
 from sparsecc.cost.device_rates import RULES, DeviceRates, rates_for, types_of
 from sparsecc.errors import GoalError, InputError, UnavailableError
+from sparsecc.options import CompileOptions
 from sparsecc.targets import Target, target_named
 from sparsecc.tasks.stages import Work
-from sparsecc.tasks.trial_figures import Products, products_of
+from sparsecc.tasks.trial_figures import Products, is_foretold, products_of
 
 TABLE = {
     "schema": "sparsecc.device_table/1",
@@ -157,7 +159,7 @@ def test_a_speed_is_foretold_by_rules_where_there_is_no_table(
             output=tmp_path / "a",
             on_event=lambda event: said.append(str(event.get("say"))),
         )
-    assert "tensorrt does not run here: speeds are foretold by rules for a GPU" in said
+    assert "speeds on tensorrt are foretold by rules for a GPU, not measured here" in said
     table = tmp_path / "slow.json"
     table.write_text(json.dumps({**TABLE, "launch": 1e-3}))
     with pytest.raises(GoalError, match=r"out of reach: .*: 100% of its time there is launches of kernels"):
@@ -194,6 +196,17 @@ def test_times_and_rates_of_samples_are_foretold_by_a_table(
         else:
             assert told["ms"] == pytest.approx(dense / told["speedup"], rel=0.02)
             assert any(f"{told['ms']:.3g} ms is foretold" in w for w in made.report["warnings"])
+
+
+def test_a_target_of_other_machines_is_foretold_though_its_models_run_here(tmp_path: Path) -> None:
+    """ONNX Runtime runs what is made for ARM anywhere; how fast that is says nothing of a board."""
+    arm = {"target": "onnxruntime-arm64"}
+    elsewhere = platform.machine() not in ("aarch64", "arm64")
+    assert is_foretold(CompileOptions.of(arm)) == elsewhere
+    assert not is_foretold(CompileOptions.of({**arm, "device": "ssh://pi@192.0.2.7"}))
+    assert is_foretold(CompileOptions.of({**arm, "device_table": str(tmp_path / "board.json")}))
+    assert not is_foretold(CompileOptions())
+    assert is_foretold(CompileOptions.of({"target": "tensorrt"}))
 
 
 def test_the_batch_that_serves_most_is_taken_and_the_smallest_that_is_as_good() -> None:

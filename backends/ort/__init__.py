@@ -17,6 +17,7 @@ TARGETS = (
         activation="int8",
         conv_multiple=8,
         dialect="onnxruntime",
+        machines=frozenset({"aarch64", "arm64"}),
     ),
     Target("onnxruntime-cuda", "onnxruntime-cuda", _HALVES, conv_multiple=8, device="gpu"),
     Target(

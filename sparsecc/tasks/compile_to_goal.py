@@ -38,7 +38,7 @@ from sparsecc.tasks.ask_device import require_device
 from sparsecc.tasks.fewer_words import compilation_of
 from sparsecc.tasks.known_trials import KnownTrials
 from sparsecc.tasks.stages import MAKING, Work, begin, walk
-from sparsecc.tasks.trial_figures import Figures
+from sparsecc.tasks.trial_figures import Figures, is_foretold
 
 FIRST_ANSWER = 60.0
 """Seconds for which levers are tried where `--budget` says nothing."""
@@ -60,7 +60,7 @@ def compile_model(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     require_passes(options)
     goal, builds = Goal.of(options), not request.get("dry_run")
     is_asked = goal is not None
-    if not is_asked and builds and backend_named(target_named(options.target).backend).runs_here:
+    if not is_asked and builds and not is_foretold(options):
         goal = Goal.unasked(options)
     times = (options.measure and builds) or (goal is not None and goal.is_timed)
     require_device(options, Path(request["model"]), times=times, builds=builds)
@@ -151,8 +151,8 @@ class Workshop:
 
         `known` finds earlier trials, by what else they depend on.
         """
-        options, backend = compilation.options, backend_named(compilation.target.backend)
-        if not backend.runs_here:
+        options = compilation.options
+        if is_foretold(options):
             _require_foretold(goal, options)
         compilation.emit({"stage": "load", "share": 0.0})
         analysis = begin(compilation)
@@ -162,7 +162,7 @@ class Workshop:
         figures = Figures.of(compilation, goal)
         if figures.rates is not None:
             compilation.say(
-                f"{options.target} does not run here: speeds are foretold by {figures.rates.source}"
+                f"speeds on {options.target} are foretold by {figures.rates.source}, not measured here"
             )
         trials = known(figures.dense_score, figures.rates)
         return Workshop(compilation, goal, analysis, figures, trials, has_ended)
@@ -224,7 +224,7 @@ class Workshop:
     def times_layers(self) -> bool:
         """Whether the table of this machine's layers says what removal saves on the target."""
         is_here = self.compilation.target.timed_here and self.compilation.options.device == "local"
-        return is_here and self.figures.times
+        return is_here and self.figures.times and self.figures.rates is None
 
     def types(self) -> list[str]:
         """Types that may pay on the target: 8 bits, which need samples, for all layers where no time is asked for; 16
@@ -238,7 +238,8 @@ class Workshop:
     def finer(self, trial: Trial) -> Family | None:
         """Types per layer at the speed that is asked, where all in 8 bits are faster than that."""
         is_free = self.compilation.options.quantize is None and trial.levers == INT8
-        if not (is_free and self.goal.is_timed and trial.speedup and self.compilation.target.timed_here):
+        is_timed = self.goal.is_timed and self.figures.rates is None
+        if not (is_free and is_timed and trial.speedup and self.compilation.target.timed_here):
             return None
         return at_speed(AIM * trial.speedup * math.exp(self.goal.excess(trial)))
 
@@ -358,7 +359,8 @@ def _has_tokens(analysis: Analysis) -> bool:
 def _require_foretold(goal: Goal, options: CompileOptions) -> None:
     """UnavailableError for what neither a table nor rules tell of a target that does not run here."""
     cannot = f"target {options.target} cannot be measured here"
-    if goal.footprint is not None:
+    runs_here = backend_named(target_named(options.target).backend).runs_here
+    if goal.footprint is not None and (goal.is_timed or not runs_here):
         raise UnavailableError(f"{cannot}: give --size or --ratio instead of {goal.words()}")
     if goal.milliseconds is not None and options.device_table is None:
         raise UnavailableError(

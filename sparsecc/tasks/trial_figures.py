@@ -20,14 +20,24 @@ from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
 from sparsecc.measure.serving import Serving
 from sparsecc.measure.throughput import AS_GOOD, batches_of, best_serving
+from sparsecc.options import CompileOptions
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
+from sparsecc.targets import target_named
 from sparsecc.tasks.stages import Work
 from sparsecc.verify.evaluate import metric_of, score
 
 _COARSE = Budget(pairs=48, seconds=3.0, warmup_seconds=0.2)
 _FINE = Budget(pairs=120, seconds=8.0, warmup_seconds=0.3)
 _NEARBY = 0.12
+
+
+def is_foretold(options: CompileOptions) -> bool:
+    """Whether speeds are not timed: the target does not run here, or this machine's times are not its times and no
+    device is named, or a table says what they are."""
+    target, is_local = target_named(options.target), options.device == "local"
+    is_elsewhere = is_local and (options.device_table is not None or not target.is_of_this_machine)
+    return is_elsewhere or not backend_named(target.backend).runs_here
 
 
 @dataclass
@@ -50,7 +60,7 @@ class Figures:
             figures.dense_score = metric_score(compilation, dense)
         if goal.footprint is not None:
             figures.dense_memory = figures.memory_of(compilation.file, compilation.timed)
-        if goal.is_timed and not backend_named(compilation.target.backend).runs_here:
+        if goal.is_timed and is_foretold(compilation.options):
             figures.rates = rates_for(compilation.target, compilation.options.device_table)
         elif goal.throughput is not None:
             figures.dense_serving = serving_of(compilation, dense, compilation.timed)
@@ -59,7 +69,8 @@ class Figures:
     @property
     def times(self) -> bool:
         """Whether trials are timed: for a goal of speed, and where the fastest within limits is wanted."""
-        runs = self.compilation.options.measure and backend_named(self.compilation.target.backend).runs_here
+        options = self.compilation.options
+        runs = options.measure and not is_foretold(options)
         return self.goal.is_timed or (runs and not self.goal.has_target)
 
     @property
