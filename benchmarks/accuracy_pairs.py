@@ -215,5 +215,38 @@ def resnet8() -> Pair:
     return Pair(SHARED / "cifar10" / "mlperf_resnet8_tf2onnx17.onnx", Samples(batches, True), accuracy)
 
 
-FRESH: Mapping[str, Callable[[], Pair]] = {"resnet8": resnet8}
+def in_frames(small: np.ndarray) -> np.ndarray:
+    """Digits of 8 x 8, made 20 x 20 in a black frame, from 0 to 1. (N, 28, 28)."""
+    from PIL import Image
+
+    frames = np.zeros((len(small), 28, 28), np.float32)
+    for frame, digit in zip(frames, small.reshape(len(small), 8, 8), strict=True):
+        image = Image.fromarray((digit.astype(np.float32) * 255 / small.max()).astype(np.uint8))
+        frame[4:24, 4:24] = np.asarray(image.resize((20, 20)), np.float32) / 255
+    return frames
+
+
+def mnist(file: str, name: str, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 1.0) -> Pair:
+    """A model of MNIST that takes one digit, on the digits of the reference models."""
+    sys.path.insert(0, str(ROOT / "models"))
+    with np.load(importlib.import_module("digits").DATA) as data:
+        given, scored, wanted = (data[what] for what in ("calibration_images", "test_images", "test_labels"))
+
+    def feeds(images: np.ndarray) -> list[dict[str, np.ndarray]]:
+        return [{name: one.reshape(1, *shape)} for one in (in_frames(images) - mean) / deviation]
+
+    test = feeds(scored)
+
+    def accuracy(run: Run) -> float:
+        answers = [int(next(iter(run(one).values())).argmax()) for one in test]
+        return float(np.mean(np.array(answers) == wanted))
+
+    return Pair(SHARED / "mnist" / file, Samples(tuple(feeds(given)), True), accuracy)
+
+
+FRESH: Mapping[str, Callable[[], Pair]] = {
+    "resnet8": resnet8,
+    "burn_mnist": lambda: mnist("burn_mnist.onnx", "input.1", (1, 28, 28), 0.1307, 0.3081),
+    "onnx2c_mnist": lambda: mnist("onnx2c_pytorch.onnx", "network_input", (784,)),
+}
 """Pairs that no default or threshold was chosen on."""

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sparsecc
-from benchmarks.accuracy_pairs import PAIRS, SHARED, Pair, told_by_itself
+from benchmarks.accuracy_pairs import PAIRS, SHARED, Pair, in_frames, told_by_itself
 from sparsecc.errors import SparseccError
 from sparsecc.graph.analysis import analyse
 from sparsecc.loading.models import load_ir
@@ -184,14 +184,8 @@ class Digits:
 
     def inputs(self) -> dict[str, np.ndarray]:
         """The digits of the reference models, 20 x 20 in a black frame. (PHOTOS, *shape)."""
-        from PIL import Image
-
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-        small = np.load(importlib.import_module("digits").DATA)["test_images"][:PHOTOS]
-        frames = np.zeros((len(small), 28, 28), np.float32)
-        for frame, digit in zip(frames, small.reshape(len(small), 8, 8), strict=True):
-            image = Image.fromarray((digit.astype(np.float32) * 255 / small.max()).astype(np.uint8))
-            frame[4:24, 4:24] = np.asarray(image.resize((20, 20)), np.float32) / 255
+        frames = in_frames(np.load(importlib.import_module("digits").DATA)["test_images"][:PHOTOS])
         return {self.name: ((frames - self.mean) / self.deviation).reshape(-1, *self.shape)}
 
 

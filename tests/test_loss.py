@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 
 import sparsecc
 from benchmarks.detector import CLOSE, rows
@@ -140,6 +142,11 @@ ASKED = {
     "hidden states": ("g (float[n,5,6] x) => (float[n,5,8] last_hidden_state) { last_hidden_state = MatMul(x, w) }",
                       []),
     "labels": ("g (float[n,6] x) => (int64[n] y) { a = MatMul(x, w) y = ArgMax<axis=1,keepdims=0>(a) }", ["labels"]),
+    "scores in steps of 8 bits": (
+        "g (float[n,6] x) => (uint8[n,8] y) { a = MatMul(x, w) b = Softmax<axis=1>(a) y = QuantizeLinear(b, s, z) }",
+        ["classes"]),
+    "pixels in steps of 8 bits": (
+        "g (float[n,3,4,6] x) => (uint8[n,3,4,6] y) { a = Tanh(x) y = QuantizeLinear(a, s, z) }", ["labels"]),
     "a picture": ("g (float[n,3,4,6] x) => (float[n,3,4,8] y) { a = MatMul(x, w) y = Tanh(a) }", []),
 }  # fmt: skip
 
@@ -147,8 +154,9 @@ ASKED = {
 @pytest.mark.parametrize("name", list(ASKED))
 def test_what_an_output_is_asked(name: str) -> None:
     text, wanted = ASKED[name]
-    weights = {"w": normal(6, 8), "one": np.array([1], np.int64)}
-    model = analysed(text, {key: array for key, array in weights.items() if key in text}).model
+    weights = {"w": normal(6, 8), "one": np.array([1], np.int64), "s": np.float32(0.004), "z": np.uint8(0)}
+    used = {key: np.asarray(array) for key, array in weights.items() if re.search(rf"\b{key}\b", text)}
+    model = analysed(text, used).model
     asked = questions(model, [Part(value.name or "") for value in model.graph.outputs])
     assert [question.kind for question in asked] == wanted
 
@@ -164,6 +172,30 @@ def test_agreement_along_a_class_axis_of_any_rank() -> None:
     assert (told.share, told.number) == (0.5, 30)
     low, high = told.interval
     assert low < 0.4 < 0.6 < high
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(12, 1), (13, -1)])
+def test_softmax_without_an_axis_is_over_that_of_its_opset(opset: int, axis: int) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Softmax", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    (asked,) = questions(ir.from_proto(model), [Part("y")])
+    assert (asked.kind, asked.axis) == ("classes", axis)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_classes_lie_before_the_one_place_that_a_pooling_leaves(axis: int) -> None:
+    """SqueezeNet's own: [batch, 1000, 1, 1], whose last axis holds no classes."""
+    dense = np.eye(8)[np.arange(10) % 8].reshape(10, 8, 1, 1)
+    other = np.concatenate([dense[:6], np.roll(dense[6:], 1, axis=1)])
+    (told,) = agreement([Question(Part("y"), "classes", axis)], [{"y": dense}], [{"y": other}])
+    assert (told.share, told.number) == (0.6, 10)
+    scores = np.arange(20.0).reshape(10, 2, 1)
+    assert agreement([Question(Part("y"), "classes", -1)], [{"y": scores}], [{"y": scores}]) == ()
 
 
 def test_embeddings_agree_by_their_neighbours() -> None:

@@ -36,6 +36,9 @@ _NORMS = frozenset(
     {"LpNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
 )
 _SCORES = frozenset({"Sigmoid", "HardSigmoid"})
+_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+SOFTMAX_LAST = 13
+"""The opset from which on Softmax is over one axis."""
 SURE = 0.5
 """Of the dense model's strongest score: places with a class above this share of it are detections, and one is still
 found where its score is above this share of what it was."""
@@ -91,9 +94,16 @@ def _words(model: ir.Model) -> set[str]:
 
 
 def _question(value: ir.Value, part: Part) -> Question | None:
-    name, dtype, rank = value.name or "", value.dtype, len(value.shape or ())
-    if dtype is not None and dtype.is_integer():
-        return Question(part, "labels")
+    """Integers are labels, but for steps of scores that are quantized."""
+    if value.dtype is None or not value.dtype.is_integer():
+        return _of_numbers(value, part)
+    made = value.producer()
+    scores = _of_numbers(value, part) if made is not None and made.op_type == "QuantizeLinear" else None
+    return scores or Question(part, "labels")
+
+
+def _of_numbers(value: ir.Value, part: Part) -> Question | None:
+    name, rank = value.name or "", len(value.shape or ())
     if part.ranges:
         is_scores = part.source in _SCORES | {"Softmax"}
         return Question(part, "detections", part.ranges[-1][0]) if is_scores else None
@@ -116,15 +126,25 @@ def _question(value: ir.Value, part: Part) -> Question | None:
 
 
 def _source(value: ir.Value) -> tuple[ir.Node | None, int | None]:
-    """The operator that makes an output's numbers, views of them passed by, and the axis it normalises over where
-    no view moved it."""
+    """The operator that makes an output's numbers, views and steps of them passed by, and the axis it normalises over
+    where no view moved it."""
     node, moved = value.producer(), False
-    while node is not None and traits_of(node) & Trait.KEEPS_SIZE and node.inputs[0] is not None:
-        moved = moved or Trait.SLOTWISE not in traits_of(node)
+    while node is not None and _passes(node) and node.inputs[0] is not None:
+        moved = moved or (node.op_type not in _STEPS and Trait.SLOTWISE not in traits_of(node))
         node = node.inputs[0].producer()
     if node is None or moved:
         return node, None
-    return node, node.attributes.get_int("axis", -1)
+    return node, node.attributes.get_int("axis", _axis_by_default(node))
+
+
+def _passes(node: ir.Node) -> bool:
+    return node.op_type in _STEPS or bool(traits_of(node) & Trait.KEEPS_SIZE)
+
+
+def _axis_by_default(node: ir.Node) -> int:
+    """Of Softmax and LogSoftmax: the last axis; 1 before opset 13."""
+    opset = node.graph.opset_imports.get("", SOFTMAX_LAST) if node.graph is not None else SOFTMAX_LAST
+    return -1 if opset >= SOFTMAX_LAST else 1
 
 
 def _is_norm(node: ir.Node | None) -> bool:
@@ -192,6 +212,8 @@ def _same(
         return _still_found(blocks, question.axis)
     if question.kind == "classes":
         axis = -1 if question.axis is None else question.axis
+        if all(a.shape[2:] == (1, 1) for a, _ in blocks):
+            axis = 1  # [batch, classes, 1, 1], as a global pooling leaves them
         if min(a.ndim for a, _ in blocks) <= max(axis, 0) or any(a.shape[axis] < 2 for a, _ in blocks):
             return np.zeros(0, dtype=bool)
         return np.concatenate([(a.argmax(axis) == b.argmax(axis)).reshape(-1) for a, b in blocks])
