@@ -93,17 +93,6 @@ def test_what_is_out_of_reach_says_the_best_and_why() -> None:
     assert "the best is 1.67x with 80.0% removed: a wall" in found.notes[-1]
 
 
-def test_removal_that_hardly_gains_is_given_up() -> None:
-    """Where what is fixed takes 95 % of the time, two models show it, not seven."""
-    found = settle(Goal(speedup=2), attempt_at(lambda ratio: 1 / (0.95 + 0.05 * (1 - ratio))))
-    assert len(found.trials) <= 3
-    assert found.excess > NEAR
-    slow_to_begin = attempt_at(lambda ratio: 1.0 + max(0.0, ratio - 0.4) * 4)
-    reached = settle(Goal(speedup=2), slow_to_begin).best.speedup
-    assert reached is not None
-    assert abs(math.log(reached / 2)) <= NEAR
-
-
 def test_the_size_is_met_without_a_clock() -> None:
     found = settle(Goal(size=400), attempt_at(ideal))
     assert 380 <= 1000 * (1 - found.ratio) <= 420

@@ -9,9 +9,10 @@ from functools import cached_property, partial
 import pytest
 
 from sparsecc.decide.goal_search import Family, Search
-from sparsecc.decide.goals import Goal, Trial
+from sparsecc.decide.goals import NEAR, Goal, Trial
 from sparsecc.decide.joint_levers import next_together
 from sparsecc.decide.type_levers import INT8, in_part
+from tests.test_goal_search import attempt_at, settle
 
 MANY = 60
 
@@ -105,8 +106,8 @@ def test_types_and_a_ratio_are_found_that_lose_least_together(curves: Curves) ->
 def test_nothing_is_foreseen_before_a_part_was_tried_nor_without_a_clear_gain() -> None:
     goal, curves = Goal(speedup=1.5), Curves()
     whole, float_ = curves.made(INT8, 0.0), curves.made({}, 0.2)
-    assert next_together(goal, [whole]) is None
-    assert next_together(goal, [whole, float_]) is None
+    assert next_together(goal, [float_]) is None
+    assert next_together(goal, [whole]) is None, "what it loses is owed to types: a part is to be tried"
     part = curves.made({**INT8, "quantize_options": {"max_drop": "0.01"}}, 0.0)
     point = next_together(goal, [whole, part])
     assert point is not None
@@ -127,3 +128,36 @@ def test_the_last_removal_corrects_what_the_next_is_thought_to_lose() -> None:
         assert point is not None
         drops.append(float(point[0].get("quantize_options", {}).get("max_drop", curves.whole)))
     assert drops[0] < drops[1] <= drops[2]
+
+
+def test_plain_removal_is_taken_where_8_bits_hardly_help_it() -> None:
+    """8 bits lose nothing there, but what is left of them is hardly faster with less work: float is."""
+
+    def attempt(family: Family, ratio: float) -> Trial:
+        x = -math.log1p(-ratio)
+        speed, loss = (1.23 * math.exp(0.15 * x), 1e-5) if family else (math.exp(0.6 * x), 0.0)
+        loss += 0.02 * x * x
+        kept = math.inf if loss == 0 else -10 * math.log10(loss)
+        return Trial(ratio, ratio, 1, 1, levers=family, speedup=speed, dense_ms=10.0, quality_db=kept)
+
+    goal = Goal(speedup=1.5)
+    search = Search(
+        goal, attempt, [INT8, {}], safer=partial(in_part, goal), together=partial(next_together, goal)
+    )
+    best = search.settle().best
+    assert best.levers == {}
+    assert best.speedup == pytest.approx(1.5, rel=0.05)
+    first = [t for t in search.trials[:4] if "quantize_options" in t.levers]
+    assert not first, "8 bits lose nothing that a part would mend"
+    assert len(search.trials) <= 7
+
+
+def test_removal_that_hardly_gains_is_given_up() -> None:
+    """Where what is fixed takes 95 % of the time, two models show it, not seven."""
+    found = settle(Goal(speedup=2), attempt_at(lambda ratio: 1 / (0.95 + 0.05 * (1 - ratio))))
+    assert len(found.trials) <= 3
+    assert found.excess > NEAR
+    slow_to_begin = attempt_at(lambda ratio: 1.0 + max(0.0, ratio - 0.4) * 4)
+    reached = settle(Goal(speedup=2), slow_to_begin).best.speedup
+    assert reached is not None
+    assert abs(math.log(reached / 2)) <= NEAR

@@ -27,7 +27,7 @@ SLACK = math.log(1.08)
 """What is faster than asked by more than this may give speed back for less loss."""
 PAYS = 1.02
 """The least speed at which a change is worth having for speed alone."""
-STEPS = 3
+STEPS, JOINED = 3, 4
 """How often more layers may go back to float, and types and a ratio be chosen together."""
 REMOVING = ("prune", "metric")
 """Options that change what a ratio removes: with nothing removed they change nothing."""
@@ -37,10 +37,9 @@ START = 0.35
 MET = 0.03
 """A trial that misses by no more than this is taken as what meets the goal: the end measures it again."""
 
-_GOOD = (-0.035, 0.015)
-_MUCH, _LITTLE = 0.9, 0.2
-"""Where so much of x is gone and so little of the way to the target gained, removal is not what takes the time."""
-_CLOSE = 0.008
+_OWED = 10.0  # decibels by which types lose less than the best, so that what is lost is owed to removal
+_MUCH, _LITTLE = 0.9, 0.2  # so much of x gone and so little of the way gained: the time is not that of work
+_GOOD, _CLOSE = (-0.035, 0.015), 0.008
 
 Made = TypeVar("Made")
 Family = Mapping[str, Any]
@@ -126,12 +125,16 @@ class Search:
 
     def _ways(self) -> Iterator[Family]:
         """The families in turn; each is made when the one before has been tried."""
-        yield from self.families
+        for family in self.families:
+            if not any(t.levers == family and t.ratio > 0 for t in self._within()):
+                yield family  # else it was reached together with types
         whole = [t for t in self.trials if t.ratio == 0 and t.levers and not self.goal.loses_too_much(t)]
         safer = self.safer(whole[0]) if self.goal.has_target and whole else None
         tried = [t for t in self.trials if t.levers == safer and (t.ratio > 0 or self.goal.excess(t) <= NEAR)]
         if safer is not None and not tried:
-            yield safer
+            best = self._best()
+            if best.ratio == 0 or whole[0].merit[1] < best.merit[1] + _OWED:
+                yield safer
         for family in self.more:
             if not self.trials:
                 yield family
@@ -187,7 +190,8 @@ class Search:
                 return
             is_known = self._has_ended() or self.together(self.trials) is not None
             part = None if is_known else self._instead(self.safer(whole), self._alone)
-            self._join(keeps_all=keeps_all)
+            if self._join(keeps_all=keeps_all) and self._within():
+                return
             if part is not None and part.merit > whole.merit:
                 if self.goal.excess(part) <= NEAR:
                     return
@@ -250,13 +254,14 @@ class Search:
         if self.goal.excess(whole) <= -SLACK and not self.is_over():
             self._instead(self.finer(whole), self._alone)
 
-    def _join(self, *, keeps_all: bool) -> None:
-        """8 bits in part and a ratio that were chosen together, for as long as that promises less loss."""
-        for _ in range(STEPS):
-            point = None if self._has_ended() or self.is_over() else self.together(self.trials)
+    def _join(self, *, keeps_all: bool) -> bool:
+        """Types and a ratio that are chosen together, for as long as that promises less loss; whether any were."""
+        for number in range(JOINED):
+            point = None if self._has_ended() else self.together(self.trials)
             if point is None or (keeps_all and point[1]) or point[1] > -math.expm1(-self._last):
-                return
+                return number > 0
             self._instead(point[0], partial(self._try, ratio=point[1]))
+        return True
 
     def _alone(self, family: Family) -> Trial:
         """A family with nothing removed besides."""

@@ -28,6 +28,8 @@ LEAST, CLOSE = 0.03, 0.01
 """The least x that removes anything, and how near ratios are that are one."""
 SLOPES, LIKELY = (0.25, 2.0), (0.4, 1.0)
 """Bounds of the slope, which short timings tell badly, and those of one that was not measured alone."""
+MUCH = 0.3
+"""The share of a loss that 8 bits in all layers may be owed before others are tried."""
 APART = 0.2
 """ln of the losses of levels that are two."""
 LITTLE = 0.05
@@ -60,17 +62,21 @@ class Removal:
 
 
 def next_together(goal: Goal, trials: Sequence[Trial]) -> tuple[Family, float] | None:
-    """The types and the ratio that should meet a goal of time at the least loss, by all that trials have shown; None
-    where no trial has shown what 8 bits in part lose, or nothing clearly better than the best of them is foreseen."""
+    """The types and the ratio that should meet a goal of time at the least loss, by all that trials have shown, float
+    being one of the types; None where it matters what 8 bits in part lose and no trial has shown it, or nothing
+    clearly better than the best of them is foreseen."""
     known = _Known.of(goal, trials)
     if known is None:
         return None
-    removal, wanted = known.removal, goal.excess_of_dense(trials[0])
+    removals, wanted = {kind: known.removal(kind) for kind in (True, False)}, goal.excess_of_dense(trials[0])
     options = []
-    for level in known.levels(removal):
+    for level in [Level({}, 0.0, 0.0), *known.levels(removals[True])]:
+        removal = removals[bool(level.family)]
         x = removal.needed(wanted + level.time)
-        options.append((level.loss + removal.loss(x), level.family, round(-math.expm1(-x), 4)))
-    loss, family, ratio = min(options, key=lambda option: option[0])
+        options.append((level.loss + removal.loss(x), level.loss, level.family, round(-math.expm1(-x), 4)))
+    loss, owed, family, ratio = min(options, key=lambda option: option[0])
+    if not known.foreseen and owed > MUCH * loss:
+        return None  # 8 bits in part may be better: one is to be tried
     is_tried = any(t.levers == family and abs(t.ratio - ratio) < CLOSE for t in trials)
     met = [_loss(t) for t in trials if goal.excess(t) <= MET and not goal.loses_too_much(t)]
     return None if is_tried or (met and loss > WORTH * min(met)) else (family, ratio)
@@ -92,23 +98,24 @@ class _Known:
         judged = [t for t in trials if t.quality_db is not None and (not t.levers or _is_in_bytes(t.levers))]
         alone = [t for t in judged if t.ratio == 0 and t.levers]
         foreseen = next((t.levels for t in alone if t.levels and t.levels[0][0] > 0), ())
-        if not foreseen or not _loss(alone[0]):
+        if not alone:
             return None
         removed = [t for t in judged if t.ratio > CLOSE]
         # single layers' errors were measured on other samples, as a mean over parts
-        return _Known(goal, alone, removed, foreseen, _loss(alone[0]) / foreseen[0][0])
+        scale = _loss(alone[0]) / foreseen[0][0] if foreseen else 1.0
+        return _Known(goal, alone, removed, foreseen, scale)
 
-    @property
-    def removal(self) -> Removal:
-        """Through the last trial that removed something, of 8 bits where there is one. Where the time without that is
-        only foreseen, an unlikely slope is owed to it instead (`_times`)."""
+    def removal(self, in_bytes: bool) -> Removal:
+        """From 8 bits or from float, through the last trial of that; the loss, and from 8 bits the slope, of one of
+        the other where there is none. Where the time without that is only foreseen, an unlikely slope is owed to it
+        instead (`_times`)."""
         found = Removal()
-        for trial in sorted(self.removed, key=lambda t: bool(t.levers)):
+        for trial in sorted(self.removed, key=lambda t: bool(t.levers) == in_bytes):
             x, whole = -math.log1p(-trial.ratio), self._whole(trial.levers)
-            slope = (whole.time - _time(self.goal, trial)) / x
             low, high = SLOPES if self._is_tried(trial.levers) else LIKELY
+            slope = min(high, max(low, (whole.time - _time(self.goal, trial)) / x))
             lost = max(_loss(trial) - whole.loss, LITTLE * _loss(trial))
-            found = Removal(min(high, max(low, slope)), lost / (x * x))
+            found = Removal(SLOPE if trial.levers and not in_bytes else slope, lost / (x * x))
         return found
 
     def levels(self, removal: Removal) -> list[Level]:
@@ -152,8 +159,8 @@ class _Known:
         """Of the work of layers that may be in 8 bits."""
         losses, shares = ([row[place] for row in reversed(self.foreseen)] for place in (0, 1))
         asked = levers.get("quantize_options", {}).get("max_drop")
-        if asked is None:
-            return shares[-1]
+        if asked is None or not shares:
+            return 1.0
         return float(np.interp(math.log(float(asked)), np.log(losses), shares))
 
 
