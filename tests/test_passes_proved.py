@@ -114,6 +114,33 @@ def test_what_lies_beyond_the_ranges_of_the_samples_is_no_fault(tmp_path: Path) 
     assert found["status"] == "proved", found["reason"]
 
 
+LOOP = """<ir_version: 8, opset_import: ["": 17]> g (float[32,64] x) => (float[32,64] y) {
+    times = Constant<value = int64 {3}>()
+    y = Loop<body = step (int64 i, bool c, float[32,64] s) => (bool go, float[32,64] t) {
+        go = Identity(c) t = MatMul(s, w) }>(times, , x)
+}"""
+
+
+PRODUCTS = """<ir_version: 8, opset_import: ["": 17]> g (float[32,64] x) => (float[32,64] y) {
+    h = MatMul(x, w) y = MatMul(h, w)
+}"""
+
+
+@pytest.mark.parametrize("factor", [1, 64])
+@pytest.mark.parametrize("text", [PRODUCTS, LOOP], ids=["products", "loop"])
+def test_a_range_that_other_samples_need_is_loss_and_a_scale_of_no_range_a_fault(
+    text: str, factor: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quiet samples are lost in the steps of the range that they share with loud ones."""
+    loud = np.random.default_rng(0).standard_normal((32 * 8, 64)).astype(np.float32)
+    loud[:32] *= 1e-3 if factor == 1 else 1
+    np.savez(tmp_path / "samples.npz", x=loud)
+    levels = {"x_scale", "s_scale"}
+    afterwards(monkeypatch, lambda name, a: a * np.float32(factor) if name in levels else a)
+    found = verification(with_weights(text, w=(64, 64)), tmp_path, "int8!", str(tmp_path / "samples.npz"))
+    assert found["status"] == ("proved" if factor == 1 else "not proved"), found.get("reason")
+
+
 def test_a_batch_norm_that_is_folded_is_part_of_its_layer(tmp_path: Path) -> None:
     text = NET.replace("r = Relu(a)", "n = BatchNormalization(a, s, b1, m, v) r = Relu(n)")
     model = with_weights(text, w1=(32, 3, 3, 3), b1=(32,), w2=(32, 64), w3=(64, 10), s=(32,), m=(32,))
@@ -302,4 +329,4 @@ def test_outputs_that_a_pass_confused_are_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(graph_editor, "drop_identities", confused)
     found = verification(with_weights(SCAN, w=(16, 16)), tmp_path, "fp16")
     assert found["status"] == "not proved"
-    assert "where rounding the weights explains" in found["reason"]
+    assert "where rounding to the types explains" in found["reason"]

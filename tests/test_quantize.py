@@ -86,6 +86,8 @@ def test_every_convolution_of_a_residual_network_runs_in_int8(
     assert 20 < result.facts["output_quality_db"]["logits"] < 60
     assert plan.quantization["image"]["type"] == "uint8"
     assert plan.quantization["conv1.weight"]["granularity"] == "channel"
+    biases = {name for name in model.graph.initializers if ".bias" in name and not name.endswith("_scale")}
+    assert biases == {f"conv{i}.bias" for i in (1, 2, 3, 4)} | {"fc.bias_int32"}
 
 
 def test_matrix_products_of_a_transformer_run_in_int8_and_attention_stays_float(tmp_path: Path) -> None:

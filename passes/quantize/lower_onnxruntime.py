@@ -33,7 +33,8 @@ class OnnxRuntimeLowering:
     Activations are Q/DQ pairs, also on the outputs of integer nodes; weights are stored as int8 per output
     channel with only a DQ; biases as int32 with the scale of the product. `weight_limit` is 127, or 63 for
     x64 processors without VNNI, whose 8-bit products saturate. Zero weights stay zero.
-    `fuses_matmul` uses ONNX Runtime's own operators: its integer product with float result, and its integer LSTM.
+    `fuses_matmul` is for ONNX Runtime alone: its integer product with float result, its integer LSTM, and biases of
+    Conv in float, which it rounds to the same int32 when it loads a model: a file then holds no scale for each.
     In bodies of If, Loop and Scan every DQ stands beside its reader: kernels are found within one graph.
     """
 
@@ -145,8 +146,16 @@ class OnnxRuntimeLowering:
             scale = np.maximum(scale, least.astype(np.float32))
         restored, scale = self._weight(layer, weight, scale, axis)
         layer.node.replace_input_with(1, restored)
-        if bias is not None and layer.bias is not None:
+        if (
+            bias is not None
+            and layer.bias is not None
+            and not self._is_rounded_at_load(layer, bias.shape, scale)
+        ):
             layer.node.replace_input_with(2, self._bias(layer, layer.bias, bias, scale * data_scale))
+
+    def _is_rounded_at_load(self, layer: LinearLayer, bias: tuple[int, ...], scale: np.ndarray) -> bool:
+        """Whether ONNX Runtime makes int32 of a float bias: from 1.21 on that of Conv, of Gemm without its kernel."""
+        return self.fuses_matmul and layer.is_conv and scale.shape in ((), bias)
 
     def _weight(
         self, layer: LinearLayer, weight: np.ndarray, scale: np.ndarray, axis: int | None
