@@ -48,6 +48,13 @@ def test_inputs_that_the_module_does_not_take_are_the_users() -> None:
         st.prune(Two(), torch.ones(2, 5))
 
 
+def test_so_are_inputs_that_export_takes_and_the_module_does_not() -> None:
+    """torch.export looks at no types: it follows integers into a linear layer of floats."""
+    for form in ("auto", "graph"):
+        with pytest.raises(InputError, match=r"Two does not run on these example inputs .*same dtype"):
+            st.prune(Two(), torch.ones(2, 6, dtype=torch.int64), form=form)
+
+
 def test_what_export_does_not_follow_is_told_as_such() -> None:
     with pytest.raises(InputError, match=r"Two: torch\.export cannot follow it"):
         st.prune(Two(decides=True), X)
@@ -99,6 +106,9 @@ def test_an_onnx_file_that_runs_and_does_not_in_torch_is_our_fault(
     module = st.from_onnx(path)
     with pytest.raises(InputError, match="nor does the file in ONNX Runtime: give inputs"):
         module(np.ones((2, 5), np.float32))
+
+    with pytest.raises(InputError, match="nor does the file in ONNX Runtime: give inputs"):
+        module(torch.ones(2, 6, dtype=torch.bfloat16))
 
     def wrong(call: Any, x: Tensor) -> Tensor:
         return x.reshape(3, 7)

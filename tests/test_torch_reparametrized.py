@@ -14,6 +14,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize  # noqa: E402
 
 import sparsecc.torch as st  # noqa: E402
+from sparsecc.torch.pruning import decide, study  # noqa: E402
 
 Norm = Callable[..., Any]
 NORMS: dict[str, Norm] = {
@@ -115,6 +116,13 @@ def test_the_same_slots_go_as_of_the_plain_module(norm: str, criterion: str) -> 
     kept = [{row["size"]: row["slots"] for row in plan.groups if row["pinned"] is None} for plan in plans]
     assert kept[0] == kept[1]
     assert all(0 < len(slots) < size for size, slots in kept[0].items())
+
+
+def test_weights_in_bfloat16_are_scored_too() -> None:
+    module = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 12)), nn.ReLU(), nn.Linear(12, 2))
+    found = study(module.to(torch.bfloat16), torch.ones(3, 6, dtype=torch.bfloat16), align=1)
+    masks, _ = decide(found, 0.5)
+    assert [int(mask.sum()) for mask in masks.values()] == [6]
 
 
 @pytest.mark.parametrize("norm", NORMS)

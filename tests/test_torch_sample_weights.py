@@ -72,3 +72,31 @@ def test_a_torch_generator_loses_channels_and_keeps_a_batch_of_any_size(form: st
     assert all(row["kept"] < row["size"] for row in plan.groups if row["pinned"] is None)
     answers = [small(torch.ones(batch, 6)).detach().numpy() for batch in (1, 7)]
     assert np.allclose(answers[1][3], answers[0][0], atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """Each sample has weights of its own for `each` channels of a group: as many groups as samples have such."""
+
+    def __init__(self, each: int) -> None:
+        super().__init__()
+        self.each = each
+        self.first, self.style, self.last = nn.Conv2d(3, 16, 1), nn.Linear(6, 16 * each), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        batch, size = x.shape[0], x.shape[2:]
+        joined = self.first(x).reshape(1, batch * 16, *size)
+        weight = self.style(style).view(batch * 16, self.each, 1, 1)
+        out = functional.conv2d(joined, weight, groups=batch * 16 // self.each)
+        result: Tensor = self.last(torch.relu(out).view(batch, 16, *size))
+        return result
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_channels_that_are_groups_of_each_sample_go(each: int) -> None:
+    torch.manual_seed(0)
+    net, x, style = Scaled(each), torch.randn(2, 3, 4, 4), torch.randn(2, 6)
+    small: nn.Module = st.prune(net, (x, style), ratio=0.5, align=1, form="graph")
+    assert st.plan_of(small).error < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())
+    whole = small(x, style)
+    assert torch.allclose(small(x[1:], style[1:]), whole[1:], atol=1e-5)

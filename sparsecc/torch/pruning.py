@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from sparsecc.allocators import Problem, allocator_named
@@ -82,7 +83,7 @@ def study(
     own = criterion if criterion in WEIGHT_CRITERIA else "auto"
     given = CompileOptions(criterion=own, keep=tuple(keep), only=tuple(only), prune=tuple(kinds), **options)
     program = trace(module, args, kwargs, dynamic_shapes)
-    with made_by_us(type(module).__name__):
+    with made_by_us(module, args, kwargs or {}):
         analysis = analyse(program)
     before = TorchPlan.of_json(plan) if isinstance(plan, Mapping) else plan
     said = slots or {}, before
@@ -276,7 +277,7 @@ def _composed(found: Study) -> dict[ir.Value, np.ndarray | None]:
     """What weights are scored by instead of the tensors that a weight norm computes them from."""
     made = composed_weights(found.module)
     return {
-        value: None if weight is None else weight.cpu().numpy()
+        value: None if weight is None else TorchTensor(weight).numpy()
         for value in found.program.model.graph.initializers.values()
         for name in found.program.names[value.name or ""]
         if name in made
@@ -302,7 +303,7 @@ def realise(
     InternalError where the graph form is wrong; InputError for a module that nothing can be checked against.
     """
     name, reason = type(found.module).__name__, ""
-    with made_by_us(name):
+    with made_by_us(found.module, found.args, found.kwargs):
         renew_spectral_norms(found.program, found.module)
         changes = changes_of(found.program, found.analysis, masks)
         wanted = masked_outputs(found.program, found.analysis, masks, found.args, found.kwargs)
@@ -321,7 +322,7 @@ def realise(
                 f"{name}: its own forward does not allow these sizes ({reason}): "
                 "use form='graph', or keep what it names"
             )
-    with made_by_us(name):
+    with made_by_us(found.module, found.args, found.kwargs):
         graph = graph_form(found.program, plan.tensors, changes)
     graph.eval()
     error, failure = _error(graph, found, wanted)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from sparsecc.errors import InputError, InternalError, SparseccError
@@ -122,7 +123,9 @@ class OnnxModule(nn.Module):
 
     def _refusal(self, told: str, given: Mapping[str, Any]) -> SparseccError:
         """Whose fault it is that a node does not run: ours where the file runs on the same inputs."""
-        feeds = {name: torch.as_tensor(given[name]).detach().cpu().numpy() for name in self.input_names}
+        feeds = {
+            name: TorchTensor(torch.as_tensor(given[name]).detach()).numpy() for name in self.input_names
+        }
         if does_run(self.source or self.model, feeds):
             return InternalError(f"{told}, the file does in ONNX Runtime: please report it with the file")
         return InputError(f"{told}, nor does the file in ONNX Runtime: give inputs that it takes")

@@ -23,7 +23,13 @@ from torch import fx, nn
 from sparsecc.axes.sizes import Size, joined
 from sparsecc.errors import InputError
 from sparsecc.shapes.infer import Shapes
-from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of, why_it_does_not_run
+from sparsecc.torch.program.failures import (
+    TORCH_FAILURES,
+    does_not_run,
+    made_by_us,
+    reason_of,
+    why_it_does_not_run,
+)
 from sparsecc.torch.program.inline import inline_regions
 from sparsecc.torch.program.reparametrized import normed_weights, spectral_norm_of, spectral_norms_held
 
@@ -146,7 +152,7 @@ def trace(
         for part, before in attributes.items():
             part.__dict__.clear()
             part.__dict__.update(before)
-    with made_by_us(type(module).__name__):
+    with made_by_us(module, args, kwargs or {}):
         return _program(module, graph_module)
 
 
@@ -188,12 +194,11 @@ def _exported(
         inline_regions(exported)
         return exported
     assert failure is not None
-    name = type(module).__name__
     if reason := why_it_does_not_run(module, args, kwargs):
-        raise InputError(
-            f"{name} does not run on these example inputs ({reason}): give inputs that its forward takes"
-        ) from failure
-    raise InputError(f"{name}: torch.export cannot follow it: {reason_of(failure)}") from failure
+        raise does_not_run(module, reason) from failure
+    raise InputError(
+        f"{type(module).__name__}: torch.export cannot follow it: {reason_of(failure)}"
+    ) from failure
 
 
 def _all_free(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsecc.errors import InternalError
+from sparsecc.errors import InputError, InternalError
 
 TORCH_FAILURES = (
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
@@ -23,23 +23,32 @@ def reason_of(failure: BaseException) -> str:
     return told.splitlines()[0][:200] if told else type(failure).__name__
 
 
-@contextlib.contextmanager
-def made_by_us(name: str) -> Iterator[None]:
-    """What fails inside is a fault of ours: torch has exported a module of the class `name`, so it runs."""
-    try:
-        yield
-    except TORCH_FAILURES as e:
-        raise InternalError(
-            f"{name} runs, what was made of it does not ({type(e).__name__}: {reason_of(e)}): please report it with "
-            "the module, or with the program that torch.export makes of it"
-        ) from e
-
-
 def why_it_does_not_run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """What a module's own forward raises on these arguments in eval mode; "" where it runs."""
     try:
         with torch.no_grad():
             module(*args, **kwargs)
     except TORCH_FAILURES as e:
-        return f"{type(e).__name__}: {reason_of(e)}"
+        return f"{type(e).__name__}: {reason_of(e)}" if str(e).strip() else type(e).__name__
     return ""
+
+
+def does_not_run(module: nn.Module, reason: str) -> InputError:
+    """What to tell of a module whose own forward raises `reason`."""
+    return InputError(
+        f"{type(module).__name__} does not run on these example inputs ({reason}): give inputs that its forward takes"
+    )
+
+
+@contextlib.contextmanager
+def made_by_us(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """What fails inside is a fault of ours, where the module itself runs: torch exports some that do not."""
+    try:
+        yield
+    except TORCH_FAILURES as e:
+        if reason := why_it_does_not_run(module, args, kwargs):
+            raise does_not_run(module, reason) from e
+        raise InternalError(
+            f"{type(module).__name__} runs, what was made of it does not ({type(e).__name__}: {reason_of(e)}): please "
+            "report it with the module, or with the program that torch.export makes of it"
+        ) from e

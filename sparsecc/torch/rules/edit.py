@@ -55,6 +55,10 @@ class AtenEdit(Edit):
         """Call another operator with the same first argument, `new` as second, and the axis."""
         self.changes.append(Change(self.call, name, self.given.get(name), new, target))
 
+    def set_size(self, name: str, axis: Axis) -> None:
+        """Mend an argument that is the size of an axis."""
+        self.set(name, self._resized(self.given.get(name), axis))
+
     def set_sizes(self, name: str, axes: Sequence[Axis], fill: int | None = None) -> None:
         """Mend a list that holds the sizes of `axes`, one element each; what is not an axis' size stays."""
         old = self.given.get(name)
@@ -64,10 +68,13 @@ class AtenEdit(Edit):
         for position, (axis, element) in enumerate(zip(axes, old, strict=True)):
             if not self.changed(axis) or size_of(element) != axis.size:
                 continue
-            if isinstance(axis.size, int):
-                new[position] = self.left(axis)
-            else:
-                divisor, multiplier = dynamic_ratio(axis, self.kept)
-                new[position] = Rescaled(element, divisor, multiplier)
+            new[position] = self._resized(element, axis)
         if new != list(old):
             self.set(name, new)
+
+    def _resized(self, element: Any, axis: Axis) -> int | Rescaled:
+        """What the size of an axis becomes; of a dynamic one `element` holds what it was."""
+        if isinstance(axis.size, int):
+            return self.left(axis)
+        divisor, multiplier = dynamic_ratio(axis, self.kept)
+        return Rescaled(element, divisor, multiplier)

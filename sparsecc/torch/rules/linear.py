@@ -13,7 +13,7 @@ from sparsecc.torch.rules.table import aten
 def mend_groups(edit: AtenEdit) -> None:
     """`groups` becomes the number of groups left."""
     if edit.memo is not None and edit.changed(edit.memo):
-        edit.set("groups", edit.left(edit.memo))
+        edit.set_size("groups", edit.memo)
 
 
 @aten("conv1d conv2d conv3d", fix=mend_groups)
