@@ -13,6 +13,7 @@ from sparsecc.decide.goal_search import MOST, TRIALS, EndedError, Family, Search
 from sparsecc.decide.goals import NEAR, Goal, Trial, words_of
 from sparsecc.decide.type_levers import in_part
 from sparsecc.errors import InputError
+from sparsecc.loss.measure import quality
 
 
 def attempt_at(
@@ -390,4 +391,4 @@ def test_within_a_limit_the_fastest_is_taken(ways: dict[str, Way], levers: Famil
 def test_what_loses_nothing_has_no_part_that_loses_less() -> None:
     whole = Trial(0.0, 0.0, 1, 1, levers={"quantize": "int8"}, quality_db=25.0)
     assert in_part(Goal(), whole) == {**whole.levers, "quantize_options": {"max_drop": "0.00158"}}
-    assert in_part(Goal(), replace(whole, quality_db=math.inf)) is None
+    assert in_part(Goal(), replace(whole, quality_db=quality(0.0))) is None

@@ -12,7 +12,8 @@ from sparsecc.decide.goal_search import Family, Search
 from sparsecc.decide.goals import NEAR, Goal, Trial
 from sparsecc.decide.joint_levers import next_together
 from sparsecc.decide.type_levers import INT8, in_part
-from tests.test_goal_search import attempt_at, settle
+from sparsecc.loss.measure import quality
+from tests.test_goal_search import Way, among, attempt_at, settle
 
 MANY = 60
 
@@ -161,3 +162,14 @@ def test_removal_that_hardly_gains_is_given_up() -> None:
     reached = settle(Goal(speedup=2), slow_to_begin).best.speedup
     assert reached is not None
     assert abs(math.log(reached / 2)) <= NEAR
+
+
+def test_types_that_change_nothing_are_left_after_one_trial() -> None:
+    """Seven per cent of speed of the very same model are chance; removal from it would be tried twice."""
+    made: list[str] = []
+    ways = {"": Way(1.0, 40, lost=40), "int8": Way(1.07, quality(0.0))}
+    found = Search(
+        Goal(speedup=1.5), among(ways, made), [INT8, {}], safer=partial(in_part, Goal(speedup=1.5))
+    )
+    assert found.settle().best.levers == {}
+    assert [name for name in made if name.startswith("int8")] == ["int8 0.00"]

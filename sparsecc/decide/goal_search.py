@@ -197,7 +197,7 @@ class Search:
                     return
                 if self.goal.excess(part) <= max(start, NEAR + SLACK):
                     family, whole, start = part.levers, part, self.goal.excess(part)
-            if start <= NEAR or self._has_ended():
+            if start <= NEAR or self._has_ended() or (whole.is_exact and len(self.families) > 1):
                 return
             if start >= self.goal.excess_of_dense(whole) and self.goal.is_timed:
                 return  # slower than without it

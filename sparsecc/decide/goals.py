@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sparsecc.errors import InputError
+from sparsecc.loss.measure import quality
 from sparsecc.measure.serving import Serving
 from sparsecc.options import CompileOptions, rows_of
 from sparsecc.options.table import PRUNED
@@ -68,6 +69,11 @@ class Trial:
     levels: tuple[tuple[float, float], ...] = ()
     """Of 8 bits without the layers that lose most: what other choices of layers would lose, and the share of the
     work that they would leave in 8 bits (`passes/quantize/sensitivity.py`)."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether types left the model what it was: in others no outputs are those of the dense model."""
+        return not self.ratio and "quantize" in self.levers and (self.quality_db or 0.0) >= quality(0.0)
 
     @property
     def merit(self) -> tuple[float, float]:

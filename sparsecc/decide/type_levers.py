@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from sparsecc.decide.goal_search import Family
 from sparsecc.decide.goals import Goal, Trial
 from sparsecc.loss.judge import DOUBTFUL_DB
@@ -28,7 +26,7 @@ def in_part(goal: Goal, trial: Trial) -> Family | None:
     part = set(trial.levers.get("quantize_options", {})) - {"max_drop"}
     if trial.levers.get("quantize") != "int8" or part or trial.quality_db is None or trial.ratio:
         return None
-    if trial.quality_db == math.inf:
+    if trial.is_exact:
         return None
     least = max(goal.min_quality or DOUBTFUL_DB, trial.quality_db)
     wanted = least + (_MARGIN if goal.loses_too_much(trial) else _BETTER)
