@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import pytest
 import sparsecc
 from sparsecc.ir.subgraphs import one_scope
 from sparsecc.passes.quantize import Quantize
+from sparsecc.passes.quantize.int8 import IN_BODY
 from sparsecc.passes.quantize.underflow import UNSEEN
 from sparsecc.plan import Plan
 from sparsecc.runtime.numerics import sqnr
@@ -134,6 +136,16 @@ def test_layers_in_bodies_run_on_integers_by_ranges_of_what_ran_in_them(
         assert not {"Conv", "FusedConv", "MatMul", "Gemm"} & set(run)
     else:
         assert layers
+
+
+@pytest.mark.parametrize("option", [{"correct_bias": True}, {"algorithm": "gptq"}])
+def test_layers_in_bodies_that_are_not_refined_are_told(option: dict[str, Any]) -> None:
+    model = _convolutions()
+    feeds = [{"x": np.ones((1, 16, 12, 12), np.float32), "flag": np.array(flag)} for flag in (True, False)]
+    result = Quantize(type="int8", **option).run(model, Plan({}), compilation(feeds=feeds))
+    inner = {node.name for body in model.graph.subgraphs() for node in body if node.op_type == "Conv"}
+    assert len(inner) == 5
+    assert {remark.where for remark in result.remarks if remark.reason == IN_BODY} == inner
 
 
 def test_a_branch_that_no_sample_takes_stays_in_float() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sparsecc.passes.quantize.quantize import Quantize
     from sparsecc.plan import Plan
 
+IN_BODY = "in a body, whose values are not kept: its weight is rounded to nearest, and its bias not corrected"
+
 
 class Static(Kind):
     """Layers and what lies between them in 8 bits, decided once and lowered for the target."""
@@ -130,4 +132,6 @@ def _round(
         facts["corrected"] = correct_biases(
             model, layers, before, compilation, per_channel=options.per_channel, limit=limit
         )
+    if options.algorithm == "gptq" or options.correct_bias:
+        left += [Remark(layer.name, IN_BODY) for layer in decision.layers if layer not in layers]
     return left
