@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_what_export_does_not_follow_is_told_as_such() -> None:
 def test_a_module_that_never_answers_the_same_is_the_users(form: str) -> None:
     with pytest.raises(InputError, match="other outputs each time"):
         st.prune(Two(wild=True), X, form=form, align=1)
+
+
+def test_a_module_that_answers_nan_is_told_so_and_infinities_are_answers() -> None:
+    broken, masked = Two(), nn.Sequential(Two(), nn.Threshold(9.0, -math.inf))
+    with torch.no_grad():
+        broken.second.bias[0] = math.nan
+    with pytest.raises(InputError, match="Two answers NaN on these example inputs"):
+        st.prune(broken, X, align=1)
+    assert st.plan_of(st.prune(masked, X, align=1)).error == 0
 
 
 def test_a_wrong_graph_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,13 +223,17 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """The largest difference of two outputs, relative to the largest value; infinite where shapes differ."""
+    """The largest difference of two outputs, relative to the largest value; infinite where shapes differ, or numbers
+    from none. The same infinity (a masked score) is no difference."""
     a, b = tensors_of(found), tensors_of(wanted)
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
         return float("inf")
     worst = 0.0
     for x, y in zip(a, b, strict=True):
-        scale = max(1.0, float(y.double().abs().max())) if y.numel() else 1.0
-        gap = float((x.double() - y.double()).abs().max()) / scale if y.numel() else 0.0
+        if not y.numel():
+            continue
+        x, y = x.double(), y.double()
+        scale = max(1.0, float(y.abs().masked_fill(~y.isfinite(), 0.0).max()))
+        gap = float((x - y).abs().masked_fill(x == y, 0.0).max()) / scale
         worst = max(worst, gap) if gap == gap else float("inf")
     return worst

@@ -25,7 +25,7 @@ from sparsecc.torch.analysis import analyse
 from sparsecc.torch.graph_form import graph_form
 from sparsecc.torch.layers import Edit, apply_edits, attribute_edits
 from sparsecc.torch.limits import limits_of
-from sparsecc.torch.masked import difference, masked_outputs
+from sparsecc.torch.masked import difference, masked_outputs, tensors_of
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
 from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of
@@ -337,11 +337,15 @@ def realise(
 
 
 def _require_repeatable(found: Study) -> None:
-    """InputError for a module that answers otherwise each time: nothing can be checked against it."""
-    first, second = (_run(found.module, found) for _ in range(2))
+    """InputError for a module that answers NaN, or otherwise each time: nothing can be checked against it."""
+    name, (first, second) = type(found.module).__name__, (_run(found.module, found) for _ in range(2))
+    if any(bool(tensor.isnan().any()) for tensor in tensors_of(first)):
+        raise InputError(
+            f"{name} answers NaN on these example inputs: give inputs, or weights, that it has numbers for"
+        )
     if difference(first, second) > TOLERANCE:
         raise InputError(
-            f"{type(found.module).__name__} gives other outputs each time it runs on the same inputs: take the random "
+            f"{name} gives other outputs each time it runs on the same inputs: take the random "
             "numbers out of its forward in eval mode"
         )
 
