@@ -149,6 +149,49 @@ def test_the_operator_is_computed_as_the_runtime_does(kind: str, norm: int) -> N
     np.testing.assert_allclose(mixed, run(model, feeds)[0], atol=2e-6)
 
 
+PACKED = (
+    "(float[N, 32] x, float[32, 5] wr, uint8[5, {wide}, {bytes}] w1, float[5, {wide}{blocks}] s1, "
+    "float[5, {wide}] w2, uint8[5, 32, {bytes}] w3, float[5, 32{blocks}] s3, float[5, 32] w4{more}) => (float y) "
+    "{{ r = MatMul(x, wr) "
+    "y = com.microsoft.QMoE<k = 2, normalize_routing_weights = 1, expert_weight_bits = {bits}, {kind}>"
+    "(x, r, w1, s1, w2, w3, s3, w4{uses}) }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "block", "zeros"),
+    [
+        ("silu", 4, 16, ""),
+        ("swiglu as gpt-oss", 4, 16, ""),
+        ("silu", 4, 16, "1"),
+        ("relu", 4, 0, ""),
+        ("silu", 8, 0, ""),
+        ("silu", 2, 16, ""),
+    ],
+)
+def test_packed_experts_are_computed_as_the_runtime_does(
+    kind: str, bits: int, block: int, zeros: str
+) -> None:
+    wide, how = (
+        (64 if kind.startswith("swiglu") else 32),
+        KINDS[kind] + (f", block_size = {block}" if block else ""),
+    )
+    more, uses = f", uint8[5, {wide}, 1] z1, uint8[5, 32, 1] z3", ", , , , z1, z3"
+    text = PACKED.format(
+        wide=wide, bytes=4 * bits, bits=bits, kind=how, blocks=", 2" if block else "",
+        more=more if zeros else "", uses=uses if zeros else "",
+    )  # fmt: skip
+    proto = model_of(text)
+    model, feeds = loaded(proto), feeds_of(proto)
+    (mixture,) = fused_mixtures(analyse(model))
+    values = {"x": feeds["x"], "r": feeds["x"] @ model.graph.initializers["wr"].const_value.numpy()}  # type: ignore[union-attr]
+    seen = mixture.read(values.__getitem__)
+    assert seen.outputs is not None
+    mixed = (seen.outputs.reshape(-1, 2, 32) * seen.gates[..., None]).sum(axis=1)
+    wanted = run(model, feeds)[0]
+    np.testing.assert_allclose(mixed, wanted, atol=2e-6 * float(np.abs(wanted).max()))
+
+
 def test_routers_of_operators_are_watched(tmp_path: Path) -> None:
     model = loaded(model_of(FUSED.format(wide=12, norm=1, kind=KINDS["relu"])))
     rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)

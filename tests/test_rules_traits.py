@@ -135,7 +135,7 @@ def test_a_row_is_found_by_both_names_of_the_default_domain() -> None:
         assert traits_of(node) & Trait.CONVOLUTION
         assert weights_of(node) == (1, 2)
     assert traits_of(ir.Node("org.example", "Conv", [])) is Trait.NONE
-    assert shapes_of("com.microsoft", "QMoE") is PINNED["com.microsoft", "QMoE"].shapes
+    assert shapes_of("com.microsoft", "QOrderedMatMul") is PINNED["com.microsoft", "QOrderedMatMul"].shapes
 
 
 def lists_of_operators(path: Path, known: frozenset[str]) -> Iterator[tuple[int, frozenset[str]]]:
