@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.data.language import TextModel, samples_of
+from sparsecc.data.language import TextModel, require_room, samples_of
 from sparsecc.data.plan_file import read_plan
 from sparsecc.data.random_inputs import random_feeds, require_known_inputs
 from sparsecc.data.samples import DRAWN, CalibrationSet, Feeds, Samples, random_samples
@@ -187,6 +187,7 @@ class Compilation(Announced):
         self.dense = dense_of(self.file, model, options, self.scratch)
         self.reference = self.dense.runner
         self.text = TextModel.of(model)
+        require_room(self.text, options.cache_tokens)
         if self.text is not None and options.calib is None and not self.dense.by_parts:
             self.options = options = replace(options, calib=SELF)
         if self.calibration is None and options.samples is not None:
@@ -289,13 +290,13 @@ class Compilation(Announced):
     def timed(self) -> Feeds:
         """The inputs that times and memory hold for: a step of a text for a decoder, else the first of `feeds`."""
         text = self._text_of_any_length
-        return self.feeds[0] if text is None else text.step(self.options.seed)
+        return self.feeds[0] if text is None else text.step(self.options.seed, self.options.cache_tokens)
 
     @property
     def prompt(self) -> Feeds | None:
         """The prompt that a decoder is timed on as well; None where `timed` is no step of a text."""
         text = self._text_of_any_length
-        return None if text is None else text.prompt(self.options.seed)
+        return None if text is None else text.prompt(self.options.seed, self.options.cache_tokens)
 
     @property
     def _text_of_any_length(self) -> TextModel | None:

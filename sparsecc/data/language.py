@@ -124,16 +124,16 @@ class TextModel:
         }
         return {name: own[name].astype(dtype) for name, dtype in self.inputs.items()} | past
 
-    def step(self, seed: int) -> Feeds:
-        """One token behind a cache of TIMED others, or as many as the model knows, drawn at random."""
-        generator, before = np.random.default_rng(seed), min(TIMED, self.window - 1)
+    def step(self, seed: int, cached: int | None = None) -> Feeds:
+        """One token behind a cache of so many others, TIMED or as many as the model knows, drawn at random."""
+        generator, before = np.random.default_rng(seed), cached or min(TIMED, self.window - 1)
         shapes = {c.past: (c, c.shape(1, c.room or before)) for c in self.caches}
         kept = {n: generator.standard_normal(shape).astype(c.dtype) for n, (c, shape) in shapes.items()}
         return self.feeds(generator.integers(0, self.words, (1, 1)), kept, before)
 
-    def prompt(self, seed: int) -> Feeds:
-        """A text of TIMED tokens, or as many as the model knows, drawn at random, before an empty cache."""
-        ids = np.random.default_rng(seed).integers(0, self.words, (1, min(TIMED, self.window)))
+    def prompt(self, seed: int, tokens: int | None = None) -> Feeds:
+        """A text of so many tokens, TIMED or as many as the model knows, drawn at random, before an empty cache."""
+        ids = np.random.default_rng(seed).integers(0, self.words, (1, tokens or min(TIMED, self.window)))
         return self.feeds(ids)
 
     def windows(self, tokens: Sequence[int], begin: int | None) -> Iterator[Feeds]:
@@ -222,6 +222,19 @@ def _context(model: ir.Model) -> int | None:
         size = value.shape[0] if value is not None and value.shape is not None else None
         rooms += [size] if isinstance(size, int) else []
     return min(rooms, default=None)
+
+
+def require_room(text: TextModel | None, tokens: int | None) -> None:
+    """InputError where no text is, or knows, so many tokens in its cache and one more (`--cache-tokens`)."""
+    if tokens is None:
+        return
+    if text is None or not text.any_length:
+        raise InputError("--cache-tokens: the model is no decoder with caches of any length: leave it out")
+    if text.context is not None and tokens >= text.context:
+        most = text.context - 1
+        raise InputError(
+            f"--cache-tokens {tokens}: the model knows {text.context} positions: give at most {most}"
+        )
 
 
 def samples_of(

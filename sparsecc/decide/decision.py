@@ -9,6 +9,7 @@ from sparsecc.calibrate.layer_statistics import RUN_FACTS
 from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.criteria import criterion_named
+from sparsecc.decide.cache_budget import within_cache
 from sparsecc.decide.channels import Choice, choose, criterion_for
 from sparsecc.decide.layers import Depth
 from sparsecc.decide.limits import limits_of
@@ -41,6 +42,7 @@ def decide(compilation: Compilation, analysis: Analysis, depth: Depth) -> Decisi
     groups = find_groups(analysis, keep=depth.keep, only=depth.only, prune=options.prune)
     left = depth.ratio_left(options.ratio or 0.0)
     limits = limits_of(compilation, analysis, groups, depth.patterns)
+    limits = within_cache(compilation, analysis, groups, depth.dead, limits)
     choice = depth.joined(choose(compilation, analysis, groups, left, depth.dead, limits), options.ratio)
     note_choice(compilation, choice)
     foretell(compilation, choice)

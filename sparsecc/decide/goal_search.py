@@ -76,7 +76,7 @@ class Search:
     they lose least, if there are such; `together` says which types and ratio should lose least by what trials have
     shown (`joint_levers.py`); `is_over` ends the search once something meets the goal, `is_late` whatever was
     found. `ceiling` is the largest ratio allowed (`--ratio`), `keeps_all` says of a family that nothing may be removed
-    besides. `refused` says why families had no model.
+    besides, `orders` that options make all models smaller. `refused` says why families had no model.
     """
 
     goal: Goal
@@ -85,6 +85,7 @@ class Search:
     more: Sequence[Family] = ()
     ceiling: float | None = None
     keeps_all: Callable[[Family], bool] = lambda _: False
+    orders: bool = False
     finer: Callable[[Trial], Family | None] = lambda _: None
     safer: Callable[[Trial], Family | None] = lambda _: None
     together: Callable[[Sequence[Trial]], tuple[Family, float] | None] = lambda _: None
@@ -230,9 +231,9 @@ class Search:
 
     def _with_nothing_removed(self, family: Family) -> float | None:
         """The excess at ratio 0 of a family that removes otherwise (layers too, by another metric): it is that of the
-        family without. None for other families."""
+        family without. None for other families, and where options remove something besides the ratio."""
         rest = {name: value for name, value in family.items() if name not in REMOVING}
-        if len(rest) == len(family):
+        if self.orders or len(rest) == len(family):
             return None
         same = [t for t in self.trials if t.levers == rest and t.ratio == 0]
         found = [self.goal.excess(t) for t in same] or [self.goal.excess_of_dense(t) for t in self.trials]
@@ -317,10 +318,10 @@ class Search:
                     break
         kept = [t for t in self.trials if not self.goal.loses_too_much(t)]
         lost = [t for t in self.trials if self.goal.loses_too_much(t)]
-        sizes, dense_ms = (best.dense_bytes, best.dense_bytes), best.dense_ms
-        whole = Trial(0.0, 0.0, *sizes, speedup=1.0, dense_ms=dense_ms, memory=best.dense_memory)
+        known: dict[str, Any] = {"dense_ms": best.dense_ms, "memory": best.dense_memory, "kv": best.dense_kv}
+        whole = Trial(0.0, 0.0, best.dense_bytes, best.dense_bytes, speedup=1.0, **known)
         nearest = min([whole, *kept], key=self.goal.excess)
-        off = self.goal.excess(nearest)
+        off = math.inf if nearest is whole and self.orders else self.goal.excess(nearest)
         return Settled(
             nearest, tuple(self.trials), (self._between(nearest, min(lost, key=self.goal.excess)),), off
         )

@@ -34,7 +34,8 @@ class Trial:
     `levers` are the options besides the ratio that made it, as a recipe has them. `speedup` is that over the dense
     model, `ms` and `dense_ms` the medians of both by the same clock; `memory` and `dense_memory` the bytes that
     loading and running adds to a process; `score` and `dense_score` are those of `--evaluate`; `quality_db` the
-    worst part of the outputs and `agreement` the least share of same answers, on samples that nothing was fitted to.
+    worst part of the outputs and `agreement` the least share of same answers, on samples that nothing was fitted to;
+    `nats` the loss of a token of such text. `kv` and `dense_kv` are bytes of cache a token, of decoders.
     None where it was not measured. `exhausted` says that nothing more can be removed, `held` why.
     """
 
@@ -55,6 +56,9 @@ class Trial:
     dense_score: float | None = None
     quality_db: float | None = None
     agreement: float | None = None
+    kv: int | None = None
+    dense_kv: int | None = None
+    nats: float | None = None
     serving: Mapping[str, Any] | None = None
     """How it serves most samples a second, where that was asked: rate, batch, streams; the speed is then that over the
     rate of the dense model, and times are those of a sample."""
@@ -77,9 +81,11 @@ class Trial:
 
     @property
     def merit(self) -> tuple[float, float]:
-        """What is left, more being better: by the user's metric first, then by the outputs; without either, the less
-        was removed the better. A score above that of the dense model is chance: it counts as that."""
+        """What is left, more being better: by the user's metric first, then by text of a language model, else by the
+        outputs; without any, the less was removed the better. A score above that of the dense model is chance: it
+        counts as that."""
         kept = -math.inf if self.quality_db is None else self.quality_db
+        kept = kept if self.nats is None else -self.nats
         score = 0.0 if self.score is None else self.score
         if self.dense_score is not None:
             score = min(score, self.dense_score)
@@ -95,8 +101,10 @@ class Trial:
         pulled = [f"ratio {self.ratio:.3f}"] if self.ratio > 0 or not self.levers else []
         pulled += words_of(self.levers)
         found = [f"{self.speedup:.2f}x"] if self.speedup is not None else [f"{self.bytes:,} bytes"]
+        found += [f"{self.kv:,} bytes of cache"] if self.kv is not None else []
         found += [f"score {self.score:.4g}"] if self.score is not None else []
-        found += [f"{self.quality_db:.1f} dB"] if self.quality_db is not None else []
+        found += [f"{self.nats:.3f} nats"] if self.nats is not None else []
+        found += [f"{self.quality_db:.1f} dB"] if self.quality_db is not None and self.nats is None else []
         return f"{', '.join(pulled)}: {', '.join(found)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +120,8 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
             part = " but for the worst layers" if "max_drop" in levers.get("quantize_options", {}) else ""
             words.append(f"{value}{part}")
         elif name == "prune":
-            words.append("layers")
+            alone = set(value) == {"layers"}
+            words.append("layers alone" if alone else "layers" if "layers" in value else "heads")
         elif name == "sparsity":
             words.append(str(value))
         elif name == "tokens":
@@ -133,15 +142,18 @@ def words_of_serving(serving: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """What was asked: times faster, milliseconds a run, runs a second, samples a second, bytes of model, bytes of
-    memory to load and run it; and limits of what may be lost: of accuracy, in decibels, in answers that change."""
+    """What was asked: times faster, milliseconds a run, or a token behind a cache, runs a second, samples a second,
+    bytes of model, bytes of memory to load and run it, bytes of cache a token; and limits of what may be lost: of
+    accuracy, in decibels, in answers that change."""
 
     speedup: float | None = None
     latency: float | None = None
+    decode_latency: float | None = None
     fps: float | None = None
     throughput: float | None = None
     size: float | None = None
     footprint: float | None = None
+    kv_bytes: float | None = None
     max_drop: float | None = None
     min_quality: float | None = None
     min_agreement: float | None = None
@@ -153,13 +165,15 @@ class Goal:
         given = {name: getattr(options, name) for name in _ROWS if getattr(options, name) is not None}
         if options.mixes_types:
             given.pop("size", None)  # types are chosen for it, not what is removed
+        if options.ratio is not None:
+            given.pop("kv_bytes", None)  # an order as the ratio is
         if not given or (options.gives_orders and not any(_ROWS[name].is_goal for name in given)):
             return None
         if "footprint" in given and options.device != "local":
             raise InputError(f"--footprint is measured on this machine: leave out --device {options.device}")
         if "throughput" in given and options.device != "local":
             raise InputError(f"--throughput is measured on this machine: leave out --device {options.device}")
-        for name in ("speedup", "latency", "fps", "throughput", "footprint"):
+        for name in ("speedup", "latency", "decode_latency", "fps", "throughput", "footprint"):
             if name in given and not options.measure:
                 raise InputError(f"{_ROWS[name].flag} needs the measurement: leave out --no-measure")
         return Goal(**given)
@@ -183,19 +197,27 @@ class Goal:
 
     @property
     def is_timed(self) -> bool:
-        asked = self.speedup, self.latency, self.fps, self.throughput
+        asked = self.speedup, self.latency, self.decode_latency, self.fps, self.throughput
         return any(value is not None for value in asked)
+
+    @property
+    def is_of_cache_alone(self) -> bool:
+        """Whether nothing but the bytes of a cache is to be reached."""
+        others = self.is_timed, self.size is not None, self.footprint is not None
+        return self.kv_bytes is not None and not any(others)
 
     @property
     def has_target(self) -> bool:
         """Whether something is to be reached; with limits alone the fastest within them is wanted."""
-        return self.is_timed or self.size is not None or self.footprint is not None
+        return self.is_timed or any(one is not None for one in (self.size, self.footprint, self.kv_bytes))
 
     @property
     def milliseconds(self) -> float | None:
-        """The longest that a run may take; with a throughput, a sample."""
+        """The longest that a run may take, which is a token of a decoder; with a throughput, a sample."""
         rate = self.fps if self.throughput is None else self.throughput
-        return self.latency if rate is None else 1e3 / rate
+        if rate is not None:
+            return 1e3 / rate
+        return self.latency if self.decode_latency is None else self.decode_latency
 
     def excess(self, trial: Trial) -> float:
         """ln of how much too slow or too large a trial is; zero or less is what was asked for."""
@@ -204,6 +226,8 @@ class Goal:
             over.append(math.log(trial.bytes / self.size))
         if self.footprint is not None and trial.memory is not None:
             over.append(math.log(max(trial.memory, 1) / self.footprint))
+        if self.kv_bytes is not None and trial.kv is not None:
+            over.append(math.log(max(trial.kv, 1) / self.kv_bytes))
         if self.speedup is not None and trial.speedup is not None:
             over.append(math.log(self.speedup / trial.speedup))
         limit = self.milliseconds
@@ -214,7 +238,7 @@ class Goal:
     def excess_of_dense(self, trial: Trial) -> float:
         """The same of the dense model that a trial was measured against."""
         dense = Trial(0, 0, trial.dense_bytes, trial.dense_bytes, speedup=1.0, dense_ms=trial.dense_ms)
-        return self.excess(replace(dense, memory=trial.dense_memory))
+        return self.excess(replace(dense, memory=trial.dense_memory, kv=trial.dense_kv))
 
     def loses_too_much(self, trial: Trial) -> bool:
         """Whether a trial breaks a limit, or is of no use. What could not be judged breaks none."""
@@ -251,6 +275,8 @@ class Goal:
             reached.append(f"{best.bytes:,} bytes")
         if self.footprint is not None and best.memory is not None:
             reached.append(f"{best.memory:,} bytes of memory")
+        if self.kv_bytes is not None and best.kv is not None:
+            reached.append(f"{best.kv:,} bytes of cache a token")
         held = f": {best.held}" if best.held else ""
         far = f" {math.expm1(excess):.0%}" if excess < math.log(10) else ""
         pulled = "".join(f" and {word}" for word in words_of(best.levers))
@@ -276,9 +302,9 @@ def found_in(measured: Mapping[str, Any], trial: Trial, *, throughput: bool) -> 
     return replace(trial, speedup=speedup, ci95=None, dense_ms=dense, ms=dense / speedup)
 
 
-def judge(goal: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+def judge(goal: Mapping[str, Any], measured: Mapping[str, Any], kv: int | None = None) -> dict[str, Any]:
     """What the final measurement says of a goal: asked, found, and whether it is met within 5 %; of a speed that was
-    foretold that, and None."""
+    foretold that, and None. `kv` are the bytes of cache a token that are left."""
     asked = Goal(**goal["asked"])
     if "foretold" in goal:
         return {"asked": asked.asked, "met": None, "excess": None, "foretold": dict(goal["foretold"])}
@@ -286,6 +312,7 @@ def judge(goal: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any
     found = found_in(measured, found, throughput=asked.throughput is not None)
     if asked.footprint is not None:
         found = replace(found, memory=measured["footprint"]["after"]["model_memory_bytes"])
+    found = replace(found, kv=kv)
     excess = asked.excess(found)
     return {
         "asked": asked.asked,

@@ -20,6 +20,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.cost import summary
 from sparsecc.cost.model import CostModel, cache_model, macs_model, params_model
 from sparsecc.data.samples import Feeds
+from sparsecc.decide.cache_budget import share_to_go
 from sparsecc.decide.channels import Choice, Dead, require_caches
 from sparsecc.decide.layer_spans import spans_of, straightest, walked
 from sparsecc.decide.limits import Patterns, patterns_of, require_same_graph
@@ -31,8 +32,10 @@ from sparsecc.graph.caches import caches
 from sparsecc.graph.groups import by_handle, find_groups, known_names
 from sparsecc.graph.patterns import require_matches
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
+from sparsecc.loading.skip_norms import FUSED
 from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part
+from sparsecc.options.table import PRUNED
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, dropped_branches, plugged, silenced
@@ -142,8 +145,8 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
         return analysis, asked
     before = summary.costs(analysis, {})["before"]
     planned = _planned(blocks, gone)
-    more = "layers" in options.prune and options.ratio
-    chosen, change = _chosen(compilation, analysis, blocks, planned) if more else (planned, 0.0)
+    budgets = _budgets(compilation, analysis) if "layers" in options.prune else {}
+    chosen, change = _chosen(compilation, analysis, blocks, planned, budgets) if budgets else (planned, 0.0)
     facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
     compilation.note(DropBlocks.name, facts)
     if not chosen:
@@ -218,37 +221,45 @@ def _chosen(
     analysis: Analysis,
     blocks: Sequence[ResidualBlock],
     planned: Sequence[ResidualBlock],
+    budgets: Mapping[str, float],
 ) -> tuple[list[ResidualBlock], float]:
-    """The blocks to leave out, those of a plan first, and by how much the outputs change without them."""
+    """The blocks to leave out, those of a plan first, and by how much the outputs change without them. `budgets` are
+    the shares of each metric that go, one budget after the other."""
     options, scratch = compilation.options, compilation.scratch
-    if planned and options.layer_criterion == "span":
+    spans_layers = options.layer_criterion == "span"
+    if planned and spans_layers:
         raise InputError("--layer-criterion span chooses layers anew, --plan has some: leave one of them out")
+    if len(budgets) > 1 and spans_layers:
+        raise InputError("--layer-criterion span takes one budget: leave --kv-bytes or --ratio out")
     free = [b for b in blocks if b.is_free or b in planned]
     if not free:
         return [], 0.0
     shared = any(kind != "layers" for kind in options.prune)
-    model, weight = _cost_of_blocks(analysis, options.metric)
-    budget = (options.ratio or 0.0) * model.total({}) * (SHARE if shared else 1.0)
     board = plugged(analysis.model, _branches(free), scratch.gated, options.threads)
-    samples = samples_for(compilation)
+    samples, chosen, change = samples_for(compilation), list(planned), 0.0
     distance = DISTANCES.get(options.layer_criterion)
-    greedy = Greedy(
-        free,
-        board,
-        samples,
-        budget,
-        weight,
-        overshoot=not shared,
-        distance=distance,
-        parts=compilation.parts,
-    )
-    if options.layer_criterion != "span":
-        return greedy.choose(planned)
+    greedy = Greedy(free, board, samples, overshoot=not shared, distance=distance, parts=compilation.parts)
+    for metric, share in budgets.items():
+        model, greedy.weight = _cost_of_blocks(analysis, metric)
+        greedy.budget = budget = share * model.total({}) * (SHARE if shared else 1.0)
+        if not spans_layers:
+            chosen, change = greedy.choose(chosen)
+    if not spans_layers:
+        return chosen, change
     spans = spans_of(free, budget, greedy.cost, overshoot=not shared)
     settings = {"threads": options.threads, "memory": options.working_memory}
     walk = walked(analysis, spans, samples, scratch.spans, **settings)
     chosen = straightest(analysis, spans, walk)
     return chosen, greedy.change(_branches(chosen))
+
+
+def _budgets(compilation: Compilation, analysis: Analysis) -> dict[str, float]:
+    """The share of each metric that is to go, that of the cache first."""
+    options = compilation.options
+    asked = {"kv": share_to_go(compilation, analysis)}
+    if options.ratio:
+        asked[options.metric] = max(options.ratio, asked.get(options.metric, 0.0))
+    return {metric: share for metric, share in asked.items() if share}
 
 
 def _cost_of_blocks(analysis: Analysis, metric: str) -> tuple[CostModel, Callable[[ResidualBlock], float]]:
@@ -261,6 +272,26 @@ def _cost_of_blocks(analysis: Analysis, metric: str) -> tuple[CostModel, Callabl
         held = Counter(cache.node for cache in caches(analysis.model))
         return whole, lambda block: share * sum(held[node] for node in block.nodes)
     return macs_model(analysis), lambda block: block.macs
+
+
+def has_layers(analysis: Analysis) -> bool:
+    """Whether there are layers that may go, also once sums are taken out of the norms that they are fused with."""
+    return bool(find_blocks(analysis)) or any(node.op_type in FUSED for node in analysis.model.graph)
+
+
+def cache_levers(compilation: Compilation, analysis: Analysis) -> list[Mapping[str, Any]]:
+    """What a search may take a cache down by: heads, whole layers where samples judge them, and both, as options;
+    what `--prune` says where that says it. InputError where `--levers` leaves none."""
+    options = compilation.options
+    if options.prune != PRUNED or not share_to_go(compilation, analysis):
+        return [{"prune": tuple(options.prune)}]
+    goes = "layers" in options.levers and options.samples is not None and has_layers(analysis)
+    kinds: list[tuple[str, ...]] = [PRUNED] if "channels" in options.levers else []
+    kinds += [("layers",)] if goes else []
+    kinds += [(*PRUNED, "layers")] if len(kinds) > 1 else []
+    if not kinds:
+        raise InputError("--kv-bytes takes heads or layers: leave --levers out, or name channels there")
+    return [{"prune": kind} for kind in kinds]
 
 
 def samples_for(compilation: Compilation) -> list[Feeds]:
@@ -279,7 +310,7 @@ class Greedy:
     free: Sequence[ResidualBlock]
     board: Switchboard
     samples: Sequence[Feeds]
-    budget: float
+    budget: float = 0.0
     weight: Callable[[ResidualBlock], float] = lambda block: block.macs
     overshoot: bool = True
     distance: Distance | None = None

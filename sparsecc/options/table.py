@@ -91,7 +91,7 @@ SYNTHETIC, SELF, NO_SAMPLES = "synthetic", "self", "none"
 SMALLEST_MEMORY = 16 << 20
 """Bytes that calibration needs at least."""
 
-BUDGET = "Budget (one of ratio, speedup, latency, fps, throughput)"
+BUDGET = "Budget (one of ratio, speedup, latency, decode-latency, fps, throughput)"
 REMOVAL = "What may be removed"
 NUMBERS = "Numbers"
 DATA = "Data"
@@ -240,6 +240,14 @@ class CompileOptions(Options):
         alone=True,
         is_goal=True,
     )
+    decode_latency: float | None = option(
+        None,
+        MILLISECONDS,
+        "Compile until a decoder writes a token in this time, behind a cache of --cache-tokens.",
+        BUDGET,
+        alone=True,
+        is_goal=True,
+    )
     fps: float | None = option(
         None, RATE, "Compile until it runs this often a second.", BUDGET, alone=True, is_goal=True
     )
@@ -260,6 +268,13 @@ class CompileOptions(Options):
         "Compile until loading and running it takes no more than this memory.",
         BUDGET,
         was_flags=("--memory",),
+        is_goal=True,
+    )
+    kv_bytes: float | None = option(
+        None,
+        SIZE,
+        "Compile until the caches of a decoder take no more for each token, e.g. 2KiB; an order beside --ratio.",
+        BUDGET,
         is_goal=True,
     )
     max_drop: float | None = option(
@@ -480,6 +495,13 @@ class CompileOptions(Options):
     inputs: Inputs = _inputs
     custom_ops: Libraries | None = _custom_ops
     seed: int = option(0, whole(0), "Seed of everything random.", DATA)
+    cache_tokens: int | None = option(
+        None,
+        whole(1),
+        "How many tokens are in the cache behind which a decoder's step is timed, and in its prompt; 128, or as many "
+        "as it knows, without.",
+        RUNNING,
+    )
     target: str = _target_row
     device: str = _device
     device_table: StrPath | None = option(
@@ -552,9 +574,10 @@ class CompileOptions(Options):
 
     def pulled(self, ratio: float, levers: Mapping[str, Any]) -> CompileOptions:
         """The same compile to a ratio, with these options besides, instead of to goals. The size that types are chosen
-        for is no goal, and limits still hold."""
+        for is no goal, the bytes of the cache are counted while slots are chosen, and limits still hold."""
         rows, other = rows_of(CompileOptions), CompileOptions()
         searched = {row.name: None for row in rows.values() if row.is_goal}
+        del searched["kv_bytes"]
         if self.mixes_types:
             del searched["size"]
         how = {name: getattr(other, name) for name in ("levers", "budget", "device_table")}
@@ -596,7 +619,7 @@ class CompileOptions(Options):
     @property
     def removes(self) -> bool:
         """Whether channels, heads or experts are to go."""
-        return bool(self.ratio or self.dead_only or self.names_slots)
+        return bool(self.ratio or self.kv_bytes or self.dead_only or self.names_slots)
 
     @property
     def mixes_types(self) -> bool:

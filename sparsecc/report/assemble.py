@@ -151,7 +151,7 @@ def _settle_goal(made: dict[str, Any], goal: Mapping[str, Any], measured: Mappin
     made["trials"], made["chosen"] = list(goal["trials"]), goal["chosen"]
     made["warnings"] = [*made["warnings"], *goal["notes"]]
     if measured:
-        made["goal"] = judge(goal, measured)
+        made["goal"] = judge(goal, measured, made["after"].get("kv"))
         if told := made["goal"].get("foretold"):
             reached = [f"{told['speedup']:.2f}x"]
             if "serving" in told:

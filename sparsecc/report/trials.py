@@ -94,5 +94,7 @@ def _cost(trial: Mapping[str, Any]) -> str:
 
 def _kept(trial: Mapping[str, Any]) -> str:
     kept = [f"{trial['score']:.4g}"] if trial.get("score") is not None else []
+    if trial.get("nats") is not None:
+        return ", ".join([*kept, f"{trial['nats']:.3f} nats"])
     kept += [f"{trial['quality_db']:.1f} dB"] if trial.get("quality_db") is not None else []
     return ", ".join(kept) or "not judged"

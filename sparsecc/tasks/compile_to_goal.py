@@ -14,16 +14,17 @@ from typing import Any
 
 from sparsecc.backends import backend_named
 from sparsecc.compilation import Compilation
+from sparsecc.decide.cache_budget import share_to_go
 from sparsecc.decide.channels import require_methods
 from sparsecc.decide.decision import Decision
 from sparsecc.decide.goal_search import MOST, EndedError, Family, Search, Settled
 from sparsecc.decide.goals import REFUSED, Goal, Trial, found_in, words_of
 from sparsecc.decide.joint_levers import next_together
+from sparsecc.decide.layers import cache_levers, has_layers
 from sparsecc.decide.passes import require_passes
 from sparsecc.decide.type_levers import AIM, INT8, at_speed, in_part
-from sparsecc.errors import GoalError, UnavailableError
+from sparsecc.errors import GoalError, InputError, UnavailableError
 from sparsecc.graph.analysis import Analysis
-from sparsecc.graph.residual_blocks import find_blocks
 from sparsecc.graph.token_sites import CannotReduceError, find_site
 from sparsecc.options import CompileOptions
 from sparsecc.options.table import PRUNED
@@ -159,6 +160,11 @@ class Workshop:
         dense = compilation.dense
         if dense.by_parts:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
+        if goal.decode_latency is not None and compilation.prompt is None:
+            raise InputError(
+                "--decode-latency: the model is no decoder with caches of any length: give --latency instead"
+            )
+        share_to_go(compilation, analysis)  # a model without caches is refused before anything is measured
         figures = Figures.of(compilation, goal)
         if figures.rates is not None:
             compilation.say(
@@ -183,6 +189,7 @@ class Workshop:
             more,
             ceiling=options.ratio,
             keeps_all=self.keeps_all,
+            orders=self.goal.kv_bytes is not None,
             finer=self.finer,
             safer=self.safer,
             together=self.together,
@@ -197,6 +204,10 @@ class Workshop:
     def levers(self) -> tuple[list[Family], list[Family]]:
         """(types and channels, what may join them): what the options leave free, and the model and the target have."""
         options, given = self.compilation.options, self.compilation.options.levers
+        if self.goal.kv_bytes is not None:
+            joins = "types" in given and (self.goal.is_timed or self.goal.size is not None)
+            types = self.types() if joins else []
+            return cache_levers(self.compilation, self.analysis), [{"quantize": name} for name in types]
         if options.quantize and not options.mixes_types:
             families: list[Family] = [{"quantize": options.quantize}]
         else:
@@ -209,7 +220,7 @@ class Workshop:
             more += [{"sparsity": "2:4"}] if self.figures.times else []
         if "channels" in given and options.metric == "macs" and self.times_layers:
             more.append({"metric": "latency"})
-        if "layers" in given and options.prune == PRUNED and find_blocks(self.analysis):
+        if "layers" in given and options.prune == PRUNED and has_layers(self.analysis):
             more.append({"prune": (*(PRUNED if "channels" in given else ()), "layers")})
         if "tokens" in given and options.tokens is None and _has_tokens(self.analysis):
             more.append({"tokens": _TOKENS})
@@ -217,6 +228,8 @@ class Workshop:
 
     def keeps_all(self, family: Family) -> bool:
         """Whether the levers allow to remove nothing with these options besides."""
+        if self.goal.is_of_cache_alone:
+            return True  # a ratio besides would make the cache no smaller
         is_order = self.compilation.options.ratio is not None
         return not is_order and "channels" not in self.compilation.options.levers and "prune" not in family
 
@@ -299,8 +312,9 @@ class Workshop:
         if known is None:
             sizes = size_of(folder), self.compilation.dense.bytes
             trial = Trial(ratio, choice.removed, *sizes, levers=dict(family))
-            cost = {side: totals["macs"] for side, totals in work.decision.costs.items()}
-            trial = replace(trial, macs=cost["after"] / (cost["before"] or 1))
+            dense, left = (work.decision.costs[side] for side in ("before", "after"))
+            trial = replace(trial, macs=left["macs"] / (dense["macs"] or 1))
+            trial = replace(trial, kv=left.get("kv"), dense_kv=dense.get("kv"))
             trial = replace(trial, sha256=file_sha256(work.compiled), levels=levels_of(work))
             known = self.figures.measured(trial, work)
         held = self.figures.held_back(work, known.dense_bytes)

@@ -31,7 +31,8 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
     """Latency interleaved with the dense model, kernel census of both, fidelity."""
     facts: dict[str, Any] = {"fidelity": probes.close_to_dense(backend, compiled)}
     dense, asked = compilation.dense, compilation.options
-    facts |= _of_text(compilation, backend, compiled, probes)
+    if text := of_text(compilation, backend, compiled, probes):
+        facts["text"] = text
     if dense.by_parts:
         _unmeasured(compilation, f"{dense.too_large()}: latency and kernels were not measured")
         return facts
@@ -42,13 +43,13 @@ def measure(compilation: Compilation, backend: Backend, compiled: Path, probes: 
     return facts | _timed(compilation, backend, compiled) if asked.measure else facts
 
 
-def _of_text(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
-    """{"text": what a language model loses on text that is held out}; {} for other models, and without samples."""
+def of_text(compilation: Compilation, backend: Backend, compiled: Path, probes: Probes) -> dict[str, Any]:
+    """What a language model loses on text that is held out; {} for other models, and without samples."""
     if not reads_text(compilation):
         return {}
     small, narrowed = probes.artefact(backend, compiled), compilation.narrowed
     dense, held_out = compilation.dense.runner.run, compilation.held_out
-    return {"text": text_facts(compilation, held_out, dense, lambda feeds: small.run(narrowed.feeds(feeds)))}
+    return text_facts(compilation, held_out, dense, lambda feeds: small.run(narrowed.feeds(feeds)))
 
 
 def reads_text(compilation: Compilation) -> bool:

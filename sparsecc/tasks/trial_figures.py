@@ -14,7 +14,7 @@ from sparsecc.compilation import Compilation
 from sparsecc.cost.device_rates import FLOAT, SPARSE, DeviceRates, rates_for, types_of
 from sparsecc.data.samples import Feeds
 from sparsecc.decide.goals import Goal, Trial
-from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, worst_quality
+from sparsecc.loss.judge import TENTH, lowest_agreement, use_of, use_of_text, worst_quality
 from sparsecc.measure.footprint import footprint
 from sparsecc.measure.interleave import Budget
 from sparsecc.measure.pair import measure_pair
@@ -24,6 +24,7 @@ from sparsecc.options import CompileOptions
 from sparsecc.runtime.session import open_session
 from sparsecc.shapes.dynamic_dims import takes_any_batch
 from sparsecc.targets import target_named
+from sparsecc.tasks.measure import of_text
 from sparsecc.tasks.stages import Work
 from sparsecc.verify.evaluate import metric_of, score
 
@@ -103,6 +104,8 @@ class Figures:
             agreed = lowest_agreement(facts) if facts.get("agreement") else None
             useless = use_of(facts) == "useless"
             trial = replace(trial, quality_db=worst_quality(facts), agreement=agreed, is_useless=useless)
+            if text := of_text(compilation, work.backend, work.compiled, work.probes):
+                trial = replace(trial, nats=text["after"], is_useless=use_of_text(text) == "useless")
         if self.dense_score is not None:
             found = metric_score(compilation, work.compiled)
             useless = self.dense_score - found > TENTH * abs(self.dense_score)
