@@ -23,6 +23,7 @@ from sparsecc.passes.quantize import Quantize
 from sparsecc.passes.quantize.activation_ranges import MOST, ValueStats, _count, _widen
 from sparsecc.passes.quantize.coordinate_descent import descend, round_by_output, round_row_by_output
 from sparsecc.passes.quantize.equalize import equalize_convolutions
+from sparsecc.passes.quantize.model_error import Meter
 from sparsecc.passes.quantize.rounding import Blocks, gptq, round_to_nearest
 from sparsecc.passes.quantize.spec import quantize_weight, weight_scale
 from sparsecc.passes.quantize.static import StaticOptions, StaticQuantizer
@@ -30,7 +31,7 @@ from sparsecc.passes.weights.input_moments import damped, output_error
 from sparsecc.passes.weights.linear_layers import find_layers
 from tests.compilations import compilation
 from tests.quantize_models import convolutions, feeds_for, transformer
-from tests.repair_models import model_of
+from tests.repair_models import model_of, normal
 from tests.test_quantize import apply, outputs, relative_error
 
 
@@ -380,3 +381,13 @@ def test_halves_of_old_opsets_stay_halves_where_a_layer_stays_in_float(
     ]
     assert TensorProto.FLOAT16 in {tensor.data_type for tensor in kept if tensor.dims[:2] == [32, 32]}
     assert TensorProto.FLOAT not in {tensor.data_type for tensor in kept}
+
+
+def test_errors_are_relative_to_what_each_class_varies_by() -> None:
+    """Four samples give a class no mean of its own: how far classes lie apart would count as what varies."""
+    text, weights = "(float[n,8] x) => (float[n,5] y) { y = Gemm(x, w, b) }", {"w": normal(8, 5)}
+    weights["b"] = 100 * np.arange(5, dtype=np.float32)
+    feeds = [{"x": normal(1, 8, seed=seed)} for seed in range(24)]
+    meter = Meter(model_of(f"g {text}", weights), compilation(feeds=feeds))
+    changed = model_of(f"g {text}", weights | {"w": weights["w"] + 0.1 * normal(8, 5, seed=99)})
+    assert 0.002 < meter.error(changed) < 0.05

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsecc.compilation import Compilation
-from sparsecc.loss.measure import Outputs, Reference
+from sparsecc.loss.measure import ENOUGH, Outputs, Reference
 from sparsecc.passes.weights.fidelity import spread
 from sparsecc.runtime.runner import Feeds, Runner
 from sparsecc.runtime.session import open_session
 from sparsecc.system.memory import BESIDE, weight_bytes
 
 FEEDS = 4
-"""Sets of calibration inputs that errors are measured on."""
+"""Sets of calibration inputs that errors are measured on; ENOUGH where channels have too few values for a mean."""
 
 
 class Meter:
@@ -24,8 +24,12 @@ class Meter:
 
     def __init__(self, model: ir.Model, compilation: Compilation) -> None:
         self.compilation = compilation
-        self.feeds: list[Feeds] = spread(compilation.pass_feeds, FEEDS)
-        self.reference = Reference(self._outputs(open_session(model)), compilation.judged_parts)
+        runner = open_session(model)
+        for number in (FEEDS, ENOUGH):
+            self.feeds: list[Feeds] = spread(compilation.pass_feeds, number)
+            self.reference = Reference(self._outputs(runner), compilation.judged_parts)
+            if not self.reference.needs_more:
+                break
 
     def error(self, changed: ir.Model) -> float:
         """The loss of the outputs (`sparsecc/loss/measure.py`), the mean over their parts; 1, all of it, where an

@@ -83,6 +83,18 @@ class Reference:
         """Whether the dense model gives any: nothing can be said of outputs that are all NaN."""
         return any(bool(np.isfinite(part.of(batch[part.output])).any()) for batch in self.outputs)
 
+    @property
+    def needs_more(self) -> bool:
+        """Whether channels have too few values for means of their own, which more samples would give them."""
+        for part in self.parts:
+            blocks, axis = (
+                [part.of(np.asarray(batch[part.output])) for batch in self.outputs],
+                _channels_of(part),
+            )
+            if blocks[0].ndim > axis and not _are_enough(blocks, axis):
+                return True
+        return False
+
     def losses(self, found: Sequence[Outputs]) -> Losses:
         """Of outputs for the same batches. Infinite where shapes or infinities differ, where a number became
         none, and where nothing was one; NaN of the dense model are left out."""
@@ -135,9 +147,9 @@ class Reference:
         With fewer than ENOUGH values to a channel its mean says little: then about the mean of the whole part.
         """
         blocks = [part.of(np.asarray(batch[part.output])).astype(np.float64) for batch in self.outputs]
-        axis = part.ranges[-1][0] if part.ranges else 1
+        axis = _channels_of(part)
         same = len({block.shape[1:] for block in blocks}) == 1 and blocks[0].ndim > axis
-        same = same and sum(block.size for block in blocks) >= ENOUGH * blocks[0].shape[axis]
+        same = same and _are_enough(blocks, axis)
         others = tuple(n for n in range(blocks[0].ndim) if n != axis) if same else None
         total = sum(np.where(np.isfinite(block), block, 0.0).sum(axis=others) for block in blocks)
         mean = np.asarray(total / np.maximum(sum(np.isfinite(block).sum(axis=others) for block in blocks), 1))
@@ -147,6 +159,14 @@ class Reference:
         with np.errstate(invalid="ignore"):
             variances = [_energy(block - mean, np.isfinite(block)) for block in blocks]
         return np.concatenate(variances), np.concatenate(squares)
+
+
+def _channels_of(part: Part) -> int:
+    return part.ranges[-1][0] if part.ranges else 1
+
+
+def _are_enough(blocks: Sequence[np.ndarray], axis: int) -> bool:
+    return bool(sum(block.size for block in blocks) >= ENOUGH * blocks[0].shape[axis])
 
 
 def _energy(array: np.ndarray, where: np.ndarray) -> np.ndarray:
