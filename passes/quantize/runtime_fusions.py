@@ -3,8 +3,9 @@ so that it does not, and what it should so that it does. No number is another th
 
 Of an Add and a LayerNormalization it makes SkipLayerNormalization, whose kernel goes number by number: 0.50 ms for
 128 rows of 768 where both alone take 0.08 (ONNX Runtime 1.31, x64). A Sum of two is the kernel of Add, and is not
-fused. Of GELU it knows (x (1 + erf)) / 2, and not x ((1 + erf) / 2), as torch's exporter writes it: 0.26 instead of
-0.56 ms for 128 rows of 3072.
+fused. SkipSimplifiedLayerNormalization, of RMS norms, it does not make, nor is that slow (0.13 ms where both alone
+take 0.12). Of GELU it knows (x (1 + erf)) / 2, and not x ((1 + erf) / 2), as torch's exporter writes it: 0.26 instead
+of 0.56 ms for 128 rows of 3072.
 """
 
 from __future__ import annotations
