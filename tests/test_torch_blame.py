@@ -99,6 +99,22 @@ def test_a_rule_that_raises_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> Non
         st.prune(Two(), X)
 
 
+def test_a_module_in_training_is_asked_as_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch norm over one sample raises while it trains, and learns from what it sees: neither says whose fault it
+    is, nor may the question change the module."""
+
+    def follow(site: Any) -> None:
+        raise KeyError("nobody knows")
+
+    monkeypatch.setitem(table.ATEN, "relu", table.AtenRule(follow))
+    module = nn.Sequential(nn.BatchNorm1d(6), Two(), nn.BatchNorm1d(3)).train()
+    with pytest.raises(InternalError, match=r"runs, what was made of it does not .*nobody knows"):
+        st.prune(module, torch.ones(1, 6))
+    assert module.training
+    assert module[2].training
+    assert module[0].num_batches_tracked == 0
+
+
 def test_a_forward_with_sizes_written_in_is_the_users_to_choose() -> None:
     class Fixed(Two):
         def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from sparsecc.torch.limits import limits_of
 from sparsecc.torch.masked import difference, masked_outputs, tensors_of
 from sparsecc.torch.plan import TorchPlan, changes_of, described, kept_slots, replace_tensors
 from sparsecc.torch.program.exported import Program, renew_spectral_norms, trace
-from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of
+from sparsecc.torch.program.failures import TORCH_FAILURES, made_by_us, reason_of, run_in_eval
 from sparsecc.torch.program.reparametrized import composed_weights, copied, vectors_kept
 from sparsecc.torch.scores.gradients import GRADIENT_CRITERIA, gradient_scores
 from sparsecc.torch.weight_scores import WEIGHT_CRITERIA, candidates, cost_of
@@ -338,7 +337,10 @@ def realise(
 
 def _require_repeatable(found: Study) -> None:
     """InputError for a module that answers NaN, or otherwise each time: nothing can be checked against it."""
-    name, (first, second) = type(found.module).__name__, (_run(found.module, found) for _ in range(2))
+    name, (first, second) = (
+        type(found.module).__name__,
+        (run_in_eval(found.module, found.args, found.kwargs) for _ in range(2)),
+    )
     if any(bool(tensor.isnan().any()) for tensor in tensors_of(first)):
         raise InputError(
             f"{name} answers NaN on these example inputs: give inputs, or weights, that it has numbers for"
@@ -378,20 +380,8 @@ def groups_of(module: nn.Module, example_inputs: Any, **options: Any) -> list[Gr
 def _error(small: nn.Module, found: Study, wanted: Any) -> tuple[float, str]:
     """(largest relative difference to the wanted outputs, why it is infinite or too large)."""
     try:
-        outputs = _run(small, found)
+        outputs = run_in_eval(small, found.args, found.kwargs)
     except TORCH_FAILURES as e:
         return float("inf"), reason_of(e)
     error = difference(outputs, wanted)
     return error, "" if error <= TOLERANCE else f"outputs differ by {error:.1e}"
-
-
-@torch.no_grad()
-def _run(module: nn.Module, found: Study) -> Any:
-    """What a module gives for the example inputs in eval mode; its modes stay what they were."""
-    modes = {path: part.training for path, part in module.named_modules()}
-    module.eval()
-    try:
-        return module(*found.args, **found.kwargs)
-    finally:
-        for path, part in module.named_modules():
-            part.training = modes[path]

@@ -23,11 +23,22 @@ def reason_of(failure: BaseException) -> str:
     return told.splitlines()[0][:200] if told else type(failure).__name__
 
 
+@torch.no_grad()
+def run_in_eval(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a module gives for these arguments in eval mode; its modes stay what they were."""
+    modes = {path: part.training for path, part in module.named_modules()}
+    module.eval()
+    try:
+        return module(*args, **kwargs)
+    finally:
+        for path, part in module.named_modules():
+            part.training = modes[path]
+
+
 def why_it_does_not_run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """What a module's own forward raises on these arguments in eval mode; "" where it runs."""
     try:
-        with torch.no_grad():
-            module(*args, **kwargs)
+        run_in_eval(module, args, kwargs)
     except TORCH_FAILURES as e:
         return f"{type(e).__name__}: {reason_of(e)}" if str(e).strip() else type(e).__name__
     return ""
