@@ -327,7 +327,8 @@ def test_the_command_line_shows_the_front(
     assert f"of {len(found['points'])} points on the front by macs" in shown
     assert "ratio 0.2, criterion l2" in shown
     assert all(name in shown for name in found["fronts"]["macs"]), "a point is named whole"
-    assert f"digits_lstm.onnx --recipe {folder}/points/POINT.json" in shown.replace("\n", " ")
+    command = f"compile {models_dir / 'digits_lstm.onnx'} --recipe {folder}/points/POINT.json"
+    assert command in shown.replace("\n", " "), "the model as it was named: it runs from here"
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fronts"] == found["fronts"]
 

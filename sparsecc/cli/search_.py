@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ def run(terminal: Terminal, given: dict[str, Any]) -> None:
     for name in (NAME, "front.html"):  # a line for each finished point, and all of them, ended or not
         trail().will_write(folder / name)
     with terminal.progress() as on_event:
-        found = search(given.pop("model"), **given, on_event=on_event)
-    terminal.result(found, search_view)
+        model = given.pop("model")
+        found = search(model, **given, on_event=on_event)
+    terminal.result(found, partial(search_view, model=str(model)))
 
 
-def search_view(found: Mapping[str, Any]) -> list[Block]:
-    """The front by the first cost that was measured; where the rest is."""
+def search_view(found: Mapping[str, Any], model: str) -> list[Block]:
+    """The front by the first cost that was measured; what makes a point of `model`, as it was named; where the rest
+    is."""
     from sparsecc.report.front_page import FrontPage
 
     page = FrontPage.of(found)
@@ -48,7 +52,7 @@ def search_view(found: Mapping[str, Any]) -> list[Block]:
     blocks += [Line(f"not made: {what}: {why}", "warn") for what, why in page.failed]
     if names:
         again = points[names[0]]["compile"].replace(names[0], "POINT")
-        blocks.append(Line(f"compile one again: sparsecc compile {found['model']['name']} {again}", "dim"))
+        blocks.append(Line(f"compile one again: sparsecc compile {shlex.quote(model)} {again}", "dim"))
     return [*blocks, Line(f"all points: {found['folder']}/front.html", "dim")]
 
 
