@@ -12,7 +12,7 @@ import pytest
 
 from sparsecc import api
 from sparsecc.compilation import Compilation
-from sparsecc.decide.layers import Greedy, shorten
+from sparsecc.decide.layers import Greedy, has_layers, shorten
 from sparsecc.errors import InputError, InternalError
 from sparsecc.graph.analysis import Analysis, analyse
 from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
@@ -76,6 +76,14 @@ CASES = {
         ["c"],
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "has"),
+    [(2, {}, False), (3, {}, True), (3, {"keep": ["wa1"]}, False), (3, {"only": ["wa0"]}, False)],
+)
+def test_a_search_leaves_layers_out_where_one_may_go(layers: int, options: dict[str, Any], has: bool) -> None:
+    assert has_layers(CompileOptions(**options), analysed(chain(layers))) is has
 
 
 @pytest.mark.parametrize("name", CASES)

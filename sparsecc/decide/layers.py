@@ -35,6 +35,7 @@ from sparsecc.graph.residual_blocks import ResidualBlock, find_blocks
 from sparsecc.loading.skip_norms import FUSED
 from sparsecc.loss.measure import Reference
 from sparsecc.loss.parts import Part
+from sparsecc.options import CompileOptions
 from sparsecc.options.table import PRUNED
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
@@ -274,9 +275,10 @@ def _cost_of_blocks(analysis: Analysis, metric: str) -> tuple[CostModel, Callabl
     return macs_model(analysis), lambda block: block.macs
 
 
-def has_layers(analysis: Analysis) -> bool:
-    """Whether there are layers that may go, also once sums are taken out of the norms that they are fused with."""
-    return bool(find_blocks(analysis)) or any(node.op_type in FUSED for node in analysis.model.graph)
+def has_layers(options: CompileOptions, analysis: Analysis) -> bool:
+    """Whether a search may leave layers out: where one is not pinned, or sums are still fused with norms."""
+    found = find_blocks(analysis, len(find_groups(analysis)), keep=options.keep, only=options.only)
+    return any(b.is_free for b in found) or any(node.op_type in FUSED for node in analysis.model.graph)
 
 
 def cache_levers(compilation: Compilation, analysis: Analysis) -> list[Mapping[str, Any]]:
@@ -285,7 +287,7 @@ def cache_levers(compilation: Compilation, analysis: Analysis) -> list[Mapping[s
     options = compilation.options
     if options.prune != PRUNED or not share_to_go(compilation, analysis):
         return [{"prune": tuple(options.prune)}]
-    goes = "layers" in options.levers and options.samples is not None and has_layers(analysis)
+    goes = "layers" in options.levers and options.samples is not None and has_layers(options, analysis)
     kinds: list[tuple[str, ...]] = [PRUNED] if "channels" in options.levers else []
     kinds += [("layers",)] if goes else []
     kinds += [(*PRUNED, "layers")] if len(kinds) > 1 else []

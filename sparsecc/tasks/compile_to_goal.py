@@ -220,7 +220,7 @@ class Workshop:
             more += [{"sparsity": "2:4"}] if self.figures.times else []
         if "channels" in given and options.metric == "macs" and self.times_layers:
             more.append({"metric": "latency"})
-        if "layers" in given and options.prune == PRUNED and has_layers(self.analysis):
+        if "layers" in given and options.prune == PRUNED and has_layers(options, self.analysis):
             more.append({"prune": (*(PRUNED if "channels" in given else ()), "layers")})
         if "tokens" in given and options.tokens is None and _has_tokens(self.analysis):
             more.append({"tokens": _TOKENS})
