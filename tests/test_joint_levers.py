@@ -168,8 +168,13 @@ def test_types_that_change_nothing_are_left_after_one_trial() -> None:
     """Seven per cent of speed of the very same model are chance; removal from it would be tried twice."""
     made: list[str] = []
     ways = {"": Way(1.0, 40, lost=40), "int8": Way(1.07, quality(0.0))}
+    goal = Goal(speedup=1.5)
     found = Search(
-        Goal(speedup=1.5), among(ways, made), [INT8, {}], safer=partial(in_part, Goal(speedup=1.5))
+        goal,
+        among(ways, made),
+        [INT8, {}],
+        safer=partial(in_part, goal),
+        together=partial(next_together, goal),
     )
     assert found.settle().best.levers == {}
     assert [name for name in made if name.startswith("int8")] == ["int8 0.00"]

@@ -84,8 +84,9 @@ def next_together(goal: Goal, trials: Sequence[Trial]) -> tuple[Family, float] |
 
 @dataclass(frozen=True)
 class _Known:
-    """What trials have shown: `alone` are those of 8 bits with nothing removed, `removed` those with something, of 8
-    bits or of float; `foreseen` the levels of the first in part, whose losses times `scale` are those that judge."""
+    """What trials have shown: `alone` are those of 8 bits with nothing removed, where types changed something,
+    `removed` those with something, of 8 bits or of float; `foreseen` the levels of the first in part, whose losses
+    times `scale` are those that judge."""
 
     goal: Goal
     alone: Sequence[Trial]
@@ -96,7 +97,7 @@ class _Known:
     @staticmethod
     def of(goal: Goal, trials: Sequence[Trial]) -> _Known | None:
         judged = [t for t in trials if t.quality_db is not None and (not t.levers or _is_in_bytes(t.levers))]
-        alone = [t for t in judged if t.ratio == 0 and t.levers]
+        alone = [t for t in judged if t.ratio == 0 and t.levers and not t.is_exact]
         foreseen = next((t.levels for t in alone if t.levels and t.levels[0][0] > 0), ())
         if not alone:
             return None
