@@ -83,6 +83,22 @@ def test_beside_a_ratio_it_is_an_order(prune: list[str], folder: Path, tmp_path:
     assert alone["after"]["kv"] > 1300
 
 
+def test_what_is_tried_where_it_is_of_no_use_has_a_larger_cache(folder: Path, tmp_path: Path) -> None:
+    """A lower ratio alone cannot help where the cache is what cost most; types alone leave it whole."""
+    ids = np.random.default_rng(0).integers(0, 64, (32, 16))
+    caches = {f"past_key_values.{n}.{part}": (32, 4, 0, 16) for n in range(4) for part in ("key", "value")}
+    empty: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in caches.items()}
+    np.savez(tmp_path / "texts.npz", input_ids=ids, attention_mask=np.ones_like(ids), **empty)
+    options: dict[str, Any] = {"ratio": 0.8, "kv_bytes": DENSE // 8, "calib": tmp_path / "texts.npz"}
+    report = compiled(folder, tmp_path / "out", next_steps=True, **options)
+    assert report["verdict"]["judgement"] == "useless"
+    tried = {step["flags"]: step["quality_db"] for step in report["next_steps"]}
+    larger = [flags for flags in tried if "--kv-bytes" in flags]
+    types = "--quantize int8 instead of pruning"
+    assert sorted(float(flags.split()[-1]) for flags in larger) == [DENSE * 9 // 16, DENSE * 25 // 32]
+    assert tried[types] > max(tried[flags] for flags in larger)
+
+
 def test_a_cache_that_fits_is_left_alone(folder: Path, tmp_path: Path) -> None:
     report = compiled(folder, tmp_path / "out", kv_bytes=DENSE, calib="none")
     assert report["goal"]["met"]

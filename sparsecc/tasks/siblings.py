@@ -81,7 +81,8 @@ def try_next_steps(work: Work, make: Make) -> None:
     if not number or compilation.dense.by_parts:
         return
     left = AFTERWARDS
-    steps = islice(_steps(compilation.options, work.decision.choice.advised), STEPS)
+    cache = work.decision.costs["before"].get("kv")
+    steps = islice(_steps(compilation.options, work.decision.choice.advised, cache), STEPS)
     for at, (flags, options) in enumerate(steps):
         left -= _work(work, number, TRIES if options.ratio else TYPES)
         if left < 0:
@@ -103,17 +104,24 @@ def try_next_steps(work: Work, make: Make) -> None:
 _ORDER = ("usable", "doubtful", "useless", "not judged")
 
 
-def _steps(options: CompileOptions, advised: float | None) -> Iterator[tuple[str, CompileOptions]]:
-    """What is most likely to help, as flags and as options: types alone, then lower and lower ratios."""
+def _steps(
+    options: CompileOptions, advised: float | None, cache: float | None = None
+) -> Iterator[tuple[str, CompileOptions]]:
+    """What is most likely to help, as flags and as options: types alone, then lower and lower ratios, each with a
+    larger cache (bytes a token, `cache` those of the dense model) where its size is among what was asked."""
     ratio, type_ = options.ratio or 0.0, options.quantize
     if ratio and not options.mixes_types:
         types = type_ or "int8"
-        alone = options.pulled(0.0, {"quantize": types, "tokens": None})
+        alone = options.pulled(0.0, {"quantize": types, "tokens": None, "kv_bytes": None})
         yield f"--quantize {types} instead of pruning", alone
     if ratio:
         lower = advised if advised and advised < ratio else ratio / 2
-        for share in (lower, lower / 2):
-            yield f"--ratio {share:.3g}", options.pulled(share, {})
+        for share, way in ((lower, 1 / 2), (lower / 2, 3 / 4)):
+            flags, levers = f"--ratio {share:.3g}", dict[str, Any]()
+            if options.kv_bytes and cache and options.kv_bytes < cache:
+                levers["kv_bytes"] = round(options.kv_bytes + way * (cache - options.kv_bytes))
+                flags += f" --kv-bytes {levers['kv_bytes']}"
+            yield flags, options.pulled(share, levers)
     elif type_ is not None:
         yield "--quantize fp16", replace(options, quantize="fp16", quantize_options={})
 
