@@ -47,6 +47,14 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert fronts([point("a", 0.8, 0.9, 1.5), point("b", 0.8, 0.8, 2.0)])["latency"] == ["b", "a"]
 
 
+def test_what_the_dense_model_beats_is_not_on_the_front() -> None:
+    """Slower than the model as it came, and worse; a score above its own may cost more."""
+    slow, fast = point("a", 0.8, 26.4, 0.97), point("b", 0.8, 8.4, 1.7)
+    assert fronts([slow, fast])["latency"] == ["b"]
+    assert fronts([slow]) == {"latency": [], "macs": ["a"], "bytes": ["a"]}
+    assert fronts([point("a", 0.8, 0.9, 0.97), point("b", 0.8, 0.8, 1.7)], 0.85)["latency"] == ["b", "a"]
+
+
 def test_what_is_named_is_every_combination() -> None:
     space = Space(criteria=("l1", "auto"), recovers=("auto", "none"), quantizes=(None, "int8"))
     assert space.families([{"quantize": "fp16"}]) == [

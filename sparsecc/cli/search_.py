@@ -50,6 +50,8 @@ def search_view(found: Mapping[str, Any], model: str) -> list[Block]:
         Grid([*columns, "point"], rows),
     ]
     blocks += [Line(f"not made: {what}: {why}", "warn") for what, why in page.failed]
+    if cost in found["fronts"] and not names:
+        blocks.append(Line(f"{found['model']['name']} as it came beats every point by {cost}", "warn"))
     if names:
         again = points[names[0]]["compile"].replace(names[0], "POINT")
         blocks.append(Line(f"compile one again: sparsecc compile {shlex.quote(model)} {again}", "dim"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -184,13 +185,14 @@ def _written(folder: Path, model: Path, found: Search, base: Mapping[str, Any]) 
         raise GoalError(f"no point of the search could be made{why}")
     points = [_public(row, base, folder) for row in rows]
     best, dense = best_of([_trial(row) for row in rows], found.options), points[0]["dense_bytes"]
+    score = points[0].get("dense_score")
     front = {
         "schema": SCHEMA,
         "model": {"name": model.name, "sha256": ledger.model, "bytes": dense},
         "quality": "score" if points[0].get("score") is not None else "quality_db",
-        "dense_quality": points[0].get("dense_score"),
+        "dense_quality": score,
         "costs": {cost: {point["id"]: of(point) for point in points} for cost, of in COSTS.items()},
-        "fronts": fronts(points),
+        "fronts": fronts(points, math.inf if score is None else score),
         "chosen": None if best is None else next(row["id"] for row in rows if _trial(row) == best),
         "points": points,
         "failed": [{k: row[k] for k in ("id", "options", "error")} for row in failed],
