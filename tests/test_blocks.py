@@ -249,6 +249,13 @@ def test_layers_take_at_most_half_where_channels_go_too(tmp_path: Path) -> None:
     assert result.plan["tensors"]
 
 
+def test_layers_that_were_asked_for_and_stay_say_why(tmp_path: Path) -> None:
+    compilation, analysis = opened(saved_chain(tmp_path, layers=2), tmp_path, ratio=0.3, prune=("layers",))
+    shorten(compilation, analysis)
+    reasons = [(name, remark.reason) for name, remark in compilation.remarks]
+    assert reasons == [("drop_blocks", "the first layer stays"), ("drop_blocks", "the last layer stays")]
+
+
 def test_layers_stay_unless_asked(tmp_path: Path) -> None:
     result = compiled(saved_chain(tmp_path, (1, 2, 3)), tmp_path, ratio=0.5)
     assert result.plan["dropped_nodes"] == []

@@ -14,7 +14,7 @@ import yaml
 from sparsecc import api
 from sparsecc.data.language import TextModel
 from sparsecc.decide.goal_search import Search
-from sparsecc.decide.goals import Goal, Trial
+from sparsecc.decide.goals import Goal, Trial, words_of
 from sparsecc.errors import GoalError, InputError
 from sparsecc.loading.models import load_ir
 from sparsecc.loading.normalise import normalise
@@ -171,3 +171,17 @@ def test_a_search_counts_the_cache_and_takes_the_text_that_it_reads_best() -> No
     assert Search(goal, attempt, families, orders=True, keeps_all=lambda _: True).settle().best.nats == 2.6
     ways = {name: replace(one, is_useless=True) for name, one in ways.items()}
     assert Search(goal, attempt, families, orders=True, keeps_all=lambda _: True).settle().excess == np.inf
+
+
+@pytest.mark.parametrize(
+    ("prune", "told"),
+    [
+        (("channels", "heads", "head_dims"), "heads"),
+        (("channels", "layers"), "layers"),
+        (("layers",), "layers alone"),
+        (("channels",), "channels"),
+        (("head_dims", "channels"), "head_dims, channels"),
+    ],
+)
+def test_what_a_way_removes_is_named_as_it_was_asked_for(prune: tuple[str, ...], told: str) -> None:
+    assert words_of({"prune": prune}) == [told]

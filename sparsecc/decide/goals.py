@@ -120,8 +120,9 @@ def words_of(levers: Mapping[str, Any]) -> list[str]:
             part = " but for the worst layers" if "max_drop" in levers.get("quantize_options", {}) else ""
             words.append(f"{value}{part}")
         elif name == "prune":
-            alone = set(value) == {"layers"}
-            words.append("layers alone" if alone else "layers" if "layers" in value else "heads")
+            named = [kind for kind in ("layers", "heads") if kind in value]
+            alone = " alone" if set(value) == {"layers"} else ""
+            words.append(f"{named[0]}{alone}" if named else ", ".join(value))
         elif name == "sparsity":
             words.append(str(value))
         elif name == "tokens":

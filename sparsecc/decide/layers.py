@@ -40,6 +40,7 @@ from sparsecc.options.table import PRUNED
 from sparsecc.passes.drop_blocks import DropBlocks
 from sparsecc.plan import Plan
 from sparsecc.reference.gated_layers import Switchboard, dropped_branches, plugged, silenced
+from sparsecc.remarks import Remark
 from sparsecc.runtime.numerics import tolerance_of, worst_error
 from sparsecc.runtime.rounding import AMPLIFIED, moved_by_rounding
 from sparsecc.runtime.runner import Runs
@@ -151,6 +152,8 @@ def shorten(compilation: Compilation, analysis: Analysis) -> tuple[Analysis, Dep
     facts = {"criterion": options.layer_criterion, "blocks": len(chosen), "change": change}
     compilation.note(DropBlocks.name, facts)
     if not chosen:
+        stay = [Remark(block.exit, block.pinned) for block in blocks if budgets and block.pinned is not None]
+        compilation.remarks.extend((DropBlocks.name, remark) for remark in stay)
         return analysis, replace(asked, blocks=blocks, before=before)
     layers = summary.layers(analysis, {})
     plan = _drop(compilation, analysis.model, chosen)
