@@ -187,7 +187,7 @@ class Compilation(Announced):
         self.dense = dense_of(self.file, model, options, self.scratch)
         self.reference = self.dense.runner
         self.text = TextModel.of(model)
-        require_room(self.text, options.cache_tokens)
+        require_room(self.text, options.cache_tokens, has_sizes=bool(options.inputs))
         if self.text is not None and options.calib is None and not self.dense.by_parts:
             self.options = options = replace(options, calib=SELF)
         if self.calibration is None and options.samples is not None:

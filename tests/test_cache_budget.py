@@ -119,9 +119,9 @@ def test_what_cannot_be_so_small_is_told(folder: Path, tmp_path: Path) -> None:
     [
         ({"kv_bytes": 100}, "--kv-bytes: the model has no caches"),
         ({"ratio": 0, "kv_bytes": 100}, "--kv-bytes: the model has no caches"),
-        ({"decode_latency": 5.0, "measure": True}, "--decode-latency: the model is no decoder"),
+        ({"decode_latency": 5.0, "measure": True}, "--decode-latency: the model is no decoder of text"),
         ({"decode_latency": 5.0}, "leave out --no-measure"),
-        ({"ratio": 0.1, "cache_tokens": 5}, "--cache-tokens: the model is no decoder"),
+        ({"ratio": 0.1, "cache_tokens": 5}, "--cache-tokens: the model is no decoder of text"),
         ({"decode_latency": 5.0, "ratio": 0.3}, "are different budgets"),
     ],
 )
@@ -143,6 +143,9 @@ def test_a_token_is_timed_behind_the_cache_that_is_asked_for(folder: Path, tmp_p
     assert text.prompt(0, 50)["input_ids"].shape == (1, 50)
     with pytest.raises(InputError, match="knows 64 positions: give at most 63"):
         compiled(folder, tmp_path / "out", ratio=0.1, cache_tokens=64)
+    sizes = {"input_ids": (1, 4), "attention_mask": (1, 4)}
+    with pytest.raises(InputError, match="--cache-tokens: --input names the sizes"):
+        compiled(folder, tmp_path / "out", ratio=0.1, cache_tokens=5, inputs=sizes)
     options: dict[str, Any] = {
         "decode_latency": 1000.0,
         "cache_tokens": 50,

@@ -224,12 +224,18 @@ def _context(model: ir.Model) -> int | None:
     return min(rooms, default=None)
 
 
-def require_room(text: TextModel | None, tokens: int | None) -> None:
-    """InputError where no text is, or knows, so many tokens in its cache and one more (`--cache-tokens`)."""
+def require_room(text: TextModel | None, tokens: int | None, *, has_sizes: bool) -> None:
+    """InputError where no text is, or knows, so many tokens in its cache and one more (`--cache-tokens`), and where
+    the user names the sizes that are timed."""
     if tokens is None:
         return
     if text is None or not text.any_length:
-        raise InputError("--cache-tokens: the model is no decoder with caches of any length: leave it out")
+        raise InputError(
+            f"--cache-tokens: the model is no decoder of text, which takes {IDS} ({MASK}, {POSITIONS}) and caches of "
+            "any length: leave it out; --input names sizes"
+        )
+    if has_sizes:
+        raise InputError("--cache-tokens: --input names the sizes that are timed: leave one of them out")
     if text.context is not None and tokens >= text.context:
         most = text.context - 1
         raise InputError(

@@ -162,7 +162,7 @@ class Workshop:
             raise UnavailableError(f"{dense.too_large()}: {goal.words()} cannot be measured, give --ratio")
         if goal.decode_latency is not None and compilation.prompt is None:
             raise InputError(
-                "--decode-latency: the model is no decoder with caches of any length: give --latency instead"
+                "--decode-latency: the model is no decoder of text, or --input names sizes: give --latency instead"
             )
         share_to_go(compilation, analysis)  # a model without caches is refused before anything is measured
         figures = Figures.of(compilation, goal)
