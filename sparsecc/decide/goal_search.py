@@ -332,7 +332,7 @@ class Search:
         so_far = (
             f"the nearest is {kept.words()}"
             if kept.levers or kept.ratio
-            else "nothing that was tried is near"
+            else "nothing that was tried and keeps enough is near"
         )
         what = f"against {limits}" if limits else "to be of use"
         return (
