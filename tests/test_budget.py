@@ -135,12 +135,12 @@ def test_a_trial_that_the_end_proves_wrong_is_corrected(
         asked.append(options.ratio or 0.0)
         if len(asked) > 1:
             return real(self, options)
-        return Trial(asked[0], 0.1, 1000, 2000, speedup=20.0, dense_ms=1.0, is_fine=True), {}
+        return Trial(asked[0], 0.1, 1000, 2000, speedup=2.0, dense_ms=1.0, is_fine=True), {}
 
     monkeypatch.setattr(KnownTrials, "find", find)
     monkeypatch.setattr("sparsecc.tasks.compile_to_goal.LATE", -1e6)  # the search was long over, too
     (tmp_path / "out").mkdir()
-    source, options = perceptron(tmp_path / "m.onnx", width=32, layers=2), CompileOptions(speedup=20)
+    source, options = perceptron(tmp_path / "m.onnx", width=32, layers=2), CompileOptions(speedup=2)
     request = {"model": str(source), "output": str(tmp_path / "out"), "options": options.to_recipe()}
     with pytest.raises(GoalError, match="out of reach: the best is 1"):
         compile_model({**request, "folder": str(tmp_path / "out")}, lambda event: None)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sparsecc.errors import InputError
-from sparsecc.loss.measure import quality
 from sparsecc.measure.serving import Serving
 from sparsecc.options import CompileOptions, rows_of
 from sparsecc.options.table import PRUNED
@@ -77,6 +76,8 @@ class Trial:
     @property
     def is_exact(self) -> bool:
         """Whether types left the model what it was: in others no outputs are those of the dense model."""
+        from sparsecc.loss.measure import quality  # needs numpy, which help does without
+
         return not self.ratio and "quantize" in self.levers and (self.quality_db or 0.0) >= quality(0.0)
 
     @property
