@@ -239,7 +239,7 @@ class Compilation(Announced):
             if analysis.shapes.works:
                 break
         else:
-            raise refusal(self.file, self.dense.model, self._failures, self.samples_flag)
+            raise refusal(self.file, self.dense.model, self._failures, self.samples_flag, PROBE_SECONDS)
         for sizes in analysis.shapes.inputs:
             if _key(sizes) not in self._ran:
                 self.runs(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,11 +78,14 @@ def dense_of(file: Path, model: ir.Model, options: CompileOptions, scratch: Scra
 
 
 def refusal(
-    file: Path, model: ir.Model, failures: Sequence[tuple[str, Feeds]], samples_flag: str
+    file: Path, model: ir.Model, failures: Sequence[tuple[str, Feeds]], samples_flag: str, seconds: float
 ) -> SparseccError:
-    """What to tell where a normalised model ran on none of these inputs: our fault where its file runs on any."""
-    if any(does_run(file, feeds) for _, feeds in failures[:_MOST_TRIED]):
-        return _ours(failures[0][0])
+    """What to tell where a normalised model ran on none of these inputs: our fault where its file runs on any, as far
+    as so many seconds show."""
+    end = time.monotonic() + seconds
+    for _, feeds in failures[:_MOST_TRIED]:
+        if does_run(file, feeds, max(0.0, end - time.monotonic())):
+            return _ours(failures[0][0])
     reason = why_not(model, failures[0][0]) if failures else _TOO_LARGE
     return InputError(
         f"the model does not run on random inputs ({reason}): "
@@ -97,12 +101,12 @@ def _ours(failure: str) -> InternalError:
     )
 
 
-def does_run(file: Source, feeds: Feeds | None) -> bool:
-    """Whether the runtime takes a file, and where there are inputs, runs it on them."""
+def does_run(file: Source, feeds: Feeds | None, seconds: float | None = None) -> bool:
+    """Whether the runtime takes a file, and where there are inputs, runs it on them in so many seconds."""
     try:
         runner = open_session(file)
         if feeds is not None:
-            runner.run(feeds)
+            runner.run(feeds, seconds)
     except InputError:
         return False
     return True
