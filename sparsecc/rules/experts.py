@@ -49,24 +49,34 @@ def mixture(site: Site) -> None:
         site.space.unify(experts, axis)
     gated = _gate(site, first[1], inner)
     for operand, inside in ((3, first[1]), (5, hidden), (7, gated)):
-        if site.has(operand):
-            bias = site.axes(operand)
-            site.same(experts, bias[0])
-            site.same(inside, bias[1])
+        _bias(site, operand, experts, inside)
     if site.has(6):
         third = site.axes(6)
         for a, b in zip(third, (experts, gated, hidden), strict=True):
             site.space.unify(a, b)
+    _choose(site, experts, inner)
+    site.reduces(4, 2)
+    site.set(data)
+    site.multiplies(*data[:-1], *first[1:])
+    site.multiplies(*data[:-1], *second[1:])
+
+
+def _bias(site: Site, operand: int, experts: Axis, out: Axis) -> None:
+    """That of a layer of all experts (experts, outputs), where there is one."""
+    if site.has(operand):
+        bias = site.axes(operand)
+        site.same(experts, bias[0])
+        site.same(out, bias[1])
+
+
+def _choose(site: Site, experts: Axis, inner: Axis) -> None:
+    """Tokens (…, hidden) take the experts whose scores (tokens, experts) are largest."""
     if site.int_("use_sparse_mixer"):
         site.pin(experts, "experts are chosen by comparing their scores: the experts")
     site.space.mark(experts, "expert")
     site.remember(Experts(experts, inner))
     site.reduces(0, -1)
     site.reduces(1, 1, "max")
-    site.reduces(4, 2)
-    site.set(data)
-    site.multiplies(*data[:-1], *first[1:])
-    site.multiplies(*data[:-1], *second[1:])
 
 
 def _gate(site: Site, width: Axis, inner: Axis) -> Axis:
@@ -108,19 +118,11 @@ def packed_mixture(site: Site) -> None:
         site.same(experts, weight[0])
         site.same(out, weight[1])
         _blocks(site, operand, 11 + number, packed)
-        if site.has(operand + 2):
-            bias = site.axes(operand + 2)
-            site.same(experts, bias[0])
-            site.same(out, bias[1])
+        _bias(site, operand + 2, experts, out)
     for operand in (1, 14):
         if site.has(operand):
             site.same(experts, site.axes(operand)[1])
-    if site.int_("use_sparse_mixer"):
-        site.pin(experts, "experts are chosen by comparing their scores: the experts")
-    site.space.mark(experts, "expert")
-    site.remember(Experts(experts, inner))
-    site.reduces(0, -1)
-    site.reduces(1, 1, "max")
+    _choose(site, experts, inner)
     if len(site.axes(6)) == 3:
         site.reduces(6, 2)  # a scale of zero is a block of zeros
     site.set(data)
